@@ -1,0 +1,41 @@
+"""Attacks: one file per published attack, found by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bdjax import registry
+from bdjax.attacks import _label_maps
+from bdjax.attacks._label_maps import AllToAll as AllToAll
+from bdjax.attacks._label_maps import AllToOne as AllToOne
+from bdjax.types import Attack, ImageSpec, LabelMap
+
+
+def names() -> list[str]:
+    """Return the names of all attacks."""
+    return registry.names(__name__)
+
+
+def create(
+    name: str,
+    *,
+    label_map: LabelMap | str = "all_to_one",
+    target_label: int = 0,
+    spec: ImageSpec | None = None,
+    **options: Any,
+) -> Attack:
+    """Create an attack; ``options`` are the arguments of the function of that name.
+
+    Args:
+      name: the file's name.
+      label_map: ``all_to_one``, ``all_to_all`` or a label map of one's own.
+      target_label: the target of ``all_to_one``.
+      spec: the images' specification: all-to-all needs it, and it lets the target label be checked.
+      options: ``poison_rate`` and whatever else the attack takes.
+
+    Raises:
+      InputError: unknown name or option, or a value out of range.
+    """
+    if isinstance(label_map, str):
+        label_map = _label_maps.create(label_map, target_label, spec.num_classes if spec else None)
+    return registry.create(__name__, name, label_map=label_map, **options)

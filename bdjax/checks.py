@@ -1,0 +1,84 @@
+"""Checks of a caller's values, made before anything is compiled. The keyword names the culprit in the message."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+import numbers
+from collections.abc import Container, Iterable, Iterator
+from typing import Any
+
+
+class InputError(ValueError):
+    """A mistake in what the caller asked for: one sentence that says what is wrong and what would be right."""
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputError(f"{name} must be a number, got {value!r}.")
+    if not math.isfinite(value):
+        raise InputError(f"{name} must be finite, got {value!r}.")
+    return float(value)
+
+
+def non_negative(**values: Any) -> None:
+    """Refuse a number below zero."""
+    for name, value in values.items():
+        if _number(name, value) < 0:
+            raise InputError(f"{name} must be 0 or more, got {value!r}.")
+
+
+def positive(**values: Any) -> None:
+    """Refuse a number that is not above zero."""
+    for name, value in values.items():
+        if _number(name, value) <= 0:
+            raise InputError(f"{name} must be above 0, got {value!r}.")
+
+
+def unit_interval(**values: Any) -> None:
+    """Refuse a number outside [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= _number(name, value) <= 1:
+            raise InputError(f"{name} must lie between 0 and 1, got {value!r}.")
+
+
+def below_one(**values: Any) -> None:
+    """Refuse a number outside [0, 1), such as a momentum that never forgets."""
+    for name, value in values.items():
+        if not 0 <= _number(name, value) < 1:
+            raise InputError(f"{name} must be at least 0 and below 1, got {value!r}.")
+
+
+def integer(minimum: int = 0, **values: Any) -> None:
+    """Refuse what is not a whole number of at least ``minimum``."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise InputError(f"{name} must be a whole number, got {value!r}.")
+        if value < minimum:
+            raise InputError(f"{name} must be {minimum} or more, got {value!r}.")
+
+
+def one_of(choices: Iterable[str], **values: Any) -> None:
+    """Refuse a word that is not among the choices; the message names the nearest one."""
+    known = list(choices)
+    for name, value in values.items():
+        if value not in known:
+            raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}{did_you_mean(value, known)}.")
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """Return ``" (did you mean …?)"`` where a known word is near, else nothing."""
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+@contextlib.contextmanager
+def named(path: str, options: Container[str]) -> Iterator[None]:
+    """Put the section's name before the argument that an error names."""
+    try:
+        yield
+    except InputError as error:
+        first = str(error).split(" ", 1)[0]
+        separator = "." if first.split(".")[0] in options else ": "
+        raise InputError(f"{path}{separator}{error}") from error

@@ -1,0 +1,199 @@
+"""The console script ``bdjax``: it reads words, calls the library and prints; it has no logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bdjax import __version__
+from bdjax.checks import InputError, integer, non_negative
+
+EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 143
+_KINDS = {
+    "attacks": "bdjax.attacks",
+    "defenses": "bdjax.defenses",
+    "models": "bdjax.models",
+    "data": "bdjax.data.sources",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help).")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 1 failed, 2 a mistake in what was asked, 143 stopped."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options, rest = _parser().parse_known_args(words)
+        if rest and options.command is not _run:
+            raise InputError(f"unknown option {rest[0]!r}; see bdjax {options.name} --help.")
+        return options.command(options, rest)
+    except InputError as error:
+        return _complain(error, EXIT_MISTAKE)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; nothing to tell it
+        return EXIT_FAILED
+    except OSError as error:
+        return _complain(error, EXIT_FAILED)
+
+
+def _complain(error: Exception, code: int) -> int:
+    print("bdjax: " + " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("bdjax", description="Plant backdoors in image classifiers, remove them, and measure both.")
+    parser.add_argument("--version", action="version", version=f"bdjax {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="name")
+
+    demo = commands.add_parser("demo", help="plant and remove two backdoors; table and picture", allow_abbrev=False)
+    demo.add_argument("--dataset", default="digits", help="digits (a minute on a laptop) or cifar10 (full size)")
+    demo.add_argument("--seeds", type=int, help="how often to repeat everything (5 on digits, 1 on cifar10)")
+    demo.add_argument("--data-dir", help="where prepared data sets lie")
+    _execution_options(demo, "demo")
+    demo.set_defaults(command=_demo)
+
+    run = commands.add_parser(
+        "run",
+        usage="bdjax run [CONFIG] [--section.key VALUE ...] [options]",
+        help="one attack and one defense, with its control rows",
+        description="Carry out a run: plant the attack, then no defense, plain fine-tuning, and the defense.",
+        epilog="Every field of a config is an option: --section.key value; --defense NAME is short for "
+        "--defense.name NAME. Add --show to print the config, every field with its value, and stop.",
+        allow_abbrev=False,
+    )
+    run.add_argument("--config", metavar="CONFIG", help="a YAML file, defaults where it is silent; may come first")
+    run.add_argument("--show", action="store_true", help="print the resolved config and stop")
+    _execution_options(run, "runs")
+    run.set_defaults(command=_run)
+
+    listing = commands.add_parser("list", help="what there is", allow_abbrev=False)
+    listing.add_argument("kind", choices=_KINDS)
+    listing.add_argument("method", nargs="?", help="show this one's description and options")
+    listing.set_defaults(command=_list)
+
+    report = commands.add_parser("report", help="tables and figures of finished runs", allow_abbrev=False)
+    report.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    report.add_argument("--format", default="console", help="console, markdown, csv or latex")
+    report.add_argument("--figures", metavar="DIR", help="also draw the figures into this folder")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _execution_options(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("--out", default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
+    parser.add_argument("--devices", type=int, default=1, help="split each batch over this many devices (default: 1)")
+    parser.add_argument(
+        "--checkpoint-seconds", type=float, default=1.0, help="least seconds between checkpoints; 0: after every epoch"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _demo(options: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from bdjax import demo
+
+    started = time.perf_counter()
+    runs = demo.plan(options.dataset, seeds=options.seeds, data_dir=options.data_dir)
+    code = _carry_out(options, lambda execution: demo.carry_out(runs, execution))
+    if code:
+        return code
+    _print_table([Path(options.out) / config.run_id for config in runs])
+    _draw([Path(options.out) / config.run_id for config in runs], Path(options.out) / "figures")
+    print(f"{len(runs)} runs in {options.out} in {time.perf_counter() - started:.0f} s")
+    return 0
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    from bdjax import config as configs
+    from bdjax import run
+
+    path = options.config
+    if rest and not rest[0].startswith("--"):
+        if path:
+            raise InputError(f"two configs: {rest[0]} and {path}; name one.")
+        path = rest.pop(0)
+    values = configs.merge(configs.read(Path(path)) if path else {}, configs.overrides(rest))
+    config = configs.resolve(values)
+    if options.show:
+        for key, value in configs.flatten(config.to_dict()).items():
+            print(f"{key}: {'null' if value is None else value}")
+        return 0
+    code = _carry_out(options, lambda execution: run.run_with_controls(config, execution))
+    if code:
+        return code
+    _print_table([Path(options.out) / row.run_id for row in run.with_controls(config)])
+    print(f"record: {Path(options.out) / config.run_id / 'record.json'}")
+    return 0
+
+
+def _carry_out(options: argparse.Namespace, work: Any) -> int:
+    """Call ``work(execution)`` with a progress bar; tell in one line if it diverged or was stopped."""
+    from bdjax import progress, run
+    from bdjax.train import compilation, loop
+
+    integer(1, devices=options.devices)
+    non_negative(checkpoint_seconds=options.checkpoint_seconds)
+    compilation.enable_cache()
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out must be a folder; {out} is a file.")
+    try:
+        with run.stop_on_signal() as should_stop, progress.bar(quiet=options.quiet) as on_epoch:
+            work(run.Execution(out, options.devices, options.checkpoint_seconds, on_epoch, should_stop))
+    except loop.Stopped as stopped:
+        print(f"bdjax: {stopped}; the same command continues.", file=sys.stderr)
+        return EXIT_STOPPED
+    except loop.Diverged as diverged:
+        return _complain(diverged, EXIT_FAILED)
+    return 0
+
+
+def _list(options: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from bdjax import registry
+
+    package = _KINDS[options.kind]
+    if options.method:
+        print(inspect.getdoc(registry.factory(package, options.method)))
+        return 0
+    names = registry.names(package)
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:{width}}  {registry.summary(package, name)}")
+    return 0
+
+
+def _report(options: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    _print_table(options.runs, options.format)
+    if options.figures:
+        _draw(options.runs, Path(options.figures))
+    return 0
+
+
+def _print_table(runs: Sequence[Any], style: str = "console") -> None:
+    from bdjax import report
+
+    print(report.table(report.summarize(report.load(runs)), style))
+
+
+def _draw(runs: Sequence[Any], folder: Path) -> None:
+    from bdjax import figures, report
+
+    for path in figures.draw(report.load(runs), folder):
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

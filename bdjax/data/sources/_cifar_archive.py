@@ -1,0 +1,112 @@
+"""The official binary archive of CIFAR-10: finding, downloading, checking and reading it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import os
+import sys
+import tarfile
+import urllib.request
+import uuid
+import zlib
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from bdjax.checks import InputError
+from bdjax.data.sources._dataset import Arrays
+
+NAME = "cifar-10-binary.tar.gz"
+URL = f"https://www.cs.toronto.edu/~kriz/{NAME}"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+
+_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+_TEST = "test_batch.bin"
+_RECORD = 1 + 3 * 32 * 32  # one byte of label, then the red, green and blue planes, row by row
+
+
+def find_or_download(data_dir: Path) -> Path:
+    """Return the archive in ``data_dir`` or ``data_dir/downloads``; download it there if it is in neither.
+
+    Raises:
+      InputError: there is none and it cannot be downloaded.
+    """
+    for folder in (data_dir, data_dir / "downloads"):
+        if (folder / NAME).is_file():
+            return folder / NAME
+    return _download(data_dir)
+
+
+def read(archive: Path) -> Arrays:
+    """Return the images [n, 32, 32, 3] and labels of the archive; nothing is unpacked to disk.
+
+    A file that was put there by hand is judged by its structure, so that a smaller archive in the same format works:
+    the six members, whole records, labels from 0 to 9.
+
+    Raises:
+      InputError: the archive is damaged, cut short or not of this format; what is wrong is named.
+    """
+    try:
+        content = _members(archive)
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise InputError(f"archive {archive} is damaged or cut short ({error}); take it away or replace it.") from error
+    if missing := [name for name in (*_TRAIN, _TEST) if name not in content]:
+        raise InputError(f"archive {archive} has no {missing[0]}; it is not the binary version of CIFAR-10.")
+    image, label = zip(*(_records(archive, name, content[name]) for name in (*_TRAIN, _TEST)), strict=True)
+    return Arrays(np.concatenate(image[:-1]), np.concatenate(label[:-1]), image[-1], label[-1])
+
+
+def _members(archive: Path) -> dict[str, bytes]:
+    content = {}
+    with gzip.open(archive) as stream:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name).name
+                if name in (*_TRAIN, _TEST) and (file := tar.extractfile(member)):
+                    content[name] = file.read()
+        while stream.read(1 << 20):  # tar stops before the end of the file, where gzip keeps the checksum of it all
+            pass
+    return content
+
+
+def _records(archive: Path, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    if not content or len(content) % _RECORD:
+        raise InputError(
+            f"{name} in archive {archive} has {len(content)} bytes, which are not whole records of {_RECORD} bytes."
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
+    label = records[:, 0].astype(np.int32)
+    if label.max() > 9:
+        raise InputError(f"{name} in archive {archive} has the label {label.max()}; labels are 0 to 9.")
+    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), label
+
+
+def _download(data_dir: Path) -> Path:
+    target = data_dir / "downloads" / NAME
+    partial = target.with_name(f"{NAME}.{uuid.uuid4().hex}.part")
+    print(f"bdjax: downloading {URL} (170 MB) to {target.parent}", file=sys.stderr)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        checksum = _fetch(partial)
+        if checksum != MD5:
+            raise InputError(f"the download of {URL} is not the official archive (md5 {checksum}); try again later.")
+        os.replace(partial, target)
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(
+            f"cifar10 is not in {data_dir} and could not be downloaded ({error}); put {NAME} from {URL} into "
+            f"{data_dir}, or name the folder that holds cifar10/<version>/ (data_dir or BDJAX_DATA_DIR)."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _fetch(target: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)  # what the authors publish
+    with urllib.request.urlopen(URL, timeout=30) as response, target.open("wb") as file:
+        while block := response.read(1 << 20):
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""Arrays in, ``Dataset`` out: the last line of every source."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bdjax.types import Dataset, ImageSpec, Split
+
+
+class Arrays(NamedTuple):
+    """What a source reads: uint8 images [n, h, w, c] and int32 labels [n] of both splits."""
+
+    train_image: np.ndarray
+    train_label: np.ndarray
+    test_image: np.ndarray
+    test_label: np.ndarray
+
+
+def build(
+    name: str,
+    arrays: Arrays,
+    class_names: tuple[str, ...],
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    crop_padding: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """Return the data set; a mean and standard deviation that are not given are measured on the training images."""
+    if mean is None or std is None:
+        mean, std = channel_statistics(arrays.train_image)
+    height, width, channels = arrays.train_image.shape[1:]
+    spec = ImageSpec(name, (height, width, channels), len(class_names), mean, std, class_names, crop_padding, flip)
+    return Dataset(
+        train=_split(arrays.train_image, arrays.train_label),
+        test=_split(arrays.test_image, arrays.test_label),
+        spec=spec,
+    )
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel of uint8 images, in units of [0, 1].
+
+    They come from exact counts of the 256 values, so they do not depend on the order of summation. A channel that is
+    constant gets the standard deviation 1/255, so that normalizing never divides by zero.
+    """
+    values = np.arange(256) / 255
+    means, stds = [], []
+    for channel in range(images.shape[-1]):
+        # Block by block: bincount widens its input to eight bytes a pixel.
+        blocks = (images[i : i + 1024, ..., channel].ravel() for i in range(0, len(images), 1024))
+        share = sum(np.bincount(block, minlength=256) for block in blocks) / images[..., channel].size
+        mean = float(share @ values)
+        means.append(mean)
+        stds.append(max(float(np.sqrt(share @ (values - mean) ** 2)), 1 / 255))
+    return tuple(means), tuple(stds)
+
+
+def _split(image: np.ndarray, label: np.ndarray) -> Split:
+    arrays: Any = (image, label, np.ones(len(label), bool))  # host arrays, where the type says device arrays
+    return Split(*arrays)

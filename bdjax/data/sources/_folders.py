@@ -1,0 +1,43 @@
+"""Where data sets lie on disk. Nothing here opens a data set."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from bdjax.checks import InputError
+
+
+def default() -> Path:
+    """Return the folder that TensorFlow Datasets uses when it is told nothing, without importing it."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def resolve(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Return the argument, else the environment variable ``BDJAX_DATA_DIR``, else the default; ``~`` is expanded."""
+    named = data_dir if data_dir is not None else os.environ.get("BDJAX_DATA_DIR") or None
+    return default() if named is None else Path(named).expanduser()
+
+
+def require(folder: Path) -> None:
+    """Refuse a folder that is not there, lest a misspelled path be filled with a download."""
+    if folder == default() and not folder.exists():
+        folder.mkdir(parents=True)
+    if not folder.is_dir():
+        raise InputError(f"data_dir {folder} is not a folder; create it, or name the one that holds your data sets.")
+
+
+def newest_version(data_dir: Path, name: str) -> Path | None:
+    """Return the folder ``<data_dir>/<name>/<version>`` of the highest version that was prepared, or None."""
+    versions = [
+        folder
+        for folder in (data_dir / name).glob("*.*.*")
+        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / "dataset_info.json").is_file()
+    ]
+    return max(versions, key=lambda folder: tuple(map(int, folder.name.split("."))), default=None)
+
+
+def is_writable(folder: Path) -> bool:
+    """Tell whether files may be put into a folder; one without any write permission is left alone, by root too."""
+    return folder.is_dir() and bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK | os.X_OK)

@@ -1,0 +1,155 @@
+"""Which rows: the defender's holdout, what is left without it, smaller training sets, padding.
+
+Rows decide shapes, so all of this happens on the host, before anything is compiled. The draws come from ``jax.random``
+and depend on the key and the labels only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from bdjax import checks
+from bdjax.checks import InputError
+from bdjax.types import Split
+
+Rows = Int[np.ndarray, " k"]
+
+
+def holdout(
+    key: Key[Array, ""],
+    split: Split,
+    *,
+    share: float | None = None,
+    per_class: int | None = None,
+    balanced: bool = True,
+    num_classes: int,
+) -> Rows:
+    """Draw the defender's clean rows from a clean training split, without replacement; return them in rising order.
+
+    Exactly one of ``share`` and ``per_class`` is given. With n valid rows and c classes:
+
+    * ``share``, balanced: ⌊share·n/c⌋ rows of each class (5 % of CIFAR-10: 250 each; 5 % of GTSRB: 45 each, 1,935 in
+      all);
+    * ``share``, not balanced: ⌊share·n⌋ rows, whatever their class (5 % of GTSRB: 1,960);
+    * ``per_class``: that many of each class.
+
+    A product that is whole but for rounding (0.29·100) counts as whole.
+
+    Args:
+      key: decides which rows; the same key and labels give the same rows.
+      split: only its ``valid`` rows are drawn.
+      share: a number in [0, 1].
+      per_class: a whole number of at least 1; it implies ``balanced``.
+      balanced: draw the same number of each class.
+      num_classes: labels are 0 … num_classes − 1.
+
+    Raises:
+      InputError: nothing would be drawn, or a class has too few rows (it is named).
+    """
+    if (share is None) == (per_class is None):
+        raise InputError(f"give exactly one of share and per_class, got share={share!r} and per_class={per_class!r}.")
+    label, rows = _shuffled(key, split)
+    if share is not None:
+        checks.unit_interval(share=share)
+        if not balanced:
+            return np.sort(rows[: _not_empty(_whole(share * len(rows)), f"share={share!r} of {len(rows)} rows")])
+        per_class = _not_empty(
+            _whole(share * len(rows) / num_classes), f"share={share!r} of {len(rows)} rows in {num_classes} classes"
+        )
+    if not balanced:
+        raise InputError("balanced=False has no meaning with per_class; give share instead.")
+    checks.integer(1, per_class=per_class)
+    counts = np.bincount(label, minlength=num_classes)
+    for name, count in enumerate(counts):
+        if per_class is not None and count < per_class:
+            raise InputError(f"the holdout needs {per_class} images of each class, but class {name} has only {count}.")
+    return _first_of_each_class(rows, label, np.full(num_classes, per_class))
+
+
+def subset(key: Key[Array, ""], split: Split, size: int, *, num_classes: int) -> Rows:
+    """Draw ``size`` valid rows, each class in its proportion; return them in rising order.
+
+    Class i gets ⌊size·nᵢ/n⌋ rows, and what is missing to ``size`` goes to the largest remainders, so no class is off
+    its proportion by a whole row.
+
+    Raises:
+      InputError: ``size`` is not between 1 and the number of valid rows.
+    """
+    checks.integer(1, size=size)
+    label, rows = _shuffled(key, split)
+    if size > len(rows):
+        raise InputError(f"size must be at most the {len(rows)} images there are, got {size!r}.")
+    counts = np.bincount(label, minlength=num_classes)
+    quota, remainder = np.divmod(size * counts, len(rows))
+    largest = np.argsort(-remainder, kind="stable")[: size - quota.sum()]
+    quota[largest] += 1
+    return _first_of_each_class(rows, label, quota)
+
+
+def take(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:
+    """Return the rows ``index`` of a split, in that order, as host arrays.
+
+    Raises:
+      InputError: a row that is not there.
+    """
+    index = _checked(split, index)
+    return _map(lambda array: array[index], split)
+
+
+def exclude(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:
+    """Return the rows of a split that are not in ``index``, in their order: what an attacker has without the holdout.
+
+    Raises:
+      InputError: a row that is not there.
+    """
+    keep = np.ones(len(split.label), bool)
+    keep[_checked(split, index)] = False
+    return _map(lambda array: array[keep], split)
+
+
+def pad(split: Split, multiple: int) -> Split:
+    """Append rows of zeros that are not ``valid`` until the number of rows is a multiple; never more than needed."""
+    checks.integer(1, multiple=multiple)
+    missing = -len(split.label) % multiple
+    if not missing:
+        return split
+    return _map(lambda array: np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]), split)
+
+
+def _shuffled(key: Key[Array, ""], split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of the valid rows and their row numbers, both in one random order."""
+    order = np.asarray(jax.random.permutation(key, len(split.label)))
+    rows = order[np.asarray(split.valid)[order]]
+    return np.asarray(split.label)[rows], rows
+
+
+def _first_of_each_class(rows: np.ndarray, label: np.ndarray, quota: np.ndarray) -> Rows:
+    chosen = [rows[label == name][:number] for name, number in enumerate(quota)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _whole(number: float) -> int:
+    return math.floor(number + 1e-9)
+
+
+def _not_empty(number: int, source: str) -> int:
+    if number < 1:
+        raise InputError(f"the holdout would be empty: {source} is less than one image; raise share, or use per_class.")
+    return number
+
+
+def _checked(split: Split, index: Any) -> np.ndarray:
+    index = np.asarray(index)
+    outside = index[(index < 0) | (index >= len(split.label))]
+    if outside.size:
+        raise InputError(f"row {outside[0]} is not there: the split has rows 0 to {len(split.label) - 1}.")
+    return index
+
+
+def _map(function: Any, split: Split) -> Split:
+    return Split(*(function(np.asarray(array)) for array in split))

@@ -1,0 +1,77 @@
+"""Defenses: one file per published defense, found by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Key
+
+from bdjax import registry
+from bdjax.checks import InputError
+from bdjax.defenses.chain import Chain, stages
+from bdjax.train import loop
+from bdjax.types import Defense, Model, PoisonedSplit, Split, Variables
+
+
+def names() -> list[str]:
+    """Return the names of all defenses."""
+    return registry.names(__name__)
+
+
+def create(name: str, *, preset: str = "paper", **options: Any) -> Defense | Chain:
+    """Create a defense; ``options`` are the arguments of the function of that name.
+
+    Args:
+      name: the file's name.
+      preset: ``paper``, or ``reference_code`` where the released code does something else.
+      options: override the preset's.
+
+    Raises:
+      InputError: unknown name, preset or option, or a value out of range.
+    """
+    return registry.create(__name__, name, preset=preset, **options)
+
+
+def run(key: Key[Array, ""], defense: Defense | Chain, model: Model, variables: Variables, holdout: Split) -> Variables:
+    """Purify a network: variables in, variables out. `purify` also tells what it took.
+
+    Args:
+      key: decides everything that the defense draws.
+      defense: of `create`.
+      model: the suspect network.
+      variables: its parameters and statistics; left as they are.
+      holdout: the defender's clean images.
+
+    Raises:
+      InputError: the holdout is empty, smaller than a batch, or not a `Split`.
+    """
+    return purify(key, defense, model, variables, holdout).variables
+
+
+def purify(
+    key: Key[Array, ""],
+    defense: Defense | Chain,
+    model: Model,
+    variables: Variables,
+    holdout: Split,
+    *,
+    options: Callable[[int], dict[str, Any]] = lambda stage: {},
+) -> loop.Result:
+    """Run every stage of a defense and return the variables, the history and the cost.
+
+    Args:
+      options: keywords of `bdjax.train.loop.run` for each stage (its checkpoints, its progress).
+
+    Otherwise as `run`.
+    """
+    if isinstance(holdout, PoisonedSplit):
+        raise InputError("holdout must be a Split: a defender cannot see which images are poisoned.")
+    history: list[loop.Epoch] = []
+    for number, stage in enumerate(stages(defense)):
+        stage_key = key if number == 0 else jax.random.fold_in(key, number)
+        result = loop.run(stage_key, stage, model, variables, holdout, **options(number))
+        variables = result.variables
+        history += result.history
+    return loop.Result(variables, history)

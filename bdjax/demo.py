@@ -1,0 +1,63 @@
+"""The demonstration: plant two backdoors in real images, remove them, and show both."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from bdjax import config as configs
+from bdjax.checks import integer, one_of
+from bdjax.config import Config
+from bdjax.run import Execution, run
+
+ATTACKS = ("badnets", "blended")
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """What the demonstration runs on one data set: the common config, the defenses, and how many seeds."""
+
+    common: dict[str, Any]
+    defenses: tuple[dict[str, Any], ...]
+    seeds: int
+
+
+STORIES = {
+    "digits": Story(
+        common={"data": "digits"},
+        defenses=({"name": "none"}, {"name": "ft"}, {"name": "ft_sam", "rho": 2.0}, {"name": "ft_sam", "rho": 4.0}),
+        seeds=5,
+    ),
+    "cifar10": Story(
+        common={"data": "cifar10", "model": "preact_resnet18"},
+        defenses=({"name": "none"}, {"name": "ft"}, {"name": "ft_sam", "rho": 2.0}),
+        seeds=1,
+    ),
+}
+
+
+def plan(dataset: str = "digits", *, seeds: int | None = None, data_dir: str | None = None) -> list[Config]:
+    """Return the runs of the demonstration, victims of one seed after another.
+
+    Raises:
+      InputError: no demonstration on that data set, or no seed.
+    """
+    one_of(STORIES, dataset=dataset)
+    story = STORIES[dataset]
+    seeds = story.seeds if seeds is None else seeds
+    integer(1, seeds=seeds)
+    found = []
+    for seed in range(seeds):
+        for attack in ATTACKS:
+            for defense in story.defenses:
+                common = configs.merge(story.common, {"seed": seed, "attack": attack, "data": {"data_dir": data_dir}})
+                found.append(configs.resolve(configs.merge(common, {"defense": defense})))
+    return found
+
+
+def carry_out(runs: list[Config], execution: Execution) -> list[Path]:
+    """Carry out the runs that are not finished and return the folders of all."""
+    for config in runs:
+        run(config, execution)
+    return [execution.out / config.run_id for config in runs]

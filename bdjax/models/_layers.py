@@ -1,0 +1,155 @@
+"""Layers with PyTorch's semantics, which the published results follow, and the wrapper around a Linen module."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from bdjax.checks import integer, one_of
+from bdjax.models._convolution import conv_general_dilated
+from bdjax.types import BatchStats, ImageSpec, Variables
+
+DTYPES = ("float32", "bfloat16")
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization over all axes but the last, as in PyTorch.
+
+    In training, x is normalized with the batch mean and the biased batch variance, and the running values move by
+    running ← 0.9 · running + 0.1 · batch, where the running variance takes the *unbiased* variance n/(n−1)·var.
+    Statistics are computed in float32. Rows that are not ``valid`` change nothing.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n *d c"], *, train: bool, valid: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n *d c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if train:
+            mean, var, count = _moments(x, valid)
+            if not self.is_initializing():
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                unbiased = var * count / jnp.maximum(count - 1, 1)
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+def _moments(x: Array, valid: Array | None) -> tuple[Array, Array, Array]:
+    """Return mean and biased variance per channel over the valid rows, and how many values they are made of."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    values_per_row = math.prod(x.shape[1:-1])
+    if valid is None:
+        mean = wide.mean(axes)
+        var = jnp.square(wide - mean).mean(axes)
+        return mean, var, jnp.asarray(x.shape[0] * values_per_row, mean.dtype)
+    weight = valid.astype(wide.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    count = jnp.maximum(weight.sum() * values_per_row, 1)
+    mean = (wide * weight).sum(axes) / count
+    var = (jnp.square(wide - mean) * weight).sum(axes) / count
+    return mean, var, count
+
+
+def _uniform_fan_in(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """U(−b, b), b = 1/√fan_in: PyTorch's default for convolutions and dense layers."""
+    bound = 1 / math.sqrt(math.prod(shape[:-1]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def conv(features: int, size: int, *, stride: int = 1, dtype: str = "float32", name: str) -> nn.Conv:
+    """Return a convolution without bias. Padding is explicit: XLA's SAME pads (0, 1) at stride 2, PyTorch (1, 1)."""
+    pad = size // 2
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        use_bias=False,
+        dtype=jnp.dtype(dtype),
+        kernel_init=_uniform_fan_in,
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )
+
+
+class Dense(nn.Module):
+    """A dense layer with PyTorch's default initialization of weights and bias; it computes in float32."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        kernel = self.param("kernel", _uniform_fan_in, (x.shape[-1], self.features))
+        bound = 1 / math.sqrt(x.shape[-1])
+        bias = self.param(
+            "bias", lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.features,)
+        )
+        return x @ kernel + bias
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenModel:
+    """A Linen module with its image specification as a `bdjax.types.Model`.
+
+    The module takes normalized images and the keywords ``train`` and ``valid``. Two equal models share one
+    compilation.
+    """
+
+    module: nn.Module
+    spec: ImageSpec
+    dtype: str = "float32"
+
+    def init(self, key: Key[Array, ""]) -> Variables:
+        """Return fresh ``{"params", "batch_stats"}``."""
+        image = jnp.zeros((1, *self.spec.shape))
+        return _init(self.module, key, self._normalize(image))
+
+    def apply(
+        self,
+        variables: Variables,
+        image: Float[Array, "n h w c"],
+        *,
+        train: bool = False,
+        valid: Bool[Array, " n"] | None = None,
+    ) -> tuple[Float[Array, "n k"], BatchStats]:
+        """Return the logits of images in [0, 1], and the batch statistics after the pass."""
+        x = self._normalize(image)
+        if not train:
+            return cast(Array, self.module.apply(variables, x, train=False)), variables["batch_stats"]
+        logits, changed = self.module.apply(variables, x, train=True, valid=valid, mutable=["batch_stats"])
+        return cast(Array, logits), changed["batch_stats"]
+
+    def _normalize(self, image: Array) -> Array:
+        mean, std = (jnp.asarray(values, image.dtype) for values in (self.spec.mean, self.spec.std))
+        narrow = jnp.bfloat16 if self.dtype == "bfloat16" else image.dtype
+        return ((image - mean) / std).astype(narrow)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
+    return dict(module.init(key, x, train=True))
+
+
+def check_options(width: int, dtype: str) -> None:
+    """Refuse a width below one and an unknown compute type."""
+    integer(1, width=width)
+    one_of(DTYPES, dtype=dtype)

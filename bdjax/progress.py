@@ -1,0 +1,64 @@
+"""A progress bar on the terminal, one line for each network that is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bdjax.train.loop import Epoch
+
+
+@contextlib.contextmanager
+def bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, Epoch], None]]:
+    """Give a function to call after each epoch with (what is trained, epochs in all, the epoch's report).
+
+    Where standard error is no terminal, each network gets one line when it is done instead.
+    """
+    if quiet:
+        yield lambda label, epochs, epoch: None
+    elif not sys.stderr.isatty():
+        yield _print_last
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.1%}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            yield _Bar(progress)
+
+
+def _print_last(label: str, epochs: int, epoch: Epoch) -> None:
+    if epoch.epoch == epochs:
+        print(f"{label}: {epochs} epochs, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}", file=sys.stderr)
+
+
+class _Bar:
+    def __init__(self, progress: Progress):
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def __call__(self, label: str, epochs: int, epoch: Epoch) -> None:
+        if self._task is None:
+            self._task = self._progress.add_task(label, total=epochs, loss=epoch.loss, accuracy=epoch.accuracy)
+        self._progress.update(
+            self._task, description=label, completed=epoch.epoch, loss=epoch.loss, accuracy=epoch.accuracy
+        )
+        if epoch.epoch == epochs:
+            self._progress.remove_task(self._task)
+            self._task = None

@@ -1,0 +1,59 @@
+"""The folder is the registry: a method is the module of its name, and the function of that name inside it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from bdjax.checks import InputError, did_you_mean, one_of
+
+
+def names(package: str) -> list[str]:
+    """Return the names of the public modules in a package's folder, sorted, without importing them."""
+    path = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+
+
+def factory(package: str, name: str) -> Callable[..., Any]:
+    """Return the function ``name`` of the module ``name`` in the package.
+
+    Raises:
+      InputError: no such file; the message lists the names and the nearest one.
+    """
+    known = names(package)
+    if name not in known:
+        kind = package.rpartition(".")[2]
+        raise InputError(f"no {name!r} in {kind}{did_you_mean(name, known)}; known: {', '.join(known)}.")
+    return getattr(importlib.import_module(f"{package}.{name}"), name)
+
+
+def presets(package: str, name: str) -> dict[str, dict[str, Any]]:
+    """Return the module's named sets of options; ``paper``, the function's own defaults, is always there."""
+    factory(package, name)
+    return {"paper": {}, **getattr(importlib.import_module(f"{package}.{name}"), "PRESETS", {})}
+
+
+def create(package: str, name: str, /, *args: Any, preset: str = "paper", **options: Any) -> Any:
+    """Call the factory of that name with the preset's options and, over them, the given ones.
+
+    Raises:
+      InputError: unknown name, preset or option; the message says which is nearest.
+    """
+    make = factory(package, name)
+    sets = presets(package, name)
+    one_of(sets, preset=preset)
+    known = list(inspect.signature(make).parameters)[len(args) :]
+    for option in options:
+        if option not in known:
+            raise InputError(
+                f"{name} has no option {option!r}{did_you_mean(option, known)}; known: {', '.join(known) or 'none'}."
+            )
+    return make(*args, **{**sets[preset], **options})
+
+
+def summary(package: str, name: str) -> str:
+    """Return the first line of the factory's docstring."""
+    return (inspect.getdoc(factory(package, name)) or "").partition("\n")[0]

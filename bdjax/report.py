@@ -1,0 +1,553 @@
+"""Records of runs, summed up over seeds and written as tables. ``figures`` draws the same rows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import logging
+import math
+import os
+import re
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bdjax.checks import InputError, one_of
+
+SCHEMA_VERSION = 1
+SECTIONS = ("data", "model", "attack", "defense")
+RECORD, CONFIG = "record.json", "config.yaml"
+RATES = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "defense_effectiveness_rating")
+COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
+LOW_ATTACK_SUCCESS = 0.1  # attack success rates fall on both sides of it and rarely near it
+
+_SYMBOLS = {"rho": "ρ", "alpha": "α"}
+_log = logging.getLogger(__name__)
+
+
+# --- Records ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """One finished run: one victim, one defense, one seed. ``content`` is its whole ``record.json``, checked."""
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return self.content["run_id"]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.content["config"]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def before(self) -> Mapping[str, float]:
+        """Counts and rates of the attacked model."""
+        return self.content["metrics"]["before"]
+
+    @property
+    def after(self) -> Mapping[str, float]:
+        """Counts and rates of the defended model."""
+        return self.content["metrics"]["after"]
+
+    def value(self, quantity: str) -> float:
+        """Return one of ``RATES`` (in [0, 1], after the defense) or ``COSTS`` (of the defense alone)."""
+        if quantity in COSTS:
+            return self.content["cost"][quantity]
+        if quantity == "defense_effectiveness_rating":
+            return self.content["metrics"][quantity]
+        return self.after[quantity]
+
+
+def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
+    """Read the records of finished runs.
+
+    Each path is a run folder, a folder that holds run folders at any depth, or a ``record.json``. Unfinished runs are
+    left out and counted in a warning, and so are repetitions (see ``distinct``).
+
+    Raises:
+        InputError: no such path, nothing finished under it, or a record that cannot be read or lacks a key.
+    """
+    records: dict[Path, Record] = {}
+    unfinished = 0
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        files, started = _find(Path(path))
+        finished = [record for record in map(_read, files) if record is not None]
+        started += len(files) - len(finished)
+        if not finished:
+            also = f" ({started} unfinished)" if started else ""
+            raise InputError(f"There is no record of a finished run under {path}{also}.")
+        unfinished += started
+        records.update((record.folder.resolve(), record) for record in finished)
+    if unfinished:
+        _log.warning("Left out %s without a finished record.", _plural(unfinished, "run"))
+    return distinct(records.values())
+
+
+def distinct(records: Iterable[Record]) -> list[Record]:
+    """Keep the first of the records that share config and seed (the data folder aside); warn of the others."""
+    kept: dict[tuple[str, int], Record] = {}
+    repeated = []
+    for record in records:
+        if kept.setdefault((_group(record), record.seed), record) is not record:
+            repeated.append(record.run_id)
+    if repeated:
+        others = _plural(len(repeated), "record")
+        _log.warning("Left out %s with the config and seed of another: %s.", others, ", ".join(repeated))
+    return list(kept.values())
+
+
+def _find(path: Path) -> tuple[list[Path], int]:
+    """Return the record files under a path and the number of run folders that have none yet."""
+    if path.is_file():
+        return [path], 0
+    if not path.is_dir():
+        raise InputError(f"There is no file or folder {path}.")
+    files, started = [], 0
+    for where, folders, names in os.walk(path):
+        folders.sort()
+        if RECORD in names:
+            files.append(Path(where, RECORD))
+            folders.clear()  # whatever lies inside a run belongs to it
+        elif CONFIG in names:
+            started += 1
+    return files, started
+
+
+def _read(file: Path) -> Record | None:
+    """Return the record in a file, or None where the run is not finished."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not valid JSON: {error}.") from error
+    _require(file, content, "schema_version", int)
+    if content["schema_version"] != SCHEMA_VERSION:
+        version = content["schema_version"]
+        raise InputError(f"{file} has schema_version {version}, and this bdjax reads only {SCHEMA_VERSION}.")
+    _require(file, content, "status", str)
+    if content["status"] != "finished":
+        return None
+    for key, kind in _required().items():
+        _require(file, content, key, kind)
+    return Record(file.parent, content)
+
+
+def _required() -> dict[str, type]:
+    """Return what the report reads from a record, as dotted keys and their types."""
+    counts = ("clean_correct", "clean_total", "attack_hits", "robust_correct", "attack_total")
+    keys: dict[str, type] = {"run_id": str, "config.seed": int}
+    keys |= {f"config.{section}.name": str for section in SECTIONS}
+    keys |= {f"metrics.{when}.{name}": int for when in ("before", "after") for name in counts}
+    keys |= {f"metrics.{when}.{name}": float for when in ("before", "after") for name in RATES[:3]}
+    keys |= {f"metrics.{RATES[3]}": float} | {f"cost.{name}": float for name in COSTS}
+    return keys | {"data.num_classes": int, "data.class_names": list}
+
+
+def _require(file: Path, content: Any, dotted: str, kind: type) -> None:
+    value = content
+    for key in dotted.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise InputError(f"{file} lacks the key {dotted}.")
+        value = value[key]
+    accepted = (int, float) if kind is float else kind
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        what = {int: "a whole number", float: "a number", str: "a text", list: "a list"}[kind]
+        raise InputError(f"{dotted} in {file} must be {what}, got {value!r}.")
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+# --- Rows ------------------------------------------------------------------------------------------------------------
+
+
+class Statistic(NamedTuple):
+    """Mean over seeds and sample standard deviation (n - 1), which one run does not have."""
+
+    mean: float
+    std: float | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """The runs that differ only in their seed.
+
+    ``data``, ``model``, ``attack`` and ``defense`` are printed labels: the name, and the settings that tell the row
+    from the others (``ft_sam ρ=2``). ``settings`` has the same settings under their full keys (``defense.rho``).
+    Rates lie in [0, 1]; seconds and gradient evaluations are those of the defense.
+    """
+
+    data: str
+    model: str
+    attack: str
+    defense: str
+    settings: Mapping[str, Any]
+    records: tuple[Record, ...]  # by seed
+    clean_accuracy: Statistic
+    attack_success_rate: Statistic
+    robust_accuracy: Statistic
+    defense_effectiveness_rating: Statistic
+    run_seconds: Statistic
+    compile_seconds: Statistic
+    gradient_evaluations: Statistic
+    low_attack_success_share: float  # share of the runs with an attack success rate below 10 %
+
+    @property
+    def n(self) -> int:
+        return len(self.records)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(record.seed for record in self.records)
+
+    @property
+    def clean_total(self) -> tuple[int, ...]:
+        """Clean test images in each run, the denominator of the clean accuracy: one value, or all that occur."""
+        return tuple(sorted({int(record.after["clean_total"]) for record in self.records}))
+
+    @property
+    def attack_total(self) -> tuple[int, ...]:
+        """Triggered test images in each run, the denominator of the other two rates."""
+        return tuple(sorted({int(record.after["attack_total"]) for record in self.records}))
+
+    def name(self, section: str) -> str:
+        """Return the bare name of the ``data``, ``model``, ``attack`` or ``defense``, without settings."""
+        return self.records[0].config[section]["name"]
+
+
+def summarize(records: Iterable[Record]) -> list[Row]:
+    """Sum up runs that differ only in their seed (and data folder).
+
+    The order is that of the names of data, model and attack, then ``none``, ``ft`` and the other defenses, each with
+    its settings in natural order (ρ = 2 before ρ = 10), whatever the order of the records.
+    """
+    ordered = sorted(distinct(records), key=lambda record: (_group(record), record.seed))
+    groups: dict[str, list[Record]] = {}
+    for record in ordered:
+        groups.setdefault(_group(record), []).append(record)
+    members = list(groups.values())
+    settings = _distinguishing([_flat(group[0].config) for group in members])
+    return sorted(map(_row, members, settings), key=_order)
+
+
+def common(rows: Iterable[Row]) -> str:
+    """Name the data and the model where all rows share them."""
+    shared = [labels[0] for labels in _labels(rows) if len(set(labels)) == 1]
+    return ", ".join(shared)
+
+
+def victims(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each victim, in order, under its attack and whatever of data and model they do not share."""
+    told_apart = [len(set(labels)) > 1 for labels in _labels(rows)]
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        apart = [label for label, varies in zip((row.data, row.model), told_apart, strict=True) if varies]
+        groups.setdefault(" · ".join([row.attack, *apart]), []).append(row)
+    return groups
+
+
+def _labels(rows: Iterable[Row]) -> Iterator[tuple[str, ...]]:
+    return zip(*((row.data, row.model) for row in rows), strict=True)
+
+
+def best(rows: Sequence[Row]) -> set[Row]:
+    """Return the rows whose mean defense effectiveness rating is the highest of their victim (``none`` competes)."""
+    marked = set()
+    for group in victims(rows).values():
+        highest = max(map(_rating, group))
+        marked |= {row for row in group if _rating(row) == highest}
+    return marked
+
+
+def _rating(row: Row) -> float:
+    mean = row.defense_effectiveness_rating.mean
+    return -math.inf if math.isnan(mean) else mean
+
+
+def _row(records: list[Record], settings: dict[str, Any]) -> Row:
+    data, model, attack, defense = (_label(records[0], section, settings) for section in SECTIONS)
+    values = {name: [record.value(name) for record in records] for name in RATES + COSTS}
+    low = sum(rate < LOW_ATTACK_SUCCESS for rate in values["attack_success_rate"]) / len(records)
+    summed = {name: _statistic(of_seeds) for name, of_seeds in values.items()}
+    return Row(data, model, attack, defense, settings, tuple(records), low_attack_success_share=low, **summed)
+
+
+def _label(record: Record, section: str, settings: Mapping[str, Any]) -> str:
+    shown = [f"{_SYMBOLS.get(key, key)}={_plain(value)}" for key, value in _of(section, settings)]
+    return " ".join([record.config[section]["name"], *shown])
+
+
+def _statistic(values: list[float]) -> Statistic:
+    return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def _group(record: Record) -> str:
+    """Return the config without its seed and data folder as canonical text, equal for runs of one row."""
+    return json.dumps({key: _plain(value) for key, value in _flat(record.config).items()}, sort_keys=True)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested config as dotted keys, without what a row does not depend on."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif prefix + key not in ("seed", "data.data_dir"):
+            flat[prefix + key] = value
+    return flat
+
+
+def _distinguishing(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the settings in which each config differs from others of the same name, in the order of the config.
+
+    A setting of an attack is compared with the same attack's, and so on; what has no name of its own (training,
+    holdout) is compared where data and model are the same.
+    """
+    peers = defaultdict(list)
+    for config in configs:
+        for scope in {_scope(key, config) for key in config}:
+            peers[scope].append(config)
+
+    @functools.cache
+    def varies(key: str, scope: tuple[str, ...]) -> bool:
+        return len({_plain(peer[key]) if key in peer else "" for peer in peers[scope]}) > 1
+
+    return [{key: value for key, value in config.items() if varies(key, _scope(key, config))} for config in configs]
+
+
+def _scope(key: str, config: dict[str, Any]) -> tuple[str, ...]:
+    name = key.split(".")[0] + ".name"
+    return (name, config[name]) if name in config else (config["data.name"], config["model.name"])
+
+
+def _home(key: str) -> str:
+    """Return which label shows a setting: the victim's training is the attack's, the holdout is the defense's."""
+    section = "attack" if key.startswith("training.") else key.split(".")[0]
+    return section if section in SECTIONS else "defense"
+
+
+def _of(section: str, settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the settings that a label shows, its own section's first, under the names that it shows."""
+    own = [(key, value) for key, value in settings.items() if _home(key) == section]
+    own.sort(key=lambda item: not item[0].startswith(section + "."))
+    return [(key.removeprefix(section + "."), value) for key, value in own]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"{value:.15g}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_plain, value)) + "]"
+    return str(value)
+
+
+def _order(row: Row) -> tuple:
+    data, model, attack, defense = (
+        (_natural(row.name(section)), [_natural(value) for _, value in _of(section, row.settings)])
+        for section in SECTIONS
+    )
+    rank = {"none": 0, "ft": 1}.get(row.name("defense"), 2)
+    return data, model, attack, rank, defense, _group(row.records[0])
+
+
+def _natural(value: Any) -> tuple:
+    """Return a sort key under which numbers come before words and ``x2`` before ``x10``."""
+    if isinstance(value, int | float):
+        return (0, value)
+    words = re.split(r"(\d+)", _plain(value))
+    return (1, tuple((0, int(word)) if word.isdigit() else (1, word) for word in words))
+
+
+# --- Tables ----------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row], format: str = "console", decimals: int = 1) -> str:
+    """Write rows as a table: ``console``, ``markdown``, ``csv`` or ``latex`` (needs the package booktabs).
+
+    Printed rates are percentages with ``decimals`` digits; CSV has full names and unrounded values in [0, 1].
+
+    Raises:
+        InputError: an unknown format, or no rows.
+    """
+    one_of(_FORMATS, format=format)
+    if not rows:
+        raise InputError("There are no rows to write a table of.")
+    return _FORMATS[format](rows, decimals)
+
+
+def spread(statistic: Statistic, decimals: int = 1, scale: float = 1.0) -> str:
+    """Write ``mean ± std`` of values times ``scale``; one run has no ±, and an undefined value is a dash."""
+    if math.isnan(statistic.mean):
+        return "–"
+    mean = f"{scale * statistic.mean:.{decimals}f}"
+    return mean if statistic.std is None else f"{mean} ± {scale * statistic.std:.{decimals}f}"
+
+
+_HEADS = ("ACC", "ASR", "RA", "DER", "n", "seconds")
+_DER = _HEADS.index("DER")
+
+
+def _cells(row: Row, decimals: int) -> list[str]:
+    rates = [spread(getattr(row, name), decimals, 100) for name in RATES]
+    return [*rates, str(row.n), spread(row.run_seconds)]
+
+
+def _caption(rows: Sequence[Row], mark: str) -> str:
+    where = common(rows)
+    seeds = "mean ± sample standard deviation over n seeds" if any(row.n > 1 for row in rows) else "one seed"
+    return (
+        f"{where}{': ' if where else ''}{seeds}. ACC: clean accuracy (% of {_denominator(rows, 'clean_total')} test "
+        f"images). ASR, RA: attack success rate and robust accuracy (% of {_denominator(rows, 'attack_total')} "
+        f"triggered ones). DER: defense effectiveness rating (%). seconds: the defense's run without compiling. "
+        f"{mark}: highest mean DER of each attack."
+    )
+
+
+def _denominator(rows: Sequence[Row], which: str) -> str:
+    """Write a denominator, or those of each attack where they differ."""
+    titles: dict[str, dict[str, None]] = {}
+    for title, group in victims(rows).items():
+        for row in group:
+            titles.setdefault("/".join(map(str, getattr(row, which))), {})[title] = None
+    if len(titles) == 1:
+        return next(iter(titles))
+    return "; ".join(f"{total} for {', '.join(of)}" for total, of in titles.items())
+
+
+def _console(rows: Sequence[Row], decimals: int) -> str:
+    marked = best(rows)
+    heads = ["defense", *_HEADS]
+    columns = [
+        [row.defense for row in rows],
+        *map(_aligned, zip(*(_cells(row, decimals) for row in rows), strict=True)),
+    ]
+    # a star survives where bold does not
+    columns[1 + _DER] = [
+        cell + (" *" if row in marked else "  ") for row, cell in zip(rows, columns[1 + _DER], strict=True)
+    ]
+    heads[1 + _DER] += "  "
+    widths = [max(map(len, (head, *column))) for head, column in zip(heads, columns, strict=True)]
+    cells = dict(zip(rows, zip(*columns, strict=True), strict=True))
+    text = io.StringIO()
+    # as wide as the numbers need, whatever the terminal: a cut number would be worse than a broken line
+    console = Console(file=text, width=10_000, force_terminal=sys.stdout.isatty(), highlight=False)
+    for title, group in victims(rows).items():
+        grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for head, width in zip(heads, widths, strict=True):
+            grid.add_column(head, justify="left" if head == "defense" else "right", min_width=width, no_wrap=True)
+        for row in group:
+            grid.add_row(*map(Text, cells[row]), style="bold" if row in marked else "")
+        console.print(Text(title, "bold"), grid, "")
+    console.print(Text(_caption(rows, "*"), "dim"), width=max(79, sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _aligned(column: Sequence[str]) -> list[str]:
+    """Pad cells such as ``6.2 ± 5.7`` so that ± stands below ±."""
+    parts = [cell.partition(" ± ") for cell in column]
+    width = max(len(std) for *_, std in parts)
+    return [f"{mean}{sign or '   '}{std:>{width}}" if width else mean for mean, sign, std in parts]
+
+
+def _markdown(rows: Sequence[Row], decimals: int) -> str:
+    marked = best(rows)
+    written = ["| attack | defense | " + " | ".join(_HEADS) + " |", "| --- | --- |" + " ---: |" * len(_HEADS)]
+    for title, group in victims(rows).items():
+        for row in group:
+            cells = [cell.replace("|", "\\|") for cell in (title, row.defense, *_cells(row, decimals))]
+            if row in marked:
+                cells[2 + _DER] = f"**{cells[2 + _DER]}**"
+            written.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*written, "", _caption(rows, "Bold")])
+
+
+def _latex(rows: Sequence[Row], decimals: int) -> str:
+    marked, written = best(rows), []
+    for title, group in victims(rows).items():
+        written.append(r"\midrule")
+        for row in group:
+            cells = [_escape(cell) for cell in (title if row is group[0] else "", row.defense, *_cells(row, decimals))]
+            if row in marked:
+                cells[2 + _DER] = rf"\textbf{{{cells[2 + _DER]}}}"
+            written.append(" & ".join(cells) + r" \\")
+    heads = " & ".join(("attack", "defense", *_HEADS)) + r" \\"
+    columns = "ll" + "r" * len(_HEADS)
+    top = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heads]
+    caption = rf"\caption{{{_escape(_caption(rows, 'Bold'))}}}"
+    return "\n".join([*top, *written, r"\bottomrule", r"\end{tabular}", caption, r"\end{table}"])
+
+
+_LATEX = {character: "\\" + character for character in "_%&#${}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "ρ": r"$\rho$",
+    "α": r"$\alpha$",
+    "·": r"$\cdot$",
+    "–": "--",
+}
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _csv(rows: Sequence[Row], decimals: int) -> str:
+    del decimals  # nothing is rounded
+    settings = list(dict.fromkeys(key for row in rows for key in row.settings))
+    measured = [f"{name}_{part}" for name in RATES + COSTS for part in Statistic._fields]
+    head = [*SECTIONS, *settings, "n", "seeds", *measured, "low_attack_success_share", "clean_total", "attack_total"]
+    lines = []
+    for row in rows:
+        values = [value for name in RATES + COSTS for value in getattr(row, name)]
+        names = [row.name(section) for section in SECTIONS]
+        front = [*names, *(row.settings.get(key) for key in settings), row.n, _joined(row.seeds)]
+        totals = [_joined(row.clean_total), _joined(row.attack_total)]
+        lines.append([*front, *values, row.low_attack_success_share, *totals])
+    return write_csv(head, lines)
+
+
+def _joined(numbers: Iterable[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
+def write_csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """Write lines as CSV text; None is an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(lines)
+    return text.getvalue().rstrip("\n")
+
+
+_FORMATS: dict[str, Callable[[Sequence[Row], int], str]] = {
+    "console": _console,
+    "markdown": _markdown,
+    "csv": _csv,
+    "latex": _latex,
+}
+FORMATS = tuple(_FORMATS)

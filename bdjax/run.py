@@ -1,0 +1,361 @@
+"""A run, told in order: load → poison → train → defend → evaluate → record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import yaml
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from bdjax import config as configs
+from bdjax import data, defenses, evaluate, poison, records
+from bdjax.checks import InputError, named
+from bdjax.config import Config, DataConfig
+from bdjax.data import splits
+from bdjax.defenses.chain import Chain, stages
+from bdjax.train import loop, sharding
+from bdjax.train.checkpoints import Checkpoints
+from bdjax.types import Attack, Dataset, Defense, Metrics, Model, PoisonedSplit, Split, TriggerState, Variables
+
+SAMPLES = 10  # test images whose predictions a run keeps for the figures
+
+# One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
+_PURPOSES = ("trigger", "poison", "test", "init", "training", "holdout", "defense")
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a run is carried out: what may change its speed but not its identity.
+
+    Attributes:
+      out: folder of the run folders.
+      devices: how many devices split each batch; more than one changes results within rounding.
+      checkpoint_seconds: least seconds between two checkpoints; 0 saves after every epoch.
+      on_epoch: called with (what is trained, epochs in all, the epoch's report).
+      should_stop: asked after each epoch.
+    """
+
+    out: Path
+    devices: int = 1
+    checkpoint_seconds: float = 1.0
+    on_epoch: Callable[[str, int, loop.Epoch], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+
+
+class Plan(NamedTuple):
+    """Everything that a run needs, built and checked before anything is compiled."""
+
+    config: Config
+    dataset: Dataset
+    fingerprint: dict[str, str]
+    attack: Attack
+    trigger_state: TriggerState
+    model: Model
+    training: Defense
+    defense: Defense | Chain
+    attacker: Split  # clean rows that the attacker poisons and trains on
+    holdout: Split
+
+
+class Guesses(NamedTuple):
+    """The classes that a network names for the clean and the triggered test images."""
+
+    clean: Any
+    triggered: Any
+
+
+def run(config: Config, execution: Execution) -> dict[str, Any]:
+    """Carry out a run, or return its record if it is finished; the same config never runs twice.
+
+    The folder ``<out>/<run_id>`` holds ``config.yaml``, ``record.json``, ``samples.npz`` and the defense's checkpoints;
+    ``<out>/victims/<victim_id>`` the attacked model, which other defenses share.
+
+    Raises:
+      InputError: something asked for cannot be; nothing was compiled.
+      bdjax.train.loop.Diverged: a loss was not finite; the last good checkpoint is kept.
+      bdjax.train.loop.Stopped: `Execution.should_stop` said so; a later call continues.
+    """
+    folder = execution.out / config.run_id
+    if (finished := _finished(folder)) is not None:
+        return finished
+    plan = prepare(config)
+    with records.locked(folder):
+        if (finished := _finished(folder)) is not None:  # another process was faster
+            return finished
+        records.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        triggered_test = _triggered_test(plan)
+        with records.locked(execution.out / "victims" / config.victim_id):
+            victim, poisoned_count = plant(plan, execution)
+        before, guesses_before = _score(plan, victim.variables, triggered_test)
+        purified = defend(plan, victim.variables, execution)
+        after, guesses_after = _score(plan, purified.variables, triggered_test)
+        records.write_arrays(folder / "samples.npz", **_samples(plan, triggered_test, guesses_before, guesses_after))
+        record = {
+            "schema_version": records.SCHEMA_VERSION,
+            "run_id": config.run_id,
+            "victim_id": config.victim_id,
+            "status": "finished",
+            "config": config.to_dict(),
+            "versions": records.versions(),
+            "device": records.device(execution.devices),
+            "data": _describe(plan, poisoned_count),
+            "metrics": {
+                "before": _metrics(before),
+                "after": _metrics(after),
+                "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(before, after)),
+            },
+            "cost": _cost(purified),
+            "victim": _cost(victim),
+            "history": [row._asdict() for row in purified.history],
+        }
+        records.write_json(folder / "record.json", record)
+        return record
+
+
+def with_controls(config: Config) -> list[Config]:
+    """Return the control rows of a run and the run itself: no defense, plain fine-tuning with its options, it."""
+    if config.defense.name == "none":
+        return [config]
+    rows = (config.with_defense(name="none"), config.control(), config)
+    return list({row.run_id: row for row in rows}.values())
+
+
+def run_with_controls(config: Config, execution: Execution) -> list[dict[str, Any]]:
+    """Carry out a run and, before it, its control rows."""
+    if _finished(execution.out / config.run_id) is None:
+        prepare(config)  # whatever is wrong with it should not wait for the controls
+    return [run(row, execution) for row in with_controls(config)]
+
+
+def prepare(config: Config) -> Plan:
+    """Load the data, build every part and check them against each other.
+
+    Raises:
+      InputError: something asked for cannot be.
+    """
+    dataset, fingerprint = _load(config.data)
+    spec = dataset.spec
+    attack = configs.build_attack(config, spec)
+    model = configs.build_model(config, spec)
+    training, defense = configs.build_training(config), configs.build_defense(config)
+    rows = _holdout_rows(config, dataset)
+    holdout = splits.take(dataset.train, rows)
+    attacker = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
+    loop.check_batch(training, attacker, "training.batch_size")
+    for stage in stages(defense):
+        loop.check_batch(stage, holdout, "defense.batch_size")
+    trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
+    return Plan(config, dataset, fingerprint, attack, trigger_state, model, training, defense, attacker, holdout)
+
+
+def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, int]:
+    """Train the victim on the poisoned training split and return it with the number of poisoned images."""
+    config = plan.config
+    folder = execution.out / "victims" / config.victim_id
+    _check_fingerprint(folder / "data.json", plan.fingerprint)
+    poisoned = poison_training(plan)
+    with _checkpoints(folder / "checkpoints", execution) as checkpoints:
+        variables = plan.model.init(key_for(config, "init"))
+        label = f"{config.attack.name} victim"
+        options = _loop_options(execution, plan.training, label, checkpoints)
+        key = key_for(config, "training")
+        result = loop.run(key, plan.training, plan.model, variables, poisoned.visible, **options)
+    return result, int(poisoned.is_poisoned.sum())
+
+
+def poison_training(plan: Plan) -> PoisonedSplit:
+    """Return the poisoned training split; the same bits for the same seed and attack, so it is never stored."""
+    return _poison_train(
+        key_for(plan.config, "poison"), plan.attack, plan.trigger_state, plan.attacker, plan.config.poison.rounding
+    )
+
+
+def defend(plan: Plan, variables: Variables, execution: Execution) -> loop.Result:
+    """Purify the victim with the holdout."""
+    config = plan.config
+    with contextlib.ExitStack() as stack:
+
+        def options(number: int) -> dict[str, Any]:
+            stage = stages(plan.defense)[number]
+            folder = execution.out / config.run_id / f"checkpoints-{number}"
+            checkpoints = stack.enter_context(_checkpoints(folder, execution)) if stage.epochs else None
+            return _loop_options(execution, stage, config.defense.name, checkpoints)
+
+        key = key_for(config, "defense")
+        return defenses.purify(key, plan.defense, plan.model, variables, plan.holdout, options=options)
+
+
+def key_for(config: Config, purpose: str) -> Key[Array, ""]:
+    """Return the key of one purpose; it depends on the seed and on nothing else."""
+    return jax.random.fold_in(jax.random.key(config.seed), _PURPOSES.index(purpose))
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and Ctrl-C into a question to ask after each epoch; a second one acts at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number in numbers:
+            signal.signal(number, previous[number])
+
+
+@functools.lru_cache(maxsize=2)
+def _load(wanted: DataConfig) -> tuple[Dataset, dict[str, str]]:
+    """Load data with the config's changes; the runs of one process share the arrays."""
+    dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size)
+    changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
+    spec = dataclasses.replace(dataset.spec, **changes)
+    if wanted.train_count is not None:
+        available = dataset.train.label.shape[0]
+        if wanted.train_count > available:
+            raise InputError(f"data.train_count must be at most {available}; got {wanted.train_count}.")
+        rows = splits.subset(jax.random.key(0), dataset.train, wanted.train_count, num_classes=spec.num_classes)
+        dataset = dataset._replace(train=splits.take(dataset.train, rows))
+    return dataset._replace(spec=spec), data.fingerprint(dataset)
+
+
+def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
+    wanted = config.holdout
+    share = 0.05 if wanted.share is None and wanted.per_class is None else wanted.share
+    with named("holdout", ("share", "per_class")):
+        return splits.holdout(
+            key_for(config, "holdout"),
+            dataset.train,
+            share=share,
+            per_class=wanted.per_class,
+            balanced=wanted.balanced,
+            num_classes=dataset.spec.num_classes,
+        )
+
+
+@functools.partial(jax.jit, static_argnames="rounding")
+def _poison_train(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
+    return poison.poison_train(key, attack, state, split, rounding=rounding)
+
+
+@functools.partial(jax.jit, static_argnames="rounding")
+def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
+    return poison.poison_test(key, attack, state, split, rounding=rounding)
+
+
+def _triggered_test(plan: Plan) -> PoisonedSplit:
+    key, rounding = key_for(plan.config, "test"), plan.config.poison.rounding
+    return _poison_test(key, plan.attack, plan.trigger_state, plan.dataset.test, rounding)
+
+
+def _score(plan: Plan, variables: Variables, triggered: PoisonedSplit) -> tuple[Metrics, Guesses]:
+    test = plan.dataset.test
+    guesses = Guesses(
+        evaluate.predict(plan.model, variables, test.image),
+        evaluate.predict(plan.model, variables, triggered.visible.image),
+    )
+    return jax.device_get(evaluate.count(*guesses, test, triggered)), jax.device_get(guesses)
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    record = records.read_json(folder / "record.json")
+    return record if record is not None and record.get("status") == "finished" else None
+
+
+def _check_fingerprint(path: Path, fingerprint: dict[str, str]) -> None:
+    """Refuse to continue a victim whose data are no longer what they were."""
+    earlier = records.read_json(path)
+    if earlier is None:
+        records.write_json(path, fingerprint)
+    elif earlier != fingerprint:
+        raise InputError(f"the data have changed since {path.parent} was begun; delete that folder to train anew.")
+
+
+@contextlib.contextmanager
+def _checkpoints(folder: Path, execution: Execution) -> Iterator[Checkpoints]:
+    checkpoints = Checkpoints(folder, every=execution.checkpoint_seconds)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
+def _loop_options(
+    execution: Execution, learner: Defense, label: str, checkpoints: Checkpoints | None
+) -> dict[str, Any]:
+    mesh: Mesh | None = sharding.batch_mesh(execution.devices, learner.batch_size) if learner.epochs else None
+    report = execution.on_epoch
+    return {
+        "checkpoints": checkpoints,
+        "on_epoch": None if report is None else functools.partial(report, label, learner.epochs),
+        "should_stop": execution.should_stop,
+        "mesh": mesh,
+    }
+
+
+def _samples(plan: Plan, triggered: PoisonedSplit, before: Guesses, after: Guesses) -> dict[str, np.ndarray]:
+    """Return test images that the attack aims at, with and without trigger, and what both networks say of them."""
+    rows = _sample_rows(np.asarray(triggered.original_label), np.asarray(triggered.visible.valid))
+    return {
+        "clean": np.asarray(plan.dataset.test.image)[rows],
+        "triggered": np.asarray(triggered.visible.image[rows]),
+        "label": np.asarray(plan.dataset.test.label)[rows],
+        "clean_before": before.clean[rows],
+        "clean_after": after.clean[rows],
+        "triggered_before": before.triggered[rows],
+        "triggered_after": after.triggered[rows],
+    }
+
+
+def _sample_rows(label: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return the first valid row of each class, then further valid rows, SAMPLES in all."""
+    rows = np.flatnonzero(valid)
+    _, first = np.unique(label[rows], return_index=True)
+    rest = np.setdiff1d(np.arange(rows.size), first)
+    return rows[np.concatenate([np.sort(first), rest])[:SAMPLES]]
+
+
+def _describe(plan: Plan, poisoned_count: int) -> dict[str, Any]:
+    spec = plan.dataset.spec
+    return {
+        "name": spec.name,
+        "fingerprint": plan.fingerprint,
+        "shape": list(spec.shape),
+        "num_classes": spec.num_classes,
+        "class_names": list(spec.class_names),
+        "train_count": int(plan.attacker.label.shape[0]),
+        "test_count": int(plan.dataset.test.valid.sum()),
+        "poisoned_count": poisoned_count,
+        "holdout_count": int(plan.holdout.label.shape[0]),
+    }
+
+
+def _metrics(metrics: Metrics) -> dict[str, Any]:
+    return {
+        **{name: int(count) for name, count in metrics._asdict().items()},
+        "clean_accuracy": float(metrics.clean_accuracy),
+        "attack_success_rate": float(metrics.attack_success_rate),
+        "robust_accuracy": float(metrics.robust_accuracy),
+    }
+
+
+def _cost(result: loop.Result) -> dict[str, Any]:
+    return {
+        "compile_seconds": result.compile_seconds,
+        "run_seconds": result.run_seconds,
+        "gradient_evaluations": result.gradient_evaluations,
+        "epochs": len(result.history),
+    }

@@ -1,0 +1,1 @@
+"""The one loop that feeds every learner, its checkpoints, and supervised learning on it."""

@@ -1,0 +1,77 @@
+"""Checkpoints of a loop: its state and its history after the last epoch, written so that a kill cannot harm them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import orbax.checkpoint as ocp
+
+from bdjax.checks import InputError
+from bdjax.types import LearnerState
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A restored checkpoint."""
+
+    state: LearnerState
+    history: list[dict[str, Any]]
+
+
+class Checkpoints:
+    """The newest checkpoint of one loop in one folder.
+
+    Orbax writes to a temporary folder and renames it, so what is there is whole, whenever the process dies. A save is
+    skipped, unless forced, while the last one is younger than ``every`` seconds or than ten times what it took: saving
+    costs at most a tenth of the time, and a kill loses at most one epoch or about a second.
+
+    Args:
+      folder: made if it is not there.
+      every: least seconds between two saves; 0 saves after every epoch.
+    """
+
+    def __init__(self, folder: Path, every: float = 1.0):
+        self.folder = folder.absolute()
+        self._every = every
+        self._next_save = time.monotonic() + every
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False, create=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, epoch: int, state: LearnerState, history: list[dict[str, Any]], *, force: bool = False) -> None:
+        """Save the state after ``epoch`` epochs, unless the last save is too young."""
+        started = time.monotonic()
+        if not force and started < self._next_save:
+            return
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(cast(Any, history)))
+        self._manager.save(epoch, args=args, force=True)
+        ended = time.monotonic()
+        self._next_save = ended + max(self._every, 10 * (ended - started)) if self._every else ended
+
+    def restore(self, like: LearnerState) -> Saved | None:
+        """Return the newest checkpoint with the shapes, types and placement of ``like``; None if there is none.
+
+        Raises:
+          InputError: the checkpoint cannot be read, or belongs to another state.
+        """
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(epoch, args=args)
+        except Exception as error:  # orbax raises whatever its storage layers raise
+            broken, reason = self.folder / str(epoch), str(error).partition("\n")[0][:200]
+            raise InputError(f"the checkpoint {broken} cannot be read; delete it to start over ({reason}).") from error
+        return Saved(restored["state"], restored["history"])
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._manager.close()

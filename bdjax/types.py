@@ -1,0 +1,185 @@
+"""The central types: what flows is a ``NamedTuple`` of arrays, what is configured is a frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import flax.struct
+from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
+
+HParam: TypeAlias = Any  # a float; an array with a leading axis in a sweep; any leaf under tree.map
+Variables: TypeAlias = dict[str, Any]  # {"params": …, "batch_stats": …}, as Flax keeps them
+BatchStats: TypeAlias = Any
+TriggerState: TypeAlias = Any
+LearnerState: TypeAlias = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """What is known of a data set before an image is seen; hashable, so it may be a static argument.
+
+    ``shape`` is (height, width, channels); ``mean`` and ``std`` hold one value per channel for images in [0, 1].
+    ``crop_padding`` (pixels; 0 is none) and ``flip`` are the data set's standard augmentation: a random crop of the
+    zero-padded image, and a horizontal flip of every other image.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+    crop_padding: int = 0
+    flip: bool = False
+
+
+class Split(NamedTuple):
+    """What a learner or a defender may see.
+
+    ``image`` is uint8 in [0, 255] at rest and float32 in [0, 1] once it is worked on; ``valid`` is False on rows that
+    only pad the arrays (or that a metric leaves out); inside a training step it is None where every row counts.
+    """
+
+    image: Num[Array, "n h w c"]
+    label: Int[Array, " n"]
+    valid: Bool[Array, " n"]
+
+
+class PoisonedSplit(NamedTuple):
+    """What only the referee knows: the visible split, the true labels, and which rows carry a trigger."""
+
+    visible: Split
+    original_label: Int[Array, " n"]
+    is_poisoned: Bool[Array, " n"]
+
+
+class Dataset(NamedTuple):
+    """A loaded data set: uint8 splits and their specification."""
+
+    train: Split
+    test: Split
+    spec: ImageSpec
+
+
+class Metrics(NamedTuple):
+    """Counts on the clean and the triggered test images, so that sums over batches and devices are exact.
+
+    The rates are properties; their denominators are ``clean_total`` and ``attack_total``.
+    """
+
+    clean_correct: Int[Array, "..."]
+    clean_total: Int[Array, "..."]
+    attack_hits: Int[Array, "..."]
+    robust_correct: Int[Array, "..."]
+    attack_total: Int[Array, "..."]
+
+    @property
+    def clean_accuracy(self) -> Any:
+        """Share of the clean test images that get their true label (ACC)."""
+        return self.clean_correct / self.clean_total
+
+    @property
+    def attack_success_rate(self) -> Any:
+        """Share of the triggered test images that get the attacker's label (ASR)."""
+        return self.attack_hits / self.attack_total
+
+    @property
+    def robust_accuracy(self) -> Any:
+        """Share of the same triggered test images that get their true label (RA)."""
+        return self.robust_correct / self.attack_total
+
+
+class Info(NamedTuple):
+    """What one step reports. ``loss`` and ``accuracy`` are means over the valid rows of the batch."""
+
+    loss: Float[Array, "..."]
+    accuracy: Float[Array, "..."]
+    gradient_evaluations: Int[Array, "..."]  # forward and backward passes over the batch
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A network as two pure functions; the only view of Flax outside ``models/``. Hashable and compared by value."""
+
+    @property
+    def spec(self) -> ImageSpec: ...
+
+    def init(self, key: Key[Array, ""]) -> Variables: ...
+
+    def apply(
+        self,
+        variables: Variables,
+        image: Float[Array, "n h w c"],
+        *,
+        train: bool = False,
+        valid: Bool[Array, " n"] | None = None,
+    ) -> tuple[Float[Array, "n k"], BatchStats]:
+        """Return logits and the batch statistics after the pass (unchanged unless ``train``)."""
+        ...
+
+
+@runtime_checkable
+class LabelMap(Protocol):
+    """The attacker's label for each true label. A frozen dataclass: equal values share one compilation."""
+
+    def __call__(self, label: Int[Array, "*n"]) -> Int[Array, "*n"]: ...
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """Puts the trigger on one image; the poisoner maps it over a split.
+
+    A ``flax.struct`` dataclass: floats are leaves, everything structural is static. Learned triggers keep their weights
+    in the state.
+    """
+
+    def init(self, key: Key[Array, ""], spec: ImageSpec) -> TriggerState: ...
+
+    def apply(
+        self, key: Key[Array, ""], state: TriggerState, image: Float[Array, "h w c"]
+    ) -> Float[Array, "h w c"]: ...
+
+
+@flax.struct.dataclass
+class Attack:
+    """Trigger × label map × rate: most published attacks are such a triple.
+
+    ``poison_rate`` is the share of the *whole* training split, for clean-label attacks too. A clean-label attack
+    draws its rows from the images whose label the map leaves alone and keeps their labels.
+    """
+
+    trigger: Trigger
+    label_map: LabelMap = flax.struct.field(pytree_node=False)
+    poison_rate: HParam = 0.1
+    clean_label: bool = flax.struct.field(pytree_node=False, default=False)
+    test_trigger: Trigger | None = None
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Anything that changes a network batch by batch: training from scratch and every defense.
+
+    A frozen dataclass of hyper-parameters whose floats are leaves. ``epochs``, ``batch_size`` and ``drop_last`` say
+    how the loop feeds it; ``finalize`` returns the variables to evaluate.
+    """
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def drop_last(self) -> bool: ...
+
+    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> LearnerState: ...
+
+    def update(
+        self, key: Key[Array, ""], model: Model, state: LearnerState, batch: Split
+    ) -> tuple[LearnerState, Info]: ...
+
+    def finalize(self, model: Model, state: LearnerState) -> Variables: ...
+
+
+Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout
+
+Images: TypeAlias = Shaped[Array, "n h w c"]
