@@ -27,7 +27,7 @@ from bdjax.defenses.chain import Chain
 from bdjax.optim.sgd import Schedule
 from bdjax.poison import ROUNDINGS
 from bdjax.train.supervised import supervised
-from bdjax.types import Attack, Defense, ImageSpec, Model
+from bdjax.types import Attack, Defense, HParam, ImageSpec, Model
 
 _MISSING = object()
 _PACKAGES = {
@@ -350,7 +350,7 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
 
 def _is_option(annotation: Any) -> bool:
     """Whether a value of this type can stand in a config; label maps and image specifications cannot."""
-    if annotation in (*_SCALARS, types.NoneType) or _is_defense(annotation) or annotation is Schedule:
+    if annotation in (*_SCALARS, HParam, types.NoneType) or _is_defense(annotation) or annotation is Schedule:
         return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
@@ -392,7 +392,7 @@ def _dataclass(path: str, kind: type, value: Any) -> Any:
         for name, field in fields.items()
     }
     made = kind(**_typed(path, known, values, path))
-    with named(path, values):
+    with named(path, fields):
         made.check()
     return made
 
@@ -448,7 +448,7 @@ def convert(path: str, annotation: Any, value: Any) -> Any:
         return convert(path, annotation, value)
     if dataclasses.is_dataclass(annotation):
         return _dataclass(path, typing.cast(type, annotation), value)
-    return _scalar(path, annotation, value)
+    return _scalar(path, float if annotation is HParam else annotation, value)
 
 
 def _scalar(path: str, kind: type, value: Any) -> Any:

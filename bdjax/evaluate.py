@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Num
+from jaxtyping import Array, Bool, Int
 
 from bdjax.checks import InputError
 from bdjax.data.augment import as_float
 from bdjax.train import compilation
-from bdjax.types import Metrics, Model, PoisonedSplit, Split, Variables
+from bdjax.types import Images, Metrics, Model, PoisonedSplit, Split, Variables
 
 BATCH = 500
 
@@ -42,7 +42,7 @@ def count(
     on_clean: Int[Array, " n"], on_triggered: Int[Array, " m"], clean: Split, triggered: PoisonedSplit
 ) -> Metrics:
     """Count from the predicted classes, whatever predicted them. Arguments and errors as for `evaluate`."""
-    visible = triggered.visible
+    clean, visible = jax.tree.map(jnp.asarray, (clean, triggered.visible))
     if not bool(clean.valid.any()) or not bool(visible.valid.any()):
         raise InputError("there is no test image to count: the test split is empty, or the label map changes no label.")
     return Metrics(
@@ -54,11 +54,9 @@ def count(
     )
 
 
-def predict(
-    model: Model, variables: Variables, image: Num[Array, "n h w c"], *, batch_size: int = BATCH
-) -> Int[Array, " n"]:
+def predict(model: Model, variables: Variables, image: Images, *, batch_size: int = BATCH) -> Int[Array, " n"]:
     """Return the class with the largest logit for each image, in evaluation mode."""
-    return _predict(model, variables, image, min(batch_size, image.shape[0]))
+    return _predict(model, variables, jnp.asarray(image), min(batch_size, image.shape[0]))
 
 
 def defense_effectiveness_rating(before: Metrics, after: Metrics) -> Any:

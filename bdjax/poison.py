@@ -35,6 +35,7 @@ def poison_train(
     Returns:
       The split as a learner sees it, the true labels, and which rows carry the trigger.
     """
+    split = jax.tree.map(jnp.asarray, split)
     row_key, trigger_key = jax.random.split(key)
     wanted = attack.label_map(split.label)
     candidate = split.valid & (wanted == split.label) if attack.clean_label else split.valid
@@ -58,6 +59,7 @@ def poison_test(
     Rows that count for the attack success rate are ``valid``: all rows whose label the map changes. For all-to-one that
     leaves out the target class, for all-to-all nothing. Arguments as for `poison_train`.
     """
+    split = jax.tree.map(jnp.asarray, split)
     trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
     wanted = attack.label_map(split.label).astype(split.label.dtype)
     image = _apply(key, trigger, state, split.image, rounding)

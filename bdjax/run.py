@@ -153,7 +153,8 @@ def prepare(config: Config) -> Plan:
     loop.check_batch(training, attacker, "training.batch_size")
     for stage in stages(defense):
         loop.check_batch(stage, holdout, "defense.batch_size")
-    trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
+    with named("attack", config.attack.options):
+        trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     return Plan(config, dataset, fingerprint, attack, trigger_state, model, training, defense, attacker, holdout)
 
 

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import flax.struct
-from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 HParam: TypeAlias = Any  # a float; an array with a leading axis in a sweep; any leaf under tree.map
 Variables: TypeAlias = dict[str, Any]  # {"params": …, "batch_stats": …}, as Flax keeps them
@@ -182,4 +183,4 @@ class Learner(Protocol):
 
 Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout
 
-Images: TypeAlias = Shaped[Array, "n h w c"]
+Images: TypeAlias = Num[Array | np.ndarray, "n h w c"]  # on the device or still on the host

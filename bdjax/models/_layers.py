@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -68,7 +68,7 @@ def _moments(x: Array, valid: Array | None) -> tuple[Array, Array, Array]:
     return mean, var, count
 
 
-def _uniform_fan_in(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def _uniform_fan_in(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """U(−b, b), b = 1/√fan_in: PyTorch's default for convolutions and dense layers."""
     bound = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -30,8 +30,8 @@ class Schedule:
     """
 
     kind: Literal["constant", "cosine", "step", "plateau"] = flax.struct.field(pytree_node=False, default="constant")
-    period: float | None = None
-    factor: float = 0.1
+    period: HParam | None = None
+    factor: HParam = 0.1
     per: Literal["epoch", "step"] = flax.struct.field(pytree_node=False, default="epoch")
 
     def check(self) -> None:

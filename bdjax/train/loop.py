@@ -49,12 +49,12 @@ class Result:
     @property
     def compile_seconds(self) -> float:
         """Seconds of tracing and compiling, in no other figure."""
-        return sum(row.compile_seconds for row in self.history)
+        return sum((row.compile_seconds for row in self.history), 0.0)
 
     @property
     def run_seconds(self) -> float:
         """Wall seconds of all epochs without compiling."""
-        return sum(row.seconds for row in self.history)
+        return sum((row.seconds for row in self.history), 0.0)
 
     @property
     def gradient_evaluations(self) -> int:
@@ -147,7 +147,7 @@ def _stopwatch() -> Iterator[list[float]]:
     with compilation.count_seconds() as compiling:
         yield clock
     total = time.perf_counter() - started
-    clock += [max(total - sum(compiling), 0.0), min(sum(compiling), total)]
+    clock += [max(total - sum(compiling), 0.0), min(sum(compiling, 0.0), total)]
 
 
 def _report(epoch: int, summary: _Summary, seconds: float, compile_seconds: float) -> Epoch:

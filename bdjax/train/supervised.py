@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -29,6 +29,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+@runtime_checkable
 class GradientRule(Protocol):
     """What happens to the gradient before SGD sees it: a frozen dataclass whose floats are leaves."""
 

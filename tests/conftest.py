@@ -1,0 +1,44 @@
+"""Test set-up: eight virtual CPU devices, run-time checks of every annotated shape, small shared parts."""
+
+from __future__ import annotations
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)  # before anything else touches JAX
+
+import jaxtyping  # noqa: E402
+
+CHECKED = ("attacks", "data.augment", "defenses", "evaluate", "models", "optim", "poison", "train")
+jaxtyping.install_import_hook([f"bdjax.{name}" for name in CHECKED], "beartype.beartype").__enter__()
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from bdjax import models  # noqa: E402
+from bdjax.types import ImageSpec, Split  # noqa: E402
+
+SPEC = ImageSpec("tiny", (8, 8, 3), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_padding=1, flip=True)
+
+
+@pytest.fixture(scope="session")
+def spec() -> ImageSpec:
+    return SPEC
+
+
+@pytest.fixture(scope="session")
+def split() -> Split:
+    """48 random 8×8 uint8 images of four classes, twelve of each."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
+    return Split(image, np.arange(48, dtype=np.int32) % 4, np.ones(48, bool))
+
+
+@pytest.fixture(scope="session")
+def model(spec):
+    """A small network; one object, so that tests share its compilations."""
+    return models.create("small_cnn", spec, width=4)
+
+
+@pytest.fixture(scope="session")
+def variables(model):
+    return model.init(jax.random.key(0))
