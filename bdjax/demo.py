@@ -26,8 +26,8 @@ class Story:
 STORIES = {
     "digits": Story(
         common={"data": "digits"},
-        defenses=({"name": "none"}, {"name": "ft"}, {"name": "ft_sam", "rho": 2.0}, {"name": "ft_sam", "rho": 4.0}),
-        seeds=5,
+        defenses=({"name": "none"}, {"name": "ft"}, *({"name": "ft_sam", "rho": rho} for rho in (1.0, 2.0, 4.0))),
+        seeds=3,
     ),
     "cifar10": Story(
         common={"data": "cifar10", "model": "preact_resnet18"},

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bdjax.checks import InputError, one_of
-from bdjax.report import RATES, Record, Row, best, common, spread, summarize, victims, write_csv
+from bdjax.report import RATES, Record, Row, best, common, summarize, victims
+from bdjax.tables import spread, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from bdjax import figures, report
+from bdjax import figures, report, tables
 from bdjax.checks import InputError
 
 CLEAN_TOTAL, ATTACK_TOTAL = 100, 80
@@ -292,8 +292,8 @@ def test_order_does_not_depend_on_the_records(several):
     forward, backward = report.summarize(records), report.summarize(records[::-1])
     assert [row.attack for row in forward] == ["badnets"] * 4 + ["blended"] * 4
     assert labels(forward) == ["none", "ft", "ft_sam ρ=2", "ft_sam ρ=10"] * 2
-    for format in report.FORMATS:
-        assert report.table(forward, format) == report.table(backward, format)
+    for format in tables.FORMATS:
+        assert tables.table(forward, format) == tables.table(backward, format)
 
 
 def test_best_of_each_victim(several):
@@ -311,7 +311,7 @@ def test_no_defense_is_best_where_all_do_harm(tmp_path):
 
 def test_console(several):
     rows = report.summarize(report.load([several]))
-    text = report.table(rows, "console")
+    text = tables.table(rows, "console")
     lines = text.splitlines()
     assert lines[0] == "badnets"
     assert lines[1].split() == ["defense", "ACC", "ASR", "RA", "DER", "n", "seconds"]
@@ -326,7 +326,7 @@ def test_console(several):
 
 def test_markdown(several):
     rows = report.summarize(report.load([several]))
-    grid, _, caption = report.table(rows, "markdown").partition("\n\n")
+    grid, _, caption = tables.table(rows, "markdown").partition("\n\n")
     lines = grid.splitlines()
     assert {line.count("|") for line in lines} == {9}
     assert len(lines) == 2 + len(rows)
@@ -337,12 +337,12 @@ def test_markdown(several):
 
 def test_markdown_keeps_its_columns(tmp_path):
     rows = rows_of(tmp_path, content(0, attack={"name": "a|b"}))
-    assert report.table(rows, "markdown").splitlines()[2].startswith("| a\\|b | none |")
+    assert tables.table(rows, "markdown").splitlines()[2].startswith("| a\\|b | none |")
 
 
 def test_latex(several):
     rows = report.summarize(report.load([several]))
-    text = report.table(rows, "latex")
+    text = tables.table(rows, "latex")
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {7}
     assert body[3] == (
@@ -358,12 +358,12 @@ def test_latex(several):
 def test_latex_escapes(tmp_path):
     rows = rows_of(tmp_path, content(0, attack={"name": r"a_b%c&d#e$f{g}~^\h"}))
     escaped = r"a\_b\%c\&d\#e\$f\{g\}\textasciitilde{}\textasciicircum{}\textbackslash{}h"
-    assert report.table(rows, "latex").splitlines()[6].startswith(escaped + " & none &")
+    assert tables.table(rows, "latex").splitlines()[6].startswith(escaped + " & none &")
 
 
 def test_csv_is_exact(several):
     rows = report.summarize(report.load([several]))
-    read = list(csv.DictReader(io.StringIO(report.table(rows, "csv"))))
+    read = list(csv.DictReader(io.StringIO(tables.table(rows, "csv"))))
     assert [line["attack"] for line in read] == [row.attack for row in rows]
     assert [line["defense.rho"] for line in read] == ["", "", "2.0", "10.0"] * 2
     assert {line["seeds"] for line in read} == {"0 1 2"}
@@ -375,9 +375,9 @@ def test_csv_is_exact(several):
         assert float(line["low_attack_success_share"]) == row.low_attack_success_share
 
 
-@pytest.mark.parametrize("format", report.FORMATS)
+@pytest.mark.parametrize("format", tables.FORMATS)
 def test_one_run_has_no_deviation(tmp_path, format):
-    text = report.table(rows_of(tmp_path, content(0, defense=ft_sam(2.0))), format)
+    text = tables.table(rows_of(tmp_path, content(0, defense=ft_sam(2.0))), format)
     assert "±" not in text
     assert r"\pm" not in text
     if format == "csv":
@@ -391,23 +391,23 @@ def test_one_run_has_no_deviation(tmp_path, format):
 def test_decimals_and_undefined_values(tmp_path):
     record = content(0, hits=1)
     record["metrics"]["after"]["robust_accuracy"] = float("nan")
-    text = report.table(rows_of(tmp_path, record), "markdown", decimals=2)
+    text = tables.table(rows_of(tmp_path, record), "markdown", decimals=2)
     assert "| 90.00 | 1.25 | – | **90.00** | 1 | 2.0 |" in text
 
 
 def test_denominators_that_differ_are_both_named(tmp_path):
     other = content(0, attack={"name": "blended"})
     other["metrics"]["after"]["attack_total"] = 90
-    text = report.table(rows_of(tmp_path, content(0), other), "markdown")
+    text = tables.table(rows_of(tmp_path, content(0), other), "markdown")
     assert "(% of 80 for badnets; 90 for blended triggered ones)" in text
 
 
 def test_table_refuses(several):
     rows = report.summarize(report.load([several]))
     with pytest.raises(InputError, match=r"got 'markdwn' \(did you mean 'markdown'\?\)"):
-        report.table(rows, "markdwn")
+        tables.table(rows, "markdwn")
     with pytest.raises(InputError, match="no rows"):
-        report.table([], "csv")
+        tables.table([], "csv")
 
 
 # --- Figures ---

@@ -1,0 +1,164 @@
+"""Time training steps of preact_resnet18: plain and SAM, inside the compiled epoch and from a Python loop.
+
+    python experiments/bench_steps.py --widths 16 64 --batch-size 128 --steps 6 --rounds 5
+
+Per width: seconds of a step, images a second, share of the measured matrix-product rate, the ratio of a SAM step to a
+plain one, what the compiled epoch adds to a Python loop over the very same step, and, where torch is installed, the
+ratio to the same step in PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import _measure
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import defenses, models
+from bdjax.train import compilation, loop, supervised
+from bdjax.types import ImageSpec, Learner, Model, Split
+
+SPEC = ImageSpec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
+
+
+def main() -> None:
+    options = _measure.arguments(__doc__, widths=(16, 64), batch_size=128, steps=6, rounds=5)
+    matmul = _measure.matmul_rate()
+    rows = [measure(width, options.batch_size, options.steps, options.rounds, matmul) for width in options.widths]
+    _measure.write(
+        {"matmul_flops_per_second": matmul, "steps": rows, "peak_memory_bytes": _measure.peak_memory()}, options.out
+    )
+
+
+def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float) -> dict[str, Any]:
+    """Return the figures of one width."""
+    model = models.create("preact_resnet18", SPEC, width=width)
+    split = random_split(batch_size * steps)
+    learners = {
+        "plain": supervised.supervised(batch_size=batch_size),
+        "sam": defenses.create("ft_sam", rho=0.01, batch_size=batch_size),
+    }
+    work: dict[str, Callable[[], Any]] = {}
+    for name, learner in learners.items():
+        work[f"{name}_epoch"] = epoch_call(learner, model, split)
+        work[f"{name}_loop"] = loop_call(learner, model, split, steps)
+    if (step := torch_call(width, batch_size, steps)) is not None:
+        work["torch_epoch"] = step
+    seconds = {name: total / steps for name, total in _measure.interleaved(work, rounds).items()}
+    flops = step_flops(learners["plain"], model, split)
+    row: dict[str, Any] = {"width": width, "batch_size": batch_size, "seconds_per_step": seconds}
+    for name, evaluations in (("plain", 1), ("sam", 2)):
+        row[f"{name}_images_per_second"] = batch_size / seconds[f"{name}_epoch"]
+        row[f"{name}_share_of_matmul"] = evaluations * flops / seconds[f"{name}_epoch"] / matmul
+        row[f"{name}_epoch_overhead"] = seconds[f"{name}_epoch"] / seconds[f"{name}_loop"] - 1
+    row["sam_to_plain"] = seconds["sam_epoch"] / seconds["plain_epoch"]
+    if "torch_epoch" in seconds:
+        row["plain_to_torch"] = seconds["plain_epoch"] / seconds["torch_epoch"]
+    return row
+
+
+def random_split(rows: int) -> Split:
+    """Return random images and labels on the device."""
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.integers(0, 256, (rows, *SPEC.shape), dtype=np.uint8))
+    return Split(image, jnp.asarray(rng.integers(0, 10, rows, dtype=np.int32)), jnp.ones(rows, bool))
+
+
+def start(learner: Learner, model: Model, split: Split) -> Any:
+    """Return a state that may be consumed."""
+    key = jax.random.key(0)
+    return jax.tree.map(jnp.array, learner.init(key, model, model.init(key), split))
+
+
+def epoch_call(learner: Learner, model: Model, split: Split) -> Callable[[], Any]:
+    """Return a call that runs one compiled epoch."""
+    box = [start(learner, model, split)]
+
+    def call() -> Any:
+        box[0], summary = loop.train_epoch(jax.random.key(1), learner, model, box[0], split)
+        return summary
+
+    return call
+
+
+def loop_call(learner: Learner, model: Model, split: Split, steps: int) -> Callable[[], Any]:
+    """Return a call that runs the same steps one by one from Python, each compiled, each gathering its own batch."""
+
+    def one(key: Any, learner: Learner, state: Any, split: Split, order: Any, number: Any) -> Any:
+        index = jax.lax.dynamic_slice_in_dim(order, number * learner.batch_size, learner.batch_size)
+        batch = Split(split.image[index], split.label[index], None)  # type: ignore[arg-type]
+        return learner.update(jax.random.fold_in(key, number), model, state, batch)
+
+    step = compilation.jit(one, donate_argnums=2)
+    order = jax.random.permutation(jax.random.key(2), split.label.shape[0])
+    box = [start(learner, model, split)]
+
+    def call() -> Any:
+        for number in range(steps):
+            box[0], info = step(jax.random.key(1), learner, box[0], split, order, number)
+        return info
+
+    return call
+
+
+def step_flops(learner: Learner, model: Model, split: Split) -> float:
+    """Return the floating-point operations of one plain step, as XLA counts them before it optimizes."""
+    index = jnp.arange(learner.batch_size)
+    batch = Split(split.image[index], split.label[index], None)  # type: ignore[arg-type]
+    state = start(learner, model, split)
+    update = functools.partial(learner.update, jax.random.key(0), model)
+    return jax.jit(update).lower(state, batch).cost_analysis()["flops"]  # type: ignore[index]
+
+
+def torch_call(width: int, batch_size: int, steps: int) -> Callable[[], Any] | None:
+    """Return a call that takes the same steps in PyTorch on the CPU, or None where torch is not installed."""
+    try:
+        import torch
+        from torch import nn
+        from torch.nn import functional
+    except ImportError:
+        return None
+
+    class Block(nn.Module):
+        def __init__(self, inputs: int, outputs: int, stride: int):
+            super().__init__()
+            self.bn1, self.bn2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
+            self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+            changes = stride != 1 or inputs != outputs
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
+
+        def forward(self, x: Any) -> Any:
+            out = functional.relu(self.bn1(x))
+            x = x if self.shortcut is None else self.shortcut(out)
+            return x + self.conv2(functional.relu(self.bn2(self.conv1(out))))
+
+    channels = [width * 2**stage for stage in range(4) for _ in range(2)]
+    inputs = [width, *channels[:-1]]
+    blocks = [Block(a, b, 2 if a != b else 1) for a, b in zip(inputs, channels, strict=True)]
+    network = nn.Sequential(
+        nn.Conv2d(3, width, 3, 1, 1, bias=False),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8 * width, 10),
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    image, label = torch.rand(batch_size, 3, 32, 32), torch.randint(0, 10, (batch_size,))
+
+    def call() -> Any:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            functional.cross_entropy(network(image), label).backward()
+            optimizer.step()
+        return ()
+
+    return call
+
+
+if __name__ == "__main__":
+    main()
