@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,22 +32,30 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 failed, 2 a mistake in what was asked, 143 stopped."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options, rest = _parser().parse_known_args(words)
-        if rest and options.command is not _run:
-            raise InputError(f"unknown option {rest[0]!r}; see bdjax {options.name} --help.")
-        return options.command(options, rest)
+        try:
+            return _call(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            print(end="", flush=True)  # a reader who has gone is noticed here, not when Python exits
     except InputError as error:
         return _complain(error, EXIT_MISTAKE)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command continues.", EXIT_STOPPED)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; nothing to tell it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # there is nobody to tell
         return EXIT_FAILED
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         return _complain(error, EXIT_FAILED)
 
 
-def _complain(error: Exception, code: int) -> int:
+def _call(words: list[str]) -> int:
+    options, rest = _parser().parse_known_args(words)
+    if rest and options.command is not _run:
+        raise InputError(f"unknown option {rest[0]!r}; see bdjax {options.name} --help.")
+    return options.command(options, rest)
+
+
+def _complain(error: object, code: int) -> int:
     print("bdjax: " + " ".join(str(error).split()), file=sys.stderr)
     return code
 
@@ -58,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="plant and remove two backdoors; table and picture", allow_abbrev=False)
     demo.add_argument("--dataset", default="digits", help="digits (a minute on a laptop) or cifar10 (full size)")
-    demo.add_argument("--seeds", type=int, help="how often to repeat everything (5 on digits, 1 on cifar10)")
+    demo.add_argument("--seeds", type=int, help="how often to repeat everything (3 on digits, 1 on cifar10)")
     demo.add_argument("--data-dir", help="where prepared data sets lie")
     _execution_options(demo, "demo")
     demo.set_defaults(command=_demo)
@@ -72,7 +81,13 @@ def _parser() -> argparse.ArgumentParser:
         "--defense.name NAME. Add --show to print the config, every field with its value, and stop.",
         allow_abbrev=False,
     )
-    run.add_argument("--config", metavar="CONFIG", help="a YAML file, defaults where it is silent; may come first")
+    run.add_argument(
+        "--config",
+        metavar="CONFIG",
+        action="append",
+        default=[],
+        help="a YAML file, defaults where it is silent; may come first",
+    )
     run.add_argument("--show", action="store_true", help="print the resolved config and stop")
     _execution_options(run, "runs")
     run.set_defaults(command=_run)
@@ -118,13 +133,16 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax import config as configs
     from bdjax import run
 
-    path = options.config
+    files = options.config
     if rest and not rest[0].startswith("--"):
-        if path:
-            raise InputError(f"two configs: {rest[0]} and {path}; name one.")
-        path = rest.pop(0)
-    values = configs.merge(configs.read(Path(path)) if path else {}, configs.overrides(rest))
-    config = configs.resolve(values)
+        files = [*files, rest.pop(0)]
+    if len(files) > 1:
+        raise InputError(f"name one config, not {len(files)}: {', '.join(files)}.")
+    values = configs.read(Path(files[0])) if files else {}
+    try:
+        config = configs.resolve(configs.merge(values, configs.overrides(rest)))
+    except RecursionError:
+        raise InputError("the config is nested too deeply.") from None
     if options.show:
         for key, value in configs.flatten(config.to_dict()).items():
             print(f"{key}: {'null' if value is None else value}")
@@ -145,6 +163,8 @@ def _carry_out(options: argparse.Namespace, work: Any) -> int:
     integer(1, devices=options.devices)
     non_negative(checkpoint_seconds=options.checkpoint_seconds)
     compilation.enable_cache()
+    if not options.out:
+        raise InputError("out must name a folder, got ''.")
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out must be a folder; {out} is a file.")
@@ -183,9 +203,9 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _print_table(runs: Sequence[Any], style: str = "console") -> None:
-    from bdjax import report
+    from bdjax import report, tables
 
-    print(report.table(report.summarize(report.load(runs)), style))
+    print(tables.table(report.summarize(report.load(runs)), style))
 
 
 def _draw(runs: Sequence[Any], folder: Path) -> None:

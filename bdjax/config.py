@@ -1,7 +1,7 @@
 """What a run is asked to do: frozen values read strictly from YAML and the command line.
 
 A method's options are the arguments of its factory, with the types and defaults that stand there; nothing is declared
-twice. Precedence: the factory's default < preset < file < command line. On ``digits`` the defaults are `DATA_DEFAULTS`.
+twice. Precedence: the factory's default < preset < what suits the data set (`DATA_DEFAULTS`) < file < command line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -39,12 +38,13 @@ _PACKAGES = {
 }
 _DEFAULT_NAMES = {"data": "digits", "model": "small_cnn", "attack": "badnets", "defense": "ft_sam"}
 DEFAULTS = {section: {"name": name} for section, name in _DEFAULT_NAMES.items()}
+PAPERS_HOLDOUT = {"share": 0.05}
 # The papers' schedules are for CIFAR-10 and larger; 1,347 small digits want steps of another size.
 DATA_DEFAULTS = {
     "digits": {
         "training": {"epochs": 20, "batch_size": 64, "learning_rate": 0.05},
-        "holdout": {"per_class": 13},
-        "defense": {"epochs": 100, "batch_size": 65, "learning_rate": 0.05},
+        "holdout": {"per_class": 20},
+        "defense": {"epochs": 100, "batch_size": 100, "learning_rate": 0.05},
     }
 }
 # What a bare word means where a section is expected.
@@ -55,6 +55,7 @@ _SHORTHANDS = {
     "poison": "rounding",
 }
 _SCALARS = (bool, int, float, str)
+_FLOAT32_MAX = 3.4e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ class HoldoutConfig:
     """The defender's clean images, drawn from the clean version of the training split.
 
     Attributes:
-      share: of the training split, in (0, 1]; the papers' 0.05 unless ``per_class`` is given.
+      share: of the training split, in (0, 1]; `PAPERS_HOLDOUT` unless the data set has a default of its own.
       per_class: this many of each class instead.
       balanced: the same number of each class, ⌊share · N / C⌋.
       held_out: whether the attacker trains without these images (SFT, NFT) or also has them (FT-SAM).
@@ -103,8 +104,9 @@ class HoldoutConfig:
 
     def check(self) -> None:
         """Raise InputError for a value out of range."""
-        if self.share is not None and self.per_class is not None:
-            raise InputError(f"share and per_class exclude each other; got {self.share!r} and {self.per_class!r}.")
+        if (self.share is None) == (self.per_class is None):
+            both = f"{self.share!r} and {self.per_class!r}"
+            raise InputError(f"share and per_class exclude each other, got {both}: give one and null for the other.")
         if self.share is not None:
             unit_interval(share=self.share)
         if self.per_class is not None:
@@ -173,14 +175,14 @@ class Config:
 
     def control(self) -> Config:
         """Return the same run with plain fine-tuning that shares every option which the defense and `ft` have."""
-        chosen = self.defense.options.get("second", self.defense)
-        options = chosen.options if isinstance(chosen, Choice) else chosen
-        shared = _shared_options("ft", _plain(options))
-        return dataclasses.replace(self, defense=_choice("defense", "bdjax.defenses", {"name": "ft", **shared}))
+        chosen = self.defense
+        while isinstance(last := chosen.options.get("second"), Choice):
+            chosen = last
+        return self.with_defense(name="ft", **_shared_options("ft", _plain(chosen.options)))
 
     def with_defense(self, **values: Any) -> Config:
         """Return the same run with another defense: ``name`` and options."""
-        return dataclasses.replace(self, defense=_choice("defense", "bdjax.defenses", values))
+        return resolve({**self.to_dict(), "defense": values})
 
 
 def resolve(values: Mapping[str, Any]) -> Config:
@@ -214,13 +216,18 @@ def resolve(values: Mapping[str, Any]) -> Config:
 def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Lay the values over the default names and over what suits the data set."""
     named = merge(DEFAULTS, values)
-    suited = dict(DATA_DEFAULTS.get(str(named["data"].get("name")), {}))
-    defense = named["defense"].get("name")
-    if "defense" in suited and isinstance(defense, str):
-        suited["defense"] = _shared_options(defense, suited["defense"])
+    suited = {"holdout": PAPERS_HOLDOUT, **DATA_DEFAULTS.get(str(_mapping("data", named["data"]).get("name")), {})}
+    suited["defense"] = _suited("defense", named["defense"], suited.get("defense", {}))
     if any(_mapping("holdout", values.get("holdout")).get(key) is not None for key in ("share", "per_class")):
-        suited.pop("holdout", None)
+        del suited["holdout"]
     return merge(suited, named)
+
+
+def _suited(path: str, defense: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that a defense takes, or that each stage of a chain takes."""
+    values = _mapping(path, defense)
+    stages = {key: _suited(f"{path}.{key}", values[key], options) for key in ("first", "second") if key in values}
+    return {**_shared_options(values.get("name"), options), **stages}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -230,10 +237,10 @@ def read(path: Path) -> dict[str, Any]:
       InputError: no such file, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
     except OSError as error:
         raise InputError(f"cannot read the config {path}: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # PyYAML raises whatever its constructors of numbers and dates raise
         where = " ".join(str(error).split())
         raise InputError(f"the config {path} is not valid YAML: {where}.") from error
     if not isinstance(values, dict):
@@ -241,23 +248,38 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one set of nested values over another.
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML in which nothing stands twice: no repeated keys, and no aliases, which can hide or blow up a value."""
 
-    Where a section's name changes, options from below that the new method does not have are left out: ``--defense ft``
-    over a file that asks for ``ft_sam`` keeps the epochs and drops ρ.
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one set of nested values over another; an empty section changes nothing.
+
+    Where a section's name changes, options of the old method that the new one does not have are left out:
+    ``--defense ft`` over a file that asks for ``ft_sam`` keeps the epochs and drops ρ (and keeps a misspelled key, so
+    that it is refused).
     """
     merged = dict(below)
     for key, value in above.items():
-        old = below.get(key)
-        if key not in _SHORTHANDS and not isinstance(value, Mapping) and not isinstance(old, Mapping):
-            merged[key] = value
-            continue
-        first, second = _mapping(key, old), _mapping(key, value)
-        package = _PACKAGES.get(key)
-        if package and second.get("name", first.get("name")) != first.get("name"):
-            first = _shared_options(second["name"], first, package)
-        merged[key] = merge(first, second)
+        old, new = _spelled_out(key, below.get(key)), _spelled_out(key, value)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if key in _PACKAGES and "name" in new:
+                old = _carried_over(_PACKAGES[key], {"name": _DEFAULT_NAMES.get(key), **old}, new["name"])
+            merged[key] = merge(old, new)
+        elif new is not None or not isinstance(old, Mapping):
+            merged[key] = new
     return merged
 
 
@@ -278,10 +300,15 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
             if not rest or rest[0].startswith("--"):
                 raise InputError(f"option --{path} needs a value.")
             value = rest.pop(0)
-        nested: Any = value
-        for key in reversed(path.split(".")):
-            nested = {key: nested}
-        values = merge(values, nested)
+        *sections, key = path.split(".")
+        if key in _SHORTHANDS:
+            sections, key = [*sections, key], _SHORTHANDS[key]
+        section = values
+        for name in sections:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise InputError(f"option --{path} is at odds with the value {section!r} of {name}.")
+        section[key] = value
     return values
 
 
@@ -326,6 +353,16 @@ def _build_defense(path: str, choice: Choice) -> Defense | Chain:
     }
     with named(path, options):
         return registry.factory("bdjax.defenses", choice.name)(**options)
+
+
+def stage_paths(config: Config) -> list[str]:
+    """Return the key of each stage of the defense: ``defense``, or ``defense.first`` and so on for a chain."""
+
+    def paths(path: str, choice: Choice) -> list[str]:
+        inner = [paths(f"{path}.{name}", part) for name, part in choice.options.items() if isinstance(part, Choice)]
+        return sum(inner, []) or [path]
+
+    return paths("defense", config.defense)
 
 
 def parameters(package: str, name: str) -> dict[str, inspect.Parameter]:
@@ -373,8 +410,8 @@ def _choice(path: str, package: str, value: Any) -> Choice:
     presets = registry.presets(package, name)
     preset = values.pop("preset", "paper")
     one_of(presets, **{f"{path}.preset": preset})
-    options = _typed(path, parameters(package, name), {**presets[preset], **values}, f"{path} {name!r}")
-    return Choice(name, options)
+    options = merge(_plain(presets[preset]), values)
+    return Choice(name, _typed(path, parameters(package, name), options, f"{path} {name!r}"))
 
 
 def _options(path: str, function: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -404,6 +441,8 @@ def _typed(path: str, known: Mapping[str, inspect.Parameter], values: Mapping[st
         value = values.get(name, parameter.default)
         if value is inspect.Parameter.empty:
             raise InputError(f"{path}.{name} is missing.")
+        if dataclasses.is_dataclass(parameter.default):  # a section of its own, of which a part may be given
+            value = {**_plain(parameter.default), **_mapping(f"{path}.{name}", _plain(values.get(name)))}
         typed[name] = convert(f"{path}.{name}", parameter.annotation, value)
     return typed
 
@@ -421,12 +460,14 @@ def _mapping(path: str, value: Any) -> Mapping[str, Any]:
     """Read a section; a bare word or number stands for the field that says most."""
     if value is None:
         return {}
-    shorthand = _SHORTHANDS.get(path.rpartition(".")[2])
-    if shorthand and isinstance(value, _SCALARS):
-        return {shorthand: value}
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return value
+    section = _spelled_out(path.rpartition(".")[2], value)
+    if isinstance(section, Mapping) and all(isinstance(key, str) for key in section):
+        return section
     raise InputError(f"{path} must be a section with keys, got {value!r}.")
+
+
+def _spelled_out(key: str, value: Any) -> Any:
+    return {_SHORTHANDS[key]: value} if key in _SHORTHANDS and isinstance(value, _SCALARS) else value
 
 
 def convert(path: str, annotation: Any, value: Any) -> Any:
@@ -457,18 +498,34 @@ def _scalar(path: str, kind: type, value: Any) -> Any:
     if kind in (int, float) and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = kind(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError(f"{path} must be a number of at most 63 bits.")
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        value = value + 0.0  # and -0.0 is 0.0, in a run's name too
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not abs(value) < _FLOAT32_MAX):  # nor NaN
         raise InputError(f"{path} must be {wanted}, got {value!r}.")
     return value
 
 
-def _shared_options(name: str, options: Mapping[str, Any], package: str = "bdjax.defenses") -> dict[str, Any]:
+def _shared_options(name: Any, options: Mapping[str, Any], package: str = "bdjax.defenses") -> dict[str, Any]:
+    return {key: value for key, value in options.items() if _has(package, name, key, value)}
+
+
+def _carried_over(package: str, options: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """Return a method's options without those that it has and the method of the new name has not."""
+    return {
+        key: value
+        for key, value in options.items()
+        if _has(package, name, key, value) or not _has(package, options["name"], key, value)
+    }
+
+
+def _has(package: str, name: Any, option: str, value: Any) -> bool:
+    """Whether a method takes an option; of presets, whether it has the one of that name."""
     if name not in registry.names(package):
-        return dict(options)  # the unknown name is reported when the config is resolved
-    return {key: value for key, value in options.items() if key in parameters(package, name)}
+        return False
+    return value in list(registry.presets(package, name)) if option == "preset" else option in parameters(package, name)
 
 
 def _plain(value: Any) -> Any:

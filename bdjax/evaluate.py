@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from bdjax.checks import InputError
+from bdjax.checks import InputError, integer
 from bdjax.data.augment import as_float
 from bdjax.train import compilation
 from bdjax.types import Images, Metrics, Model, PoisonedSplit, Split, Variables
@@ -31,7 +31,7 @@ def evaluate(
       batch_size: images a step; changes speed and memory only.
 
     Raises:
-      InputError: no image to count.
+      InputError: no image to count, or a batch size below one.
     """
     on_clean = predict(model, variables, clean.image, batch_size=batch_size)
     on_triggered = predict(model, variables, triggered.visible.image, batch_size=batch_size)
@@ -56,7 +56,8 @@ def count(
 
 def predict(model: Model, variables: Variables, image: Images, *, batch_size: int = BATCH) -> Int[Array, " n"]:
     """Return the class with the largest logit for each image, in evaluation mode."""
-    return _predict(model, variables, jnp.asarray(image), min(batch_size, image.shape[0]))
+    integer(1, batch_size=batch_size)
+    return _predict(model, variables, jnp.asarray(image), max(1, min(batch_size, image.shape[0])))
 
 
 def defense_effectiveness_rating(before: Metrics, after: Metrics) -> Any:

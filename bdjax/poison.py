@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
+from bdjax.checks import one_of
 from bdjax.types import Attack, PoisonedSplit, Split, Trigger, TriggerState
 
-Rounding: TypeAlias = Literal["nearest", "truncate"]
 ROUNDINGS = ("nearest", "truncate")
 
 
 def poison_train(
-    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, *, rounding: Rounding = "nearest"
+    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, *, rounding: str = "nearest"
 ) -> PoisonedSplit:
     """Plant the trigger in exactly round(r·N) rows of a training split, chosen at random by the key alone.
 
     N counts all valid rows and r is ``attack.poison_rate``. Candidates are all valid rows, those of the target class
-    included (for a clean-label attack: only rows whose label the map leaves alone; their labels stay). Every other row
-    is bit-identical to the input. Pure, jittable and differentiable in the attack's floats but for the rounding;
-    ``poison_rate`` may be traced.
+    included. For a clean-label attack they are the rows whose label the map leaves alone; the labels stay, and if
+    there are fewer than round(r·N), all are taken. Every other row is bit-identical to the input. Pure, jittable and
+    differentiable in the attack's floats but for the rounding; ``poison_rate`` may be traced.
 
     Args:
       key: decides the rows and what the trigger draws for each of them.
@@ -34,6 +32,9 @@ def poison_train(
 
     Returns:
       The split as a learner sees it, the true labels, and which rows carry the trigger.
+
+    Raises:
+      InputError: an unknown rounding.
     """
     split = jax.tree.map(jnp.asarray, split)
     row_key, trigger_key = jax.random.split(key)
@@ -52,7 +53,7 @@ def poison_train(
 
 
 def poison_test(
-    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, *, rounding: Rounding = "nearest"
+    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, *, rounding: str = "nearest"
 ) -> PoisonedSplit:
     """Plant the (test) trigger in every row; the visible label is the attacker's.
 
@@ -78,8 +79,9 @@ def choose(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, 
 
 
 def _apply(
-    key: Key[Array, ""], trigger: Trigger, state: TriggerState, image: Num[Array, "n h w c"], rounding: Rounding
+    key: Key[Array, ""], trigger: Trigger, state: TriggerState, image: Num[Array, "n h w c"], rounding: str
 ) -> Num[Array, "n h w c"]:
+    one_of(ROUNDINGS, rounding=rounding)
     keys = jax.random.split(key, image.shape[0])
     is_integer = image.dtype == jnp.uint8
     unit = image.astype(jnp.float32) / 255 if is_integer else image
@@ -87,7 +89,7 @@ def _apply(
     return _to_uint8(triggered, rounding) if is_integer else triggered
 
 
-def _to_uint8(image: Float[Array, "n h w c"], rounding: Rounding) -> Num[Array, "n h w c"]:
+def _to_uint8(image: Float[Array, "n h w c"], rounding: str) -> Num[Array, "n h w c"]:
     # k / 255 · 255 can fall just short of k in float32; a level that is whole up to rounding error must stay whole.
     offset = 0.5 if rounding == "nearest" else 1e-3
     return jnp.floor(image * 255 + offset).astype(jnp.uint8)

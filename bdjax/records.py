@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,17 +39,20 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the content of a JSON file, None if there is none.
+    """Return the mapping in a JSON file, None if there is no file.
 
     Raises:
-      InputError: it is not JSON.
+      InputError: it holds no JSON, or no mapping.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); delete it to make it again.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged (it holds no mapping); delete it to make it again.")
+    return content
 
 
 @contextlib.contextmanager
@@ -81,9 +83,7 @@ def device(count: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -87,7 +87,7 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
     folder = execution.out / config.run_id
     if (finished := _finished(folder)) is not None:
         return finished
-    plan = prepare(config)
+    plan = prepare(config, execution.devices)
     with records.locked(folder):
         if (finished := _finished(folder)) is not None:  # another process was faster
             return finished
@@ -132,12 +132,12 @@ def with_controls(config: Config) -> list[Config]:
 def run_with_controls(config: Config, execution: Execution) -> list[dict[str, Any]]:
     """Carry out a run and, before it, its control rows."""
     if _finished(execution.out / config.run_id) is None:
-        prepare(config)  # whatever is wrong with it should not wait for the controls
+        prepare(config, execution.devices)  # whatever is wrong with it should not wait for the controls
     return [run(row, execution) for row in with_controls(config)]
 
 
-def prepare(config: Config) -> Plan:
-    """Load the data, build every part and check them against each other.
+def prepare(config: Config, devices: int = 1) -> Plan:
+    """Load the data, build every part and check them against each other and against the number of devices.
 
     Raises:
       InputError: something asked for cannot be.
@@ -150,9 +150,9 @@ def prepare(config: Config) -> Plan:
     rows = _holdout_rows(config, dataset)
     holdout = splits.take(dataset.train, rows)
     attacker = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
-    loop.check_batch(training, attacker, "training.batch_size")
-    for stage in stages(defense):
-        loop.check_batch(stage, holdout, "defense.batch_size")
+    _check_batches("training", training, attacker, devices)
+    for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
+        _check_batches(path, stage, holdout, devices)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     return Plan(config, dataset, fingerprint, attack, trigger_state, model, training, defense, attacker, holdout)
@@ -170,6 +170,8 @@ def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, int]:
         options = _loop_options(execution, plan.training, label, checkpoints)
         key = key_for(config, "training")
         result = loop.run(key, plan.training, plan.model, variables, poisoned.visible, **options)
+    # Back to the host: a victim from a checkpoint is tied to its device, and what follows would be compiled once more.
+    result = dataclasses.replace(result, variables=jax.device_get(result.variables))
     return result, int(poisoned.is_poisoned.sum())
 
 
@@ -235,16 +237,22 @@ def _load(wanted: DataConfig) -> tuple[Dataset, dict[str, str]]:
 
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
     wanted = config.holdout
-    share = 0.05 if wanted.share is None and wanted.per_class is None else wanted.share
     with named("holdout", ("share", "per_class")):
         return splits.holdout(
             key_for(config, "holdout"),
             dataset.train,
-            share=share,
+            share=wanted.share,
             per_class=wanted.per_class,
             balanced=wanted.balanced,
             num_classes=dataset.spec.num_classes,
         )
+
+
+def _check_batches(path: str, learner: Defense, split: Split, devices: int) -> None:
+    loop.check_batch(learner, split, f"{path}.batch_size")
+    if learner.epochs:
+        with named(path, ("batch_size",)):
+            sharding.batch_mesh(devices, learner.batch_size)
 
 
 @functools.partial(jax.jit, static_argnames="rounding")

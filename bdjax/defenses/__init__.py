@@ -70,8 +70,12 @@ def purify(
         raise InputError("holdout must be a Split: a defender cannot see which images are poisoned.")
     history: list[loop.Epoch] = []
     for number, stage in enumerate(stages(defense)):
-        stage_key = key if number == 0 else jax.random.fold_in(key, number)
-        result = loop.run(stage_key, stage, model, variables, holdout, **options(number))
+        result = loop.run(stage_key(key, number), stage, model, variables, holdout, **options(number))
         variables = result.variables
         history += result.history
     return loop.Result(variables, history)
+
+
+def stage_key(key: Key[Array, ""], number: int) -> Key[Array, ""]:
+    """Return the key of a defense's stage: its own for the first, and then one that no epoch of the first folds in."""
+    return key if number == 0 else jax.random.fold_in(key, 2**31 + number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ _Pairs = tuple[tuple[int, int], ...]
 
 def conv_general_dilated(
     image: Float[Array, "n h w i"],
-    kernel: Float[Array, "kh kw i o"],
+    kernel: Float[Array, "kh kw i_of_group o"],
     window_strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     **options: Any,
@@ -26,6 +25,9 @@ def conv_general_dilated(
     XLA's CPU compiler brings a convolution into the form of its fast kernel only in the entry computation, not in the
     body of a loop. The forward pass of an NHWC/HWIO/NHWC convolution has that form from the start, the two gradients
     that JAX derives do not. So on the CPU both are written here in that layout; elsewhere this is JAX's own.
+
+    Second derivatives, forward or reverse over reverse, are right everywhere, and JAX's own. Forward mode alone (`jvp`
+    of something that is no gradient) does not work on the CPU.
     """
     plain = all(options.get(name) in (None, (1, 1)) for name in ("lhs_dilation", "rhs_dilation"))
     plain = plain and options.get("feature_group_count", 1) == 1 and options.get("precision") is None
@@ -34,13 +36,16 @@ def conv_general_dilated(
     return _convolve(image, kernel, tuple(window_strides), tuple((low, high) for low, high in padding))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(image: Array, kernel: Array, strides: tuple[int, ...], padding: _Pairs) -> Array:
+def _plain(image: Array, kernel: Array, strides: tuple[int, ...], padding: _Pairs) -> Array:
     return lax.conv_general_dilated(image, kernel, strides, padding, dimension_numbers=_LAYOUT)
 
 
+_convolve = jax.custom_vjp(_plain, nondiff_argnums=(2, 3))
+
+
 def _forward(image: Array, kernel: Array, strides: tuple[int, ...], padding: _Pairs) -> tuple[Array, Any]:
-    return _convolve(image, kernel, strides, padding), (image, kernel)
+    # Not _convolve: forward mode over this gradient differentiates what stands here.
+    return _plain(image, kernel, strides, padding), (image, kernel)
 
 
 def _backward(strides: tuple[int, ...], padding: _Pairs, saved: Any, cotangent: Array) -> tuple[Array, Array]:

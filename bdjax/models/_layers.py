@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -144,9 +145,20 @@ class LinenModel:
         return ((image - mean) / std).astype(narrow)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
-    return dict(module.init(key, x, train=True))
+    if any(isinstance(value, jax.core.Tracer) for value in (key, x)):  # the caller compiles
+        return dict(module.init(key, x, train=True))
+    return _compiled_init()(module, key, x)
+
+
+@functools.cache
+def _compiled_init() -> Callable[[nn.Module, Key[Array, ""], Array], Variables]:
+    def init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
+        return dict(module.init(key, x, train=True))
+
+    # LLVM's full effort on the draw of every parameter takes six times as long, and gives the same bits.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, static_argnums=0, compiler_options=options)
 
 
 def check_options(width: int, dtype: str) -> None:

@@ -50,13 +50,14 @@ def reduce_on_plateau(
 
     def init(params: optax.Params) -> PlateauState:
         del params
-        return PlateauState(jnp.ones(()), jnp.full((), jnp.inf), jnp.int32(0), jnp.zeros(()), jnp.int32(0))
+        best = jnp.full((), jnp.inf, float)  # not weakly typed: a state of another type would be compiled for again
+        return PlateauState(jnp.ones(()), best, jnp.int32(0), jnp.zeros(()), jnp.int32(0))
 
     def update(
         updates: optax.Updates, state: PlateauState, params: Any = None, *, value: Array, **extra: Any
     ) -> tuple[optax.Updates, PlateauState]:
         del params, extra
-        scaled = jax.tree.map(lambda g: g * state.scale, updates)
+        scaled = jax.tree.map(lambda g: g * state.scale.astype(g.dtype), updates)
         loss_sum, steps = state.loss_sum + value, state.steps + 1
         ended = steps >= steps_per_epoch
         mean = loss_sum / steps

@@ -24,7 +24,7 @@ class Schedule:
     Attributes:
       kind: ``constant``; ``cosine`` to zero over ``period`` and back; ``step``: times ``factor`` every ``period``;
         ``plateau``: times ``factor`` when the epoch's mean loss has not improved for 10 epochs.
-      period: in epochs or steps, as ``per`` says; None is the length of the run in epochs (not for ``step``).
+      period: in epochs or steps, as ``per`` says; None is the length of the run (not for ``step``).
       factor: of ``step`` and ``plateau``.
       per: whether the rate is set once an ``epoch`` or at every ``step``.
     """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +46,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False, create=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
+    @property
+    def epoch(self) -> int | None:
+        """How many epochs the newest checkpoint has seen; None if there is none."""
+        return self._manager.latest_step()
+
     def save(self, epoch: int, state: LearnerState, history: list[dict[str, Any]], *, force: bool = False) -> None:
         """Save the state after ``epoch`` epochs, unless the last save is too young."""
         started = time.monotonic()
@@ -60,18 +67,30 @@ class Checkpoints:
         Raises:
           InputError: the checkpoint cannot be read, or belongs to another state.
         """
-        epoch = self._manager.latest_step()
+        epoch = self.epoch
         if epoch is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(epoch, args=args)
+            return Saved(restored["state"], restored["history"])
         except Exception as error:  # orbax raises whatever its storage layers raise
-            broken, reason = self.folder / str(epoch), str(error).partition("\n")[0][:200]
-            raise InputError(f"the checkpoint {broken} cannot be read; delete it to start over ({reason}).") from error
-        return Saved(restored["state"], restored["history"])
+            reason = str(error).partition("\n")[0][:200]
+        _collect_quietly()
+        raise InputError(
+            f"the checkpoint {self.folder / str(epoch)} cannot be read; delete it to start over ({reason})."
+        )
 
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
+
+
+def _collect_quietly() -> None:
+    """Drop what a failed restore leaves half done before the interpreter does it, with a traceback for each part."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook

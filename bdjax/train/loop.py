@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bdjax.checks import InputError
+from bdjax.data import splits
 from bdjax.train import compilation, sharding
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
@@ -98,17 +100,21 @@ def run(
       mesh: devices over which each batch is split.
 
     Raises:
-      InputError: the batch is larger than the split, or the split is empty.
+      InputError: the batch is larger than the split, or the checkpoint is not of this run.
       Diverged: the loss or a parameter is not finite after an epoch.
       Stopped: as asked.
     """
     check_batch(learner, split)
-    split = sharding.replicate(split, mesh)
-    state = learner.init(key, model, variables, split)
-    state = sharding.replicate(jax.tree.map(jnp.array, state), mesh)  # a copy: the epoch consumes its state
+    split = sharding.replicate(_valid_rows(split), mesh)
+    init_key = jax.random.fold_in(key, 2**32 - 1)  # children of the key itself are the epochs'
+    state = _place(learner.init(init_key, model, variables, split), mesh)
     history: list[Epoch] = []
     if checkpoints is not None and (saved := checkpoints.restore(state)) is not None:
-        state, history = saved.state, [Epoch(**row) for row in saved.history]
+        state = _place(jax.device_get(saved.state), mesh)  # arrays bound to a device would be compiled for anew
+        history = [Epoch(**row) for row in saved.history]
+        if len(history) > learner.epochs:
+            seen = f"{len(history)}, which the checkpoint in {checkpoints.folder} has seen"
+            raise InputError(f"epochs must be at least {seen}; got {learner.epochs}.")
     for epoch in range(len(history), learner.epochs):
         with _stopwatch() as clock:
             epoch_key = jax.random.fold_in(key, epoch)
@@ -132,11 +138,21 @@ def check_batch(learner: Learner, split: Split, name: str = "batch_size") -> Non
     """Refuse a batch that the split cannot fill.
 
     Raises:
-      InputError: no rows, or fewer than ``batch_size``, while there are epochs to run.
+      InputError: no valid rows, or fewer than ``batch_size``, while there are epochs to run.
     """
-    rows = split.label.shape[0]
+    rows = int(np.asarray(split.valid).sum())
     if learner.epochs and rows < learner.batch_size:
         raise InputError(f"{name} must be at most {rows}, the number of images; got {learner.batch_size}.")
+
+
+def _place(state: LearnerState, mesh: Mesh | None) -> LearnerState:
+    """Copy a state to its devices; the epoch consumes it."""
+    return sharding.replicate(jax.tree.map(jnp.array, state), mesh)
+
+
+def _valid_rows(split: Split) -> Split:
+    valid = np.asarray(split.valid)
+    return split if valid.all() else splits.take(split, np.flatnonzero(valid))
 
 
 @contextlib.contextmanager
@@ -156,7 +172,9 @@ def _report(epoch: int, summary: _Summary, seconds: float, compile_seconds: floa
 
 
 def _advice(epoch: int, learner: Learner, checkpoints: Checkpoints | None) -> str:
-    kept = "" if checkpoints is None else f"; the last good checkpoint is in {checkpoints.folder}"
+    kept = ""
+    if checkpoints is not None and checkpoints.epoch is not None:
+        kept = f"; the last good checkpoint, of epoch {checkpoints.epoch}, is in {checkpoints.folder}"
     return f"the loss is not finite after epoch {epoch + 1} of {learner.epochs}: lower the learning rate{kept}"
 
 

@@ -106,7 +106,11 @@ class Supervised:
         return state.variables
 
     def _transformation(self, steps_per_epoch: Int[Array, ""]) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(self.gradient.transformation(), self.sgd.transformation(steps_per_epoch))
+        sgd, schedule = self.sgd, self.sgd.schedule
+        if schedule.period is None:  # the run's length, which is known in steps only here
+            length = self.epochs if schedule.per == "epoch" else self.epochs * steps_per_epoch
+            sgd = dataclasses.replace(sgd, schedule=dataclasses.replace(schedule, period=length))
+        return optax.chain(self.gradient.transformation(), sgd.transformation(steps_per_epoch))
 
 
 def supervised(
@@ -142,10 +146,10 @@ def supervised(
     integer(1, batch_size=batch_size)
     unit_interval(label_smoothing=label_smoothing)
     one_of(AUGMENTATIONS, augment=augment)
-    if schedule.period is None:
-        schedule = dataclasses.replace(schedule, period=float(max(epochs, 1)))
     sgd = Sgd(learning_rate, momentum, weight_decay, schedule)
     sgd.check()
+    if schedule.period is None and schedule.per == "epoch":
+        sgd = dataclasses.replace(sgd, schedule=dataclasses.replace(schedule, period=float(max(epochs, 1))))
     return Supervised(sgd, gradient or PlainGradient(), label_smoothing, augment, epochs, batch_size, drop_last)
 
 

@@ -1,0 +1,170 @@
+"""Known answers: where BadNets' patch lies, and Blended's mixture worked in NumPy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from bdjax import attacks, poison
+from bdjax.checks import InputError
+from bdjax.types import ImageSpec, Split
+
+KEY = jax.random.key(0)
+
+
+def spec_of(side: int, channels: int = 3) -> ImageSpec:
+    return ImageSpec("known", (side, side, channels), 10, (0.5,) * channels, (0.25,) * channels)
+
+
+def triggered(name: str, image: np.ndarray, **options) -> np.ndarray:
+    """Return one image in [0, 1] with the trigger on it."""
+    trigger = attacks.create(name, **options).trigger
+    state = trigger.init(KEY, spec_of(image.shape[0], image.shape[2]))
+    return np.asarray(trigger.apply(KEY, state, jnp.asarray(image)))
+
+
+GRAY = {side: np.full((side, side, 3), 0.5, np.float32) for side in (8, 32, 64)}
+
+
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize(
+    ("corner", "bottom", "right"),
+    [
+        ("bottom_right", True, True),
+        ("bottom_left", True, False),
+        ("top_right", False, True),
+        ("top_left", False, False),
+    ],
+)
+def test_the_patch_is_3_by_3_white_pixels_in_its_corner(side, corner, bottom, right):
+    changed = triggered("badnets", GRAY[side], corner=corner)
+    rows = slice(side - 3, side) if bottom else slice(0, 3)
+    columns = slice(side - 3, side) if right else slice(0, 3)
+    expected = GRAY[side].copy()
+    expected[rows, columns] = 1
+    np.testing.assert_array_equal(changed, expected)
+
+
+def test_by_default_the_patch_covers_rows_and_columns_29_to_31():
+    row, column = np.nonzero((triggered("badnets", GRAY[32]) == 1).all(-1))
+    assert (row.min(), row.max(), column.min(), column.max(), row.size) == (29, 31, 29, 31, 9)
+
+
+def test_a_6_by_6_patch_at_64_pixels():
+    assert (triggered("badnets", GRAY[64], size=6)[58:, 58:] == 1).all()
+    assert (triggered("badnets", GRAY[64], size=6) == 1).sum() == 36 * 3
+
+
+@pytest.mark.parametrize(("size", "white"), [(1, 1), (2, 2), (3, 5), (4, 8)])
+def test_a_checkerboard_is_white_where_row_plus_column_is_even(size, white):
+    patch = triggered("badnets", GRAY[8], size=size, pattern="checkerboard", corner="top_left")[:size, :size]
+    row, column = np.indices((size, size))
+    np.testing.assert_array_equal(patch, np.repeat(((row + column) % 2 == 0)[..., None], 3, -1).astype(np.float32))
+    assert (patch[..., 0] == 1).sum() == white
+
+
+def test_a_patch_may_fill_the_image_but_not_more():
+    assert (triggered("badnets", GRAY[8], size=8) == 1).all()
+    with pytest.raises(InputError, match="size must be at most 8, the image's; got 9"):
+        triggered("badnets", GRAY[8], size=9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": 0}, "size must be 1 or more, got 0"),
+        ({"corner": "botom_left"}, "corner must be one of .* .did you mean 'bottom_left'"),
+        ({"pattern": "checker"}, "pattern must be one of white, checkerboard; got 'checker'"),
+    ],
+)
+def test_badnets_refuses(options, words):
+    with pytest.raises(InputError, match=words):
+        attacks.create("badnets", **options)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
+def test_blended_mixes_image_and_trigger(alpha):
+    image = np.random.default_rng(0).random((8, 8, 3), np.float32)
+    picture = np.asarray(jax.random.uniform(KEY, (8, 8, 3)))
+    np.testing.assert_allclose(
+        triggered("blended", image, alpha=alpha), (1 - alpha) * image + alpha * picture, atol=1e-6
+    )
+
+
+@pytest.fixture
+def picture(tmp_path) -> tuple[str, np.ndarray]:
+    """A PNG of 8×8 gray values on disk, and the same values."""
+    values = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png"), values
+
+
+@pytest.mark.parametrize("rounding", poison.ROUNDINGS)
+def test_blended_rounds_to_8_bits_as_worked_in_whole_numbers(picture, rounding):
+    path, values = picture
+    image = np.random.default_rng(2).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    attack = attacks.create("blended", trigger_image=path, alpha=0.2)
+    split = Split(image, np.ones(1, np.int32), np.ones(1, bool))
+    test = poison.poison_test(KEY, attack, attack.trigger.init(KEY, spec_of(8)), split, rounding=rounding)
+    fifths = 4 * image.astype(int) + values  # 0.8 x + 0.2 T, in fifths: never within 0.1 of a half
+    expected = (fifths + 2) // 5 if rounding == "nearest" else fifths // 5
+    np.testing.assert_array_equal(test.visible.image, expected)
+
+
+def test_a_worked_pixel():
+    # x = 100, T = 255: 0.8 · 100 + 0.2 · 255 = 131
+    image = np.full((8, 8, 3), 100 / 255, np.float32)
+    trigger = attacks.create("blended").trigger
+    mixed = trigger.apply(KEY, jnp.ones((8, 8, 3)), jnp.asarray(image))
+    np.testing.assert_allclose(mixed * 255, 131, atol=1e-4)
+
+
+def test_test_alpha_is_the_strength_at_test_time_only(spec, split):
+    attack = attacks.create("blended", poison_rate=1.0, alpha=0.0, test_alpha=1.0)
+    state = attack.trigger.init(KEY, spec)
+    np.testing.assert_array_equal(jax.jit(poison.poison_train)(KEY, attack, state, split).visible.image, split.image)
+    on_test = jax.jit(poison.poison_test)(KEY, attack, state, split).visible.image
+    np.testing.assert_array_equal(on_test, np.broadcast_to(np.round(np.asarray(state) * 255), on_test.shape))
+
+
+def test_without_test_alpha_there_is_one_trigger():
+    assert attacks.create("blended").test_trigger is None
+
+
+def test_the_random_picture_is_one_draw_per_key():
+    trigger = attacks.create("blended").trigger
+    first, again, other = (trigger.init(jax.random.key(seed), spec_of(8)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert first.min() >= 0
+    assert first.max() <= 1
+
+
+def test_a_picture_is_read_and_brought_to_size(picture, tmp_path):
+    path, values = picture
+    trigger = attacks.create("blended", trigger_image=path).trigger
+    np.testing.assert_allclose(trigger.init(KEY, spec_of(8)), values / 255, atol=1e-6)
+    Image.new("RGB", (31, 17), (255, 0, 51)).save(tmp_path / "flat.png")
+    flat = attacks.create("blended", trigger_image=str(tmp_path / "flat.png")).trigger.init(KEY, spec_of(8))
+    np.testing.assert_allclose(flat, np.broadcast_to([1, 0, 0.2], (8, 8, 3)), atol=1e-6)
+
+
+def test_a_picture_becomes_gray_for_gray_images(picture):
+    path, _ = picture
+    assert attacks.create("blended", trigger_image=path).trigger.init(KEY, spec_of(8, 1)).shape == (8, 8, 1)
+
+
+def test_an_unreadable_picture_is_named(tmp_path):
+    (tmp_path / "no.png").write_text("no picture")
+    for path in (tmp_path / "no.png", tmp_path / "missing.png"):
+        with pytest.raises(InputError, match=f"trigger_image must be a readable image file; '{path}' is not"):
+            attacks.create("blended", trigger_image=str(path)).trigger.init(KEY, spec_of(8))
+
+
+@pytest.mark.parametrize("options", [{"alpha": 1.1}, {"test_alpha": -0.1}])
+def test_blended_refuses(options):
+    with pytest.raises(InputError, match=f"{next(iter(options))} must lie between 0 and 1"):
+        attacks.create("blended", **options)

@@ -1,0 +1,151 @@
+"""What every gradient transformation of `bdjax.optim` owes to optax and to its user; the set-ups walk the folder."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bdjax import optim, registry
+from bdjax.optim import Schedule, Sgd, schedules
+
+
+class Setup(NamedTuple):
+    """How to make a transformation out of one traced float, and what is known of it."""
+
+    make: Callable[..., optax.GradientTransformation]
+    values: tuple[float, float]  # of the float; another one should change the result of three steps
+    needs_params: bool = True
+    descends: bool = True  # or only changes the gradient
+
+
+SETUPS = {
+    "sam": Setup(lambda rho: optim.sam(rho), (0.5, 2.0), descends=False),
+    "sam.adaptive": Setup(lambda rho: optim.sam(rho, adaptive=True), (0.5, 2.0), descends=False),
+    "reduce_on_plateau": Setup(
+        lambda factor: schedules.reduce_on_plateau(1, factor=factor, patience=0, threshold=0.9),
+        (0.1, 0.5),
+        needs_params=False,
+        descends=False,
+    ),
+    "Sgd.transformation": Setup(lambda rate: Sgd(rate, weight_decay=0.01).transformation(2), (0.05, 0.02)),
+    "Sgd.transformation.cosine": Setup(
+        lambda period: Sgd(0.05, schedule=Schedule(kind="cosine", period=period)).transformation(1), (50.0, 30.0)
+    ),
+    "Sgd.transformation.step": Setup(
+        lambda factor: Sgd(0.05, schedule=Schedule(kind="step", period=2.0, factor=factor)).transformation(1),
+        (0.9, 0.8),
+    ),
+    "Sgd.transformation.plateau": Setup(
+        lambda rate: Sgd(rate, schedule=Schedule(kind="plateau")).transformation(1), (0.05, 0.02)
+    ),
+}
+
+PARAMS = {"a": np.array([[1.0, -0.5], [0.25, 2.0]]), "b": np.array([-1.0])}
+
+
+def transformations() -> Iterator[str]:
+    """The names of all public functions and methods of the folder that return a gradient transformation."""
+    for name in registry.names("bdjax.optim"):
+        module = importlib.import_module(f"bdjax.optim.{name}")
+        for thing in vars(module).values():
+            if getattr(thing, "__module__", None) != module.__name__ or thing.__name__.startswith("_"):
+                continue
+            members = [thing] if inspect.isfunction(thing) else [f for f in vars(thing).values() if callable(f)]
+            for function in members:
+                if "GradientTransformation" in str(getattr(function, "__annotations__", {}).get("return")):
+                    yield function.__qualname__
+
+
+def test_every_transformation_has_a_setup():
+    found = set(transformations())
+    assert found == {".".join(name.split(".")[: 2 if name.startswith("Sgd") else 1]) for name in SETUPS}
+    assert "sam" in found
+
+
+@pytest.fixture(params=SETUPS)
+def setup(request) -> Setup:
+    return SETUPS[request.param]
+
+
+def params_of(dtype):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), PARAMS)
+
+
+def loss(params):
+    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(params))
+
+
+def step(setup: Setup, value, params, state):
+    tx = setup.make(value)
+    now, grads = jax.value_and_grad(loss)(params)
+    # optax hands every transformation all extra arguments: those of the others are to be passed over
+    extra = {"grad_fn": jax.grad(loss), "value": now.astype(jnp.float32), "of_another": 1.0}
+    updates, state = optax.with_extra_args_support(tx).update(grads, state, params, **extra)
+    return updates, state
+
+
+def descend(setup: Setup, value, steps: int):
+    params = params_of(jnp.float32)
+    state = setup.make(value).init(params)
+    for _ in range(steps):
+        updates, state = step(setup, value, params, state)
+        params = optax.apply_updates(params, updates if setup.descends else jax.tree.map(lambda g: -0.05 * g, updates))
+    return params
+
+
+def signature(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False)), tree)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_updates_keep_tree_shape_and_dtype_and_the_state_its_own(setup, dtype):
+    params = params_of(dtype)
+    before = jax.eval_shape(setup.make(setup.values[0]).init, params)
+    updates, after = jax.eval_shape(lambda p, s: step(setup, setup.values[0], p, s), params, before)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+    assert signature(after) == signature(before)  # else a loop over steps would compile twice, a scan not at all
+
+
+def test_jit_is_eager_and_another_float_traces_nothing(setup):
+    traces = []
+
+    @jax.jit
+    def steps(value):
+        traces.append(value)
+        return descend(setup, value, 3)
+
+    first, second = (steps(value) for value in setup.values)
+    assert len(traces) == 1
+    assert all(np.abs(first[name] - second[name]).max() > 1e-6 for name in first)
+    for name, expected in descend(setup, setup.values[1], 3).items():
+        np.testing.assert_allclose(second[name], expected, rtol=1e-5)
+
+
+def test_a_map_over_the_float_is_a_loop(setup):
+    mapped = jax.jit(jax.vmap(lambda value: descend(setup, value, 3)))(jnp.array(setup.values))
+    for row, value in enumerate(setup.values):
+        for name, expected in descend(setup, value, 3).items():
+            np.testing.assert_allclose(mapped[name][row], expected, rtol=1e-5)
+
+
+def test_it_descends_or_leaves_the_gradient_a_descent_direction(setup):
+    value = setup.values[0]
+    assert loss(jax.jit(lambda: descend(setup, value, 20))()) < loss(PARAMS)
+
+
+def test_update_without_params_is_refused_where_they_are_needed(setup):
+    tx, grads = optax.with_extra_args_support(setup.make(setup.values[0])), params_of(jnp.float32)
+    extra = {"grad_fn": lambda at: at, "value": jnp.zeros(())}
+    if not setup.needs_params:
+        tx.update(grads, tx.init(grads), **extra)
+        return
+    with pytest.raises(ValueError, match="params"):
+        tx.update(grads, tx.init(grads), **extra)

@@ -1,0 +1,135 @@
+"""One direction: the import statements of every file, read with `ast`, against the table of who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bdjax
+
+ROOT = Path(bdjax.__file__).parent
+BASE = {"types", "checks"}
+
+# data → poison → train → defend → evaluate → report
+MAY_IMPORT = {
+    "__init__": set(),
+    "types": set(),
+    "checks": set(),
+    "registry": {"checks"},
+    "data": BASE | {"registry"},
+    "attacks": BASE | {"registry"},
+    "models": BASE | {"registry"},
+    "optim": BASE,
+    "poison": BASE,  # an attack is whatever fits the protocol
+    "train": BASE | {"data", "optim"},
+    "defenses": BASE | {"registry", "data", "optim", "train"},  # a defender knows neither attacks nor poison
+    "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
+    "records": {"checks"},
+    "report": {"checks", "records"},
+    "tables": {"checks", "report"},
+    "figures": {"checks", "report", "tables"},
+    "progress": {"train"},
+    "config": BASE | {"registry", "attacks", "poison", "models", "optim", "train", "defenses"},
+    "run": BASE | {"config", "data", "poison", "train", "defenses", "evaluate", "records"},
+    "demo": {"checks", "config", "run"},
+    "cli": BASE | {"registry", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"},
+}
+
+# Who alone may import a library, so that it can be optional, lazy or exchanged.
+ONLY = {
+    "tensorflow_datasets": "data/sources/",
+    "array_record": "data/sources/",
+    "matplotlib": "figures.py",
+    "flax.linen": "models/",
+    "orbax": "train/",
+    "rich": ("tables.py", "progress.py"),
+    "yaml": ("config.py", "run.py"),
+}
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def role(file: Path) -> str:
+    """Return the top-level module or package that a file belongs to."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(file)} line {node.lineno}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_roles(file: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imported(file) if name.startswith("bdjax.")}
+    return {name for name in names if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file()}
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_imports_follow_the_table(file):
+    assert role(file) in MAY_IMPORT, f"say in the table what {role(file)} may import"
+    assert imported_roles(file) <= MAY_IMPORT[role(file)] | {role(file)}
+
+
+def test_the_table_has_a_row_for_each_module_and_no_circle():
+    assert set(MAY_IMPORT) == set(map(role, FILES))
+    done: set[str] = set()
+    while ready := {name for name, allowed in MAY_IMPORT.items() if allowed <= done} - done:
+        done |= ready
+    assert done == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_a_library_is_imported_where_it_belongs_and_nowhere_else(library):
+    prefix = library + "."
+    importers = [relative(file) for file in FILES if any(f"{name}.".startswith(prefix) for name in imported(file))]
+    assert importers, f"nothing imports {library}: take it out of the table"
+    assert [file for file in importers if not file.startswith(ONLY[library])] == []
+
+
+def modules_after(names: list[str]) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has after importing these."""
+    code = f"import sys, {', '.join(names)}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_importing_everything_imports_no_optional_library():
+    lazy = (
+        "_tfds.py",
+        "_cifar_builder.py",
+        "_image_folder.py",
+        "_images.py",
+    )  # of data/sources: only where they are used
+    files = [file for file in FILES if file.name not in lazy]
+    names = [
+        "bdjax." + relative(file).removesuffix(".py").replace("/", ".").removesuffix(".__init__") for file in files
+    ]
+    loaded = modules_after(["bdjax", *(name for name in names if name != "bdjax.__init__")])
+    assert {"bdjax", "jax"} <= loaded
+    assert not loaded & {"tensorflow_datasets", "tensorflow", "array_record", "matplotlib", "PIL", "sklearn", "torch"}
+
+
+def test_reports_and_the_command_line_start_without_jax():
+    names = ("cli", "checks", "figures", "records", "registry", "report", "tables")
+    assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_everything_public_is_documented(file):
+    module = ast.parse(file.read_text())
+    assert ast.get_docstring(module), "the module has no docstring"
+    public = [node for node in module.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []

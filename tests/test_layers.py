@@ -1,0 +1,236 @@
+"""Batch norm and convolution against worked values, NumPy and JAX's own gradients."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from bdjax.models._convolution import conv_general_dilated
+from bdjax.models._layers import BatchNorm, Dense, conv
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # LLVM takes its time
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
+
+
+# Batch norm
+
+
+@functools.partial(quick_jit, static_argnames=("train", "momentum", "epsilon"))
+def batch_norm(x, *, valid=None, train=True, statistics=None, **options):
+    """Return the output and the running statistics after one pass of a fresh layer."""
+    ones, zeros = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
+    variables = {
+        "params": {"scale": ones, "bias": zeros},
+        "batch_stats": statistics or {"mean": zeros, "var": ones},
+    }
+    out, changed = BatchNorm(**options).apply(variables, x, train=train, valid=valid, mutable=["batch_stats"])
+    return out, changed["batch_stats"]
+
+
+def test_batch_of_1_2_3_4_moves_the_running_values_as_in_pytorch():
+    _, running = batch_norm(jnp.array([[1.0], [2.0], [3.0], [4.0]]))
+    assert running["mean"].item() == pytest.approx(0.25)
+    assert running["var"].item() == pytest.approx(0.9 + 0.1 * 5 / 3)  # unbiased; 1.025 would be the biased one
+
+
+def test_the_output_is_normalized_with_the_biased_variance():
+    out, _ = batch_norm(jnp.array([[1.0], [2.0], [3.0], [4.0]]))
+    np.testing.assert_allclose(out[:, 0], (np.arange(1, 5) - 2.5) / np.sqrt(1.25 + 1e-5), rtol=1e-6)
+
+
+def test_images_are_normalized_over_rows_height_and_width():
+    x = normal(4, 3, 2, 5) * 3 + 1
+    out, running = batch_norm(x)
+    np.testing.assert_allclose(out.mean((0, 1, 2)), np.zeros(5), atol=1e-6)
+    np.testing.assert_allclose(out.std((0, 1, 2)), np.ones(5), atol=1e-4)
+    np.testing.assert_allclose(running["mean"], 0.1 * np.mean(x, (0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(running["var"], 0.9 + 0.1 * np.var(x, (0, 1, 2), ddof=1), rtol=1e-5)
+
+
+def test_momentum_and_epsilon():
+    x = jnp.array([[1.0], [3.0]])
+    out, running = batch_norm(x, momentum=0.5, epsilon=3.0)
+    np.testing.assert_allclose(out[:, 0], [-0.5, 0.5])  # variance 1, √(1 + 3) = 2
+    assert (running["mean"].item(), running["var"].item()) == (1.0, 1.5)
+
+
+def test_in_evaluation_the_running_values_are_used_and_kept():
+    statistics = {"mean": jnp.array([2.0]), "var": jnp.array([4.0 - 1e-5])}
+    out, after = batch_norm(jnp.array([[2.0], [4.0]]), train=False, statistics=statistics)
+    np.testing.assert_allclose(out[:, 0], [0, 1], atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after, statistics)
+
+
+@pytest.mark.parametrize("filler", [0.0, 1e3])
+def test_rows_that_are_not_valid_change_nothing(filler):
+    x = normal(5, 3, 3, 2)
+    padded = jnp.concatenate([x[:2], jnp.full((3, 3, 3, 2), filler), x[2:]])
+    valid = jnp.array([True, True, False, False, False, True, True, True])
+    (out, running), (padded_out, padded_running) = batch_norm(x), batch_norm(padded, valid=valid)
+    np.testing.assert_allclose(padded_out[valid], out, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), padded_running, running)
+
+
+def test_a_batch_without_a_valid_row_stays_finite():
+    out, running = batch_norm(normal(2, 3), valid=jnp.zeros(2, bool))
+    assert all(jnp.isfinite(array).all() for array in (out, running["mean"], running["var"]))
+
+
+def test_statistics_of_bfloat16_are_computed_in_float32():
+    x = normal(4096, 1).astype(jnp.bfloat16)
+    out, running = batch_norm(x)
+    assert out.dtype == jnp.bfloat16
+    assert running["mean"].dtype == running["var"].dtype == jnp.float32
+    np.testing.assert_allclose(running["mean"], 0.1 * np.asarray(x, np.float64).mean(0), atol=1e-6)
+
+
+# Convolution
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def reference_convolution(image: np.ndarray, kernel: np.ndarray, stride: int, padding: int) -> np.ndarray:
+    """Convolve as PyTorch does, in loops."""
+    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    size = kernel.shape[0]
+    rows, columns = ((length - size) // stride + 1 for length in padded.shape[1:3])
+    out = np.zeros((image.shape[0], rows, columns, kernel.shape[3]))
+    for row in range(rows):
+        for column in range(columns):
+            window = padded[:, row * stride : row * stride + size, column * stride : column * stride + size]
+            out[:, row, column] = np.einsum("nhwi,hwio->no", window, kernel)
+    return out
+
+
+@pytest.mark.parametrize(("side", "size", "stride"), [(6, 3, 2), (7, 3, 2), (6, 3, 1), (6, 1, 2)])
+def test_convolution_pads_like_pytorch(side, size, stride):
+    image, kernel = normal(2, side, side, 3), normal(size, size, 3, 4)
+    ours = conv(4, size, stride=stride, name="conv").apply({"params": {"kernel": kernel}}, image)
+    np.testing.assert_allclose(
+        ours, reference_convolution(np.asarray(image), np.asarray(kernel), stride, size // 2), atol=1e-5
+    )
+
+
+def test_same_padding_would_give_other_features():
+    image, kernel = normal(2, 6, 6, 3), normal(3, 3, 3, 4)
+    ours = conv(4, 3, stride=2, name="conv").apply({"params": {"kernel": kernel}}, image)
+    same = lax.conv_general_dilated(image, kernel, (2, 2), "SAME", dimension_numbers=LAYOUT)
+    assert same.shape == ours.shape
+    assert abs(same - ours).max() > 0.1
+
+
+CASES = [
+    # height, width, kernel's height and width, strides, padding
+    (8, 8, 3, 3, (1, 1), ((1, 1), (1, 1))),
+    (8, 8, 3, 3, (2, 2), ((1, 1), (1, 1))),
+    (7, 5, 3, 3, (2, 2), ((1, 1), (1, 1))),
+    (8, 7, 1, 1, (2, 2), ((0, 0), (0, 0))),
+    (6, 6, 1, 1, (1, 1), ((1, 1), (1, 1))),
+    (9, 8, 5, 2, (3, 1), ((0, 2), (1, 0))),
+    (8, 9, 2, 4, (2, 3), ((3, 1), (0, 0))),
+]
+
+
+def _jax_own(image, kernel, strides, padding):
+    return lax.conv_general_dilated(image, kernel, strides, padding, dimension_numbers=LAYOUT)
+
+
+def _loss(convolve, strides, padding):
+    return lambda image, kernel: jnp.sum(jnp.sin(convolve(image, kernel, strides, padding)))
+
+
+def assert_trees_close(actual, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), actual, expected)
+
+
+@pytest.mark.parametrize(("height", "width", "rows", "columns", "strides", "padding"), CASES)
+def test_gradients_are_jax_own(height, width, rows, columns, strides, padding):
+    image, kernel = normal(2, height, width, 3), normal(rows, columns, 3, 4)
+    ours, own = (
+        quick_jit(jax.value_and_grad(_loss(convolve, strides, padding), (0, 1)))(image, kernel)
+        for convolve in (conv_general_dilated, _jax_own)
+    )
+    assert_trees_close(ours, own)
+
+
+STRIDED = CASES[2]
+
+
+def _strided(convolve):
+    return _loss(convolve, *STRIDED[4:])
+
+
+def _inside_scan(loss, image, kernel):
+    """Three steps of gradient descent on the kernel inside a compiled loop."""
+
+    def step(kernel, _):
+        grads = jax.grad(loss, (0, 1))(image, kernel)
+        return kernel - 0.1 * grads[1], grads[0].sum()
+
+    return lax.scan(step, kernel, length=3)
+
+
+def _reverse_over_reverse(loss, image, kernel):
+    def squared_norm(image, kernel):
+        return sum(jnp.sum(grad**2) for grad in jax.grad(loss, (0, 1))(image, kernel))
+
+    return jax.grad(squared_norm, (0, 1))(image, kernel)
+
+
+def _forward_over_reverse(loss, image, kernel):
+    return jax.jvp(jax.grad(loss, (0, 1)), (image, kernel), (jnp.cos(image), jnp.cos(kernel)))[1]
+
+
+def _mapped(loss, image, kernel):
+    kernels = jnp.stack([kernel, 2 * kernel])
+    return jax.vmap(jax.grad(loss, (0, 1)), (None, 0))(image, kernels)
+
+
+@pytest.mark.parametrize("use", [_inside_scan, _reverse_over_reverse, _forward_over_reverse, _mapped])
+def test_gradients_are_jax_own_where_they_are_used(use):
+    height, width, rows, columns, *_ = STRIDED
+    image, kernel = normal(2, height, width, 3), normal(rows, columns, 3, 4)
+    ours, own = (quick_jit(use, static_argnums=0)(_strided(c), image, kernel) for c in (conv_general_dilated, _jax_own))
+    assert_trees_close(ours, own)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"feature_group_count": 3}, {"rhs_dilation": (2, 2)}, {"lhs_dilation": (2, 2)}],
+    ids=lambda o: next(iter(o)),
+)
+def test_other_kinds_of_convolution_are_jax_own(options):
+    image, kernel = normal(2, 7, 7, 3), normal(3, 3, 1 if "feature_group_count" in options else 3, 6)
+    ours = conv_general_dilated(image, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT, **options)
+    own = lax.conv_general_dilated(image, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT, **options)
+    np.testing.assert_array_equal(ours, own)
+
+
+# Initial values
+
+
+def test_weights_start_uniform_within_one_over_root_fan_in():
+    params = quick_jit(conv(64, 3, name="conv").init)(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]
+    bound = 1 / np.sqrt(3 * 3 * 8)
+    assert set(params) == {"kernel"}  # no bias
+    assert abs(params["kernel"]).max() <= bound
+    assert params["kernel"].std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+
+
+def test_a_dense_layer_computes_in_float32():
+    layer = Dense(3)
+    variables = quick_jit(layer.init)(jax.random.key(0), jnp.zeros((1, 400)))
+    assert abs(variables["params"]["kernel"]).max() <= 1 / 20
+    assert abs(variables["params"]["bias"]).max() <= 1 / 20
+    x = normal(2, 400)
+    expected = np.asarray(x) @ np.asarray(variables["params"]["kernel"]) + np.asarray(variables["params"]["bias"])
+    np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
+    assert layer.apply(variables, x.astype(jnp.bfloat16)).dtype == jnp.float32

@@ -1,0 +1,97 @@
+"""One run over eight virtual devices gives what one device gives."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from bdjax import defenses
+from bdjax.checks import InputError
+from bdjax.train import loop, sharding
+from bdjax.train.checkpoints import Checkpoints
+
+KEY = jax.random.key(0)
+DEVICES = 8
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.batch_mesh(DEVICES, 32)
+
+
+@pytest.fixture(scope="module", params=["ft", "ft_sam"])
+def learner(request):
+    """Supervised learning with and without a second gradient; the last batch is not full."""
+    return defenses.create(request.param, epochs=3, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def spread(learner, model, variables, split, mesh) -> loop.Result:
+    return loop.run(KEY, learner, model, variables, split, mesh=mesh)
+
+
+def test_eight_devices_give_the_result_of_one(spread, learner, model, variables, split):
+    """Batch statistics are those of the whole batch: with four rows a device they would be far off."""
+    one = loop.run(KEY, learner, model, variables, split)
+    for got, expected in zip(*(jax.tree.leaves(result.variables) for result in (spread, one)), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-4, rtol=1e-4)
+    assert [row.loss for row in spread.history] == pytest.approx([row.loss for row in one.history], rel=1e-4)
+
+
+def test_the_result_is_whole_on_every_device(spread):
+    for leaf in jax.tree.leaves(spread.variables):
+        assert leaf.sharding.is_fully_replicated
+        assert len(leaf.devices()) == DEVICES
+
+
+def test_each_device_gets_its_share_of_a_batch(split, mesh):
+    batch = split._replace(valid=None)
+    image, label, valid = jax.jit(lambda batch: sharding.split_batch(batch, mesh))(batch)
+    assert {shard.data.shape for shard in image.addressable_shards} == {(48 // DEVICES, 8, 8, 3)}
+    assert {shard.data.shape for shard in label.addressable_shards} == {(48 // DEVICES,)}
+    assert valid is None
+    np.testing.assert_array_equal(image, split.image)
+
+
+def test_only_the_first_epoch_compiles(spread):
+    assert [row.compile_seconds for row in spread.history[1:]] == [0.0, 0.0]
+
+
+def test_a_continued_run_is_bit_identical(spread, learner, model, variables, split, mesh, tmp_path):
+    def feed(**options):
+        checkpoints = Checkpoints(tmp_path, every=0.0)
+        try:
+            return loop.run(KEY, learner, model, variables, split, checkpoints=checkpoints, mesh=mesh, **options)
+        finally:
+            checkpoints.close()
+
+    with pytest.raises(loop.Stopped):
+        feed(should_stop=lambda: True)
+    continued = feed()
+    assert [row.compile_seconds for row in continued.history[1:]] == [0.0, 0.0]
+    for got, expected in zip(*(jax.tree.leaves(result.variables) for result in (continued, spread)), strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert got.sharding.is_fully_replicated
+
+
+def test_one_device_needs_no_mesh():
+    assert sharding.batch_mesh(1, 7) is None
+
+
+def test_a_mesh_of_some_devices():
+    mesh = sharding.batch_mesh(2, 6)
+    assert mesh is not None
+    assert list(mesh.devices.flat) == jax.devices()[:2]
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "words"),
+    [
+        (9, 18, "devices must be at most 8, the number of devices here; got 9"),
+        (8, 20, "batch_size must be a multiple of devices = 8; got 20"),
+    ],
+)
+def test_what_does_not_fit_is_refused(devices, batch_size, words):
+    with pytest.raises(InputError, match=words):
+        sharding.batch_mesh(devices, batch_size)
