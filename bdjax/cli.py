@@ -131,20 +131,20 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax import config as configs
-    from bdjax import run
+    from bdjax import run, schema
 
     files = options.config
     if rest and not rest[0].startswith("--"):
         files = [*files, rest.pop(0)]
     if len(files) > 1:
         raise InputError(f"name one config, not {len(files)}: {', '.join(files)}.")
-    values = configs.read(Path(files[0])) if files else {}
+    values = schema.read(Path(files[0])) if files else {}
     try:
-        config = configs.resolve(configs.merge(values, configs.overrides(rest)))
+        config = configs.resolve(schema.merge(values, schema.overrides(rest)))
     except RecursionError:
         raise InputError("the config is nested too deeply.") from None
     if options.show:
-        for key, value in configs.flatten(config.to_dict()).items():
+        for key, value in schema.flatten(config.to_dict()).items():
             print(f"{key}: {'null' if value is None else value}")
         return 0
     code = _carry_out(options, lambda execution: run.run_with_controls(config, execution))

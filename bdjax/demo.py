@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bdjax import config as configs
+from bdjax import schema
 from bdjax.checks import integer, one_of
 from bdjax.config import Config
 from bdjax.run import Execution, run
@@ -51,8 +52,8 @@ def plan(dataset: str = "digits", *, seeds: int | None = None, data_dir: str | N
     for seed in range(seeds):
         for attack in ATTACKS:
             for defense in story.defenses:
-                common = configs.merge(story.common, {"seed": seed, "attack": attack, "data": {"data_dir": data_dir}})
-                found.append(configs.resolve(configs.merge(common, {"defense": defense})))
+                common = schema.merge(story.common, {"seed": seed, "attack": attack, "data": {"data_dir": data_dir}})
+                found.append(configs.resolve(schema.merge(common, {"defense": defense})))
     return found
 
 

@@ -12,7 +12,7 @@ import logging
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def draw(records: Iterable[Record], folder: str | Path, format: str = "png") -> 
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(cast(Any, _STYLE)):
             paths = [_save(page, folder / f"{name}.{format}") for name, page in _pages(rows, samples).items()]
         texts = {"summary.csv": _summary_csv(rows)} | ({"samples.csv": _samples_csv(samples)} if samples else {})
         for name, text in texts.items():

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import yaml
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from bdjax import config as configs
-from bdjax import data, defenses, evaluate, poison, records
+from bdjax import data, defenses, evaluate, poison, records, schema
 from bdjax.checks import InputError, named
 from bdjax.config import Config, DataConfig
 from bdjax.data import splits
@@ -91,7 +90,7 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
     with records.locked(folder):
         if (finished := _finished(folder)) is not None:  # another process was faster
             return finished
-        records.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        records.write_text(folder / "config.yaml", schema.to_yaml(config.to_dict()))
         triggered_test = _triggered_test(plan)
         with records.locked(execution.out / "victims" / config.victim_id):
             victim, poisoned_count = plant(plan, execution)
@@ -170,8 +169,6 @@ def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, int]:
         options = _loop_options(execution, plan.training, label, checkpoints)
         key = key_for(config, "training")
         result = loop.run(key, plan.training, plan.model, variables, poisoned.visible, **options)
-    # Back to the host: a victim from a checkpoint is tied to its device, and what follows would be compiled once more.
-    result = dataclasses.replace(result, variables=jax.device_get(result.variables))
     return result, int(poisoned.is_poisoned.sum())
 
 

@@ -147,9 +147,12 @@ def test_a_picture_is_read_and_brought_to_size(picture, tmp_path):
     path, values = picture
     trigger = attacks.create("blended", trigger_image=path).trigger
     np.testing.assert_allclose(trigger.init(KEY, spec_of(8)), values / 255, atol=1e-6)
-    Image.new("RGB", (31, 17), (255, 0, 51)).save(tmp_path / "flat.png")
-    flat = attacks.create("blended", trigger_image=str(tmp_path / "flat.png")).trigger.init(KEY, spec_of(8))
-    np.testing.assert_allclose(flat, np.broadcast_to([1, 0, 0.2], (8, 8, 3)), atol=1e-6)
+    halves = np.zeros((64, 32, 3), np.uint8)  # red over blue, and not square
+    halves[:32, :, 0] = halves[32:, :, 2] = 255
+    Image.fromarray(halves).save(tmp_path / "halves.png")
+    small = attacks.create("blended", trigger_image=str(tmp_path / "halves.png")).trigger.init(KEY, spec_of(8))
+    np.testing.assert_array_equal(small[:3], np.broadcast_to([1, 0, 0], (3, 8, 3)))
+    np.testing.assert_array_equal(small[5:], np.broadcast_to([0, 0, 1], (3, 8, 3)))
 
 
 def test_a_picture_becomes_gray_for_gray_images(picture):

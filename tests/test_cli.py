@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax import __version__, cli, registry, run
+from bdjax import __version__, cli, registry, run, schema
 from bdjax import config as configs
 
 
@@ -95,7 +95,7 @@ def test_show_prints_every_leaf_of_the_config_and_does_nothing(tmp_path):
     answer = bdjax("run", "--show", "--defense", "ft", "--seed=3", "--out", str(tmp_path / "out"))
     config = configs.resolve({"defense": "ft", "seed": 3})
     shown = dict(line.split(": ", 1) for line in answer.out.splitlines())
-    assert shown == {k: "null" if v is None else str(v) for k, v in configs.flatten(config.to_dict()).items()}
+    assert shown == {k: "null" if v is None else str(v) for k, v in schema.flatten(config.to_dict()).items()}
     assert not (tmp_path / "out").exists()
 
 
@@ -194,7 +194,7 @@ class Bad(NamedTuple):
     mentions: str = ""
 
 
-LEAVES = configs.flatten(configs.resolve({}).to_dict())
+LEAVES = schema.flatten(configs.resolve({}).to_dict())
 SECTIONS = ("data", "model", "attack", "poison", "training", "holdout", "defense")
 HOLDOUT = 10 * LEAVES["holdout.per_class"]  # images, of digits' ten classes
 

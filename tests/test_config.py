@@ -10,21 +10,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bdjax import config as configs
-from bdjax import registry
+from bdjax import registry, schema
 from bdjax.checks import InputError
 from bdjax.optim.sgd import Schedule
 
 
 def resolve(*words, **file):
     """Resolve a file's values with words of the command line over them."""
-    return configs.resolve(configs.merge(file, configs.overrides(words)))
+    return configs.resolve(schema.merge(file, schema.overrides(words)))
 
 
 SUITED = configs.DATA_DEFAULTS["digits"]
 
 
 def leaves(config):
-    return configs.flatten(config.to_dict())
+    return schema.flatten(config.to_dict())
 
 
 # --- Precedence ------------------------------------------------------------------------------------------------------
@@ -258,15 +258,15 @@ def test_a_file_that_is_not_plain_sections_is_refused_and_named(text, tmp_path):
     file = tmp_path / "odd.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=r"^the config .*odd\.yaml"):
-        configs.read(file)
+        schema.read(file)
 
 
 def test_a_file_that_is_not_utf8_or_not_there_is_refused_and_named(tmp_path):
     (tmp_path / "odd.yaml").write_bytes(b"seed: \xff\xfe")
     with pytest.raises(InputError, match=r"^the config .*odd\.yaml is not valid YAML"):
-        configs.read(tmp_path / "odd.yaml")
+        schema.read(tmp_path / "odd.yaml")
     with pytest.raises(InputError, match=r"^cannot read the config .*none\.yaml: No such file"):
-        configs.read(tmp_path / "none.yaml")
+        schema.read(tmp_path / "none.yaml")
 
 
 # --- The name of a run -----------------------------------------------------------------------------------------------
@@ -278,14 +278,14 @@ def test_the_spelling_of_a_number_does_not_change_the_name(key, spelling, tmp_pa
     file = tmp_path / "config.yaml"
     file.write_text(f"defense: {{name: ft_sam, {key}: {spelling}}}")
     same = resolve(f"--defense.{key}={spelling.strip(chr(39))}")
-    assert configs.resolve(configs.read(file)).run_id == same.run_id == resolve(defense={key: 2}).run_id
+    assert configs.resolve(schema.read(file)).run_id == same.run_id == resolve(defense={key: 2}).run_id
 
 
 def test_a_small_number_that_yaml_takes_for_text_is_a_number(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("training: {weight_decay: 1e-4}")
-    assert configs.read(file) == {"training": {"weight_decay": "1e-4"}}  # the trap
-    assert configs.resolve(configs.read(file)) == resolve(training={"weight_decay": 0.0001})
+    assert schema.read(file) == {"training": {"weight_decay": "1e-4"}}  # the trap
+    assert configs.resolve(schema.read(file)) == resolve(training={"weight_decay": 0.0001})
 
 
 def test_negative_zero_is_zero():
@@ -347,7 +347,7 @@ NAMES = st.sampled_from(["digits", "cifar10", "my pictures", "ünïcode", "none"
 
 def options(package, name, depth=0):
     """Draw options of a method from the types of its arguments; a method that refuses them is tried again."""
-    known = configs.parameters(package, name)
+    known = schema.parameters(package, name)
     return st.fixed_dictionaries(
         {k: value(p, depth) for k, p in known.items() if p.default is inspect.Parameter.empty},
         optional={k: value(p, depth) for k, p in known.items() if p.default is not inspect.Parameter.empty},
@@ -360,7 +360,7 @@ def value(parameter, depth):
     if annotation is Schedule:
         kind = st.sampled_from(["constant", "cosine", "plateau"])
         return st.builds(dict, kind=kind, per=st.sampled_from(["epoch", "step"]), factor=st.floats(1e-9, 1))
-    if configs._is_defense(annotation):
+    if schema._is_defense(annotation):
         return method("bdjax.defenses", depth + 1)
     if type(None) in typing.get_args(annotation) or type(parameter.default) not in kinds:
         return st.just(parameter.default)
@@ -397,7 +397,7 @@ def test_a_resolved_config_survives_its_own_file(tmp_path_factory, values):
     assert configs.resolve(config.to_dict()) == config
     file = tmp_path_factory.getbasetemp() / "config.yaml"
     file.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-    again = configs.resolve(configs.read(file))
+    again = configs.resolve(schema.read(file))
     assert (again, again.run_id, again.victim_id) == (config, config.run_id, config.victim_id)
 
 

@@ -82,6 +82,9 @@ def test_init_is_float32_and_a_function_of_the_key(name):
         first, again, other = (model.init(jax.random.key(seed)) for seed in (0, 0, 1))
         jax.tree.map(np.testing.assert_array_equal, first, again)
         assert (first["params"]["conv1"]["kernel"] != other["params"]["conv1"]["kernel"]).any()
+        for statistics in first["batch_stats"].values():
+            assert not statistics["mean"].any()
+            assert (statistics["var"] == 1).all()
 
 
 def test_init_may_be_mapped_and_compiled_by_the_caller():

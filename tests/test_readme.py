@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bdjax import cli, config
+from bdjax import cli, config, schema
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 def commands() -> list[str]:
@@ -50,6 +51,6 @@ def test_other_commands_parse(capsys):
             assert cli.main(shlex.split(command)[1:]) == 0
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.name)
 def test_presets_resolve(path):
-    assert config.resolve(config.read(path)).data.name in path.stem
+    assert config.resolve(schema.read(path)).data.name in path.stem

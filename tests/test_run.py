@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from bdjax import cli, data, run
+from bdjax import cli, data, run, schema
 from bdjax import config as configs
 from bdjax.checks import InputError
 from bdjax.run import Execution
@@ -48,7 +48,7 @@ def bdjax(folder, *words):
 
 
 def resolve(*words):
-    return configs.resolve(configs.overrides([*SIZES, *words]))
+    return configs.resolve(schema.overrides([*SIZES, *words]))
 
 
 def results(record):
@@ -106,7 +106,7 @@ def test_a_run_makes_a_folder_for_itself_and_each_control_and_one_for_the_victim
     for row in rows:
         files = {path.name for path in (first.folder / row.run_id).iterdir() if not path.name.startswith(".")}
         assert files - {"checkpoints-0"} == {"config.yaml", "record.json", "samples.npz"}
-        assert configs.resolve(configs.read(first.folder / row.run_id / "config.yaml")) == row
+        assert configs.resolve(schema.read(first.folder / row.run_id / "config.yaml")) == row
 
 
 def test_the_table_has_a_line_for_each_and_names_the_record(first):
@@ -228,7 +228,7 @@ def test_a_chain_runs_its_stages_and_adds_up_their_cost(copied):
     sizes = [word.replace("defense", f"defense.{stage}") for stage in ("first", "second") for word in SIZES[4:]]
     words = (*SIZES[:4], "--defense", "chain", *stages, *sizes)
     assert bdjax(copied, *words).code == 0
-    config = configs.resolve(configs.overrides(words))
+    config = configs.resolve(schema.overrides(words))
     record = json.loads((copied / config.run_id / "record.json").read_text())
     assert record["cost"]["epochs"] == 2 * EPOCHS
     assert record["cost"]["gradient_evaluations"] == 3 * EPOCHS * STEPS

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import flax.linen as nn
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 

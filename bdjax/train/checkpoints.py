@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -44,7 +42,8 @@ class Checkpoints:
         self._every = every
         self._next_save = time.monotonic() + every
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False, create=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     @property
     def epoch(self) -> int | None:
@@ -73,24 +72,19 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore())
         try:
+            if _shapes(self._manager.item_metadata(epoch)["state"].tree) != _shapes(abstract):
+                raise InputError("it is of another network or optimizer")
             restored = self._manager.restore(epoch, args=args)
             return Saved(restored["state"], restored["history"])
         except Exception as error:  # orbax raises whatever its storage layers raise
-            reason = str(error).partition("\n")[0][:200]
-        _collect_quietly()
-        raise InputError(
-            f"the checkpoint {self.folder / str(epoch)} cannot be read; delete it to start over ({reason})."
-        )
+            broken, reason = self.folder / str(epoch), str(error).partition("\n")[0][:200]
+            raise InputError(f"the checkpoint {broken} cannot be read; delete it to start over ({reason}).") from error
 
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
 
 
-def _collect_quietly() -> None:
-    """Drop what a failed restore leaves half done before the interpreter does it, with a traceback for each part."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
+def _shapes(tree: Any) -> list[tuple[tuple[int, ...], str]]:
+    """Return the shape and type of every array, in an order that containers do not decide."""
+    return sorted((tuple(x.shape), str(x.dtype)) for x in jax.tree.leaves(tree))

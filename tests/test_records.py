@@ -1,0 +1,135 @@
+"""The files of a run: whole or not there, and one process at a time."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bdjax import records
+from bdjax.checks import InputError
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    file = tmp_path / "new" / "folder" / "record.json"
+    records.write_json(file, {"ρ": 2.0, "list": [1, None]})
+    assert records.read_json(file) == {"ρ": 2.0, "list": [1, None]}
+    records.write_arrays(tmp_path / "samples.npz", image=np.arange(6).reshape(2, 3))
+    with np.load(tmp_path / "samples.npz") as arrays:
+        np.testing.assert_array_equal(arrays["image"], [[0, 1, 2], [3, 4, 5]])
+
+
+def test_a_file_that_is_not_there_is_none(tmp_path):
+    assert records.read_json(tmp_path / "record.json") is None
+
+
+@pytest.mark.parametrize("moment", ["replace", "write_text"])
+def test_an_interruption_keeps_the_old_content_and_leaves_nothing_else(moment, tmp_path, monkeypatch):
+    file = tmp_path / "record.json"
+    records.write_json(file, {"old": 1})
+
+    def die(path, *_, **__):
+        path.write_bytes(b"half") if moment == "write_text" else None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, moment, die)
+    with pytest.raises(KeyboardInterrupt):
+        records.write_json(file, {"new": 2})
+    assert records.read_json(file) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_reader_sees_the_old_content_or_the_new_but_never_a_part(tmp_path, monkeypatch):
+    file, replace, seen = tmp_path / "record.json", Path.replace, []
+    records.write_json(file, {"old": 1})
+
+    def look(temporary, target):
+        seen.append((records.read_json(file), records.read_json(temporary)))
+        return replace(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", look)
+    records.write_json(file, {"new": 2})
+    assert seen == [({"old": 1}, {"new": 2})]
+    assert records.read_json(file) == {"new": 2}
+
+
+def test_a_number_that_json_does_not_know_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.write_json(tmp_path / "record.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_others_may_read_what_the_user_lets_them(tmp_path):
+    plain, file = tmp_path / "plain", tmp_path / "record.json"
+    plain.touch()
+    records.write_json(file, {})
+    assert file.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("content", [b"", b'{"status": "fin', b"\xff\xfe", b"[]", b"null", b'"text"'])
+def test_a_damaged_record_is_one_sentence_that_names_the_file(content, tmp_path):
+    file = tmp_path / "record.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        records.read_json(file)
+    assert str(refused.value).startswith(f"{file} is damaged (")
+    assert str(refused.value).endswith("; delete it to make it again.")
+    assert file.read_bytes() == content
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from bdjax import records
+
+folder, name, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+(folder / f"{name} asks").touch()
+with records.locked(folder):
+    (folder / f"{name} has it").touch()
+    time.sleep(seconds)
+"""
+
+
+def hold(folder, name, seconds):
+    """Start a process that holds a folder for some seconds."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), name, str(seconds)], env=environment)
+
+
+def wait_for(file):
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file} did not appear"
+        time.sleep(0.01)
+
+
+def test_a_second_process_waits_until_the_first_is_dead(tmp_path):
+    first = hold(tmp_path, "first", 600)
+    wait_for(tmp_path / "first has it")
+    second = hold(tmp_path, "second", 0)
+    wait_for(tmp_path / "second asks")
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(0.5)
+    assert not (tmp_path / "second has it").exists()
+    first.kill()  # the lock is not a file that a killed process leaves behind
+    first.wait()
+    assert second.wait(60) == 0
+    assert (tmp_path / "second has it").exists()
+
+
+def test_a_lock_is_free_again_after_an_error(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), records.locked(tmp_path):
+            raise ZeroDivisionError
+
+
+def test_versions_and_device_are_plain_values():
+    found = records.versions()
+    assert {"python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"} <= found.keys()
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["numpy"] == np.__version__
+    assert json.loads(json.dumps(records.device(2)))["count"] == 2
