@@ -102,16 +102,17 @@ def picture(tmp_path) -> tuple[str, np.ndarray]:
     return str(tmp_path / "picture.png"), values
 
 
-@pytest.mark.parametrize("rounding", poison.ROUNDINGS)
-def test_blended_rounds_to_8_bits_as_worked_in_whole_numbers(picture, rounding):
-    path, values = picture
-    image = np.random.default_rng(2).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
-    attack = attacks.create("blended", trigger_image=path, alpha=0.2)
-    split = Split(image, np.ones(1, np.int32), np.ones(1, bool))
-    test = poison.poison_test(KEY, attack, attack.trigger.init(KEY, spec_of(8)), split, rounding=rounding)
-    fifths = 4 * image.astype(int) + values  # 0.8 x + 0.2 T, in fifths: never within 0.1 of a half
-    expected = (fifths + 2) // 5 if rounding == "nearest" else fifths // 5
-    np.testing.assert_array_equal(test.visible.image, expected)
+@pytest.mark.parametrize(("alpha", "rounding"), [(0.2, "nearest"), (0.2, "truncate"), (0.1, "truncate")])
+def test_blended_rounds_every_pair_of_levels_as_whole_numbers_do(tmp_path, alpha, rounding):
+    level, of_trigger = np.indices((256, 256))
+    Image.fromarray(of_trigger.astype(np.uint8)).save(tmp_path / "levels.png")
+    attack = attacks.create("blended", trigger_image=str(tmp_path / "levels.png"), alpha=alpha)
+    split = Split(level[None, :, :, None].astype(np.uint8), np.ones(1, np.int32), np.ones(1, bool))
+    test = poison.poison_test(KEY, attack, attack.trigger.init(KEY, spec_of(256, 1)), split, rounding=rounding)
+    parts = round(1 / alpha)
+    mixture = (parts - 1) * level + of_trigger  # in fifths or tenths of a level
+    expected = (mixture + parts // 2) // parts if rounding == "nearest" else mixture // parts
+    np.testing.assert_array_equal(test.visible.image[0, :, :, 0], expected)
 
 
 def test_a_worked_pixel():

@@ -226,6 +226,27 @@ def test_a_number_that_the_device_cannot_hold_is_refused(value):
         resolve(defense={"rho": value})
 
 
+LIMITS = {
+    "seed": (0, 2**32 - 1),
+    "attack.poison_rate": (0, 1),
+    "attack.target_label": (0,),
+    "training.epochs": (0,),
+    "training.batch_size": (1,),
+    "training.momentum": (0,),
+    "training.weight_decay": (0,),
+    "training.label_smoothing": (0, 1),
+    "holdout.share": (0, 1),
+    "holdout.per_class": (1,),
+    "data.crop_padding": (0,),
+    "defense.rho": (0,),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in LIMITS.items() for value in values])
+def test_a_value_at_its_limit_is_allowed(key, value):
+    assert leaves(resolve(f"--{key}", str(value)))[key] == value
+
+
 def test_a_holdout_is_a_share_or_a_number_per_class():
     with pytest.raises(InputError, match=r"^holdout\.share and per_class.* got 0\.1 and 13"):
         resolve("--holdout.share", "0.1", holdout={"per_class": 13})

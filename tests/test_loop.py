@@ -179,17 +179,21 @@ def test_a_huge_learning_rate_diverges(model, variables, split):
         loop.run(KEY, learner, model, variables, split)
 
 
-def test_a_run_stops_when_asked_and_is_not_asked_after_the_last_epoch(run, rows):
-    asked = []
+def test_a_run_stops_when_asked_and_is_not_asked_after_the_last_epoch(run, rows, tmp_path):
+    checkpoints, asked = Checkpoints(tmp_path, every=1000.0), []
 
     def should_stop() -> bool:
-        asked.append(True)
+        asked.append(checkpoints.epoch)
         return len(asked) == 2
 
     with pytest.raises(loop.Stopped, match="stopped after epoch 2 of 3"):
-        run(Recorder(), rows, should_stop=should_stop)
-    assert len(run(Recorder(), rows, should_stop=should_stop).history) == 3
-    assert len(asked) == 4
+        run(Recorder(), rows, checkpoints=checkpoints, should_stop=should_stop)
+    assert asked == [None, None]
+    assert checkpoints.epoch == 2  # however young the last checkpoint
+    run(Recorder(), rows, checkpoints=checkpoints, should_stop=should_stop)
+    assert len(asked) == 2
+    assert checkpoints.epoch == 3
+    checkpoints.close()
 
 
 # --- a real network --------------------------------------------------------------------------------------------------
