@@ -186,6 +186,8 @@ def _list(options: argparse.Namespace, rest: list[str]) -> int:
     package = _KINDS[options.kind]
     if options.method:
         print(inspect.getdoc(registry.factory(package, options.method)))
+        for name, values in registry.presets(package, options.method).items():
+            print(f"preset {name}: " + (", ".join(f"{key}={value}" for key, value in values.items()) or "the defaults"))
         return 0
     names = registry.names(package)
     width = max(map(len, names))

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from bdjax.checks import one_of
+from bdjax.data.augment import as_float
 from bdjax.types import Attack, PoisonedSplit, Split, Trigger, TriggerState
 
 ROUNDINGS = ("nearest", "truncate")
+_BATCH = 1000
 
 
 def poison_train(
@@ -82,14 +84,17 @@ def _apply(
     key: Key[Array, ""], trigger: Trigger, state: TriggerState, image: Num[Array, "n h w c"], rounding: str
 ) -> Num[Array, "n h w c"]:
     one_of(ROUNDINGS, rounding=rounding)
-    keys = jax.random.split(key, image.shape[0])
-    is_integer = image.dtype == jnp.uint8
-    unit = image.astype(jnp.float32) / 255 if is_integer else image
-    triggered = jnp.clip(jax.vmap(trigger.apply, (0, None, 0))(keys, state, unit), 0, 1)
-    return _to_uint8(triggered, rounding) if is_integer else triggered
+
+    def one(inputs: tuple[Key[Array, ""], Array]) -> Array:
+        key, pixels = inputs
+        triggered = jnp.clip(trigger.apply(key, state, as_float(pixels)), 0, 1)
+        return _to_uint8(triggered, rounding) if pixels.dtype == jnp.uint8 else triggered
+
+    # A vmap in pieces: as float32 the images take four times their room, so not all are in that form at once.
+    return jax.lax.map(one, (jax.random.split(key, image.shape[0]), image), batch_size=_BATCH)
 
 
-def _to_uint8(image: Float[Array, "n h w c"], rounding: str) -> Num[Array, "n h w c"]:
+def _to_uint8(image: Float[Array, "h w c"], rounding: str) -> Num[Array, "h w c"]:
     # k / 255 · 255 can fall just short of k in float32; a level that is whole up to rounding error must stay whole.
     offset = 0.5 if rounding == "nearest" else 1e-3
     return jnp.floor(image * 255 + offset).astype(jnp.uint8)

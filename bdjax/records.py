@@ -8,6 +8,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,18 @@ def device(count: int) -> dict[str, Any]:
 
     first = jax.devices()[0]
     return {"platform": first.platform, "kind": first.device_kind, "count": count}
+
+
+def memory() -> dict[str, int | None]:
+    """Return the most bytes that this process has held so far, on the host and on a device that tells."""
+    import jax
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    statistics = jax.devices()[0].memory_stats() or {}
+    return {
+        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "device_peak_bytes": statistics.get("peak_bytes_in_use"),
+    }
 
 
 @contextlib.contextmanager

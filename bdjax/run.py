@@ -105,7 +105,7 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
             "status": "finished",
             "config": config.to_dict(),
             "versions": records.versions(),
-            "device": records.device(execution.devices),
+            "device": {**records.device(execution.devices), **records.memory()},
             "data": _describe(plan, poisoned_count),
             "metrics": {
                 "before": _metrics(before),

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -56,11 +55,6 @@ def matmul_rate(size: int = 2048, dtype: Any = jnp.float32) -> float:
         jax.block_until_ready(product(matrix, matrix))
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
-
-
-def peak_memory() -> int:
-    """Return the most bytes of memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def write(results: dict[str, Any], out: Path | None) -> None:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax import defenses, models
+from bdjax import defenses, models, records
 from bdjax.train import compilation, loop, supervised
 from bdjax.types import ImageSpec, Learner, Model, Split
 
@@ -29,9 +29,7 @@ def main() -> None:
     options = _measure.arguments(__doc__, widths=(16, 64), batch_size=128, steps=6, rounds=5)
     matmul = _measure.matmul_rate()
     rows = [measure(width, options.batch_size, options.steps, options.rounds, matmul) for width in options.widths]
-    _measure.write(
-        {"matmul_flops_per_second": matmul, "steps": rows, "peak_memory_bytes": _measure.peak_memory()}, options.out
-    )
+    _measure.write({"matmul_flops_per_second": matmul, "steps": rows, "memory": records.memory()}, options.out)
 
 
 def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float) -> dict[str, Any]:

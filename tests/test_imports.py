@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "attacks": BASE | {"registry"},
     "models": BASE | {"registry"},
     "optim": BASE,
-    "poison": BASE,  # an attack is whatever fits the protocol
+    "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
     "train": BASE | {"data", "optim"},
     "defenses": BASE | {"registry", "data", "optim", "train"},  # a defender knows neither attacks nor poison
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles

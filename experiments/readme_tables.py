@@ -1,0 +1,91 @@
+"""Write the README's tables anew from records and benchmark results.
+
+    bdjax demo --out demo
+    python experiments/bench_steps.py --out experiments/results/steps.json
+    python experiments/bench_startup.py --out experiments/results/startup.json
+    python experiments/readme_tables.py --demo demo
+
+Each table stands between ``<!-- name -->`` and ``<!-- end -->``; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bdjax import records, report, tables
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
+    options = parser.parse_args()
+    texts = {"speed table": speed_table(load("steps.json"), load("startup.json"))}
+    if options.demo:
+        rows = report.summarize(report.load([options.demo]))
+        texts["demo table"] = tables.table(rows, "markdown")
+        shutil.copyfile(options.demo / "figures" / "overview.png", RESULTS / "demo.png")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, text in texts.items():
+        readme = replaced(readme, name, text)
+    records.write_text(ROOT / "README.md", readme)
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return a benchmark's results."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def replaced(readme: str, name: str, text: str) -> str:
+    """Put a text between the marks of that name."""
+    changed, count = re.subn(
+        rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda marks: f"{marks[1]}\n{text}\n\n{marks[2]}", readme, flags=re.S
+    )
+    if count != 1:
+        raise SystemExit(f"README.md must have one pair of marks for {name!r}, found {count}")
+    return changed
+
+
+def speed_table(steps: dict[str, Any], startup: dict[str, Any]) -> str:
+    """Write steps, compilation and loading as Markdown."""
+    head = ["width", "step", "seconds", "images/s", "share of matmul", "compiled epoch over loop", "against PyTorch"]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for row in steps["steps"]:
+        for name in ("plain", "sam"):
+            ratio = row.get("plain_to_torch") if name == "plain" else None
+            lines.append(
+                [
+                    str(row["width"]),
+                    name if name == "plain" else f"SAM ({row['sam_to_plain']:.2f} × plain)",
+                    f"{row['seconds_per_step'][f'{name}_epoch']:.3f}",
+                    f"{row[f'{name}_images_per_second']:.0f}",
+                    f"{row[f'{name}_share_of_matmul']:.0%}",
+                    f"{row[f'{name}_epoch_overhead']:+.1%}",
+                    "" if ratio is None else f"{ratio:.2f}",
+                ]
+            )
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    compile_seconds, load_seconds = startup["compile_seconds"], startup["load_cifar10_seconds"]
+    memory = max(run["host_peak_bytes"] for run in (steps["memory"],)) / 2**30
+    machine = f"{steps['machine']['cpus']} CPU cores, jax {steps['versions']['jax']}, {steps['date']}"
+    return (
+        f"{table}\n\n`preact_resnet18`, float32, batches of {steps['steps'][0]['batch_size']} 32×32 images, {machine}; the "
+        f"matrix product reaches {steps['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s. *Against PyTorch*: seconds of the "
+        f"same step over PyTorch's. Compiling an epoch takes {compile_seconds['cold']['plain']:.1f} s (SAM "
+        f"{compile_seconds['cold']['sam']:.1f} s) and {compile_seconds['cached']['plain']:.1f} s "
+        f"({compile_seconds['cached']['sam']:.1f} s) from the cache on disk. CIFAR-10 loads in {load_seconds['cold']:.1f} s, "
+        f"the second time in {load_seconds['cached']:.2f} s. Importing all that a run needs takes "
+        f"{startup['import_seconds']['everything']:.1f} s. The benchmark of steps held at most {memory:.1f} GiB. No figure "
+        f"for an accelerator has been measured yet."
+    )
+
+
+if __name__ == "__main__":
+    main()
