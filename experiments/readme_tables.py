@@ -71,20 +71,21 @@ def speed_table(steps: dict[str, Any], startup: dict[str, Any]) -> str:
                     "" if ratio is None else f"{ratio:.2f}",
                 ]
             )
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    compile_seconds, load_seconds = startup["compile_seconds"], startup["load_cifar10_seconds"]
-    memory = max(run["host_peak_bytes"] for run in (steps["memory"],)) / 2**30
+    cold, cached = startup["compile_seconds"]["cold"], startup["compile_seconds"]["cached"]
+    load, first = startup["load_cifar10_seconds"], steps["steps"][0]
     machine = f"{steps['machine']['cpus']} CPU cores, jax {steps['versions']['jax']}, {steps['date']}"
-    return (
-        f"{table}\n\n`preact_resnet18`, float32, batches of {steps['steps'][0]['batch_size']} 32×32 images, {machine}; the "
-        f"matrix product reaches {steps['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s. *Against PyTorch*: seconds of the "
-        f"same step over PyTorch's. Compiling an epoch takes {compile_seconds['cold']['plain']:.1f} s (SAM "
-        f"{compile_seconds['cold']['sam']:.1f} s) and {compile_seconds['cached']['plain']:.1f} s "
-        f"({compile_seconds['cached']['sam']:.1f} s) from the cache on disk. CIFAR-10 loads in {load_seconds['cold']:.1f} s, "
-        f"the second time in {load_seconds['cached']:.2f} s. Importing all that a run needs takes "
-        f"{startup['import_seconds']['everything']:.1f} s. The benchmark of steps held at most {memory:.1f} GiB. No figure "
-        f"for an accelerator has been measured yet."
+    notes = (
+        f"`preact_resnet18`, float32, batches of {first['batch_size']} 32×32 images, {machine}.",
+        f"The matrix product reaches {steps['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s.",
+        "*Against PyTorch*: seconds of the same step over PyTorch's.",
+        f"Compiling an epoch takes {cold['plain']:.1f} s (SAM {cold['sam']:.1f} s),",
+        f"and {cached['plain']:.1f} s ({cached['sam']:.1f} s) from the cache on disk.",
+        f"CIFAR-10 loads in {load['cold']:.1f} s, the second time in {load['cached']:.2f} s.",
+        f"Importing all that a run needs takes {startup['import_seconds']['everything']:.1f} s.",
+        f"The benchmark of steps held at most {steps['memory']['host_peak_bytes'] / 2**30:.1f} GiB.",
+        "No figure for an accelerator has been measured yet.",
     )
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *notes])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from quick import quick_jit
 
 from bdjax import attacks, poison, registry
 from bdjax.attacks import AllToOne
@@ -22,7 +22,6 @@ from bdjax.checks import InputError
 from bdjax.types import Attack, ImageSpec, LabelMap, Split, Trigger
 
 KEY = jax.random.key(7)
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # LLVM takes its time
 RATES = (0.0, 0.1, 0.5, 1.0)
 
 

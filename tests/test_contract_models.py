@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from quick import quick_jit
 
 from bdjax import models, registry
 from bdjax.checks import InputError
@@ -22,7 +23,6 @@ from bdjax.types import ImageSpec, Model, Split
 
 KEY = jax.random.key(0)
 # LLVM's effort is most of the time that a test with a deep network takes.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(params=models.names())

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from quick import quick_jit
 
 from bdjax.models._convolution import conv_general_dilated
 from bdjax.models._layers import BatchNorm, Dense, conv
-
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # LLVM takes its time
 
 
 def normal(*shape: int) -> jax.Array:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick_jit
 
 from bdjax import poison
 from bdjax.attacks import AllToAll, AllToOne
@@ -16,7 +15,6 @@ from bdjax.checks import InputError
 from bdjax.types import Attack, Split
 
 KEY = jax.random.key(3)
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # LLVM takes its time
 poison_train = quick_jit(poison.poison_train, static_argnames="rounding")
 poison_test = quick_jit(poison.poison_test, static_argnames="rounding")
 choose = jax.jit(poison.choose)
