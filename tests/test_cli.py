@@ -80,6 +80,12 @@ def test_list_shows_every_method_with_its_first_line_and_each_with_all_of_them(k
         assert described.out.startswith(registry.summary(package, name))
 
 
+def test_list_shows_what_a_preset_changes():
+    *_, paper, released = bdjax("list", "defenses", "ft_sam").out.splitlines()
+    assert paper == "preset paper: the defaults"
+    assert released.startswith("preset reference_code: weight_decay=0.0005, label_smoothing=0.1, schedule=")
+
+
 @pytest.mark.parametrize("command", [(), ("demo",), ("run",), ("list",), ("report",)])
 def test_help_of_every_command(command):
     answer = bdjax(*command, "--help")

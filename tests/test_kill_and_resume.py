@@ -28,7 +28,7 @@ class Saved(NamedTuple):
 
 
 def start(out):
-    """Start a run that saves after each epoch; the processes of a session share one compilation cache."""
+    """Start a run that saves after each epoch; all processes here share one compilation cache."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

@@ -121,7 +121,10 @@ def test_a_record_has_everything_that_a_reader_needs(first):
     assert (record["run_id"], record["victim_id"]) == (resolve().run_id, resolve().victim_id)
     assert record["config"] == resolve().to_dict()
     assert {"python", "jax", "jaxlib", "flax", "optax", "numpy"} <= record["versions"].keys()
-    assert record["device"] == {"platform": jax.devices()[0].platform, "kind": jax.devices()[0].device_kind, "count": 1}
+    device, first_device = record["device"], jax.devices()[0]
+    assert (device["platform"], device["kind"], device["count"]) == (first_device.platform, first_device.device_kind, 1)
+    assert device["host_peak_bytes"] > 2**20
+    assert "device_peak_bytes" in device
     assert record["data"] == {
         "name": "digits",
         "fingerprint": data.fingerprint(data.load("digits")),
