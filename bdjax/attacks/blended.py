@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import flax.struct
 import jax
@@ -41,7 +41,7 @@ def _read(path: str, shape: tuple[int, int, int]) -> np.ndarray:
 
     height, width, channels = shape
     try:
-        picture = Image.open(Path(path).expanduser()).convert("L" if channels == 1 else "RGB")
+        picture = Image.open(os.path.expanduser(path)).convert("L" if channels == 1 else "RGB")
     except (OSError, ValueError) as error:
         raise InputError(f"trigger_image must be a readable image file; {path!r} is not ({error}).") from error
     pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255

@@ -17,7 +17,7 @@ def default() -> Path:
 def resolve(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return the argument, else the environment variable ``BDJAX_DATA_DIR``, else the default; ``~`` is expanded."""
     named = data_dir if data_dir is not None else os.environ.get("BDJAX_DATA_DIR") or None
-    return default() if named is None else Path(named).expanduser()
+    return default() if named is None else Path(os.path.expanduser(named))  # which takes an unknown ~user as it is
 
 
 def require(folder: Path) -> None:
