@@ -3,7 +3,8 @@
     bdjax demo --out demo
     python experiments/bench_steps.py --out experiments/results/steps.json
     python experiments/bench_startup.py --out experiments/results/startup.json
-    python experiments/readme_tables.py --demo demo
+    bdjax run configs/cifar10_small.yaml --out runs
+    python experiments/readme_tables.py --demo demo --cifar runs
 
 Each table stands between ``<!-- name -->`` and ``<!-- end -->``; nothing else is touched.
 """
@@ -26,11 +27,13 @@ RESULTS = ROOT / "experiments" / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
+    parser.add_argument("--cifar", type=Path, help="folder of finished runs of configs/cifar10_small.yaml, likewise")
     options = parser.parse_args()
     texts = {"speed table": speed_table(load("steps.json"), load("startup.json"))}
+    for name, folder in (("demo table", options.demo), ("cifar table", options.cifar)):
+        if folder:
+            texts[name] = tables.table(report.summarize(report.load([folder])), "markdown")
     if options.demo:
-        rows = report.summarize(report.load([options.demo]))
-        texts["demo table"] = tables.table(rows, "markdown")
         shutil.copyfile(options.demo / "figures" / "overview.png", RESULTS / "demo.png")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, text in texts.items():
