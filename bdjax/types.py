@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import flax.struct
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 HParam: TypeAlias = Any  # a float; an array with a leading axis in a sweep; any leaf under tree.map
@@ -14,6 +15,7 @@ Variables: TypeAlias = dict[str, Any]  # {"params": …, "batch_stats": …}, as
 BatchStats: TypeAlias = Any
 TriggerState: TypeAlias = Any
 LearnerState: TypeAlias = Any
+Params: TypeAlias = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,39 @@ class Model(Protocol):
         train: bool = False,
         valid: Bool[Array, " n"] | None = None,
     ) -> tuple[Float[Array, "n k"], BatchStats]:
-        """Return logits and the batch statistics after the pass (unchanged unless ``train``)."""
+        """Return logits and the batch statistics after the pass (unchanged unless ``train``).
+
+        Kernels among the parameters may be `bdjax.structure.FactoredKernel`.
+        """
+        ...
+
+    def features(self, variables: Variables, image: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+        """Return what the last layer, the classifier, takes in, in evaluation mode."""
+        ...
+
+
+@runtime_checkable
+class Parametrization(Protocol):
+    """What is tuned, as a function to the network's parameters: θ = apply(tuned, frozen).
+
+    A ``flax.struct`` dataclass whose floats are leaves. Both parts are trees of arrays, so that they can be
+    checkpointed and mapped over; ``apply`` of what ``init`` returns is the parameters at the start, to the bit.
+    """
+
+    def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
+        """Return the values to tune and whatever stays as it is."""
+        ...
+
+    def apply(self, tuned: Any, frozen: Any) -> Params:
+        """Return the network's parameters."""
+        ...
+
+    def factored(self, tuned: Any, frozen: Any) -> Params:
+        """Return the same parameters in the form that is cheapest for gradients of single examples."""
+        ...
+
+    def constraint(self, frozen: Any) -> optax.GradientTransformation:
+        """Return the transformation, last in the chain, that keeps the tuned values where they must be."""
         ...
 
 
@@ -162,13 +196,14 @@ class Learner(Protocol):
     """Anything that changes a network batch by batch: training from scratch and every defense.
 
     A frozen dataclass of hyper-parameters whose floats are leaves. ``epochs``, ``batch_size`` and ``drop_last`` say
-    how the loop feeds it; ``finalize`` returns the variables to evaluate.
+    how the loop feeds it; a batch size of None is the whole split at once, for what is done in one operation (pruning,
+    say, or a search that ends when it is done). ``finalize`` returns the variables to evaluate.
     """
 
     @property
     def epochs(self) -> int: ...
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int | None: ...
     @property
     def drop_last(self) -> bool: ...
 

@@ -34,6 +34,16 @@ BAD: dict[str, Any] = {
     "augment": "standart",
     "schedule": Schedule(kind="step"),
     "rho": -1.0,
+    "rho_min": -1.0,
+    "gamma": -1.0,
+    "eta_f": -1.0,
+    "eta_r": -1.0,
+    "eta_c": -1.0,
+    "every": 0,
+    "chunk": 0,
+    "estimator": "exact",
+    "alpha": 2.0,
+    "beta": -1.0,
 }
 
 
@@ -99,7 +109,7 @@ def test_tree_shapes_and_dtypes_of_every_network_are_kept(stage, network, spec, 
         state = learner.init(KEY, model, variables, holdout)
         before = signature(state)
         if learner.epochs:
-            state, _ = loop._epoch(KEY, learner, model, state, holdout)
+            state, _ = loop.epoch(KEY, learner, model, state, holdout)
         assert signature(state) == before
         return learner.finalize(model, state)
 
@@ -183,12 +193,12 @@ def test_a_map_over_all_floats_is_a_loop(stage, model, variables, split):
     @jax.vmap
     def mapped(learner):
         state = learner.init(KEY, model, variables, holdout)
-        return loop._epoch(KEY, learner, model, state, holdout)[0].variables
+        return loop.epoch(KEY, learner, model, state, holdout)[0]
 
     together = mapped(jax.tree.map(lambda *values: jnp.stack(jnp.array(values)), *learners))
     for number, learner in enumerate(learners):
         state = jax.tree.map(jnp.array, learner.init(KEY, model, variables, holdout))
-        alone = loop.train_epoch(KEY, learner, model, state, holdout, mesh=None)[0].variables
+        alone = loop.train_epoch(KEY, learner, model, state, holdout, mesh=None)[0]
         for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(got[number], expected, atol=1e-5)
 

@@ -23,11 +23,14 @@ MAY_IMPORT = {
     "registry": {"checks"},
     "data": BASE | {"registry"},
     "attacks": BASE | {"registry"},
-    "models": BASE | {"registry"},
+    "structure": BASE,
+    "models": BASE | {"registry", "structure"},
     "optim": BASE,
+    "fisher": BASE,
+    "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
-    "train": BASE | {"data", "optim"},
-    "defenses": BASE | {"registry", "data", "optim", "train"},  # a defender knows neither attacks nor poison
+    "train": BASE | {"data", "optim", "parametrizations"},
+    "defenses": BASE | {"registry", "data", "optim", "train", "fisher", "parametrizations", "structure"},  # a defender knows neither attacks nor poison
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
     "records": {"checks"},
     "report": {"checks", "records"},

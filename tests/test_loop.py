@@ -222,7 +222,7 @@ def test_the_given_variables_are_not_consumed(result, variables, model):
 def test_an_epoch_consumes_its_state(learner, model, variables, split):
     state = jax.tree.map(jnp.array, learner.init(KEY, model, variables, split))
     loop.train_epoch(KEY, learner, model, state, jax.device_put(split), mesh=None)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.variables))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.tuned))
 
 
 def test_the_same_key_gives_the_same_bits_and_another_key_others(result, learner, model, variables, split):

@@ -227,7 +227,7 @@ def test_zero_gradient_gives_zero_perturbation(adaptive):
 def test_radius_zero_gives_the_plain_gradient_bit_for_bit(adaptive):
     w = jnp.array([0.1, -0.7])
     updates, _ = optim.sam(0.0, adaptive=adaptive).update(
-        jax.grad(bowl)(w), optax.EmptyState(), w, grad_fn=jax.grad(bowl)
+        jax.grad(bowl)(w), optim.sam(0.0).init(w), w, grad_fn=jax.grad(bowl)
     )
     np.testing.assert_array_equal(updates, jax.grad(bowl)(w))
 

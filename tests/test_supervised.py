@@ -95,7 +95,7 @@ def test_a_cosine_without_a_period_lasts_as_long_as_the_run(per):
     learner = supervised(
         epochs=4, learning_rate=1.0, momentum=0.0, weight_decay=0.0, schedule=Schedule(kind="cosine", per=per)
     )
-    tx = learner._transformation(jnp.int32(3))
+    tx = learner._optimizer((), jnp.int32(3))
     taken, state = [], tx.init(jnp.float32(0))
     for _ in range(13):
         update, state = tx.update(jnp.float32(1), state, jnp.float32(0))
@@ -119,18 +119,19 @@ class Linear:
         logits = image.reshape(image.shape[0], -1) @ variables["params"]["w"]
         return logits, {"passes": variables["batch_stats"]["passes"] + train}
 
+    def features(self, variables, image):
+        return image.reshape(image.shape[0], -1)
+
 
 @flax.struct.dataclass
 class TwiceMinusOnce:
     """A gradient rule that hands on how far a second gradient at the same parameters is from the first."""
 
-    gradient_evaluations: int = flax.struct.field(pytree_node=False, default=2)
+    def init(self, tuned, example_loss_fn, split, num_classes):
+        return (), 0
 
-    def transformation(self):
-        def update(grads, state, params, *, grad_fn, **extra):
-            return jax.tree.map(lambda a, b: 1e4 * (a - b), grad_fn(params), grads), state
-
-        return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    def update(self, grads, state, tuned, context):
+        return jax.tree.map(lambda a, b: 1e4 * (a - b), context.grad_fn(tuned), grads), state, 1
 
 
 def test_a_second_gradient_sees_the_same_batch_and_augmentation_and_leaves_no_statistics(spec, split):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
-import optax
+from jaxtyping import Array
 
 from bdjax import optim
-from bdjax.checks import non_negative
+from bdjax.checks import InputError, non_negative
 from bdjax.optim.sgd import Schedule
-from bdjax.train.supervised import Supervised, supervised
-from bdjax.types import HParam
+from bdjax.train.supervised import Context, Supervised, supervised
+from bdjax.types import HParam, Split
 
 PRESETS = {
     "paper": {},
@@ -26,17 +28,28 @@ class Perturbed:
     """The gradient at θ + ε, ε the worst perturbation of radius ρ: `bdjax.optim.sam`."""
 
     rho: HParam
+    rho_min: HParam | None = None
     adaptive: bool = flax.struct.field(pytree_node=False, default=True)
-    gradient_evaluations: int = flax.struct.field(pytree_node=False, default=2)
 
-    def transformation(self) -> optax.GradientTransformationExtraArgs:
-        """Return the transformation of the gradient."""
-        return optim.sam(self.rho, adaptive=self.adaptive)
+    def init(self, tuned: Any, example_loss_fn: Any, split: Split, num_classes: int) -> tuple[Any, int]:
+        """Return the transformation's state."""
+        del example_loss_fn, split, num_classes
+        return optim.sam(self.rho).init(tuned), 0
+
+    def update(self, grads: Any, state: Any, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
+        """Return the gradient of the same batch at the perturbed parameters: one evaluation more."""
+
+        def radius(step: Array) -> Array:
+            return self.rho_min + (self.rho - self.rho_min) * context.rate(step)
+
+        sam = optim.sam(self.rho if self.rho_min is None else radius, adaptive=self.adaptive)
+        return *sam.update(grads, state, tuned, grad_fn=context.grad_fn), 1
 
 
 def ft_sam(
     rho: float = 2.0,
     adaptive: bool = True,
+    rho_min: float | None = None,
     epochs: int = 100,
     batch_size: int = 256,
     learning_rate: float = 0.01,
@@ -56,6 +69,8 @@ def ft_sam(
       rho: radius ρ ≥ 0. PreAct-ResNet18: 2 on CIFAR-10, 8 on Tiny-ImageNet and GTSRB; VGG19: 6. Without ``adaptive``
         the scale is another: the paper's ablation uses 0.5.
       adaptive: T = diag(|θ|); False is T = I, plain SAM.
+      rho_min: lets the radius move with the learning rate, ρ_t = ρ_min + (ρ − ρ_min) η_t / η₀, as the released code
+        can; None keeps it constant, as all published runs do.
       epochs: passes over the holdout (paper: 100; 50 on GTSRB).
       batch_size: images a step.
       learning_rate: SGD's base rate.
@@ -66,13 +81,17 @@ def ft_sam(
       augment: ``standard`` (the data set's own) or ``none``.
 
     Raises:
-      InputError: a value out of range.
+      InputError: a value out of range, or ``rho_min`` with a plateau schedule, whose rate is not known in advance.
 
     References:
       Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization, ICCV 2023, eq. 1–6, algorithm 1.
     """
     non_negative(rho=rho)
+    if rho_min is not None:
+        non_negative(rho_min=rho_min)
+        if schedule.kind == "plateau":
+            raise InputError(f"rho_min must be None with a plateau schedule; got {rho_min}.")
     return supervised(
         epochs, batch_size, learning_rate, momentum, weight_decay, schedule, label_smoothing, augment,
-        drop_last=False, gradient=Perturbed(rho, adaptive),
+        drop_last=False, gradient=Perturbed(rho, rho_min, adaptive),
     )  # fmt: skip

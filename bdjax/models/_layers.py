@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from bdjax.checks import integer, one_of
 from bdjax.models._convolution import conv_general_dilated
+from bdjax.structure import FactoredKernel
 from bdjax.types import BatchStats, ImageSpec, Variables
 
 DTYPES = ("float32", "bfloat16")
@@ -135,15 +136,50 @@ class LinenModel:
     ) -> tuple[Float[Array, "n k"], BatchStats]:
         """Return the logits of images in [0, 1], and the batch statistics after the pass."""
         x = self._normalize(image)
-        if not train:
-            return cast(Array, self.module.apply(variables, x, train=False)), variables["batch_stats"]
-        logits, changed = self.module.apply(variables, x, train=True, valid=valid, mutable=["batch_stats"])
+        with nn.intercept_methods(_factored):
+            if not train:
+                return cast(Array, self.module.apply(variables, x, train=False)), variables["batch_stats"]
+            logits, changed = self.module.apply(variables, x, train=True, valid=valid, mutable=["batch_stats"])
         return cast(Array, logits), changed["batch_stats"]
+
+    def features(self, variables: Variables, image: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+        """Return what the last dense layer takes in, in evaluation mode."""
+        seen: list[Array] = []
+
+        def keep_input(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            if isinstance(context.module, Dense):
+                seen.append(args[0])
+            return next_call(*args, **kwargs)
+
+        with nn.intercept_methods(keep_input):
+            self.apply(variables, image)
+        return seen[-1]
 
     def _normalize(self, image: Array) -> Array:
         mean, std = (jnp.asarray(values, image.dtype) for values in (self.spec.mean, self.spec.std))
         narrow = jnp.bfloat16 if self.dtype == "bfloat16" else image.dtype
         return ((image - mean) / std).astype(narrow)
+
+
+def _factored(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    """Compute a layer whose kernel is given as V diag(s) Uᵀ: V as the kernel, then the scale, then U for each pixel."""
+    layer = context.module
+    if context.method_name != "__call__" or not isinstance(layer, nn.Conv | Dense):
+        return next_call(*args, **kwargs)
+    kernel = layer.get_variable("params", "kernel")
+    if not isinstance(kernel, FactoredKernel):
+        return next_call(*args, **kwargs)
+    (x,) = args
+    if isinstance(layer, Dense):
+        x = (x.astype(kernel.v.dtype) @ kernel.v * kernel.scale) @ kernel.u.T
+    else:
+        v, scale, u = (part.astype(layer.dtype) for part in (kernel.v, kernel.scale, kernel.u))
+        grouped = layer.feature_group_count > 1  # a group's filters see their own inputs only: U cannot come after V
+        options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": layer.feature_group_count}
+        x = conv_general_dilated(x, (v * scale) @ u.T if grouped else v, layer.strides, layer.padding, **options)
+        x = x if grouped else (x * scale) @ u.T
+    bias = layer.get_variable("params", "bias")
+    return x if bias is None else x + bias.astype(x.dtype)
 
 
 def _init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from bdjax.types import HParam
 
@@ -38,6 +39,12 @@ def perturbation(grads: optax.Updates, params: optax.Params, rho: HParam, *, ada
     return jax.tree.map(lambda g, w: (factor * g).astype(w.dtype), grads, params)
 
 
+class SamState(NamedTuple):
+    """Steps taken."""
+
+    step: Int[Array, ""]
+
+
 def sam(rho: HParam, *, adaptive: bool = False) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient at θ by the gradient at θ + ε, ε being SAM's or ASAM's `perturbation`.
 
@@ -47,7 +54,7 @@ def sam(rho: HParam, *, adaptive: bool = False) -> optax.GradientTransformationE
     the first pass only. With ρ = 0 the result is ``grad_fn(params)``. One extra gradient evaluation a step.
 
     Args:
-      rho: radius ρ ≥ 0; may be traced, so a sweep over ρ compiles once.
+      rho: radius ρ ≥ 0; may be traced, so a sweep over ρ compiles once. Or a schedule: a function of the steps taken.
       adaptive: ASAM instead of SAM. ASAM's ρ is of another scale: FT-SAM uses 2 where SAM uses 0.5.
 
     Example, in a loop that knows nothing of bdjax:
@@ -67,22 +74,23 @@ def sam(rho: HParam, *, adaptive: bool = False) -> optax.GradientTransformationE
       Departure: the released code subtracts ε after the second pass, which leaves rounding in θ; here θ never moves.
     """
 
-    def init(params: optax.Params) -> optax.EmptyState:
+    def init(params: optax.Params) -> SamState:
         del params
-        return optax.EmptyState()
+        return SamState(jnp.int32(0))
 
     def update(
         updates: optax.Updates,
-        state: optax.EmptyState,
+        state: SamState,
         params: optax.Params | None = None,
         *,
         grad_fn: Callable[[Any], Any],
         **extra: Any,
-    ) -> tuple[optax.Updates, optax.EmptyState]:
+    ) -> tuple[optax.Updates, SamState]:
         del extra
         if params is None:
             raise ValueError("optim.sam needs params: call update(grads, state, params, grad_fn=…).")
-        epsilon = perturbation(updates, params, rho, adaptive=adaptive)
-        return grad_fn(optax.apply_updates(params, epsilon)), state
+        radius = rho(state.step) if callable(rho) else rho
+        epsilon = perturbation(updates, params, radius, adaptive=adaptive)
+        return grad_fn(optax.apply_updates(params, epsilon)), SamState(state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))

@@ -61,7 +61,7 @@ class Checkpoints:
         self._next_save = ended + max(self._every, 10 * (ended - started)) if self._every else ended
 
     def restore(self, like: LearnerState) -> Saved | None:
-        """Return the newest checkpoint with the shapes, types and placement of ``like``; None if there is none.
+        """Return the newest checkpoint with the shapes and types of ``like``, on one device; None if there is none.
 
         Raises:
           InputError: the checkpoint cannot be read, or belongs to another state.
@@ -69,7 +69,8 @@ class Checkpoints:
         epoch = self.epoch
         if epoch is None:
             return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore())
         try:
             if _shapes(self._manager.item_metadata(epoch)["state"].tree) != _shapes(abstract):

@@ -64,7 +64,9 @@ class Result:
         return sum(row.gradient_evaluations for row in self.history)
 
 
-class _Summary(NamedTuple):
+class Summary(NamedTuple):
+    """An epoch's means, the sum of its gradient evaluations, and whether all numbers of the state are finite."""
+
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
     gradient_evaluations: Int[Array, ""]
@@ -105,16 +107,23 @@ def run(
       Stopped: as asked.
     """
     check_batch(learner, split)
-    split = sharding.replicate(_valid_rows(split), mesh)
+    split, variables = sharding.replicate((_valid_rows(split), variables), mesh)
     init_key = jax.random.fold_in(key, 2**32 - 1)  # children of the key itself are the epochs'
-    state = _place(learner.init(init_key, model, variables, split), mesh)
     history: list[Epoch] = []
-    if checkpoints is not None and (saved := checkpoints.restore(state)) is not None:
+    saved = None
+    if checkpoints is not None:
+        saved = checkpoints.restore(jax.eval_shape(lambda: learner.init(init_key, model, variables, split)))
+    if saved is not None:
         state = _place(jax.device_get(saved.state), mesh)  # arrays bound to a device would be compiled for anew
         history = [Epoch(**row) for row in saved.history]
         if len(history) > learner.epochs:
             seen = f"{len(history)}, which the checkpoint in {checkpoints.folder} has seen"
             raise InputError(f"epochs must be at least {seen}; got {learner.epochs}.")
+        preparing = [0.0, 0.0]
+    else:
+        with _stopwatch() as preparing:
+            state = _place(_init(init_key, learner, model, variables, split), mesh)
+            jax.block_until_ready(state)  # this counts as part of the first epoch
     for epoch in range(len(history), learner.epochs):
         with _stopwatch() as clock:
             epoch_key = jax.random.fold_in(key, epoch)
@@ -122,7 +131,8 @@ def run(
             summary = jax.device_get(summary)
         if not (summary.finite and math.isfinite(summary.loss)):
             raise Diverged(_advice(epoch, learner, checkpoints))
-        history.append(_report(epoch, summary, *clock))
+        history.append(_report(epoch, summary, *map(sum, zip(clock, preparing, strict=True))))
+        preparing = [0.0, 0.0]
         last = epoch + 1 == learner.epochs
         stop = not last and should_stop is not None and should_stop()
         if checkpoints is not None:
@@ -141,7 +151,7 @@ def check_batch(learner: Learner, split: Split, name: str = "batch_size") -> Non
       InputError: no valid rows, or fewer than ``batch_size``, while there are epochs to run.
     """
     rows = int(np.asarray(split.valid).sum())
-    if learner.epochs and rows < learner.batch_size:
+    if learner.epochs and rows < (learner.batch_size or 1):
         raise InputError(f"{name} must be at most {rows}, the number of images; got {learner.batch_size}.")
 
 
@@ -166,7 +176,7 @@ def _stopwatch() -> Iterator[list[float]]:
     clock += [max(total - sum(compiling), 0.0), min(sum(compiling, 0.0), total)]
 
 
-def _report(epoch: int, summary: _Summary, seconds: float, compile_seconds: float) -> Epoch:
+def _report(epoch: int, summary: Summary, seconds: float, compile_seconds: float) -> Epoch:
     numbers = (float(summary.loss), float(summary.accuracy), int(summary.gradient_evaluations))
     return Epoch(epoch + 1, *numbers, seconds, compile_seconds)
 
@@ -178,12 +188,16 @@ def _advice(epoch: int, learner: Learner, checkpoints: Checkpoints | None) -> st
     return f"the loss is not finite after epoch {epoch + 1} of {learner.epochs}: lower the learning rate{kept}"
 
 
-def _epoch(
+def epoch(
     key: Key[Array, ""], learner: Learner, model: Model, state: LearnerState, split: Split, *, mesh: Mesh | None = None
-) -> tuple[LearnerState, _Summary]:
-    """Take one step for every batch of a fresh random order and return the state and the epoch's means."""
+) -> tuple[LearnerState, Summary]:
+    """Take one step for every batch of a fresh random order and return the state and the epoch's means.
+
+    A pure function, to be compiled, mapped over learners or put into a longer loop. All rows are fed.
+    """
     order_key, step_key = jax.random.split(key)
-    rows, size = split.label.shape[0], learner.batch_size
+    rows = split.label.shape[0]
+    size = learner.batch_size or rows
     steps = rows // size if learner.drop_last else -(-rows // size)
     order = jax.random.permutation(order_key, rows)
     ragged = steps * size > rows
@@ -198,7 +212,7 @@ def _epoch(
 
     state, infos = jax.lax.scan(step, state, (jnp.arange(steps), index, filled))
     finite = jax.tree.reduce(lambda a, x: a & jnp.isfinite(x).all(), _floats(state), jnp.bool_(True))
-    return state, _Summary(infos.loss.mean(), infos.accuracy.mean(), infos.gradient_evaluations.sum(), finite)
+    return state, Summary(infos.loss.mean(), infos.accuracy.mean(), infos.gradient_evaluations.sum(), finite)
 
 
 def _floats(tree: Any) -> list[Array]:
@@ -207,4 +221,9 @@ def _floats(tree: Any) -> list[Array]:
 
 # Public for benchmarks and for loops of one's own: (key, learner, model, state, split) -> (state, summary). The state
 # is donated.
-train_epoch = compilation.jit(_epoch, static_argnames=("model", "mesh"), donate_argnames=("state",))
+train_epoch = compilation.jit(epoch, static_argnames=("model", "mesh"), donate_argnames=("state",))
+
+
+_init = compilation.jit(
+    lambda key, learner, model, variables, split: learner.init(key, model, variables, split), static_argnums=2
+)

@@ -1,8 +1,9 @@
-"""Supervised learning as a learner: a loss, a gradient transformation and SGD. Victims and fine-tuning share it."""
+"""Supervised learning as a learner: a loss, what is tuned, a gradient rule and SGD. Victims and fine-tuning share it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
@@ -15,9 +16,53 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from bdjax.checks import integer, one_of, unit_interval
 from bdjax.data import augment
 from bdjax.optim.sgd import Schedule, Sgd
-from bdjax.types import BatchStats, HParam, Info, Model, Split, Variables
+from bdjax.parametrizations import Identity
+from bdjax.types import BatchStats, HParam, Info, Model, Parametrization, Split, Variables
 
 AUGMENTATIONS = ("standard", "none")
+
+
+class Context(NamedTuple):
+    """What a gradient rule may ask for besides the gradient. ``tuned`` is what the parametrization tunes."""
+
+    key: Key[Array, ""]
+    batch: Split  # images in [0, 1], augmented
+    grad_fn: Callable[[Any], Any]  # tuned → gradient of the batch's training loss; statistics are dropped
+    example_loss_fn: Callable[[Any, Any], Array]  # (tuned, (image, label)) → −log p(label|image), evaluation mode
+    rate: Callable[[Array], Array]  # steps taken → learning rate over the base rate
+
+
+@runtime_checkable
+class GradientRule(Protocol):
+    """What happens to the gradient before SGD sees it: a frozen dataclass whose floats are leaves.
+
+    Both methods also tell how many gradient evaluations they took, beyond the gradient that ``update`` is given.
+    """
+
+    def init(
+        self, tuned: Any, example_loss_fn: Callable[[Any, Any], Array], split: Split, num_classes: int
+    ) -> tuple[Any, int]:
+        """Return the state before the first step; what is computed once, over the whole split, belongs in it."""
+        ...
+
+    def update(self, grads: Any, state: Any, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
+        """Return the new gradient and the new state, and the number of further gradient evaluations."""
+        ...
+
+
+@flax.struct.dataclass
+class PlainGradient:
+    """The gradient as it is."""
+
+    def init(self, tuned: Any, example_loss_fn: Any, split: Split, num_classes: int) -> tuple[Any, int]:
+        """Return no state."""
+        del tuned, example_loss_fn, split, num_classes
+        return (), 0
+
+    def update(self, grads: Any, state: Any, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
+        """Return the gradient."""
+        del tuned, context
+        return grads, state, 0
 
 
 class TrainState(NamedTuple):
@@ -25,31 +70,12 @@ class TrainState(NamedTuple):
 
     step: Int[Array, ""]
     steps_per_epoch: Int[Array, ""]
-    variables: Variables
-    opt_state: optax.OptState
-
-
-@runtime_checkable
-class GradientRule(Protocol):
-    """What happens to the gradient before SGD sees it: a frozen dataclass whose floats are leaves."""
-
-    @property
-    def gradient_evaluations(self) -> int:
-        """Gradients of one batch that a step takes, the first included."""
-        ...
-
-    def transformation(self) -> optax.GradientTransformation: ...
-
-
-@flax.struct.dataclass
-class PlainGradient:
-    """The gradient as it is."""
-
-    gradient_evaluations: int = flax.struct.field(pytree_node=False, default=1)
-
-    def transformation(self) -> optax.GradientTransformation:
-        """Return the identity."""
-        return optax.identity()
+    tuned: Any
+    frozen: Any
+    batch_stats: BatchStats
+    rule: Any
+    optimizer: optax.OptState
+    unreported: Int[Array, ""]  # gradient evaluations before the first step, which reports them
 
 
 @flax.struct.dataclass
@@ -58,7 +84,8 @@ class Supervised:
 
     Attributes:
       sgd: the optimizer.
-      gradient: what is done to the gradient first (SAM, …).
+      gradient: what is done to the gradient first (SAM, penalties, …).
+      parametrization: what is tuned.
       label_smoothing: ε in `cross_entropy`.
       augment: ``standard`` is the data set's own (`ImageSpec`), drawn anew for every image and epoch, or ``none``.
       epochs, batch_size: whole numbers. drop_last: leave out an epoch's last, smaller batch.
@@ -66,6 +93,7 @@ class Supervised:
 
     sgd: Sgd
     gradient: Any = PlainGradient()
+    parametrization: Any = Identity()
     label_smoothing: HParam = 0.0
     augment: str = flax.struct.field(pytree_node=False, default="standard")
     epochs: int = flax.struct.field(pytree_node=False, default=100)
@@ -74,43 +102,75 @@ class Supervised:
 
     def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> TrainState:
         """Return the state before the first step."""
-        del key, model
+        del key
         rows = split.label.shape[0]
         steps = rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
         steps_per_epoch = jnp.int32(max(steps, 1))
-        opt_state = self._transformation(steps_per_epoch).init(variables["params"])
-        return TrainState(jnp.int32(0), steps_per_epoch, variables, opt_state)
+        tuned, frozen = self.parametrization.init(model, variables)
+        loss_fn = self._example_loss_fn(model, frozen, variables["batch_stats"])
+        rule, spent = self.gradient.init(tuned, loss_fn, split, model.spec.num_classes)
+        optimizer = self._optimizer(frozen, steps_per_epoch).init(tuned)
+        step, unreported = jnp.int32(0), jnp.int32(spent)
+        return TrainState(step, steps_per_epoch, tuned, frozen, variables["batch_stats"], rule, optimizer, unreported)
 
     def update(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
         """Take one step. Running batch statistics come from the pass at the unperturbed parameters."""
         image = augment.standard(key, batch.image, model.spec) if self.augment == "standard" else batch.image
         batch = batch._replace(image=augment.as_float(image))
-        params, batch_stats = state.variables["params"], state.variables["batch_stats"]
+        tuned, frozen, batch_stats = state.tuned, state.frozen, state.batch_stats
 
-        def loss_fn(params: Any) -> tuple[Array, tuple[BatchStats, Array]]:
-            variables = {"params": params, "batch_stats": batch_stats}
+        def loss_fn(tuned: Any) -> tuple[Array, tuple[BatchStats, Array]]:
+            variables = {"params": self.parametrization.apply(tuned, frozen), "batch_stats": batch_stats}
             logits, changed = model.apply(variables, batch.image, train=True, valid=batch.valid)
             return mean_loss(logits, batch, self.label_smoothing), (changed, logits)
 
-        (loss, (changed, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, opt_state = self._transformation(state.steps_per_epoch).update(
-            grads, state.opt_state, params, grad_fn=lambda at: jax.grad(loss_fn, has_aux=True)(at)[0], value=loss
+        (loss, (changed, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(tuned)
+        context = Context(
+            key=jax.random.fold_in(key, 1),
+            batch=batch,
+            grad_fn=lambda at: jax.grad(loss_fn, has_aux=True)(at)[0],
+            example_loss_fn=self._example_loss_fn(model, frozen, batch_stats),
+            rate=lambda step: self._schedule(state.steps_per_epoch).scale(step, state.steps_per_epoch),
         )
-        variables = {"params": optax.apply_updates(params, updates), "batch_stats": changed}
-        info = Info(loss, accuracy(logits, batch), jnp.int32(self.gradient.gradient_evaluations))
-        return TrainState(state.step + 1, state.steps_per_epoch, variables, opt_state), info
+        grads, rule, further = self.gradient.update(grads, state.rule, tuned, context)
+        optimizer = self._optimizer(frozen, state.steps_per_epoch)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, tuned, value=loss)
+        info = Info(loss, accuracy(logits, batch), 1 + further + state.unreported)
+        state = state._replace(
+            step=state.step + 1,
+            tuned=optax.apply_updates(tuned, updates),
+            batch_stats=changed,
+            rule=rule,
+            optimizer=optimizer_state,
+            unreported=jnp.int32(0),
+        )
+        return state, info
 
     def finalize(self, model: Model, state: TrainState) -> Variables:
-        """Return the variables of the last step."""
+        """Return the variables of the last step, what was tuned baked into the network's own parameters."""
         del model
-        return state.variables
+        return {"params": self.parametrization.apply(state.tuned, state.frozen), "batch_stats": state.batch_stats}
 
-    def _transformation(self, steps_per_epoch: Int[Array, ""]) -> optax.GradientTransformationExtraArgs:
-        sgd, schedule = self.sgd, self.sgd.schedule
-        if schedule.period is None:  # the run's length, which is known in steps only here
-            length = self.epochs if schedule.per == "epoch" else self.epochs * steps_per_epoch
-            sgd = dataclasses.replace(sgd, schedule=dataclasses.replace(schedule, period=length))
-        return optax.chain(self.gradient.transformation(), sgd.transformation(steps_per_epoch))
+    def _example_loss_fn(self, model: Model, frozen: Any, batch_stats: BatchStats) -> Callable[[Any, Any], Array]:
+        def loss_fn(tuned: Any, example: Any) -> Array:
+            image, label = example
+            variables = {"params": self.parametrization.factored(tuned, frozen), "batch_stats": batch_stats}
+            logits, _ = model.apply(variables, augment.as_float(image)[None], train=False)
+            return -jax.nn.log_softmax(logits)[0, label]
+
+        return loss_fn
+
+    def _optimizer(self, frozen: Any, steps_per_epoch: Int[Array, ""]) -> optax.GradientTransformationExtraArgs:
+        sgd = dataclasses.replace(self.sgd, schedule=self._schedule(steps_per_epoch))
+        return optax.chain(sgd.transformation(steps_per_epoch), self.parametrization.constraint(frozen))
+
+    def _schedule(self, steps_per_epoch: Int[Array, ""]) -> Schedule:
+        """Return the schedule with its period: the run's length, unless it was given."""
+        schedule = self.sgd.schedule
+        if schedule.period is not None:
+            return schedule
+        length = max(self.epochs, 1) * (1 if schedule.per == "epoch" else steps_per_epoch)
+        return dataclasses.replace(schedule, period=length)
 
 
 def supervised(
@@ -124,6 +184,7 @@ def supervised(
     augment: str = "standard",
     drop_last: bool = True,
     gradient: GradientRule | None = None,
+    parametrization: Parametrization | None = None,
 ) -> Supervised:
     """Create a learner that minimizes the cross-entropy with SGD; the defaults are the papers' victim training.
 
@@ -132,12 +193,13 @@ def supervised(
       batch_size: images a step.
       learning_rate: SGD's base rate.
       momentum: in [0, 1).
-      weight_decay: coupled, on every parameter.
+      weight_decay: coupled, on everything that is tuned.
       schedule: how the rate moves; a cosine over the run unless said otherwise.
       label_smoothing: share ε of the probability that goes to the other classes.
       augment: ``standard`` (the data set's own) or ``none``.
       drop_last: leave out the last, smaller batch of an epoch.
       gradient: what is done to the gradient before SGD; nothing by default.
+      parametrization: what is tuned; the weights by default.
 
     Raises:
       InputError: a value out of range.
@@ -148,9 +210,10 @@ def supervised(
     one_of(AUGMENTATIONS, augment=augment)
     sgd = Sgd(learning_rate, momentum, weight_decay, schedule)
     sgd.check()
-    if schedule.period is None and schedule.per == "epoch":
-        sgd = dataclasses.replace(sgd, schedule=dataclasses.replace(schedule, period=float(max(epochs, 1))))
-    return Supervised(sgd, gradient or PlainGradient(), label_smoothing, augment, epochs, batch_size, drop_last)
+    return Supervised(
+        sgd, gradient or PlainGradient(), parametrization or Identity(), label_smoothing, augment,
+        epochs, batch_size, drop_last,
+    )  # fmt: skip
 
 
 def cross_entropy(

@@ -1,0 +1,116 @@
+"""The Fisher information of a model: its trace and its diagonal, from gradients of single examples.
+
+F(θ) = E[∇ log p_θ(y|x) ∇ log p_θ(y|x)ᵀ], so Tr F = E‖∇ℓ‖² with ℓ = −log p_θ(y|x): a mean over *examples*, which the
+squared norm of a batch's gradient is not. With the labels of the data it is the empirical Fisher information; with
+labels drawn from the model (`sampled_labels`) it is the true one.
+
+Everything here takes ``loss_fn(params, example) → ℓ`` for one example, and examples as a tree with a leading axis.
+Examples must not see each other, so batch norm belongs in evaluation mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+LossFn: TypeAlias = Callable[[Any, Any], Array]
+Valid: TypeAlias = Bool[Array, " n"] | None
+
+ESTIMATORS = ("per_sample", "sign_sketch", "batch_sq")
+
+
+def trace(
+    loss_fn: LossFn,
+    params: Any,
+    examples: Any,
+    *,
+    estimator: str = "per_sample",
+    key: Key[Array, ""] | None = None,
+    valid: Valid = None,
+    chunk: int = 32,
+) -> Float[Array, ""]:
+    """Return Tr F = (1/n) Σ_i ‖∇ℓ_i‖², or an estimate of it; differentiable.
+
+    * ``per_sample``: exact. The gradients of ``chunk`` examples are in memory at once, also while differentiating.
+    * ``sign_sketch``: (1/n) ‖∇ Σ_i r_i ℓ_i‖² with random signs r. Unbiased: E[r_i r_j] is 1 for i = j and 0 else. One
+      gradient of the batch.
+    * ``batch_sq``: ‖∇ (1/n) Σ_i ℓ_i‖². Biased: gradients that cancel in the batch count for nothing.
+
+    Args:
+      loss_fn: the loss of one example.
+      params: where; any tree.
+      examples: a tree with a leading axis n.
+      estimator: one of `ESTIMATORS`.
+      key: for ``sign_sketch``.
+      valid: which examples count; None is all of them.
+      chunk: of ``per_sample``.
+    """
+    weight = _weight(valid, examples)
+    count = jnp.maximum(weight.sum(), 1)
+    if estimator == "per_sample":
+        grad_fn = jax.checkpoint(jax.grad(loss_fn))
+
+        def norm(example: Any) -> Array:
+            return _square(grad_fn(params, example))
+
+        norms = jax.lax.map(norm, examples, batch_size=min(chunk, weight.size))
+        return jnp.sum(norms * weight) / count
+    if estimator == "sign_sketch":
+        if key is None:
+            raise ValueError("the estimator 'sign_sketch' needs a key.")
+        signs = jax.random.rademacher(key, weight.shape, weight.dtype)
+        return _square(_weighted_gradient(loss_fn, params, examples, weight * signs)) / count
+    if estimator == "batch_sq":
+        return _square(_weighted_gradient(loss_fn, params, examples, weight / count))
+    raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
+
+
+def diagonal(loss_fn: LossFn, params: Any, examples: Any, *, valid: Valid = None, chunk: int = 32) -> Any:
+    """Return diag F = (1/n) Σ_i (∇ℓ_i)², a tree like ``params``.
+
+    The gradients of ``chunk`` examples are in memory at once. Arguments as for `trace`; not for differentiation.
+    """
+    weight = _weight(valid, examples)
+    rows = weight.size
+    chunk = min(chunk, rows)
+    steps = -(-rows // chunk)
+
+    def chunked(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, steps * chunk - rows), *((0, 0),) * (x.ndim - 1)))
+        return padded.reshape(steps, chunk, *x.shape[1:])
+
+    def add(total: Any, inputs: tuple[Any, Array]) -> tuple[Any, None]:
+        some, weight = inputs
+        grads = jax.vmap(jax.grad(loss_fn), (None, 0))(params, some)
+        squares = jax.tree.map(lambda g: jnp.tensordot(weight, jnp.square(g), 1), grads)
+        return jax.tree.map(jnp.add, total, squares), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, _ = jax.lax.scan(add, zeros, (jax.tree.map(chunked, examples), chunked(weight)))
+    return jax.tree.map(lambda square: square / jnp.maximum(weight.sum(), 1), total)
+
+
+def sampled_labels(key: Key[Array, ""], logits: Float[Array, "n k"]) -> Int[Array, " n"]:
+    """Return labels drawn from softmax(logits): with them, `trace` and `diagonal` are those of the true Fisher."""
+    return jax.random.categorical(key, jax.lax.stop_gradient(logits))
+
+
+def _weight(valid: Valid, examples: Any) -> Float[Array, " n"]:
+    rows = jax.tree.leaves(examples)[0].shape[0]
+    return jnp.ones(rows) if valid is None else valid.astype(jnp.float32)
+
+
+def _weighted_gradient(loss_fn: LossFn, params: Any, examples: Any, weight: Float[Array, " n"]) -> Any:
+    def total(params: Any) -> Array:
+        return jnp.sum(weight * jax.vmap(loss_fn, (None, 0))(params, examples))
+
+    return jax.grad(total)(params)
+
+
+def _square(tree: Any) -> Float[Array, ""]:
+    return optax.tree.norm(tree, squared=True)

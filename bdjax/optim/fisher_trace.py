@@ -1,0 +1,74 @@
+"""The Fisher-trace penalty as an optax gradient transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from bdjax.types import HParam
+
+
+class FisherTraceState(NamedTuple):
+    """Steps taken."""
+
+    step: Int[Array, ""]
+
+
+def fisher_trace(eta: HParam, every: int = 10) -> optax.GradientTransformationExtraArgs:
+    """Add η ∇Tr F(θ) to the gradient on every ``every``-th step; the others cost nothing.
+
+    ``update`` takes the keyword ``trace_grad_fn(params) → grads``, the gradient of the trace or of an estimate of it
+    (`bdjax.fisher.trace`) on the same batch. It is called under a `jax.lax.cond`. The penalty is not scaled up for the
+    steps that go without.
+
+    Order: after `sam`, which discards what was added to the gradient before it; before weight decay and momentum.
+
+    Args:
+      eta: weight η ≥ 0; may be traced.
+      every: steps from one penalty to the next; the first falls on step ``every``.
+
+    Example, the penalty θ⁴ on a loss θ² on every second step:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from bdjax import optim
+      >>> tx = optax.chain(optim.fisher_trace(eta=0.5, every=2), optax.sgd(0.1))
+      >>> w = jnp.array(1.0)
+      >>> state = tx.init(w)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(2 * w, state, w, trace_grad_fn=jax.grad(lambda w: w**4))
+      ...     print(f"{updates:.1f}")
+      -0.2
+      -0.4
+
+    References:
+      SFT paper (Karim et al.), eq. 5 and sec. 4.1: once every 10 steps, η_F = 0.001.
+    """
+
+    def init(params: optax.Params) -> FisherTraceState:
+        del params
+        return FisherTraceState(jnp.int32(0))
+
+    def update(
+        updates: optax.Updates,
+        state: FisherTraceState,
+        params: optax.Params | None = None,
+        *,
+        trace_grad_fn: Callable[[Any], Any],
+        **extra: Any,
+    ) -> tuple[optax.Updates, FisherTraceState]:
+        del extra
+        if params is None:
+            raise ValueError("optim.fisher_trace needs params: call update(grads, state, params, trace_grad_fn=…).")
+        step = state.step + 1
+
+        def penalized() -> optax.Updates:
+            return jax.tree.map(lambda u, t: (u + eta * t).astype(u.dtype), updates, trace_grad_fn(params))
+
+        return jax.lax.cond(step % every == 0, penalized, lambda: updates), FisherTraceState(step)
+
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))

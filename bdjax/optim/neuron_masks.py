@@ -1,0 +1,78 @@
+"""What keeps tuned neuron masks near one and in their box, as optax gradient transformations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bdjax.types import HParam
+
+
+def l1_to_one(eta: HParam) -> optax.GradientTransformation:
+    """Add the subgradient of η Σ_i |1 − m_i|, which is η sign(m − 1), and 0 at m = 1.
+
+    Order: after `sam`; before momentum.
+
+    Args:
+      eta: weight η ≥ 0; may be traced.
+
+    Example:
+
+      >>> import jax.numpy as jnp
+      >>> from bdjax import optim
+      >>> masks = jnp.array([1.0, 0.75])
+      >>> tx = optim.l1_to_one(eta=0.5)
+      >>> tx.update(jnp.zeros(2), tx.init(masks), masks)[0].tolist()
+      [0.0, -0.5]
+
+    References:
+      NFT paper (Karim et al.), eq. 6. `jnp.abs` has the derivative 1 at 0, which would push a mask at 1.
+    """
+
+    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        if params is None:
+            raise ValueError("optim.l1_to_one needs params: call update(grads, state, params).")
+        return jax.tree.map(lambda u, m: u + (eta * jnp.sign(m - 1)).astype(u.dtype), updates, params)
+
+    return optax.stateless(update)
+
+
+def project(lower: Any, upper: Any) -> optax.GradientTransformation:
+    """Change the updates so that params + updates lies in [lower, upper], to the bit.
+
+    Put it last in a chain: it takes the updates as the step that they are. What comes before keeps its state, so
+    momentum may hold a value at its bound for some steps.
+
+    Args:
+      lower, upper: bounds, trees like the parameters or prefixes of them; a single number bounds everything.
+
+    Example:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from bdjax import optim
+      >>> tx = optax.chain(optax.sgd(1.0), optim.project(0.0, 1.0))
+      >>> masks = jnp.array([0.5, 0.75])
+      >>> updates, _ = tx.update(jnp.array([2.0, -2.0]), tx.init(masks), masks)
+      >>> optax.apply_updates(masks, updates).tolist()
+      [0.0, 1.0]
+    """
+
+    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        if params is None:
+            raise ValueError("optim.project needs params: call update(updates, state, params).")
+        lows, highs = (jax.tree.broadcast(bound, params) for bound in (lower, upper))
+        return jax.tree.map(_into_box, updates, params, lows, highs)
+
+    return optax.stateless(update)
+
+
+def _into_box(update: Any, value: Any, low: Any, high: Any) -> Any:
+    low, high = (jnp.asarray(bound, value.dtype) for bound in (low, high))
+    step = jnp.clip(value + update, low, high) - value
+    # The difference is rounded, so value + step can miss the box by the last bit; the next float cannot.
+    step = jnp.where(value + step < low, jnp.nextafter(step, jnp.inf), step)
+    step = jnp.where(value + step > high, jnp.nextafter(step, -jnp.inf), step)
+    return step.astype(update.dtype)

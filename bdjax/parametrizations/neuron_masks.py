@@ -1,0 +1,60 @@
+"""Weights are frozen; one factor for each neuron is tuned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bdjax import optim, structure
+from bdjax.types import HParam, Model, Variables
+
+
+@flax.struct.dataclass
+class NeuronMasks:
+    """γ(m) = m ⊙ γ̄ for the scale γ̄ of every batch norm but the first, with m = 1 at the start and μ(l) ≤ m ≤ 1.
+
+    μ(l) = α exp(−β l), where l = 1, 2, … counts the masked layers in execution order: early layers stay near 1, deep
+    ones are nearly free, and no neuron can vanish. The shifts of the batch norms are not masked. A factor on the
+    convolution *before* a batch norm would be undone by the normalization, hence the scale.
+
+    In a network without batch norm the output filters of all kernels but the first and the last are masked instead,
+    their biases are not.
+
+    Attributes:
+      alpha, beta: α in (0, 1] and β ≥ 0 of the lower bound.
+    """
+
+    alpha: HParam = 0.8
+    beta: HParam = 0.5
+
+    def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
+        """Return masks of ones under their layers' paths; and the frozen parameters with each layer's l."""
+        params = flatten_dict(variables["params"])
+        layers = self._layers(model, variables)
+        masks = {path: jnp.ones_like(params[path], shape=params[path].shape[-1:]) for path in layers}
+        depth = {path: jnp.float32(number) for number, path in enumerate(layers, 1)}
+        return unflatten_dict(masks), {"params": variables["params"], "depth": unflatten_dict(depth)}
+
+    def apply(self, tuned: Any, frozen: Any) -> Any:
+        """Return the parameters with the masked neurons scaled."""
+        return structure.scaled(frozen["params"], flatten_dict(tuned))
+
+    def factored(self, tuned: Any, frozen: Any) -> Any:
+        """Return the same."""
+        return self.apply(tuned, frozen)
+
+    def constraint(self, frozen: Any) -> optax.GradientTransformation:
+        """Return the projection to [μ(l), 1]."""
+        lower = jax.tree.map(lambda depth: self.alpha * jnp.exp(-self.beta * depth), frozen["depth"])
+        return optim.project(lower, 1.0)
+
+    def _layers(self, model: Model, variables: Variables) -> list[structure.Path]:
+        if scales := structure.batch_norms(model, variables):
+            return scales[1:]
+        order = structure.execution_order(model, variables)
+        return [path for path in order if path in structure.kernels(variables["params"])][1:-1]

@@ -1,0 +1,43 @@
+"""Weights are frozen; each convolution's filters are kept or set to zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bdjax import structure
+from bdjax.types import Model, Variables
+
+
+@flax.struct.dataclass
+class PrunedFilters:
+    """W(k) = W̄ ⊙ k and b(k) = b̄ ⊙ k along the output filters of every convolution, with k = 1 at the start.
+
+    A zeroed filter makes its channel constant, not zero, where a batch norm follows.
+    """
+
+    def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
+        """Return ones under the convolutions' paths, and the frozen parameters."""
+        del model
+        found = structure.convolutions(variables["params"])
+        kept = {path: jnp.ones(kernel.shape[-1], kernel.dtype) for path, kernel in found.items()}
+        return unflatten_dict(kept), variables["params"]
+
+    def apply(self, tuned: Any, frozen: Any) -> Any:
+        """Return the parameters with the filters scaled."""
+        kept = flatten_dict(tuned)
+        biases = {(*path[:-1], "bias"): value for path, value in kept.items()}
+        return structure.scaled(frozen, {**kept, **biases})
+
+    def factored(self, tuned: Any, frozen: Any) -> Any:
+        """Return the same."""
+        return self.apply(tuned, frozen)
+
+    def constraint(self, frozen: Any) -> optax.GradientTransformation:
+        """Return no constraint."""
+        del frozen
+        return optax.identity()

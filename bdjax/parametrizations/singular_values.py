@@ -1,0 +1,67 @@
+"""Weights are frozen but for the singular values of every kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
+
+from bdjax import structure
+from bdjax.structure import FactoredKernel
+from bdjax.types import Model, Variables
+
+
+@flax.struct.dataclass
+class SingularValues:
+    """M(δ) = U diag(relu(σ + δ)) Vᵀ for every kernel, M̄ = U diag(σ) Vᵀ its thin decomposition, with δ = 0 at the start.
+
+    M̄ has one row for each output filter: [h, w, in, out] is read as [out, h·w·in]. U, V, σ, batch norms and biases are
+    frozen. It is computed as M̄ + U diag(relu(σ + δ) − σ) Vᵀ, which is M̄ to the bit at δ = 0. The derivative of relu
+    at 0 is 0, so a singular value that is zero, or was pushed there, has no gradient.
+
+    References:
+      SFT paper (Karim et al.), sec. 4.2, with its scale s = 1.
+    """
+
+    def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
+        """Return zero shifts under the kernels' paths, min(out, h·w·in) for each; and the frozen parameters with U, σ, V."""
+        del model
+        factors = {path: _decomposed(kernel) for path, kernel in structure.kernels(variables["params"]).items()}
+        shifts = {path: jnp.zeros_like(kernel.scale) for path, kernel in factors.items()}
+        return unflatten_dict(shifts), {"params": variables["params"], "factors": unflatten_dict(factors)}
+
+    def apply(self, tuned: Any, frozen: Any) -> Any:
+        """Return the parameters with all kernels multiplied out."""
+        params, factors = flatten_dict(frozen["params"]), flatten_dict(frozen["factors"])
+        for path, shift in flatten_dict(tuned).items():
+            kernel = factors[path]
+            change = kernel.replace(scale=_shifted(kernel.scale, shift) - kernel.scale)
+            params[path] = params[path] + change.multiplied().astype(params[path].dtype)
+        return unflatten_dict(params)
+
+    def factored(self, tuned: Any, frozen: Any) -> Any:
+        """Return the parameters with all kernels as `FactoredKernel`, for gradients of single examples."""
+        params, factors = flatten_dict(frozen["params"]), flatten_dict(frozen["factors"])
+        for path, shift in flatten_dict(tuned).items():
+            params[path] = factors[path].replace(scale=_shifted(factors[path].scale, shift))
+        return unflatten_dict(params)
+
+    def constraint(self, frozen: Any) -> optax.GradientTransformation:
+        """Return no constraint; relu keeps the singular values non-negative."""
+        del frozen
+        return optax.identity()
+
+
+def _shifted(scale: Float[Array, " r"], shift: Float[Array, " r"]) -> Float[Array, " r"]:
+    return jax.nn.relu(scale + shift)
+
+
+def _decomposed(kernel: Float[Array, "*window out"]) -> FactoredKernel:
+    rows = kernel.reshape(-1, kernel.shape[-1]).T
+    u, scale, vt = jnp.linalg.svd(rows, full_matrices=False)
+    return FactoredKernel(vt.T.reshape(*kernel.shape[:-1], -1), scale, u)

@@ -1,0 +1,93 @@
+"""What a network is made of, found by shape, path and use; no table of layer names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
+
+from bdjax.types import Model, Variables
+
+Path: TypeAlias = tuple[str, ...]
+
+
+@flax.struct.dataclass
+class FactoredKernel:
+    """A kernel W = V diag(s) Uᵀ that may stand in a network's parameters in place of the plain array.
+
+    ``v`` is [*window, in, r] (a kernel with r output filters), ``scale`` [r], ``u`` [out, r]. A layer computes with V,
+    the scale and U in turn, so that the gradient with respect to ``scale`` of each example in a batch costs no more
+    than that of their sum.
+    """
+
+    v: Any
+    scale: Any
+    u: Any
+
+    def multiplied(self) -> Float[Array, "*window out"]:
+        """Return W."""
+        return (self.v * self.scale) @ self.u.T
+
+
+def kernels(params: Any) -> dict[Path, Any]:
+    """Return the kernels of convolutions ([h, w, in, out]) and dense layers ([in, out]) by path.
+
+    The last axis counts the output filters.
+    """
+    return {path: leaf for path, leaf in flatten_dict(params).items() if path[-1] == "kernel" and jnp.ndim(leaf) >= 2}
+
+
+def convolutions(params: Any) -> dict[Path, Any]:
+    """Return the convolutions' kernels by path."""
+    return {path: leaf for path, leaf in kernels(params).items() if jnp.ndim(leaf) > 2}
+
+
+def batch_norms(model: Model, variables: Variables) -> list[Path]:
+    """Return the paths of the scales γ of all batch norms, in execution order.
+
+    A batch norm is whatever keeps a running variance and has a scale.
+    """
+    running = {path[:-1] for path in flatten_dict(variables["batch_stats"]) if path[-1] == "var"}
+    return [path for path in execution_order(model, variables) if path[-1] == "scale" and path[:-1] in running]
+
+
+def classifier(model: Model, variables: Variables) -> Path:
+    """Return the path of the last layer's kernel."""
+    order = execution_order(model, variables)
+    found = kernels(variables["params"])
+    return [path for path in order if path in found][-1]
+
+
+def execution_order(model: Model, variables: Variables) -> list[Path]:
+    """Return the paths of all parameters in the order in which the forward pass first reads them.
+
+    It is read from the traced program, as the order in the tree is alphabetical.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), variables)
+    params = flatten_dict(shapes["params"])
+    image = jax.ShapeDtypeStruct((1, *model.spec.shape), jnp.float32)
+
+    def forward(leaves: list[Array], batch_stats: Any, image: Array) -> Array:
+        whole = unflatten_dict(dict(zip(params, leaves, strict=True)))
+        return model.apply({"params": whole, "batch_stats": batch_stats}, image)[0]
+
+    traced = jax.make_jaxpr(forward)(list(params.values()), shapes["batch_stats"], image).jaxpr
+    path_of = dict(zip(traced.invars, params, strict=False))  # the parameters are the first inputs
+    read = [path_of[var] for eqn in traced.eqns for var in eqn.invars if _is_variable(var) and var in path_of]
+    return list(dict.fromkeys(read))
+
+
+def _is_variable(atom: Any) -> bool:
+    return not isinstance(atom, jax.extend.core.Literal)
+
+
+def scaled(params: Any, factors: Mapping[Path, Float[Array, " k"]]) -> Any:
+    """Return the parameters with the named leaves multiplied along their last axis."""
+    flat = flatten_dict(params)
+    return unflatten_dict({path: leaf * factors[path] if path in factors else leaf for path, leaf in flat.items()})
