@@ -13,7 +13,7 @@ from typing import Any
 
 from bdjax import attacks, models, registry
 from bdjax.checks import InputError, integer, named, one_of, unit_interval
-from bdjax.defenses.chain import Chain
+from bdjax.defenses.chain import Chain, stages
 from bdjax.poison import ROUNDINGS
 from bdjax.schema import (
     DEFAULT_NAMES,
@@ -243,13 +243,13 @@ def _build_defense(path: str, choice: Choice) -> Defense | Chain:
 
 
 def stage_paths(config: Config) -> list[str]:
-    """Return the key of each stage of the defense: ``defense``, or ``defense.first`` and so on for a chain."""
+    """Return the key that each stage of the defense comes from: ``defense``, or ``defense.first`` and so on."""
 
     def paths(path: str, choice: Choice) -> Iterator[str]:
         inner = {name: part for name, part in choice.options.items() if isinstance(part, Choice)}
         for name, part in inner.items():
             yield from paths(f"{path}.{name}", part)
         if not inner:
-            yield path
+            yield from [path] * len(stages(_build_defense(path, choice)))
 
     return list(paths("defense", config.defense))

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from bdjax.chunks import accumulate
+
 LossFn: TypeAlias = Callable[[Any, Any], Array]
 Valid: TypeAlias = Bool[Array, " n"] | None
 
@@ -75,24 +77,13 @@ def diagonal(loss_fn: LossFn, params: Any, examples: Any, *, valid: Valid = None
 
     The gradients of ``chunk`` examples are in memory at once. Arguments as for `trace`; not for differentiation.
     """
-    weight = _weight(valid, examples)
-    rows = weight.size
-    chunk = min(chunk, rows)
-    steps = -(-rows // chunk)
 
-    def chunked(x: Array) -> Array:
-        padded = jnp.pad(x, ((0, steps * chunk - rows), *((0, 0),) * (x.ndim - 1)))
-        return padded.reshape(steps, chunk, *x.shape[1:])
-
-    def add(total: Any, inputs: tuple[Any, Array]) -> tuple[Any, None]:
-        some, weight = inputs
+    def squares(some: Any, weight: Float[Array, " chunk"]) -> tuple[Any, Array]:
         grads = jax.vmap(jax.grad(loss_fn), (None, 0))(params, some)
-        squares = jax.tree.map(lambda g: jnp.tensordot(weight, jnp.square(g), 1), grads)
-        return jax.tree.map(jnp.add, total, squares), None
+        return jax.tree.map(lambda g: jnp.tensordot(weight, jnp.square(g), 1), grads), weight.sum()
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    total, _ = jax.lax.scan(add, zeros, (jax.tree.map(chunked, examples), chunked(weight)))
-    return jax.tree.map(lambda square: square / jnp.maximum(weight.sum(), 1), total)
+    total, count = accumulate(squares, examples, chunk=chunk, valid=valid)
+    return jax.tree.map(lambda square: square / jnp.maximum(count, 1), total)
 
 
 def sampled_labels(key: Key[Array, ""], logits: Float[Array, "n k"]) -> Int[Array, " n"]:

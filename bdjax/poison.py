@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
@@ -68,6 +69,19 @@ def poison_test(
     image = _apply(key, trigger, state, split.image, rounding)
     valid = split.valid & (wanted != split.label)
     return PoisonedSplit(Split(image, wanted, valid), split.label, split.valid)
+
+
+@flax.struct.dataclass
+class Stamp:
+    """The attack's own trigger as a `bdjax.types.TriggerSource`: what a defender who knows it can do to his images."""
+
+    trigger: Trigger
+    state: TriggerState
+    rounding: str = flax.struct.field(pytree_node=False, default="nearest")
+
+    def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]:
+        """Return the images with the trigger; their labels are whatever they were."""
+        return _apply(key, self.trigger, self.state, image, self.rounding)
 
 
 def choose(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, ""]) -> Bool[Array, " n"]:

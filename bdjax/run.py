@@ -154,6 +154,8 @@ def prepare(config: Config, devices: int = 1) -> Plan:
         _check_batches(path, stage, holdout, devices)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
+    trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
+    defense = defenses.with_trigger(defense, poison.Stamp(trigger, trigger_state, config.poison.rounding))
     return Plan(config, dataset, fingerprint, attack, trigger_state, model, training, defense, attacker, holdout)
 
 

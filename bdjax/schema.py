@@ -171,10 +171,18 @@ def _is_option(annotation: Any) -> bool:
     """Whether a value of this type can stand in a config; label maps and image specifications cannot."""
     if annotation in (*_SCALARS, HParam, types.NoneType) or _is_defense(annotation) or annotation is Schedule:
         return True
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
+    if typing.get_origin(annotation) is typing.Literal:
         return True
-    return origin in (typing.Union, types.UnionType) and all(_is_option(part) for part in arguments)
+    return _is_union(annotation) and any(part is not types.NoneType for part in _option_parts(annotation))
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _option_parts(annotation: Any) -> list[Any]:
+    """Return those types of a union whose values can stand in a config: of a function or a word, the word."""
+    return [part for part in typing.get_args(annotation) if _is_option(part)]
 
 
 def _is_defense(annotation: Any) -> bool:
@@ -267,10 +275,11 @@ def convert(path: str, annotation: Any, value: Any) -> Any:
     if typing.get_origin(annotation) is typing.Literal:
         one_of(arguments, **{path: value})
         return value
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+    if _is_union(annotation):
+        parts = _option_parts(annotation)
+        if types.NoneType in parts and (value is None or str(value).lower() in ("none", "null")):
             return None
-        (annotation,) = [part for part in arguments if part is not types.NoneType]
+        (annotation,) = [part for part in parts if part is not types.NoneType]
         return convert(path, annotation, value)
     if dataclasses.is_dataclass(annotation):
         return read_section(path, typing.cast(type, annotation), value)

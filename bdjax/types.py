@@ -176,6 +176,16 @@ class Trigger(Protocol):
     ) -> Float[Array, "h w c"]: ...
 
 
+@runtime_checkable
+class TriggerSource(Protocol):
+    """Puts the trigger on a batch, for a defender who is assumed to have it: the true one, or one that he synthesized.
+
+    A pytree whose leaves are its floats and arrays. Images keep their type: uint8 in [0, 255], or float in [0, 1].
+    """
+
+    def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]: ...
+
+
 @flax.struct.dataclass
 class Attack:
     """Trigger × label map × rate: most published attacks are such a triple.

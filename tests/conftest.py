@@ -8,7 +8,19 @@ jax.config.update("jax_num_cpu_devices", 8)  # before anything else touches JAX
 
 import jaxtyping  # noqa: E402
 
-CHECKED = ("attacks", "data.augment", "defenses", "evaluate", "fisher", "models", "optim", "parametrizations", "poison", "structure", "train")
+CHECKED = (
+    "attacks",
+    "data.augment",
+    "defenses",
+    "evaluate",
+    "fisher",
+    "models",
+    "optim",
+    "parametrizations",
+    "poison",
+    "structure",
+    "train",
+)
 jaxtyping.install_import_hook([f"bdjax.{name}" for name in CHECKED], "beartype.beartype").__enter__()
 
 import numpy as np  # noqa: E402

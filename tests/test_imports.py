@@ -26,11 +26,22 @@ MAY_IMPORT = {
     "structure": BASE,
     "models": BASE | {"registry", "structure"},
     "optim": BASE,
-    "fisher": BASE,
+    "chunks": set(),
+    "fisher": {"chunks"},
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
     "train": BASE | {"data", "optim", "parametrizations"},
-    "defenses": BASE | {"registry", "data", "optim", "train", "fisher", "parametrizations", "structure"},  # a defender knows neither attacks nor poison
+    "defenses": BASE
+    | {
+        "registry",
+        "data",
+        "optim",
+        "train",
+        "chunks",
+        "fisher",
+        "parametrizations",
+        "structure",
+    },  # a defender knows neither attacks nor poison
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
     "records": {"checks"},
     "report": {"checks", "records"},

@@ -12,7 +12,7 @@ from bdjax import registry
 from bdjax.checks import InputError
 from bdjax.defenses.chain import Chain, stages
 from bdjax.train import loop
-from bdjax.types import Defense, Model, PoisonedSplit, Split, Variables
+from bdjax.types import Defense, Model, PoisonedSplit, Split, TriggerSource, Variables
 
 
 def names() -> list[str]:
@@ -45,7 +45,7 @@ def run(key: Key[Array, ""], defense: Defense | Chain, model: Model, variables: 
       holdout: the defender's clean images.
 
     Raises:
-      InputError: the holdout is empty, smaller than a batch, or not a `Split`.
+      InputError: the holdout is empty, smaller than a batch, or not a `Split`; or the defense needs a trigger.
     """
     return purify(key, defense, model, variables, holdout).variables
 
@@ -68,12 +68,23 @@ def purify(
     """
     if isinstance(holdout, PoisonedSplit):
         raise InputError("holdout must be a Split: a defender cannot see which images are poisoned.")
+    if any(getattr(stage, "trigger", None) == "true" for stage in stages(defense)):
+        raise InputError("trigger must be given where no run fills it in: a function (key, images) → images.")
     history: list[loop.Epoch] = []
     for number, stage in enumerate(stages(defense)):
         result = loop.run(stage_key(key, number), stage, model, variables, holdout, **options(number))
         variables = result.variables
         history += result.history
     return loop.Result(variables, history)
+
+
+def with_trigger(defense: Defense | Chain, trigger: TriggerSource) -> Defense | Chain:
+    """Return the defense with this trigger wherever it asks for the ``true`` one, which most defenses do not."""
+
+    def filled_in(stage: Any) -> Any:
+        return stage.replace(trigger=trigger) if getattr(stage, "trigger", None) == "true" else stage
+
+    return Chain(tuple(map(filled_in, stages(defense)))) if isinstance(defense, Chain) else filled_in(defense)
 
 
 def stage_key(key: Key[Array, ""], number: int) -> Key[Array, ""]:

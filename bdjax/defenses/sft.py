@@ -69,9 +69,7 @@ class Smooth:
         return grads, state._replace(transformation=inner), 3 * penalized
 
     def _transformation(self, reference: Any, importance: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(
-            optim.fisher_trace(self.eta_f, self.every), optim.anchor(reference, importance, self.eta_r)
-        )
+        return optax.chain(optim.fisher_trace(self.eta_f, self.every), optim.anchor(reference, importance, self.eta_r))
 
 
 def sft(

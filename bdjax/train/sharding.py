@@ -13,13 +13,13 @@ from bdjax.types import Split
 BATCH = "batch"
 
 
-def batch_mesh(devices: int, batch_size: int) -> Mesh | None:
-    """Return a mesh over the first devices, or None for a single one.
+def batch_mesh(devices: int, batch_size: int | None) -> Mesh | None:
+    """Return a mesh over the first devices, or None for a single one and for what takes the whole split at once.
 
     Raises:
       InputError: there are fewer devices, or they do not divide the batch.
     """
-    if devices == 1:
+    if devices == 1 or batch_size is None:
         return None
     there = jax.devices()
     if devices > len(there):

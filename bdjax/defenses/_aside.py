@@ -1,0 +1,36 @@
+"""The part of the holdout that a defense keeps aside, to stop or to choose by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from bdjax.checks import InputError
+
+
+def keep_aside(examples: Any, label: Int[Array, " n"], share: float, num_classes: int) -> tuple[Any, Any]:
+    """Divide examples into the rest and max(1, ⌊share · n / C⌋) of each of the C classes.
+
+    Which of a class is decided by the order. Where a class has too few, others give more, so that both sizes depend on
+    n alone: what is aside are the first rows in the order of their number within their class.
+
+    Args:
+      examples: a tree with a leading axis n.
+      label: their classes.
+      share: of the examples, in [0, 1).
+      num_classes: C.
+
+    Raises:
+      InputError: nothing would be left.
+    """
+    rows = label.shape[0]
+    size = num_classes * max(1, int(share * rows / num_classes + 1e-9))
+    if size >= rows:
+        raise InputError(f"the holdout must have more than {size} images, the part that is kept aside; got {rows}.")
+    of_class = label[:, None] == jnp.arange(num_classes)
+    number = jnp.take_along_axis(jnp.cumsum(of_class, axis=0), label[:, None], axis=1)[:, 0]
+    order = jnp.argsort(number, stable=True)
+    return jax.tree.map(lambda x: x[order[size:]], examples), jax.tree.map(lambda x: x[order[:size]], examples)
