@@ -11,6 +11,9 @@ import jaxtyping  # noqa: E402
 CHECKED = (
     "attacks",
     "data.augment",
+    "data.mixing",
+    "data.operations",
+    "data.randaugment",
     "defenses",
     "evaluate",
     "fisher",
