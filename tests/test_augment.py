@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick_jit
 
+from bdjax.checks import InputError
 from bdjax.data import augment
 from bdjax.types import ImageSpec
 
@@ -16,6 +18,8 @@ KEY = jax.random.key(0)
 SPEC = ImageSpec("numbered", (4, 5, 1), 10, (0.5,), (0.25,), crop_padding=2, flip=True)
 NUMBERED = np.arange(1, 21, dtype=np.uint8).reshape(4, 5, 1)  # no two pixels alike, none black
 standard = jax.jit(augment.standard, static_argnums=2)
+as_float = jax.jit(augment.as_float)
+cutouts = quick_jit(jax.vmap(lambda key, image, fill: augment.cutout(key, image, 3, fill), (0, None, None)))
 
 
 def place(image: np.ndarray, padding: int) -> tuple[int, int]:
@@ -86,3 +90,75 @@ def test_as_float():
     np.testing.assert_allclose(augment.as_float(jnp.array([0, 51, 255], jnp.uint8)), [0, 0.2, 1])
     image = jnp.array([0.25, 0.5])
     assert augment.as_float(image) is image
+
+
+# --- Cutout ----------------------------------------------------------------------------------------------------------
+
+
+def test_cutout_covers_one_square_around_any_pixel_and_nothing_else():
+    keys = jax.random.split(KEY, 300)
+    image = np.broadcast_to(NUMBERED, (4, 5, 3)).astype(np.float32) / 20
+    covered = np.asarray(cutouts(keys, image, jnp.array([0.0, 0.25, 0.5])))
+    assert covered.dtype == np.float32
+    holes = set()
+    for result in covered:
+        hole = (result != image).any(-1)
+        np.testing.assert_array_equal(result[hole], np.broadcast_to([0, 0.25, 0.5], (hole.sum(), 3)))
+        holes.add(hole.tobytes())
+    squares = set()
+    for y in range(4):
+        for x in range(5):
+            square = np.zeros((4, 5), bool)
+            square[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
+            squares.add(square.tobytes())
+    assert holes == squares
+
+
+def test_cutout_wider_than_the_image_covers_all_of_it():
+    np.testing.assert_array_equal(augment.cutout(KEY, jnp.ones((3, 4, 1)), 8), 0)
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+BATCH = np.random.default_rng(0).integers(0, 256, (6, 16, 18, 1), dtype=np.uint8)
+GRAY = ImageSpec("gray", (16, 18, 1), 10, (0.4,), (0.25,), crop_padding=2, flip=True)
+augmented = quick_jit(augment.augmented, static_argnums=(2, 3))
+
+
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_augmented_batches_keep_shape_and_range_and_say_what_is_mixed(name):
+    image, partner, weight = augmented(KEY, BATCH, GRAY, name, 1.0)
+    assert image.shape == BATCH.shape
+    assert image.dtype == jnp.float32
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert sorted(partner.tolist()) == list(range(6))
+    if name not in augment.MIXING:
+        assert partner.tolist() == list(range(6))
+        assert weight == 1
+    before = np.asarray(as_float(standard(KEY, BATCH, GRAY) if name != "none" else BATCH))
+    same = np.array_equal(image, before)
+    assert same == (name in ("standard", "none", "adversarial") or (name == "cutmix" and weight == 1))
+
+
+def test_mixing_starts_from_the_standard_augmentation_and_alpha_compiles_nothing():
+    image, partner, weight = augmented(KEY, BATCH, GRAY, "mixup", 1.0)
+    before = np.asarray(standard(KEY, BATCH, GRAY)) / 255
+    np.testing.assert_allclose(image, weight * before + (1 - weight) * before[np.asarray(partner)], atol=1e-6)
+    compiled = augmented._cache_size()
+    assert augmented(KEY, BATCH, GRAY, "mixup", 0.2).weight != weight
+    assert augmented._cache_size() == compiled
+
+
+def test_cutout_by_name_has_half_the_shorter_side_and_the_mean():
+    image, _, _ = augmented(KEY, np.full_like(BATCH, 255), dataclasses.replace(GRAY, crop_padding=0), "cutout", 1.0)
+    holes = np.asarray(image) != 1
+    np.testing.assert_allclose(np.asarray(image)[holes], 0.4, rtol=1e-6)
+    assert (holes.sum((1, 2, 3)) <= 64).all()
+    assert (holes.any(2).sum((1, 2)) <= 8).all()
+    assert (holes.sum((1, 2, 3)) >= 4 * 4).all()
+
+
+def test_unknown_name():
+    with pytest.raises(InputError, match=r"name must be one of standard, .*did you mean 'cutmix'"):
+        augment.augmented(KEY, jnp.asarray(BATCH), GRAY, "cutmixx")
