@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import flax.struct
 import jax
 import jax.extend.core
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax import traverse_util
 from jaxtyping import Array, Float
 
 from bdjax.types import Model, Variables
@@ -35,12 +35,22 @@ class FactoredKernel:
         return (self.v * self.scale) @ self.u.T
 
 
+def flat(tree: Any) -> dict[Path, Any]:
+    """Return the leaves of nested dictionaries by path."""
+    return cast(dict[Path, Any], traverse_util.flatten_dict(tree))
+
+
+def nested(leaves: Mapping[Path, Any]) -> Any:
+    """Return the nested dictionaries that have these leaves."""
+    return traverse_util.unflatten_dict(dict(leaves))
+
+
 def kernels(params: Any) -> dict[Path, Any]:
     """Return the kernels of convolutions ([h, w, in, out]) and dense layers ([in, out]) by path.
 
     The last axis counts the output filters.
     """
-    return {path: leaf for path, leaf in flatten_dict(params).items() if path[-1] == "kernel" and jnp.ndim(leaf) >= 2}
+    return {path: leaf for path, leaf in flat(params).items() if path[-1] == "kernel" and jnp.ndim(leaf) >= 2}
 
 
 def convolutions(params: Any) -> dict[Path, Any]:
@@ -53,7 +63,7 @@ def batch_norms(model: Model, variables: Variables) -> list[Path]:
 
     A batch norm is whatever keeps a running variance and has a scale.
     """
-    running = {path[:-1] for path in flatten_dict(variables["batch_stats"]) if path[-1] == "var"}
+    running = {path[:-1] for path in flat(variables["batch_stats"]) if path[-1] == "var"}
     return [path for path in execution_order(model, variables) if path[-1] == "scale" and path[:-1] in running]
 
 
@@ -70,11 +80,11 @@ def execution_order(model: Model, variables: Variables) -> list[Path]:
     It is read from the traced program, as the order in the tree is alphabetical.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), variables)
-    params = flatten_dict(shapes["params"])
+    params = flat(shapes["params"])
     image = jax.ShapeDtypeStruct((1, *model.spec.shape), jnp.float32)
 
     def forward(leaves: list[Array], batch_stats: Any, image: Array) -> Array:
-        whole = unflatten_dict(dict(zip(params, leaves, strict=True)))
+        whole = nested(dict(zip(params, leaves, strict=True)))
         return model.apply({"params": whole, "batch_stats": batch_stats}, image)[0]
 
     traced = jax.make_jaxpr(forward)(list(params.values()), shapes["batch_stats"], image).jaxpr
@@ -89,5 +99,4 @@ def _is_variable(atom: Any) -> bool:
 
 def scaled(params: Any, factors: Mapping[Path, Float[Array, " k"]]) -> Any:
     """Return the parameters with the named leaves multiplied along their last axis."""
-    flat = flatten_dict(params)
-    return unflatten_dict({path: leaf * factors[path] if path in factors else leaf for path, leaf in flat.items()})
+    return nested({path: leaf * factors.get(path, 1) for path, leaf in flat(params).items()})

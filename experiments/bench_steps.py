@@ -87,7 +87,8 @@ def loop_call(learner: Learner, model: Model, split: Split, steps: int) -> Calla
     """Return a call that runs the same steps one by one from Python, each compiled, each gathering its own batch."""
 
     def one(key: Any, learner: Learner, state: Any, split: Split, order: Any, number: Any) -> Any:
-        index = jax.lax.dynamic_slice_in_dim(order, number * learner.batch_size, learner.batch_size)
+        size = learner.batch_size or order.shape[0]
+        index = jax.lax.dynamic_slice_in_dim(order, number * size, size)
         batch = Split(split.image[index], split.label[index], None)  # type: ignore[arg-type]
         return learner.update(jax.random.fold_in(key, number), model, state, batch)
 
@@ -105,7 +106,7 @@ def loop_call(learner: Learner, model: Model, split: Split, steps: int) -> Calla
 
 def step_flops(learner: Learner, model: Model, split: Split) -> float:
     """Return the floating-point operations of one plain step, as XLA counts them before it optimizes."""
-    index = jnp.arange(learner.batch_size)
+    index = jnp.arange(learner.batch_size or split.label.shape[0])
     batch = Split(split.image[index], split.label[index], None)  # type: ignore[arg-type]
     state = start(learner, model, split)
     update = functools.partial(learner.update, jax.random.key(0), model)

@@ -182,7 +182,7 @@ def test_the_radius_can_move_with_the_learning_rate():
 
 
 def test_a_moving_radius_needs_a_rate_that_is_known_in_advance():
-    with pytest.raises(InputError, match="rho_min must be None with a plateau schedule; got 1.0"):
+    with pytest.raises(InputError, match=r"rho_min must be None with a plateau schedule; got 1\.0"):
         defenses.create("ft_sam", rho_min=1.0, schedule=Schedule(kind="plateau"))
 
 

@@ -31,17 +31,8 @@ MAY_IMPORT = {
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
     "train": BASE | {"data", "optim", "parametrizations"},
-    "defenses": BASE
-    | {
-        "registry",
-        "data",
-        "optim",
-        "train",
-        "chunks",
-        "fisher",
-        "parametrizations",
-        "structure",
-    },  # a defender knows neither attacks nor poison
+    # a defender knows neither attacks nor poison
+    "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
     "records": {"checks"},
     "report": {"checks", "records"},

@@ -9,7 +9,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from bdjax.checks import InputError

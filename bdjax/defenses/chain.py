@@ -36,5 +36,5 @@ def stages(defense: Defense | Chain) -> tuple[Defense, ...]:
 
 def _keeping_zeros(stage: Defense) -> Defense:
     if isinstance(stage, Supervised) and stage.parametrization == Identity():
-        return stage.replace(parametrization=KeptZeros())
+        return dataclasses.replace(stage, parametrization=KeptZeros())
     return stage

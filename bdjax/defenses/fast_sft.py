@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from bdjax.defenses.sft import sft
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import SingularValues
@@ -41,7 +43,7 @@ def fast_sft(
       learning_rate: SGD's base rate.
       momentum: in [0, 1); the paper names none.
       schedule: how the rate moves; × 0.1 every 40 epochs.
-      augment: ``standard`` (the data set's own) or ``none``.
+      augment: ``standard`` (the data set's own), ``none``, or another of `bdjax.data.augment.AUGMENTATIONS`.
 
     Raises:
       InputError: a value out of range.
@@ -53,4 +55,4 @@ def fast_sft(
         eta_f, eta_r, every, estimator, chunk, epochs, batch_size, learning_rate, momentum,
         schedule=schedule, augment=augment,
     )  # fmt: skip
-    return full.replace(parametrization=SingularValues())
+    return dataclasses.replace(full, parametrization=SingularValues())

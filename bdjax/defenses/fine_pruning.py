@@ -7,7 +7,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key
 
 from bdjax import structure
@@ -47,7 +46,7 @@ class FeaturePruning:
         (seen, _), (features, label) = keep_aside(
             (features, batch.label), batch.label, self.aside, model.spec.num_classes
         )
-        path, flat = structure.classifier(model, state), flatten_dict(state["params"])
+        path, flat = structure.classifier(model, state), structure.flat(state["params"])
         bias = flat.get((*path[:-1], "bias"), 0)
         rank = jnp.argsort(jnp.argsort(seen.mean(0)))  # 0 for the lowest mean
 
@@ -57,7 +56,7 @@ class FeaturePruning:
         count = self._most(logits, label, rank.shape[0])
         flat[path] = jnp.where((rank >= count)[:, None], flat[path], 0)
         loss, right = cross_entropy(logits(count), label).mean(), (logits(count).argmax(-1) == label).mean()
-        return {**state, "params": unflatten_dict(flat)}, Info(loss, right, jnp.int32(0))
+        return {**state, "params": structure.nested(flat)}, Info(loss, right, jnp.int32(0))
 
     def finalize(self, model: Model, state: Variables) -> Variables:
         """Return the pruned network."""
@@ -109,7 +108,7 @@ def fine_pruning(
       weight_decay: coupled, on every parameter.
       label_smoothing: share of the probability that goes to the other classes.
       schedule: how the rate moves.
-      augment: ``standard`` (the data set's own) or ``none``.
+      augment: ``standard`` (the data set's own), ``none``, or another of `bdjax.data.augment.AUGMENTATIONS`.
 
     Raises:
       InputError: a value out of range.

@@ -37,7 +37,7 @@ def ft(
       weight_decay: coupled, on every parameter.
       label_smoothing: share of the probability that goes to the other classes.
       schedule: how the rate moves; the paper names none.
-      augment: ``standard`` (the data set's own) or ``none``.
+      augment: ``standard`` (the data set's own), ``none``, or another of `bdjax.data.augment.AUGMENTATIONS`.
 
     Raises:
       InputError: a value out of range.

@@ -78,7 +78,7 @@ def ft_sam(
       weight_decay: coupled, on every parameter (released code: 5e-4).
       label_smoothing: share of the probability that goes to the other classes (released code: 0.1 on CIFAR-10).
       schedule: how the rate moves; the paper names none.
-      augment: ``standard`` (the data set's own) or ``none``.
+      augment: ``standard`` (the data set's own), ``none``, or another of `bdjax.data.augment.AUGMENTATIONS`.
 
     Raises:
       InputError: a value out of range, or ``rho_min`` with a plateau schedule, whose rate is not known in advance.

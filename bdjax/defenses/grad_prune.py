@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key, Num
 
 from bdjax import structure
@@ -120,7 +120,7 @@ class GradPrune:
             (images.triggered, images.label), chunk=self.tuning.batch_size,
         )  # fmt: skip
         found = structure.convolutions(grads)
-        return unflatten_dict({path: jnp.abs(g).mean(tuple(range(g.ndim - 1))) for path, g in found.items()})
+        return structure.nested({path: jnp.abs(g).mean(tuple(range(g.ndim - 1))) for path, g in found.items()})
 
     def tune(
         self, key: Key[Array, ""], model: Model, variables: Variables, rest: Images, aside: Images
@@ -128,7 +128,7 @@ class GradPrune:
         """Fine-tune on the clean and the triggered images until the loss aside stops falling; return the best."""
         image, label = jnp.concatenate(rest[:2]), jnp.concatenate([rest.label] * 2)
         split = Split(image, label, jnp.ones(label.shape, bool))
-        learner = self.tuning.replace(batch_size=min(2 * self.tuning.batch_size, label.shape[0]))
+        learner = dataclasses.replace(self.tuning, batch_size=min(2 * self.tuning.batch_size, label.shape[0]))
 
         def loss_aside(variables: Variables) -> Array:
             score = self._score(model, variables, aside)
@@ -173,11 +173,11 @@ class GradPrune:
 
 def _without_largest(kept: Any, saliency: Any) -> Any:
     """Return the filters that are kept when the one of them with the largest ξ is taken out."""
-    kept, saliency = flatten_dict(kept), flatten_dict(saliency)
+    kept, saliency = structure.flat(kept), structure.flat(saliency)
     candidates = jnp.concatenate([jnp.where(kept[path] > 0, saliency[path], -jnp.inf) for path in kept])
     remaining = jnp.concatenate([*kept.values()]).at[candidates.argmax()].set(0)
     ends = list(itertools.accumulate(x.size for x in kept.values()))
-    return unflatten_dict(dict(zip(kept, jnp.split(remaining, ends[:-1]), strict=True)))
+    return structure.nested(dict(zip(kept, jnp.split(remaining, ends[:-1]), strict=True)))
 
 
 def grad_prune(
@@ -238,5 +238,7 @@ def grad_prune(
         epochs, batch_size, learning_rate, momentum, weight_decay, Schedule(), augment="none", drop_last=False
     )
     # The mean over twice the images at rate 2η and decay λ/2 makes the step of the sum of two means at η and λ.
-    sgd = tuning.sgd.replace(learning_rate=2 * learning_rate, weight_decay=weight_decay / 2)
-    return GradPrune(trigger, tuning.replace(sgd=sgd), accuracy_drop, prune_patience, tune_patience, rounds, aside)
+    sgd = dataclasses.replace(tuning.sgd, learning_rate=2 * learning_rate, weight_decay=weight_decay / 2)
+    return GradPrune(
+        trigger, dataclasses.replace(tuning, sgd=sgd), accuracy_drop, prune_patience, tune_patience, rounds, aside
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.struct
 import jax
-import optax
 
 from bdjax import fisher, optim
 from bdjax.checks import integer, non_negative, one_of
+from bdjax.optim.fisher_trace import FisherTraceState
 from bdjax.optim.sgd import Schedule
 from bdjax.train.supervised import Context, Supervised, supervised
 from bdjax.types import HParam, Split
@@ -28,11 +28,11 @@ PRESETS = {
 
 
 class SmoothState(NamedTuple):
-    """Where the tuned values started, how much each matters there, and the transformations' state."""
+    """Where the tuned values started, how much each matters there, and the steps taken."""
 
     reference: Any
     importance: Any
-    transformation: optax.OptState
+    trace: FisherTraceState
 
 
 @flax.struct.dataclass
@@ -50,26 +50,25 @@ class Smooth:
         del num_classes
         examples = (split.image, split.label)
         importance = fisher.diagonal(example_loss_fn, tuned, examples, valid=split.valid, chunk=self.chunk)
-        state = SmoothState(tuned, importance, self._transformation(tuned, importance).init(tuned))
-        return state, -(-split.label.shape[0] // self.chunk)
+        trace = optim.fisher_trace(self.eta_f, self.every).init(tuned)
+        return SmoothState(tuned, importance, trace), -(-split.label.shape[0] // self.chunk)
 
     def update(self, grads: Any, state: SmoothState, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
         """Add both gradients. That of the trace, a gradient of gradients, counts as three evaluations."""
+        image, label, valid = context.batch
 
         def trace(at: Any) -> Any:
-            image, label, valid = context.batch
             return fisher.trace(
                 context.example_loss_fn, at, (image, label),
                 estimator=self.estimator, key=context.key, valid=valid, chunk=self.chunk,
             )  # fmt: skip
 
-        transformation = self._transformation(state.reference, state.importance)
-        grads, inner = transformation.update(grads, state.transformation, tuned, trace_grad_fn=jax.grad(trace))
-        penalized = inner[0].step % self.every == 0
-        return grads, state._replace(transformation=inner), 3 * penalized
-
-    def _transformation(self, reference: Any, importance: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(optim.fisher_trace(self.eta_f, self.every), optim.anchor(reference, importance, self.eta_r))
+        penalty = optim.fisher_trace(self.eta_f, self.every)
+        grads, counted = penalty.update(grads, state.trace, tuned, trace_grad_fn=jax.grad(trace))
+        pull = optim.anchor(state.reference, state.importance, self.eta_r)
+        grads, _ = pull.update(grads, pull.init(tuned), tuned)
+        penalized = (state.trace.step + 1) % self.every == 0
+        return grads, state._replace(trace=cast(FisherTraceState, counted)), 3 * penalized
 
 
 def sft(
@@ -110,7 +109,7 @@ def sft(
       momentum: in [0, 1); the paper names none.
       weight_decay: coupled, on every parameter; the paper names none.
       schedule: how the rate moves; × 0.1 every 40 epochs.
-      augment: ``standard`` (the data set's own) or ``none``.
+      augment: ``standard`` (the data set's own), ``none``, or another of `bdjax.data.augment.AUGMENTATIONS`.
 
     Raises:
       InputError: a value out of range.

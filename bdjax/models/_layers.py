@@ -176,7 +176,8 @@ def _factored(next_call: Any, args: Any, kwargs: Any, context: nn.module.Interce
         v, scale, u = (part.astype(layer.dtype) for part in (kernel.v, kernel.scale, kernel.u))
         grouped = layer.feature_group_count > 1  # a group's filters see their own inputs only: U cannot come after V
         options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": layer.feature_group_count}
-        x = conv_general_dilated(x, (v * scale) @ u.T if grouped else v, layer.strides, layer.padding, **options)
+        strides, padding = cast(Any, layer.strides), cast(Any, layer.padding)
+        x = conv_general_dilated(x, (v * scale) @ u.T if grouped else v, strides, padding, **options)
         x = x if grouped else (x * scale) @ u.T
     bias = layer.get_variable("params", "bias")
     return x if bias is None else x + bias.astype(x.dtype)

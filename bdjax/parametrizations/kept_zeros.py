@@ -8,8 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from bdjax import structure
 from bdjax.types import Model, Variables
 
 
@@ -24,9 +24,9 @@ class KeptZeros:
     def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
         """Return the parameters, and which of them may move."""
         del model
-        flat = flatten_dict(variables["params"])
+        flat = structure.flat(variables["params"])
         kept = {path: leaf != 0 if path[-1] in ("kernel", "scale") else jnp.bool_(True) for path, leaf in flat.items()}
-        return variables["params"], unflatten_dict(kept)
+        return variables["params"], structure.nested(kept)
 
     def apply(self, tuned: Any, frozen: Any) -> Any:
         """Return the tuned values with the pruned ones at zero."""

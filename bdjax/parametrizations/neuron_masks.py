@@ -8,7 +8,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bdjax import optim, structure
 from bdjax.types import HParam, Model, Variables
@@ -34,15 +33,15 @@ class NeuronMasks:
 
     def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
         """Return masks of ones under their layers' paths; and the frozen parameters with each layer's l."""
-        params = flatten_dict(variables["params"])
+        params = structure.flat(variables["params"])
         layers = self._layers(model, variables)
         masks = {path: jnp.ones_like(params[path], shape=params[path].shape[-1:]) for path in layers}
         depth = {path: jnp.float32(number) for number, path in enumerate(layers, 1)}
-        return unflatten_dict(masks), {"params": variables["params"], "depth": unflatten_dict(depth)}
+        return structure.nested(masks), {"params": variables["params"], "depth": structure.nested(depth)}
 
     def apply(self, tuned: Any, frozen: Any) -> Any:
         """Return the parameters with the masked neurons scaled."""
-        return structure.scaled(frozen["params"], flatten_dict(tuned))
+        return structure.scaled(frozen["params"], structure.flat(tuned))
 
     def factored(self, tuned: Any, frozen: Any) -> Any:
         """Return the same."""

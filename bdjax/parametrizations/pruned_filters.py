@@ -7,7 +7,6 @@ from typing import Any
 import flax.struct
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bdjax import structure
 from bdjax.types import Model, Variables
@@ -25,11 +24,11 @@ class PrunedFilters:
         del model
         found = structure.convolutions(variables["params"])
         kept = {path: jnp.ones(kernel.shape[-1], kernel.dtype) for path, kernel in found.items()}
-        return unflatten_dict(kept), variables["params"]
+        return structure.nested(kept), variables["params"]
 
     def apply(self, tuned: Any, frozen: Any) -> Any:
         """Return the parameters with the filters scaled."""
-        kept = flatten_dict(tuned)
+        kept = structure.flat(tuned)
         biases = {(*path[:-1], "bias"): value for path, value in kept.items()}
         return structure.scaled(frozen, {**kept, **biases})
 

@@ -8,7 +8,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from bdjax import structure
@@ -29,27 +28,27 @@ class SingularValues:
     """
 
     def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
-        """Return zero shifts under the kernels' paths, min(out, h·w·in) for each; and the frozen parameters with U, σ, V."""
+        """Return zeros, min(out, h·w·in) under each kernel's path, and the frozen parameters with U, σ, V."""
         del model
         factors = {path: _decomposed(kernel) for path, kernel in structure.kernels(variables["params"]).items()}
         shifts = {path: jnp.zeros_like(kernel.scale) for path, kernel in factors.items()}
-        return unflatten_dict(shifts), {"params": variables["params"], "factors": unflatten_dict(factors)}
+        return structure.nested(shifts), {"params": variables["params"], "factors": structure.nested(factors)}
 
     def apply(self, tuned: Any, frozen: Any) -> Any:
         """Return the parameters with all kernels multiplied out."""
-        params, factors = flatten_dict(frozen["params"]), flatten_dict(frozen["factors"])
-        for path, shift in flatten_dict(tuned).items():
+        params, factors = structure.flat(frozen["params"]), structure.flat(frozen["factors"])
+        for path, shift in structure.flat(tuned).items():
             kernel = factors[path]
             change = kernel.replace(scale=_shifted(kernel.scale, shift) - kernel.scale)
             params[path] = params[path] + change.multiplied().astype(params[path].dtype)
-        return unflatten_dict(params)
+        return structure.nested(params)
 
     def factored(self, tuned: Any, frozen: Any) -> Any:
         """Return the parameters with all kernels as `FactoredKernel`, for gradients of single examples."""
-        params, factors = flatten_dict(frozen["params"]), flatten_dict(frozen["factors"])
-        for path, shift in flatten_dict(tuned).items():
+        params, factors = structure.flat(frozen["params"]), structure.flat(frozen["factors"])
+        for path, shift in structure.flat(tuned).items():
             params[path] = factors[path].replace(scale=_shifted(factors[path].scale, shift))
-        return unflatten_dict(params)
+        return structure.nested(params)
 
     def constraint(self, frozen: Any) -> optax.GradientTransformation:
         """Return no constraint; relu keeps the singular values non-negative."""

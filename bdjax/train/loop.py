@@ -110,16 +110,16 @@ def run(
     split, variables = sharding.replicate((_valid_rows(split), variables), mesh)
     init_key = jax.random.fold_in(key, 2**32 - 1)  # children of the key itself are the epochs'
     history: list[Epoch] = []
+    preparing = [0.0, 0.0]
     saved = None
     if checkpoints is not None:
         saved = checkpoints.restore(jax.eval_shape(lambda: learner.init(init_key, model, variables, split)))
-    if saved is not None:
+    if checkpoints is not None and saved is not None:
         state = _place(jax.device_get(saved.state), mesh)  # arrays bound to a device would be compiled for anew
         history = [Epoch(**row) for row in saved.history]
         if len(history) > learner.epochs:
             seen = f"{len(history)}, which the checkpoint in {checkpoints.folder} has seen"
             raise InputError(f"epochs must be at least {seen}; got {learner.epochs}.")
-        preparing = [0.0, 0.0]
     else:
         with _stopwatch() as preparing:
             state = _place(_init(init_key, learner, model, variables, split), mesh)

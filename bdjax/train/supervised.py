@@ -1,4 +1,4 @@
-"""Supervised learning as a learner: a loss, what is tuned, a gradient rule and SGD. Victims and fine-tuning share it."""
+"""Supervised learning as a learner: loss, parametrization, gradient rule and SGD; of victims and of fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bdjax.checks import integer, one_of, unit_interval
 from bdjax.data import augment
+from bdjax.data.augment import AUGMENTATIONS
 from bdjax.optim.sgd import Schedule, Sgd
 from bdjax.parametrizations import Identity
+from bdjax.train.adversarial import pgd
 from bdjax.types import BatchStats, HParam, Info, Model, Parametrization, Split, Variables
 
-AUGMENTATIONS = ("standard", "none")
+ATTACK_STEPS = 2  # of ``adversarial``, each a gradient evaluation
 
 
 class Context(NamedTuple):
@@ -87,7 +89,7 @@ class Supervised:
       gradient: what is done to the gradient first (SAM, penalties, …).
       parametrization: what is tuned.
       label_smoothing: ε in `cross_entropy`.
-      augment: ``standard`` is the data set's own (`ImageSpec`), drawn anew for every image and epoch, or ``none``.
+      augment: of `bdjax.data.augment.augmented`, drawn anew for every image and epoch.
       epochs, batch_size: whole numbers. drop_last: leave out an epoch's last, smaller batch.
     """
 
@@ -115,14 +117,21 @@ class Supervised:
 
     def update(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
         """Take one step. Running batch statistics come from the pass at the unperturbed parameters."""
-        image = augment.standard(key, batch.image, model.spec) if self.augment == "standard" else batch.image
-        batch = batch._replace(image=augment.as_float(image))
         tuned, frozen, batch_stats = state.tuned, state.frozen, state.batch_stats
+        mixed = augment.augmented(key, batch.image, model.spec, self.augment)
+        batch = batch._replace(image=mixed.image)
+        attacked = self.augment == "adversarial"
+        if attacked:
+            batch = self._attacked(jax.random.fold_in(key, 2), model, state, batch)
 
         def loss_fn(tuned: Any) -> tuple[Array, tuple[BatchStats, Array]]:
             variables = {"params": self.parametrization.apply(tuned, frozen), "batch_stats": batch_stats}
             logits, changed = model.apply(variables, batch.image, train=True, valid=batch.valid)
-            return mean_loss(logits, batch, self.label_smoothing), (changed, logits)
+            loss = mean_loss(logits, batch, self.label_smoothing)
+            if self.augment in augment.MIXING:
+                partner = batch._replace(label=batch.label[mixed.partner])
+                loss = mixed.weight * loss + (1 - mixed.weight) * mean_loss(logits, partner, self.label_smoothing)
+            return loss, (changed, logits)
 
         (loss, (changed, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(tuned)
         context = Context(
@@ -135,7 +144,8 @@ class Supervised:
         grads, rule, further = self.gradient.update(grads, state.rule, tuned, context)
         optimizer = self._optimizer(frozen, state.steps_per_epoch)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, tuned, value=loss)
-        info = Info(loss, accuracy(logits, batch), 1 + further + state.unreported)
+        evaluations = 1 + further + state.unreported + (ATTACK_STEPS if attacked else 0)
+        info = Info(loss, accuracy(logits, batch), jnp.int32(evaluations))
         state = state._replace(
             step=state.step + 1,
             tuned=optax.apply_updates(tuned, updates),
@@ -159,6 +169,15 @@ class Supervised:
             return -jax.nn.log_softmax(logits)[0, label]
 
         return loss_fn
+
+    def _attacked(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> Split:
+        """Replace the images by adversarial ones; the attack sees batch norm in evaluation mode, and so each alone."""
+        variables = self.finalize(model, state)
+
+        def loss_fn(image: Array) -> Array:
+            return cross_entropy(model.apply(variables, image)[0], batch.label).sum()
+
+        return batch._replace(image=pgd(key, loss_fn, batch.image, steps=ATTACK_STEPS))
 
     def _optimizer(self, frozen: Any, steps_per_epoch: Int[Array, ""]) -> optax.GradientTransformationExtraArgs:
         sgd = dataclasses.replace(self.sgd, schedule=self._schedule(steps_per_epoch))
@@ -196,7 +215,8 @@ def supervised(
       weight_decay: coupled, on everything that is tuned.
       schedule: how the rate moves; a cosine over the run unless said otherwise.
       label_smoothing: share ε of the probability that goes to the other classes.
-      augment: ``standard`` (the data set's own) or ``none``.
+      augment: ``standard`` (the data set's own), ``none``, ``mixup``, ``cutmix``, ``randaugment``, ``augmix``,
+        ``cutout`` or ``adversarial``.
       drop_last: leave out the last, smaller batch of an epoch.
       gradient: what is done to the gradient before SGD; nothing by default.
       parametrization: what is tuned; the weights by default.
