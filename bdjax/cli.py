@@ -151,8 +151,23 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if code:
         return code
     _print_table([Path(options.out) / row.run_id for row in run.with_controls(config)])
+    _print_selection(Path(options.out) / config.run_id)
     print(f"record: {Path(options.out) / config.run_id / 'record.json'}")
     return 0
+
+
+def _print_selection(folder: Path) -> None:
+    """Tell which strength was chosen, where it was ``auto``, and what each cost."""
+    from bdjax import records
+
+    selection = (records.read_json(folder / "record.json") or {}).get("selection")
+    if selection:
+        tried = ", ".join(f"{trial['value']:g} → {trial['accuracy']:.1%}" for trial in selection["trials"])
+        beyond = "" if selection["within_budget"] else ", the weakest, though it costs more than the budget"
+        print(
+            f"{selection['option']} = {selection['chosen']:g}{beyond}; accuracy on {selection['aside_count']} images "
+            f"kept aside: {selection['accuracy_before']:.1%} before, {tried}"
+        )
 
 
 def _carry_out(options: argparse.Namespace, work: Any) -> int:

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bdjax import attacks, models, registry
-from bdjax.checks import InputError, integer, named, one_of, unit_interval
+from bdjax.checks import InputError, below_one, integer, named, one_of, positive, unit_interval
 from bdjax.defenses.chain import Chain, stages
 from bdjax.poison import ROUNDINGS
 from bdjax.schema import (
+    AUTO,
     DEFAULT_NAMES,
     Choice,
     as_mapping,
@@ -110,8 +111,30 @@ class PoisonConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """How a strength that is ``auto`` is chosen: `bdjax.strength.choose`.
+
+    Attributes:
+      budget: largest fall of the accuracy, absolute, in [0, 1].
+      aside: share of the holdout on which it is measured, in (0, 1).
+    """
+
+    budget: float = 0.02
+    aside: float = 0.2
+
+    def check(self) -> None:
+        """Raise InputError for a value out of range."""
+        unit_interval(budget=self.budget)
+        positive(aside=self.aside)
+        below_one(aside=self.aside)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
-    """A run: one victim, one defense, one seed. `resolve` makes it from plain values."""
+    """A run: one victim, one defense, one seed. `resolve` makes it from plain values.
+
+    ``selection`` is None unless an option of the defense is ``auto``, and then stands in no record.
+    """
 
     seed: int
     data: DataConfig
@@ -121,15 +144,18 @@ class Config:
     training: Mapping[str, Any]
     holdout: HoldoutConfig
     defense: Choice
+    selection: SelectionConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, every default filled in; `resolve` of it gives an equal config."""
-        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        whole = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {name: value for name, value in whole.items() if name != "selection" or value is not None}
 
     def victim_dict(self) -> dict[str, Any]:
         """Return the part that decides the attacked model."""
         whole = self.to_dict()
-        del whole["defense"]
+        for section in ("defense", "selection"):
+            whole.pop(section, None)
         if not self.holdout.held_out:
             del whole["holdout"]
         return whole
@@ -161,6 +187,31 @@ class Config:
         """Return the same run with another defense: ``name`` and options."""
         return resolve({**self.to_dict(), "defense": values})
 
+    @property
+    def strength(self) -> Strength | None:
+        """Return which option of the defense is ``auto``, if any."""
+        found = list(_strengths("defense", self.defense))
+        if len(found) > 1:
+            names = " and ".join(strength.path for strength in found)
+            raise InputError(f"defense must have one option that is auto at most, not {names}.")
+        return found[0] if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Strength:
+    """An option whose value is to be chosen, and the values to choose from, from weak to strong."""
+
+    path: str
+    values: tuple[float, ...]
+
+
+def _strengths(path: str, choice: Choice) -> Iterator[Strength]:
+    for name, value in choice.options.items():
+        if isinstance(value, Choice):
+            yield from _strengths(f"{path}.{name}", value)
+        elif value == AUTO:
+            yield Strength(f"{path}.{name}", registry.strengths("bdjax.defenses", choice.name)[name])
+
 
 def resolve(values: Mapping[str, Any]) -> Config:
     """Check plain nested values strictly and fill in every default.
@@ -184,6 +235,9 @@ def resolve(values: Mapping[str, Any]) -> Config:
         holdout=read_section("holdout", HoldoutConfig, values.get("holdout", {})),
         defense=read_choice("defense", "bdjax.defenses", values["defense"]),
     )
+    selection = read_section("selection", SelectionConfig, values.get("selection", {}))
+    if config.strength is not None:
+        config = dataclasses.replace(config, selection=selection)
     build_training(config)
     build_attack(config)
     build_defense(config)
@@ -228,16 +282,20 @@ def build_training(config: Config) -> Defense:
         return supervised(**config.training)
 
 
-def build_defense(config: Config) -> Defense | Chain:
-    """Return the defense."""
-    return _build_defense("defense", config.defense)
+def build_defense(config: Config, strength: float | None = None) -> Defense | Chain:
+    """Return the defense; what is ``auto`` in it is the given strength, or the weakest."""
+    return _build_defense("defense", config.defense, strength)
 
 
-def _build_defense(path: str, choice: Choice) -> Defense | Chain:
-    options = {
-        name: _build_defense(f"{path}.{name}", value) if isinstance(value, Choice) else value
-        for name, value in choice.options.items()
-    }
+def _build_defense(path: str, choice: Choice, strength: float | None = None) -> Defense | Chain:
+    def built(name: str, value: Any) -> Any:
+        if isinstance(value, Choice):
+            return _build_defense(f"{path}.{name}", value, strength)
+        if value == AUTO:
+            return registry.strengths("bdjax.defenses", choice.name)[name][0] if strength is None else strength
+        return value
+
+    options = {name: built(name, value) for name, value in choice.options.items()}
     with named(path, options):
         return registry.factory("bdjax.defenses", choice.name)(**options)
 

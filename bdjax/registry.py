@@ -36,6 +36,12 @@ def presets(package: str, name: str) -> dict[str, dict[str, Any]]:
     return {"paper": {}, **getattr(importlib.import_module(f"{package}.{name}"), "PRESETS", {})}
 
 
+def strengths(package: str, name: str) -> dict[str, tuple[float, ...]]:
+    """Return the options of which a method may choose the value itself, and what it tries, from weak to strong."""
+    factory(package, name)
+    return dict(getattr(importlib.import_module(f"{package}.{name}"), "STRENGTHS", {}))
+
+
 def create(package: str, name: str, /, *args: Any, preset: str = "paper", **options: Any) -> Any:
     """Call the factory of that name with the preset's options and, over them, the given ones.
 

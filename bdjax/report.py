@@ -329,7 +329,8 @@ def _distinguishing(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _scope(key: str, config: dict[str, Any]) -> tuple[str, ...]:
-    name = key.split(".")[0] + ".name"
+    section = key.split(".")[0]
+    name = ("defense" if section == "selection" else section) + ".name"
     return (name, config[name]) if name in config else (config["data.name"], config["model.name"])
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from bdjax import config as configs
-from bdjax import data, defenses, evaluate, poison, records, schema
+from bdjax import data, defenses, evaluate, poison, records, schema, strength
 from bdjax.checks import InputError, named
 from bdjax.config import Config, DataConfig
 from bdjax.data import splits
@@ -28,7 +28,7 @@ from bdjax.types import Attack, Dataset, Defense, Metrics, Model, PoisonedSplit,
 SAMPLES = 10  # test images whose predictions a run keeps for the figures
 
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
-_PURPOSES = ("trigger", "poison", "test", "init", "training", "holdout", "defense")
+_PURPOSES = ("trigger", "poison", "test", "init", "training", "holdout", "defense", "selection")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,7 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
         with records.locked(execution.out / "victims" / config.victim_id):
             victim, poisoned_count = plant(plan, execution)
         before, guesses_before = _score(plan, victim.variables, triggered_test)
+        plan, selection = select_strength(plan, victim.variables, folder / "selection.json")
         purified = defend(plan, victim.variables, execution)
         after, guesses_after = _score(plan, purified.variables, triggered_test)
         records.write_arrays(folder / "samples.npz", **_samples(plan, triggered_test, guesses_before, guesses_after))
@@ -114,6 +115,7 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
             },
             "cost": _cost(purified),
             "victim": _cost(victim),
+            **({"selection": selection} if selection else {}),
             "history": [row._asdict() for row in purified.history],
         }
         records.write_json(folder / "record.json", record)
@@ -154,8 +156,7 @@ def prepare(config: Config, devices: int = 1) -> Plan:
         _check_batches(path, stage, holdout, devices)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
-    trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
-    defense = defenses.with_trigger(defense, poison.Stamp(trigger, trigger_state, config.poison.rounding))
+    defense = _with_trigger(defense, config, attack, trigger_state)
     return Plan(config, dataset, fingerprint, attack, trigger_state, model, training, defense, attacker, holdout)
 
 
@@ -179,6 +180,29 @@ def poison_training(plan: Plan) -> PoisonedSplit:
     return _poison_train(
         key_for(plan.config, "poison"), plan.attack, plan.trigger_state, plan.attacker, plan.config.poison.rounding
     )
+
+
+def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan, dict[str, Any] | None]:
+    """Return the plan with the strength that is ``auto`` chosen, and what was tried; it is kept in a file."""
+    config = plan.config
+    if config.strength is None or config.selection is None:
+        return plan, None
+    if (selection := records.read_json(path)) is None:
+        found = strength.choose(
+            key_for(config, "selection"),
+            lambda value: _with_trigger(configs.build_defense(config, value), config, plan.attack, plan.trigger_state),
+            config.strength.values,
+            plan.model,
+            variables,
+            plan.holdout,
+            budget=config.selection.budget,
+            aside=config.selection.aside,
+        )
+        trials = [trial._asdict() for trial in found.trials]
+        selection = {"option": config.strength.path, **dataclasses.asdict(found), "trials": trials}
+        records.write_json(path, selection)
+    defense = configs.build_defense(config, selection["chosen"])
+    return plan._replace(defense=_with_trigger(defense, config, plan.attack, plan.trigger_state)), selection
 
 
 def defend(plan: Plan, variables: Variables, execution: Execution) -> loop.Result:
@@ -245,6 +269,11 @@ def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
             balanced=wanted.balanced,
             num_classes=dataset.spec.num_classes,
         )
+
+
+def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
+    trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
+    return defenses.with_trigger(defense, poison.Stamp(trigger, state, config.poison.rounding))
 
 
 def _check_batches(path: str, learner: Defense, split: Split, devices: int) -> None:

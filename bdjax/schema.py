@@ -40,6 +40,7 @@ _SHORTHANDS = {
     "holdout": "share",
     "poison": "rounding",
 }
+AUTO = "auto"  # of an option that is a method's strength: let the run choose
 _SCALARS = (bool, int, float, str)
 _FLOAT32_MAX = 3.4e38
 
@@ -201,7 +202,9 @@ def read_choice(path: str, package: str, value: Any) -> Choice:
     preset = values.pop("preset", "paper")
     one_of(presets, **{f"{path}.preset": preset})
     options = merge(plain(presets[preset]), values)
-    return Choice(name, _typed(path, parameters(package, name), options, f"{path} {name!r}"))
+    chosen = {option: AUTO for option in registry.strengths(package, name) if options.get(option) == AUTO}
+    given = {option: value for option, value in options.items() if option not in chosen}
+    return Choice(name, {**_typed(path, parameters(package, name), given, f"{path} {name!r}"), **chosen})
 
 
 def read_options(path: str, function: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "train": BASE | {"data", "optim", "parametrizations"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
+    "strength": BASE | {"data", "defenses", "train"},
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
     "records": {"checks"},
     "report": {"checks", "records"},
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     "progress": {"train"},
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
     "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
-    "run": BASE | {"schema", "config", "data", "poison", "train", "defenses", "evaluate", "records"},
+    "run": BASE | {"schema", "config", "data", "poison", "train", "defenses", "strength", "evaluate", "records"},
     "demo": {"checks", "schema", "config", "run"},
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"},

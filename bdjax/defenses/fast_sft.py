@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from bdjax.defenses.sft import STRENGTHS as STRENGTHS
 from bdjax.defenses.sft import sft
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import SingularValues

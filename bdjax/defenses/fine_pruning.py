@@ -11,14 +11,15 @@ from jaxtyping import Array, Float, Int, Key
 
 from bdjax import structure
 from bdjax.checks import below_one, non_negative, unit_interval
+from bdjax.data.aside import keep_aside
 from bdjax.data.augment import as_float
-from bdjax.defenses._aside import keep_aside
 from bdjax.defenses.chain import Chain, chain
 from bdjax.defenses.ft import ft
 from bdjax.optim.sgd import Schedule
 from bdjax.train.supervised import cross_entropy
 from bdjax.types import HParam, Info, Model, Split, Variables
 
+STRENGTHS = {"accuracy_drop": (0.01, 0.02, 0.05, 0.1, 0.2)}  # what ``auto`` tries
 _CHUNK = 100
 
 

@@ -21,6 +21,7 @@ PRESETS = {
         "schedule": Schedule(kind="cosine", period=100.0, per="step"),
     },
 }
+STRENGTHS = {"rho": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)}  # what ``auto`` tries
 
 
 @flax.struct.dataclass

@@ -14,13 +14,15 @@ from jaxtyping import Array, Float, Key, Num
 from bdjax import structure
 from bdjax.checks import below_one, integer, unit_interval
 from bdjax.chunks import accumulate
+from bdjax.data.aside import keep_aside
 from bdjax.data.augment import as_float
-from bdjax.defenses._aside import keep_aside
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import PrunedFilters
 from bdjax.train import loop
 from bdjax.train.supervised import Supervised, cross_entropy, supervised
 from bdjax.types import HParam, Info, Model, Split, TriggerSource, Variables
+
+STRENGTHS = {"accuracy_drop": (0.01, 0.02, 0.05, 0.1, 0.2)}  # what ``auto`` tries
 
 
 class Images(NamedTuple):

@@ -6,6 +6,8 @@ from bdjax.checks import non_negative
 from bdjax.optim.sgd import Schedule
 from bdjax.train.supervised import Supervised, supervised
 
+STRENGTHS = {"gamma": (0.001, 0.005, 0.01, 0.05, 0.1)}  # what ``auto`` tries
+
 
 def l2_ft(
     gamma: float = 0.01,

@@ -23,6 +23,7 @@ PRESETS = {
         "schedule": Schedule(kind="step", period=50.0, factor=0.822),
     },
 }
+STRENGTHS = {"alpha": (0.95, 0.9, 0.8, 0.6, 0.4, 0.2)}  # what ``auto`` tries
 
 
 @flax.struct.dataclass

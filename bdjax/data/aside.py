@@ -1,4 +1,4 @@
-"""The part of the holdout that a defense keeps aside, to stop or to choose by."""
+"""The part of a holdout that is kept aside, to stop or to choose by; on the device, as batches are."""
 
 from __future__ import annotations
 
