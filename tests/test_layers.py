@@ -11,7 +11,6 @@ import pytest
 from jax import lax
 from quick import quick_jit
 
-from bdjax.models._convolution import conv_general_dilated
 from bdjax.models._layers import BatchNorm, Dense, conv
 
 
@@ -124,93 +123,6 @@ def test_same_padding_would_give_other_features():
     same = lax.conv_general_dilated(image, kernel, (2, 2), "SAME", dimension_numbers=LAYOUT)
     assert same.shape == ours.shape
     assert abs(same - ours).max() > 0.1
-
-
-CASES = [
-    # height, width, kernel's height and width, strides, padding
-    (8, 8, 3, 3, (1, 1), ((1, 1), (1, 1))),
-    (8, 8, 3, 3, (2, 2), ((1, 1), (1, 1))),
-    (7, 5, 3, 3, (2, 2), ((1, 1), (1, 1))),
-    (8, 7, 1, 1, (2, 2), ((0, 0), (0, 0))),
-    (6, 6, 1, 1, (1, 1), ((1, 1), (1, 1))),
-    (9, 8, 5, 2, (3, 1), ((0, 2), (1, 0))),
-    (8, 9, 2, 4, (2, 3), ((3, 1), (0, 0))),
-]
-
-
-def _jax_own(image, kernel, strides, padding):
-    return lax.conv_general_dilated(image, kernel, strides, padding, dimension_numbers=LAYOUT)
-
-
-def _loss(convolve, strides, padding):
-    return lambda image, kernel: jnp.sum(jnp.sin(convolve(image, kernel, strides, padding)))
-
-
-def assert_trees_close(actual, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), actual, expected)
-
-
-@pytest.mark.parametrize(("height", "width", "rows", "columns", "strides", "padding"), CASES)
-def test_gradients_are_jax_own(height, width, rows, columns, strides, padding):
-    image, kernel = normal(2, height, width, 3), normal(rows, columns, 3, 4)
-    ours, own = (
-        quick_jit(jax.value_and_grad(_loss(convolve, strides, padding), (0, 1)))(image, kernel)
-        for convolve in (conv_general_dilated, _jax_own)
-    )
-    assert_trees_close(ours, own)
-
-
-STRIDED = CASES[2]
-
-
-def _strided(convolve):
-    return _loss(convolve, *STRIDED[4:])
-
-
-def _inside_scan(loss, image, kernel):
-    """Three steps of gradient descent on the kernel inside a compiled loop."""
-
-    def step(kernel, _):
-        grads = jax.grad(loss, (0, 1))(image, kernel)
-        return kernel - 0.1 * grads[1], grads[0].sum()
-
-    return lax.scan(step, kernel, length=3)
-
-
-def _reverse_over_reverse(loss, image, kernel):
-    def squared_norm(image, kernel):
-        return sum(jnp.sum(grad**2) for grad in jax.grad(loss, (0, 1))(image, kernel))
-
-    return jax.grad(squared_norm, (0, 1))(image, kernel)
-
-
-def _forward_over_reverse(loss, image, kernel):
-    return jax.jvp(jax.grad(loss, (0, 1)), (image, kernel), (jnp.cos(image), jnp.cos(kernel)))[1]
-
-
-def _mapped(loss, image, kernel):
-    kernels = jnp.stack([kernel, 2 * kernel])
-    return jax.vmap(jax.grad(loss, (0, 1)), (None, 0))(image, kernels)
-
-
-@pytest.mark.parametrize("use", [_inside_scan, _reverse_over_reverse, _forward_over_reverse, _mapped])
-def test_gradients_are_jax_own_where_they_are_used(use):
-    height, width, rows, columns, *_ = STRIDED
-    image, kernel = normal(2, height, width, 3), normal(rows, columns, 3, 4)
-    ours, own = (quick_jit(use, static_argnums=0)(_strided(c), image, kernel) for c in (conv_general_dilated, _jax_own))
-    assert_trees_close(ours, own)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"feature_group_count": 3}, {"rhs_dilation": (2, 2)}, {"lhs_dilation": (2, 2)}],
-    ids=lambda o: next(iter(o)),
-)
-def test_other_kinds_of_convolution_are_jax_own(options):
-    image, kernel = normal(2, 7, 7, 3), normal(3, 3, 1 if "feature_group_count" in options else 3, 6)
-    ours = conv_general_dilated(image, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT, **options)
-    own = lax.conv_general_dilated(image, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT, **options)
-    np.testing.assert_array_equal(ours, own)
 
 
 # Initial values

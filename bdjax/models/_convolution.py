@@ -1,16 +1,36 @@
-"""A convolution whose gradients stay fast inside a compiled loop on the CPU."""
+"""A convolution that is fast inside a compiled loop on the CPU, as are its derivatives of every order.
+
+XLA's CPU compiler brings a convolution into the form of its fast kernel only in the entry computation, not in the body
+of a loop. A convolution in the layout NHWC/HWIO/NHWC has that form from the start; the derivatives that JAX takes of it
+have not. So here is a primitive of its own. With image x, kernel w and cotangent y it stands for the trilinear form
+
+    T(x, w, y) = Σ_{n,p,k,i,o} x̂[n, p·stride + k·kernel_step − low, i] · w[k, i, o] · y[n, p, o],
+
+written for one spatial axis, where x̂[j·image_step] = x[j] and x̂ is zero elsewhere. The derivative of T by one of the
+three is a bilinear function of the other two: by y it is the convolution of x and w, by x and by w its two gradients.
+Bilinear functions differentiate to sums of themselves in forward mode, and the transposes of these three in reverse
+mode are one another. Hence one primitive is closed under differentiation, and only its lowering knows of layouts.
+
+Each array has a leading axis m of independent problems, which `jax.vmap` over both operands makes longer. A map over
+one operand alone makes that axis longer which this operand shares with the result: n, i or o.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-_Pairs = tuple[tuple[int, int], ...]
+_LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
 def conv_general_dilated(
@@ -18,75 +38,187 @@ def conv_general_dilated(
     kernel: Float[Array, "kh kw i_of_group o"],
     window_strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
+    *,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = _LAYOUT,
     **options: Any,
 ) -> Float[Array, "n p q o"]:
     """Convolve as `jax.lax.conv_general_dilated` does; the argument of that name of `flax.linen.Conv`.
 
-    XLA's CPU compiler brings a convolution into the form of its fast kernel only in the entry computation, not in the
-    body of a loop. The forward pass of an NHWC/HWIO/NHWC convolution has that form from the start, the two gradients
-    that JAX derives do not. So on the CPU both are written here in that layout; elsewhere this is JAX's own.
-
-    Second derivatives, forward or reverse over reverse, are right everywhere, and JAX's own. Forward mode alone (`jvp`
-    of something that is no gradient) does not work on the CPU.
+    It is JAX's own on accelerators, with groups, with a given precision, in another layout, and where a mesh axis is
+    manual or explicit (`jax.shard_map`), as then the types of arrays say more than a primitive can follow.
     """
-    plain = all(options.get(name) in (None, (1, 1)) for name in ("lhs_dilation", "rhs_dilation"))
-    plain = plain and options.get("feature_group_count", 1) == 1 and options.get("precision") is None
-    if jax.default_backend() != "cpu" or not plain:
-        return lax.conv_general_dilated(image, kernel, window_strides, padding, **options)
-    return _convolve(image, kernel, tuple(window_strides), tuple((low, high) for low, high in padding))
-
-
-def _plain(image: Array, kernel: Array, strides: tuple[int, ...], padding: _Pairs) -> Array:
-    return lax.conv_general_dilated(image, kernel, strides, padding, dimension_numbers=_LAYOUT)
-
-
-_convolve = jax.custom_vjp(_plain, nondiff_argnums=(2, 3))
-
-
-def _forward(image: Array, kernel: Array, strides: tuple[int, ...], padding: _Pairs) -> tuple[Array, Any]:
-    # Not _convolve: forward mode over this gradient differentiates what stands here.
-    return _plain(image, kernel, strides, padding), (image, kernel)
-
-
-def _backward(strides: tuple[int, ...], padding: _Pairs, saved: Any, cotangent: Array) -> tuple[Array, Array]:
-    image, kernel = saved
-    return _image_gradient(image, kernel, strides, padding, cotangent), _kernel_gradient(
-        image, kernel, strides, padding, cotangent
+    own = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        **options,
     )
+    plain = all(value in (None, 1) for value in options.values())
+    plain = plain and lax.conv_dimension_numbers(image.shape, kernel.shape, dimension_numbers) == _LAYOUT
+    auto = all(kind == AxisType.Auto for x in (image, kernel) for kind in jax.typeof(x).sharding.mesh.axis_types)
+    if jax.default_backend() != "cpu" or not plain or not auto:
+        return own(image, kernel)
+    geometry = _Geometry(
+        image=image.shape[1:3],
+        kernel=kernel.shape[:2],
+        out=jax.eval_shape(own, image, kernel).shape[1:3],
+        stride=tuple(window_strides),
+        low=tuple(low for low, _ in padding),
+        image_step=tuple(lhs_dilation or (1, 1)),
+        kernel_step=tuple(rhs_dilation or (1, 1)),
+    )
+    return _derivative("out", image[None], kernel[None], geometry)[0]
 
 
-def _image_gradient(image: Array, kernel: Array, strides: tuple[int, ...], padding: _Pairs, cotangent: Array) -> Array:
-    """Convolve the dilated cotangent with the kernel turned by 180 degrees, its channels exchanged."""
-    low = [size - 1 - pad[0] for size, pad in zip(kernel.shape[:2], padding, strict=True)]
-    high = [
-        image.shape[axis + 1] + kernel.shape[axis] - 1 - low[axis] - _dilated(cotangent.shape[axis + 1], strides[axis])
-        for axis in range(2)
-    ]
+class _Geometry(NamedTuple):
+    """The sizes of the three arrays of T, and how they meet; each for rows and columns."""
+
+    image: tuple[int, ...]
+    kernel: tuple[int, ...]
+    out: tuple[int, ...]
+    stride: tuple[int, ...]
+    low: tuple[int, ...]
+    image_step: tuple[int, ...]
+    kernel_step: tuple[int, ...]
+
+
+_AXES = {"image": "mnhwi", "kernel": "mhwio", "out": "mnhwo"}
+_OPERANDS = {
+    "out": ("image", "kernel"),
+    "image": ("out", "kernel"),
+    "kernel": ("image", "out"),
+}
+
+_primitive = Primitive("bdjax_convolution")
+
+
+def _derivative(by: str, left: Array, right: Array, geometry: _Geometry) -> Array:
+    """Return the derivative of T by one array, given the other two in the order of `_OPERANDS`."""
+    return _primitive.bind(left, right, by=by, geometry=geometry)
+
+
+def _shape(left: Any, right: Any, by: str, geometry: _Geometry) -> tuple[int, ...]:
+    sizes = {
+        axis: size
+        for role, array in zip(_OPERANDS[by], (left, right), strict=True)
+        for axis, size in zip(_AXES[role], array.shape, strict=True)
+    }
+    sizes |= zip("hw", getattr(geometry, by), strict=True)
+    return tuple(sizes[axis] for axis in _AXES[by])
+
+
+# How it is computed
+
+
+def _value(left: Array, right: Array, *, by: str, geometry: _Geometry) -> Array:
+    if not (left.size and right.size):
+        return jnp.zeros(_shape(left, right, by, geometry), left.dtype)
+    compute = functools.partial({"out": _out, "image": _image, "kernel": _kernel}[by], geometry=geometry)
+    if len(left) == 1:
+        return compute(left[0], right[0])[None]
+    # One after the other: on the CPU faster than XLA's grouped convolution.
+    return lax.map(lambda pair: compute(*pair), (left, right))
+
+
+def _out(image: Array, kernel: Array, geometry: _Geometry) -> Array:
+    g = geometry
+    return _convolve(image, kernel, g.out, g.stride, g.low, g.image_step, g.kernel_step)
+
+
+def _image(cotangent: Array, kernel: Array, geometry: _Geometry) -> Array:
+    """Convolve the cotangent with the kernel turned by 180 degrees, its channels exchanged."""
+    g = geometry
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return lax.conv_general_dilated(
-        cotangent, turned, (1, 1), list(zip(low, high, strict=True)), lhs_dilation=strides, dimension_numbers=_LAYOUT
-    )
+    low = tuple(_span(*sizes) - 1 - low for *sizes, low in zip(g.kernel, g.kernel_step, g.low, strict=True))
+    return _convolve(cotangent, turned, g.image, g.image_step, low, g.stride, g.kernel_step)
 
 
-def _kernel_gradient(image: Array, kernel: Array, strides: tuple[int, ...], padding: _Pairs, cotangent: Array) -> Array:
-    """Convolve the image with the dilated cotangent, batch and channels exchanged."""
-    pads = [
-        (pad[0], kernel.shape[axis] - 1 + _dilated(cotangent.shape[axis + 1], strides[axis]) - size - pad[0])
-        for axis, (size, pad) in enumerate(zip(image.shape[1:3], padding, strict=True))
-    ]
-    gradient = lax.conv_general_dilated(
-        image.transpose(3, 1, 2, 0),
-        cotangent.transpose(1, 2, 0, 3),
-        (1, 1),
-        pads,
-        rhs_dilation=strides,
-        dimension_numbers=_LAYOUT,
-    )
+def _kernel(image: Array, cotangent: Array, geometry: _Geometry) -> Array:
+    """Convolve the image with the cotangent, batch and channels exchanged."""
+    g = geometry
+    if len(image) == 1 or g.kernel == (1, 1):  # one channel would be left, or one position: matrix products are faster
+        return _kernel_by_products(image, cotangent, g)
+    image, cotangent = image.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
+    gradient = _convolve(image, cotangent, g.kernel, g.kernel_step, g.low, g.image_step, g.stride)
     return gradient.transpose(1, 2, 0, 3)
 
 
-def _dilated(size: int, stride: int) -> int:
-    return (size - 1) * stride + 1
+def _kernel_by_products(image: Array, cotangent: Array, geometry: _Geometry) -> Array:
+    """Multiply, for each position of the kernel, all that it meets of the image with the cotangent."""
+    g = geometry
+    high = _high(g.image, g.image_step, g.out, g.stride, g.kernel, g.kernel_step, g.low)
+    pads = [(low, high, step - 1) for low, high, step in zip(g.low, high, g.image_step, strict=True)]
+    image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+
+    def product(*position: int) -> Array:
+        rows, columns = (
+            slice(k * step, k * step + _span(size, stride), stride)
+            for k, step, size, stride in zip(position, g.kernel_step, g.out, g.stride, strict=True)
+        )
+        return jnp.tensordot(image[:, rows, columns], cotangent, ((0, 1, 2), (0, 1, 2)))
+
+    products = [product(*position) for position in itertools.product(*map(range, g.kernel))]
+    return jnp.stack(products).reshape(*g.kernel, image.shape[3], cotangent.shape[3])
 
 
-_convolve.defvjp(_forward, _backward)
+def _convolve(image: Array, kernel: Array, out: Any, stride: Any, low: Any, image_step: Any, kernel_step: Any) -> Array:
+    """Convolve in the layout of the fast kernel, with that padding at the end that gives the size asked for."""
+    high = _high(image.shape[1:3], image_step, kernel.shape[:2], kernel_step, out, stride, low)
+    pads = list(zip(low, high, strict=True))
+    return lax.conv_general_dilated(image, kernel, stride, pads, image_step, kernel_step, dimension_numbers=_LAYOUT)
+
+
+def _high(image: Any, image_step: Any, kernel: Any, kernel_step: Any, out: Any, stride: Any, low: Any) -> list[int]:
+    spans = (map(_span, *pair) for pair in ((out, stride), (kernel, kernel_step), (image, image_step)))
+    return [o + k - 1 - i - lo for o, k, i, lo in zip(*spans, low, strict=True)]
+
+
+def _span(size: int, step: int) -> int:
+    """Return the length of so many values with step − 1 zeros between them."""
+    return (size - 1) * step + 1 if size else 0
+
+
+# How it transforms
+
+
+@_primitive.def_abstract_eval
+def _type(left: Any, right: Any, *, by: str, geometry: _Geometry) -> Any:
+    return left.update(shape=_shape(left, right, by, geometry), weak_type=False)
+
+
+def _transpose(of: int, cotangent: Array, *operands: Any, by: str, geometry: _Geometry) -> Array:
+    """Transpose ∂T/∂c, a function of a and b, in its operand a: that is ∂T/∂a, a function of c and b."""
+    role, other = _OPERANDS[by][of], _OPERANDS[by][1 - of]
+    given = {by: cotangent, other: operands[1 - of]}
+    left, right = (given[operand] for operand in _OPERANDS[role])
+    return _derivative(role, left, right, geometry)
+
+
+def _batch(
+    operands: Sequence[Array], mapped: Sequence[int | None], *, by: str, geometry: _Geometry
+) -> tuple[Array, int]:
+    """Merge the mapped axis into m, or for one mapped operand into the axis that it shares with the result."""
+    roles = [role for role, at in zip(_OPERANDS[by], mapped, strict=True) if at is not None]
+    axis = "m" if len(roles) == 2 else next(name for name in "nio" if name in _AXES[roles[0]] and name in _AXES[by])
+    merged, parts = list(operands), ()
+    for index, (role, at) in enumerate(zip(_OPERANDS[by], mapped, strict=True)):
+        if at is not None:
+            where = _AXES[role].index(axis)
+            array = jnp.moveaxis(operands[index], at, where)
+            parts = array.shape[where : where + 2]
+            merged[index] = lax.collapse(array, where, where + 2)
+    left, right = merged
+    result = _derivative(by, left, right, geometry)
+    where = _AXES[by].index(axis)
+    return result.reshape(*result.shape[:where], *parts, *result.shape[where + 1 :]), where
+
+
+_primitive.def_impl(jax.jit(_value, static_argnames=("by", "geometry")))
+mlir.register_lowering(_primitive, mlir.lower_fun(_value, multiple_results=False))
+ad.defbilinear(_primitive, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
+batching.primitive_batchers[_primitive] = _batch

@@ -1,0 +1,223 @@
+"""The convolution's values and derivatives of every kind are those of JAX's own."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+from quick import quick_jit
+
+from bdjax.models._convolution import conv_general_dilated
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+jax_own = functools.partial(lax.conv_general_dilated, dimension_numbers=LAYOUT)
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
+
+
+def assert_close(actual, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), actual, expected)
+
+
+# Shapes
+
+CASES = {
+    "3x3": ((8, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1)),
+    "stride": ((8, 8), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), (1, 1)),
+    "odd": ((7, 5), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), (1, 1)),
+    "1x1": ((8, 7), (1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1), (1, 1)),
+    "wide padding": ((6, 6), (1, 1), (1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1)),
+    "uneven": ((9, 8), (5, 2), (3, 1), ((0, 2), (1, 0)), (1, 1), (1, 1)),
+    "cropped": ((8, 9), (2, 4), (2, 3), ((-1, 1), (2, -2)), (1, 1), (1, 1)),
+    "dilated": ((6, 5), (2, 3), (2, 1), ((1, 0), (3, -1)), (2, 3), (3, 2)),
+    "no position": ((2, 5), (3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1)),
+}
+
+
+def value_and_gradients(convolve, image, kernel, cotangent):
+    value, pull = jax.vjp(convolve, image, kernel)
+    return value, pull(cotangent)
+
+
+def assert_jax_own(lengths, sizes, strides, padding, dilation, kernel_dilation):
+    options = {"window_strides": strides, "padding": padding, "lhs_dilation": dilation, "rhs_dilation": kernel_dilation}
+    image, kernel = normal(2, *lengths, 3), normal(*sizes, 3, 4)
+    ours, own = (functools.partial(convolve, **options) for convolve in (conv_general_dilated, jax_own))
+    cotangent = normal(*jax.eval_shape(own, image, kernel).shape)
+    use = quick_jit(value_and_gradients, static_argnums=0)
+    assert_close(use(ours, image, kernel, cotangent), use(own, image, kernel, cotangent))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_values_and_gradients(case):
+    assert_jax_own(*case)
+
+
+def pairs(low: int, high: int):
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+@settings(max_examples=5, deadline=None)
+@given(pairs(4, 7), pairs(1, 4), pairs(1, 3), st.tuples(pairs(-1, 3), pairs(-1, 3)), pairs(1, 3), pairs(1, 3))
+def test_values_and_gradients_of_any_shape(lengths, sizes, strides, padding, dilation, kernel_dilation):
+    assert_jax_own(lengths, sizes, strides, padding, dilation, kernel_dilation)
+
+
+# Uses
+
+
+def loss(convolve, image, kernel):
+    return jnp.sum(jnp.sin(convolve(image, kernel, (2, 2), ((1, 1), (1, 1)))))
+
+
+def gradients(convolve, image, kernel):
+    return jax.grad(functools.partial(loss, convolve), (0, 1))(image, kernel)
+
+
+def squared_norm(convolve, image, kernel):
+    return sum(jnp.sum(grad**2) for grad in gradients(convolve, image, kernel))
+
+
+def forward(convolve, image, kernel):
+    return jax.jvp(functools.partial(loss, convolve), (image, kernel), (jnp.cos(image), jnp.cos(kernel)))
+
+
+def forward_over_reverse(convolve, image, kernel):
+    return jax.jvp(functools.partial(gradients, convolve), (image, kernel), (jnp.cos(image), jnp.cos(kernel)))
+
+
+def reverse_over_reverse(convolve, image, kernel):
+    return jax.grad(functools.partial(squared_norm, convolve), (0, 1))(image, kernel)
+
+
+def reverse_over_forward(convolve, image, kernel):
+    return jax.grad(lambda image, kernel: forward(convolve, image, kernel)[1], (0, 1))(image, kernel)
+
+
+def third_order(convolve, image, kernel):
+    def use(image, kernel):
+        return reverse_over_reverse(convolve, image, kernel)
+
+    return jax.jvp(use, (image, kernel), (jnp.cos(image), jnp.cos(kernel)))[1]
+
+
+def rematerialized(convolve, image, kernel):
+    return jax.grad(jax.checkpoint(functools.partial(loss, convolve)), (0, 1))(image, kernel)
+
+
+def inside_scan(convolve, image, kernel):
+    def descend(kernel, _):
+        grads = gradients(convolve, image, kernel)
+        return kernel - 0.1 * grads[1], grads[0].sum()
+
+    return lax.scan(descend, kernel, length=3)
+
+
+def map_of_images(convolve, image, kernel):
+    images = jnp.stack([image, 2 * image], 2)
+    return jax.vmap(functools.partial(gradients, convolve), (2, None), 1)(images, kernel)
+
+
+def map_of_kernels(convolve, image, kernel):
+    kernels = jnp.stack([kernel, 2 * kernel], -1)
+    return jax.vmap(functools.partial(gradients, convolve), (None, -1))(image, kernels)
+
+
+def of_each_example(convolve, image, kernel):
+    return jax.vmap(lambda row: gradients(convolve, row[None], kernel))(image)
+
+
+def of_each_example_and_kernel(convolve, image, kernel):
+    kernels = jnp.stack([kernel, 2 * kernel], 1)
+    return jax.vmap(lambda kernel: of_each_example(convolve, image, kernel), 1)(kernels)
+
+
+def penalty_on_each_example(convolve, image, kernel):
+    def penalty(image, kernel):
+        return sum(jnp.sum(grad**4) for grad in of_each_example(convolve, image, kernel))
+
+    return jax.grad(penalty, (0, 1))(image, kernel)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        forward,
+        forward_over_reverse,
+        reverse_over_reverse,
+        reverse_over_forward,
+        third_order,
+        rematerialized,
+        inside_scan,
+        map_of_images,
+        map_of_kernels,
+        of_each_example_and_kernel,
+        penalty_on_each_example,
+    ],
+)
+def test_derivatives_where_they_are_used(use):
+    image, kernel = 0.3 * normal(3, 7, 5, 2), 0.3 * normal(3, 3, 2, 4)
+    ours, own = (
+        quick_jit(use, static_argnums=0)(convolve, image, kernel) for convolve in (conv_general_dilated, jax_own)
+    )
+    assert_close(ours, own)
+
+
+def test_every_convolution_of_a_second_derivative_is_in_the_fast_layout():
+    image, kernel = normal(2, 6, 6, 3), normal(3, 3, 3, 4)
+    text = jax.jit(reverse_over_reverse, static_argnums=0).lower(conv_general_dilated, image, kernel).as_text()
+    layouts = [
+        line.split("dim_numbers = ")[1].split(",window")[0] for line in text.splitlines() if "convolution(" in line
+    ]
+    assert len(layouts) >= 5
+    assert {layout.replace(" ", "").split("]")[0] for layout in layouts} == {"[b,0,1,f"}
+    assert all("x[0, 1, i, o]->[b, 0, 1, f]" in layout for layout in layouts)
+
+
+def test_an_empty_map():
+    image, kernel = jnp.zeros((0, 1, 6, 6, 3)), normal(3, 3, 3, 4)
+    grads = jax.vmap(lambda image: gradients(conv_general_dilated, image, kernel))(image)
+    assert [grad.shape for grad in grads] == [(0, 1, 6, 6, 3), (0, 3, 3, 3, 4)]
+
+
+# What is left to JAX
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"feature_group_count": 3}, {"precision": "highest"}, {"dimension_numbers": ("NHWC", "HWOI", "NHWC")}],
+    ids=lambda options: next(iter(options)),
+)
+def test_other_kinds_of_convolution_are_jax_own(options):
+    image, kernel = normal(2, 7, 7, 3), normal(3, 3, 1 if "feature_group_count" in options else 3, 3)
+    options = {"dimension_numbers": LAYOUT} | options
+    ours, own = (
+        convolve(image, kernel, (1, 1), ((1, 1), (1, 1)), **options)
+        for convolve in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    np.testing.assert_array_equal(ours, own)
+
+
+def test_the_gradient_inside_shard_map_is_summed_over_devices():
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    image, kernel = normal(4, 6, 6, 3), normal(3, 3, 3, 4)
+
+    def spread(image, kernel):
+        rows = PartitionSpec("rows")
+        return jax.shard_map(
+            functools.partial(gradients, conv_general_dilated),
+            mesh=mesh,
+            in_specs=(rows, PartitionSpec()),
+            out_specs=(rows, PartitionSpec()),
+        )(image, kernel)
+
+    assert_close(quick_jit(spread)(image, kernel), quick_jit(gradients, static_argnums=0)(jax_own, image, kernel))
