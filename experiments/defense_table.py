@@ -7,7 +7,7 @@
 
 The setting is configs/cifar10_small.yaml (10,000 training images, width 16, for two CPU cores); ``--config`` names
 another. What is finished is not run again, so a run that was interrupted continues. Each defense has its paper's
-defaults but for the batch, which is a half (fine-tuning) or a quarter (SFT, NFT) of the holdout, so that an epoch has as
+defaults but for the batch: a half (fine-tuning) or a quarter (SFT, NFT) of the holdout, so that an epoch has as
 many steps on a small holdout as on a large one.
 """
 
