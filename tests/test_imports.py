@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "strength": BASE | {"data", "defenses", "train"},
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
     "records": {"checks"},
+    "analysis": BASE | {"data", "train"},
     "report": {"checks", "records"},
     "tables": {"checks", "report"},
     "figures": {"checks", "report", "tables"},

@@ -1,0 +1,253 @@
+"""The loss surface: known matrices, and a network against its dense Hessian."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+from quick import quick_jit
+
+from bdjax import models
+from bdjax.analysis import smoothness
+from bdjax.analysis.smoothness import Settings
+from bdjax.checks import InputError
+from bdjax.types import PoisonedSplit, Split
+
+KEY = jax.random.key(0)
+MATRIX = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+EIGENVALUES = [1.381966, 3.618034]
+
+
+def quadratic(matrix):
+    """Return a loss whose Hessian is the matrix, or has the vector as its diagonal."""
+    matrix = jnp.asarray(matrix, jnp.float32)
+    return lambda x: 0.5 * x @ (matrix @ x if matrix.ndim == 2 else matrix * x)
+
+
+# --- Known matrices --------------------------------------------------------------------------------------------------
+
+
+def test_power_iteration_finds_the_largest_eigenvalue():
+    found = smoothness.largest_eigenvalue(KEY, quadratic(MATRIX), jnp.ones(2), tolerance=1e-8)
+    assert found.converged
+    assert found.value == pytest.approx(EIGENVALUES[1], rel=1e-6)
+    assert found.residual <= 1e-4 * found.value
+
+
+def test_a_negative_eigenvalue_keeps_its_sign():
+    found = smoothness.largest_eigenvalue(KEY, quadratic([1.0, -4.0, 2.0]), jnp.ones(3))
+    assert found.converged
+    assert found.value == pytest.approx(-4, rel=2e-3)
+
+
+def test_eigenvalues_that_differ_only_in_sign_do_not_converge():
+    found = smoothness.largest_eigenvalue(KEY, quadratic([1.0, -1.0]), jnp.ones(2))
+    assert (int(found.iterations), bool(found.converged)) == (100, False)
+
+
+def test_no_curvature_and_no_number():
+    flat = smoothness.largest_eigenvalue(KEY, quadratic(jnp.zeros(3)), jnp.ones(3))
+    assert (float(flat.value), bool(flat.converged)) == (0.0, True)
+    broken = smoothness.largest_eigenvalue(KEY, quadratic([jnp.nan, 1.0]), jnp.ones(2))
+    assert np.isnan(broken.value)
+    assert not broken.converged
+
+
+def test_hutchinson_draws_seven_and_three():
+    found = smoothness.trace(KEY, quadratic(MATRIX), jnp.ones(2), draws=400)
+    np.testing.assert_allclose(np.unique(np.round(found.draws, 4)), [3, 7])
+    assert found.mean == pytest.approx(5, abs=4 * 0.1)
+    assert found.error == pytest.approx(np.std(np.asarray(found.draws), ddof=1) / 20, rel=1e-5)
+
+
+def test_hutchinson_is_exact_on_a_diagonal():
+    found = smoothness.trace(KEY, quadratic([1.0, -4.0, 2.5]), jnp.ones(3), draws=1)
+    assert found.mean == pytest.approx(-0.5)
+    assert np.isnan(found.error)
+
+
+def test_lanczos_from_ones():
+    diagonal, beside = smoothness._tridiagonal(lambda v: MATRIX @ v, jnp.ones(2), 2)
+    np.testing.assert_allclose(diagonal, [3.5, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(beside, [0.5, 0], atol=1e-6)
+    nodes, weights = smoothness.spectral_density(KEY, quadratic(MATRIX), jnp.ones(2), steps=9)
+    np.testing.assert_allclose(nodes[0], EIGENVALUES, rtol=1e-6)
+    np.testing.assert_allclose(np.sort(weights[0]), [0.0527864, 0.9472136], rtol=1e-5)
+
+
+def test_quadrature_on_a_diagonal_gives_each_eigenvalue_its_share():
+    spectrum = smoothness.spectral_density(KEY, quadratic([5.0, -3.0, 1.0, 0.5]), jnp.ones(4), steps=4, starts=2)
+    np.testing.assert_allclose(spectrum.nodes, [[-3, 0.5, 1, 5]] * 2, rtol=1e-5)
+    np.testing.assert_allclose(spectrum.weights, np.full((2, 4), 1 / 8), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("diagonal", "shares"), [([1.0, 1, 5, -3, 0, 0, 0, 0], {-3: 1, 0: 4, 1: 2, 5: 1}), ([0.0] * 8, {0: 8})]
+)
+def test_an_exhausted_space_adds_no_eigenvalue(diagonal, shares):
+    nodes, weights = smoothness.spectral_density(KEY, quadratic(diagonal), jnp.ones(8), steps=8)
+    found = {value: float(weights[jnp.abs(nodes - value) < 1e-4].sum()) for value in shares}
+    assert found == pytest.approx({value: count / 8 for value, count in shares.items()}, abs=1e-5)
+
+
+def test_smoothing_puts_a_bump_at_each_node():
+    spectrum = smoothness.Spectrum(jnp.array([[-1.0, 3.0]]), jnp.array([[0.25, 0.75]]))
+    grid, density = smoothness.smoothed(spectrum, points=2001, padding=0.2, variance=1e-4)
+    width = grid[1] - grid[0]
+    assert (float(grid[0]), float(grid[-1])) == pytest.approx((-1.2, 3.2))
+    assert density.sum() * width == pytest.approx(1, rel=1e-5)
+    assert density[grid < 1].sum() * width == pytest.approx(0.25, rel=1e-4)
+    assert np.sqrt((density * width) @ (grid - 2) ** 2) == pytest.approx(np.sqrt(3), rel=1e-3)
+
+
+@pytest.mark.parametrize("call", [smoothness.trace, smoothness.spectral_density])
+def test_counts_below_one_are_refused(call):
+    name = {"trace": "draws", "spectral_density": "steps"}[call.__name__]
+    with pytest.raises(InputError, match=f"{name} must be 1 or more, got 0"):
+        call(KEY, quadratic(MATRIX), jnp.ones(2), **{name: 0})
+
+
+# --- A network -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(spec):
+    """A network of 200 parameters, with statistics that are not the initial ones."""
+    model = models.create("small_cnn", spec, width=1)
+    variables = model.init(KEY)
+    stats = jax.tree.map(lambda leaf: leaf + 0.3, variables["batch_stats"])
+    return model, {"params": jax.tree.map(lambda leaf: 1.5 * leaf, variables["params"]), "batch_stats": stats}
+
+
+@pytest.fixture(scope="module")
+def few(split):
+    return Split(*(array[:16] for array in split))
+
+
+@pytest.fixture(scope="module")
+def triggered(split):
+    label = np.zeros_like(split.label)
+    valid = split.label != 0
+    return PoisonedSplit(Split(255 - split.image, label, valid), split.label, valid)
+
+
+@pytest.fixture(scope="module")
+def dense(tiny, few):
+    """The network's loss, Hessian and mean squared gradient norm on 16 images, by JAX's own derivatives."""
+    model, variables = tiny
+    flat, unravel = ravel_pytree(variables["params"])
+
+    def losses(at):
+        logits, _ = model.apply({**variables, "params": unravel(at)}, jnp.float32(few.image) / 255)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, few.label)
+
+    @quick_jit
+    def all_three(at):
+        hessian = jax.hessian(lambda at: losses(at).mean())(at)
+        return losses(at).mean(), hessian, (jax.jacrev(losses)(at) ** 2).sum(1).mean()
+
+    return [np.asarray(part) for part in all_three(flat)]
+
+
+SETTINGS = Settings(images=16, draws=30, iterations=300, tolerance=1e-6, chunk=10)
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, few, triggered):
+    return smoothness.measure(KEY, *tiny, few, triggered, variant="clean", settings=SETTINGS)
+
+
+def test_a_network_has_the_smoothness_of_its_dense_hessian(measured, dense):
+    loss, hessian, fisher = dense
+    eigenvalues = np.linalg.eigvalsh(hessian)
+    assert measured.eigenvalue_converged
+    assert measured.largest_eigenvalue == pytest.approx(max(eigenvalues, key=abs), rel=1e-4)
+    assert abs(measured.hessian_trace - np.trace(hessian)) < 4 * measured.hessian_trace_error
+    assert measured.fisher_trace == pytest.approx(float(fisher), rel=1e-4)
+    assert measured.loss == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_a_networks_density_has_the_moments_of_its_dense_hessian(tiny, few, dense):
+    model, variables = tiny
+    loss, hessian = smoothness.mean_loss(model, variables, few), dense[1]
+    spectrum = quick_jit(lambda params: smoothness.spectral_density(KEY, loss, params, steps=60))(variables["params"])
+    eigenvalues, size = np.linalg.eigvalsh(hessian), len(hessian)
+    scale = float(abs(eigenvalues).max())
+    assert spectrum.nodes.max() == pytest.approx(eigenvalues.max(), rel=1e-3)
+    assert spectrum.nodes.min() == pytest.approx(eigenvalues.min(), abs=1e-3 * scale)
+    start = np.asarray(jax.random.rademacher(jax.random.split(KEY, 1)[0], (size,), jnp.float32))
+    for power in (0, 1, 2):
+        moment = start @ np.linalg.matrix_power(hessian, power) @ start / size
+        assert (spectrum.weights * spectrum.nodes**power).sum() == pytest.approx(moment, abs=1e-4 * scale**power)
+
+
+def test_chunks_do_not_change_the_result(tiny, split):
+    model, variables = tiny
+    params = variables["params"]
+    part = Split(*(array[:17] for array in split))
+    longer = Split(*(array[:19] for array in split))._replace(valid=np.arange(19) < 17)  # and no multiple of a chunk
+
+    def of(split, chunk):
+        loss = smoothness.mean_loss(model, variables, split, chunk=chunk)
+        product = quick_jit(lambda vector: smoothness.hessian_vector_product(loss, params, vector))
+        return loss(params), product(jax.tree.map(jnp.ones_like, params))
+
+    (value, product), (whole_value, whole_product) = of(longer, 7), of(part, 100)
+    assert value == pytest.approx(float(whole_value), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), product, whole_product)
+
+
+def test_products_run_at_full_precision(tiny, split):
+    loss = smoothness.mean_loss(*tiny, split, chunk=20)
+    params = tiny[1]["params"]
+    text = str(jax.make_jaxpr(lambda v: smoothness.hessian_vector_product(loss, params, v))(params))
+    assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in text.replace("<", "").replace(": 2>", "")
+    assert "precision=None" not in text
+
+
+def test_measuring_leaves_the_variables_alone_and_repeats(tiny, few, triggered, measured):
+    before = jax.tree.map(np.array, tiny[1])
+    again = smoothness.measure(KEY, *tiny, few, triggered, variant="clean", settings=SETTINGS)
+    assert again.plain() == measured.plain()
+    jax.tree.map(np.testing.assert_array_equal, before, tiny[1])
+
+
+def test_plain_has_no_number_that_json_lacks():
+    values = smoothness.Smoothness(*map(jnp.float32, (1, 1, jnp.nan, jnp.inf, 2, 3)))._replace(
+        eigenvalue_converged=jnp.bool_(False)
+    )
+    assert list(values.plain().values()) == [1.0, False, None, None, 2.0, 3.0]
+
+
+def test_samples_have_true_labels_and_the_variants_shares(split, triggered):
+    def kinds(variant, images):
+        chosen = smoothness.sample(KEY, split, triggered, variant=variant, images=images)
+        assert chosen.valid.all()
+        counts = []
+        for image, label in zip(chosen.image, chosen.label, strict=True):
+            sources = [(split.image == image).all((1, 2, 3)), (255 - split.image == image).all((1, 2, 3))]
+            counts.append(bool(sources[1].any()))
+            assert split.label[(sources[0] | sources[1]).argmax()] == label
+        return counts.count(False), counts.count(True)
+
+    assert kinds("clean", 9) == (9, 0)
+    assert kinds("triggered", 9) == (0, 9)
+    assert kinds("mixed", 9) == (5, 4)
+    assert kinds("mixed", 72) == (36, 36)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "mixd"}, "variant must be one of clean, triggered, mixed; got 'mixd'"),
+        ({"variant": "triggered", "settings": Settings(images=37)}, "images must leave at most 36 triggered ones"),
+        ({"settings": Settings(images=1)}, "images must be 2 or more, got 1"),
+        ({"settings": Settings(draws=1)}, "draws must be 2 or more, got 1"),
+        ({"settings": Settings(chunk=0)}, "chunk must be 1 or more, got 0"),
+        ({"settings": Settings(tolerance=0.0)}, "tolerance must be above 0, got 0.0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tiny, split, triggered, change, message):
+    with pytest.raises(InputError, match=message):
+        smoothness.measure(KEY, *tiny, split, triggered, **change)
