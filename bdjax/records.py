@@ -17,6 +17,7 @@ from typing import Any
 from bdjax.checks import InputError
 
 SCHEMA_VERSION = 1
+SMOOTHNESS = "smoothness.json"  # beside the record, of the runs whose loss surface was measured
 _PACKAGES = ("bdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdjax.checks import InputError
-from bdjax.records import SCHEMA_VERSION
+from bdjax.records import SCHEMA_VERSION, SMOOTHNESS, read_json
 
 SECTIONS = ("data", "model", "attack", "defense")
 RECORD, CONFIG = "record.json", "config.yaml"
 RATES = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "defense_effectiveness_rating")
 COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
+SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the defended network, in its smoothness.json
 LOW_ATTACK_SUCCESS = 0.1  # attack success rates fall on both sides of it and rarely near it
 
 _SYMBOLS = {"rho": "ρ", "alpha": "α"}
@@ -67,6 +68,21 @@ class Record:
         if quantity == "defense_effectiveness_rating":
             return self.content["metrics"][quantity]
         return self.after[quantity]
+
+    def sharpness(self) -> Mapping[str, float]:
+        """Return ``SHARPNESS`` after the defense on the mixed images; NaN where it was not measured.
+
+        Raises:
+            InputError: ``smoothness.json`` is damaged.
+        """
+        file = self.folder / SMOOTHNESS
+        content = read_json(file) or {}
+        try:
+            measured = content.get("after", {}).get("mixed", {})
+            values = {name: measured.get(name) for name in SHARPNESS}
+            return {name: math.nan if value is None else float(value) for name, value in values.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{file} is damaged ({error}); delete it to make it again.") from error
 
 
 def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
@@ -204,6 +220,7 @@ class Row:
     compile_seconds: Statistic
     gradient_evaluations: Statistic
     low_attack_success_share: float  # share of the runs with an attack success rate below 10 %
+    sharpness: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)  # of SHARPNESS, where asked for
 
     @property
     def n(self) -> int:
@@ -228,11 +245,12 @@ class Row:
         return self.records[0].config[section]["name"]
 
 
-def summarize(records: Iterable[Record]) -> list[Row]:
+def summarize(records: Iterable[Record], *, sharpness: bool = False) -> list[Row]:
     """Sum up runs that differ only in their seed (and data folder).
 
     The order is that of the names of data, model and attack, then ``none``, ``ft`` and the other defenses, each with
-    its settings in natural order (ρ = 2 before ρ = 10), whatever the order of the records.
+    its settings in natural order (ρ = 2 before ρ = 10), whatever the order of the records. With ``sharpness`` each row
+    has that too; it is NaN unless every seed was measured.
     """
     ordered = sorted(distinct(records), key=lambda record: (_group(record), record.seed))
     groups: dict[str, list[Record]] = {}
@@ -240,7 +258,8 @@ def summarize(records: Iterable[Record]) -> list[Row]:
         groups.setdefault(_group(record), []).append(record)
     members = list(groups.values())
     settings = _distinguishing([_flat(group[0].config) for group in members])
-    return sorted(map(_row, members, settings), key=_order)
+    rows = map(_row, members, settings)
+    return sorted(map(_with_sharpness, rows) if sharpness else rows, key=_order)
 
 
 def common(rows: Iterable[Row]) -> str:
@@ -281,8 +300,13 @@ def _row(records: list[Record], settings: dict[str, Any]) -> Row:
     data, model, attack, defense = (_label(records[0], section, settings) for section in SECTIONS)
     values = {name: [record.value(name) for record in records] for name in RATES + COSTS}
     low = sum(rate < LOW_ATTACK_SUCCESS for rate in values["attack_success_rate"]) / len(records)
-    summed = {name: _statistic(of_seeds) for name, of_seeds in values.items()}
+    summed: dict[str, Any] = {name: _statistic(of_seeds) for name, of_seeds in values.items()}
     return Row(data, model, attack, defense, settings, tuple(records), low_attack_success_share=low, **summed)
+
+
+def _with_sharpness(row: Row) -> Row:
+    measured = [record.sharpness() for record in row.records]
+    return dataclasses.replace(row, sharpness={name: _statistic([of[name] for of in measured]) for name in SHARPNESS})
 
 
 def _label(record: Record, section: str, settings: Mapping[str, Any]) -> str:
@@ -291,6 +315,8 @@ def _label(record: Record, section: str, settings: Mapping[str, Any]) -> str:
 
 
 def _statistic(values: list[float]) -> Statistic:
+    if any(map(math.isnan, values)):
+        return Statistic(math.nan, None)  # statistics.stdev fails on it, in Python 3.11
     return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bdjax.checks import InputError, one_of
-from bdjax.report import COSTS, RATES, SECTIONS, Row, Statistic, best, common, victims
+from bdjax.report import COSTS, RATES, SECTIONS, SHARPNESS, Row, Statistic, best, common, victims
 
 
 def table(rows: Sequence[Row], format: str = "console", decimals: int = 1) -> str:
@@ -42,21 +42,44 @@ def spread(statistic: Statistic, decimals: int = 1, scale: float = 1.0) -> str:
 
 _HEADS = ("ACC", "ASR", "RA", "DER", "n", "seconds")
 _DER = _HEADS.index("DER")
+_SHARPNESS_HEADS = ("λ_max", "Tr(H)", "Tr(F)")
+_SMALLEST = 1e-3  # below it a mean is written with an exponent
+
+
+def significant(statistic: Statistic) -> str:
+    """Write ``mean ± std`` with three significant digits of the mean, whatever its size."""
+    mean, std = statistic
+    if math.isnan(mean):
+        return "–"
+    if 0 < abs(mean) < _SMALLEST:
+        return f"{mean:.2e}" if std is None else f"{mean:.2e} ± {std:.2e}"
+    return spread(statistic, max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 2)
+
+
+def _heads(rows: Sequence[Row]) -> tuple[str, ...]:
+    return _HEADS + _SHARPNESS_HEADS if any(row.sharpness for row in rows) else _HEADS
 
 
 def _cells(row: Row, decimals: int) -> list[str]:
     rates = [spread(getattr(row, name), decimals, 100) for name in RATES]
-    return [*rates, str(row.n), spread(row.run_seconds)]
+    sharpness = [significant(statistic) for statistic in row.sharpness.values()]
+    return [*rates, str(row.n), spread(row.run_seconds), *sharpness]
 
 
 def _caption(rows: Sequence[Row], mark: str) -> str:
     where = common(rows)
     seeds = "mean ± sample standard deviation over n seeds" if any(row.n > 1 for row in rows) else "one seed"
+    sharpness = (
+        "λ_max, Tr(H), Tr(F): largest eigenvalue and trace of the loss's Hessian and trace of its Fisher matrix after "
+        "the defense, on clean and triggered test images, half and half, with true labels. "
+        if any(row.sharpness for row in rows)
+        else ""
+    )
     return (
         f"{where}{': ' if where else ''}{seeds}. ACC: clean accuracy (% of {_denominator(rows, 'clean_total')} test "
         f"images). ASR, RA: attack success rate and robust accuracy (% of {_denominator(rows, 'attack_total')} "
         f"triggered ones). DER: defense effectiveness rating (%). seconds: the defense's run without compiling. "
-        f"{mark}: highest mean DER of each attack."
+        f"{sharpness}{mark}: highest mean DER of each attack."
     )
 
 
@@ -73,7 +96,7 @@ def _denominator(rows: Sequence[Row], which: str) -> str:
 
 def _console(rows: Sequence[Row], decimals: int) -> str:
     marked = best(rows)
-    heads = ["defense", *_HEADS]
+    heads = ["defense", *_heads(rows)]
     columns = [
         [row.defense for row in rows],
         *map(_aligned, zip(*(_cells(row, decimals) for row in rows), strict=True)),
@@ -108,7 +131,8 @@ def _aligned(column: Sequence[str]) -> list[str]:
 
 def _markdown(rows: Sequence[Row], decimals: int) -> str:
     marked = best(rows)
-    written = ["| attack | defense | " + " | ".join(_HEADS) + " |", "| --- | --- |" + " ---: |" * len(_HEADS)]
+    heads = _heads(rows)
+    written = ["| attack | defense | " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * len(heads)]
     for title, group in victims(rows).items():
         for row in group:
             cells = [cell.replace("|", "\\|") for cell in (title, row.defense, *_cells(row, decimals))]
@@ -127,8 +151,8 @@ def _latex(rows: Sequence[Row], decimals: int) -> str:
             if row in marked:
                 cells[2 + _DER] = rf"\textbf{{{cells[2 + _DER]}}}"
             written.append(" & ".join(cells) + r" \\")
-    heads = " & ".join(("attack", "defense", *_HEADS)) + r" \\"
-    columns = "ll" + "r" * len(_HEADS)
+    heads = " & ".join(map(_escape, ("attack", "defense", *_heads(rows)))) + r" \\"
+    columns = "ll" + "r" * len(_heads(rows))
     top = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heads]
     caption = rf"\caption{{{_escape(_caption(rows, 'Bold'))}}}"
     return "\n".join([*top, *written, r"\bottomrule", r"\end{tabular}", caption, r"\end{table}"])
@@ -147,17 +171,20 @@ _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
 
 
 def _escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    pieces = ("".join(_LATEX.get(character, character) for character in piece) for piece in text.split("λ_max"))
+    return r"$\lambda_{\max}$".join(pieces)
 
 
 def _csv(rows: Sequence[Row], decimals: int) -> str:
     del decimals  # nothing is rounded
     settings = list(dict.fromkeys(key for row in rows for key in row.settings))
-    measured = [f"{name}_{part}" for name in RATES + COSTS for part in Statistic._fields]
+    asked = SHARPNESS if any(row.sharpness for row in rows) else ()
+    measured = [f"{name}_{part}" for name in RATES + COSTS + asked for part in Statistic._fields]
     head = [*SECTIONS, *settings, "n", "seeds", *measured, "low_attack_success_share", "clean_total", "attack_total"]
     lines = []
     for row in rows:
         values = [value for name in RATES + COSTS for value in getattr(row, name)]
+        values += [None if math.isnan(value or 0) else value for name in asked for value in row.sharpness[name]]
         names = [row.name(section) for section in SECTIONS]
         front = [*names, *(row.settings.get(key) for key in settings), row.n, _joined(row.seeds)]
         totals = [_joined(row.clean_total), _joined(row.attack_total)]

@@ -410,6 +410,55 @@ def test_table_refuses(several):
         tables.table([], "csv")
 
 
+# --- Smoothness ---
+
+
+def add_smoothness(record, **values):
+    mixed = {"largest_eigenvalue": 500.0, "hessian_trace": 0.0251, "fisher_trace": 3e-5, **values}
+    record.folder.joinpath("smoothness.json").write_text(json.dumps({"after": {"mixed": mixed}}))
+
+
+def test_smoothness_is_summed_over_seeds(tmp_path):
+    write(tmp_path, *(content(seed, defense=defense) for defense in (ft_sam(2.0), {"name": "ft"}) for seed in (0, 1)))
+    records = report.load([tmp_path])
+    measured = [record for record in records if record.config["defense"]["name"] == "ft_sam"]
+    for record, eigenvalue in zip(measured, (500.0, 700.0), strict=True):
+        add_smoothness(record, largest_eigenvalue=eigenvalue)
+    ft, sam = report.summarize(records, sharpness=True)
+    assert sam.sharpness["largest_eigenvalue"] == pytest.approx((600, 2**0.5 * 100))
+    assert np.isnan(ft.sharpness["fisher_trace"].mean)
+    lines = {style: tables.table([ft, sam], style).splitlines() for style in tables.FORMATS}
+    assert lines["markdown"][2].endswith("| – | – | – |")
+    assert lines["markdown"][3].endswith("| 600 ± 141 | 0.0251 ± 0.0000 | 3.00e-05 ± 0.00e+00 |")
+    assert r"$\lambda_{\max}$ & Tr(H) & Tr(F) \\" in lines["latex"][4]
+    assert [line.split()[-3:] for line in lines["console"][1:4:2]] == [["λ_max", "Tr(H)", "Tr(F)"], ["–"] * 3]
+    unmeasured, row = csv.DictReader(lines["csv"])
+    assert float(row["largest_eigenvalue_mean"]) == 600
+    assert unmeasured["hessian_trace_mean"] == unmeasured["hessian_trace_std"] == ""
+
+
+def test_smoothness_of_some_seeds_is_none(tmp_path):
+    write(tmp_path, content(0), content(1), content(2))
+    records = report.load([tmp_path])
+    add_smoothness(records[0])
+    add_smoothness(records[1], hessian_trace=None)
+    records[2].folder.joinpath("smoothness.json").write_text('{"curve": {}}')
+    (row,) = report.summarize(records, sharpness=True)
+    assert all(np.isnan(statistic.mean) for statistic in row.sharpness.values())
+    (two,) = report.summarize(records[:2], sharpness=True)
+    assert [np.isnan(statistic.mean) for statistic in two.sharpness.values()] == [False, True, False]
+    (plain,) = report.summarize(records)
+    assert "λ" not in tables.table([plain])
+
+
+@pytest.mark.parametrize("text", ["{", '{"after": 3}', '{"after": {"mixed": {"largest_eigenvalue": "x"}}}'])
+def test_damaged_smoothness(tmp_path, text):
+    (record,) = report.load([write(tmp_path, content(0))])
+    record.folder.joinpath("smoothness.json").write_text(text)
+    with pytest.raises(InputError, match=r"smoothness\.json is damaged"):
+        report.summarize([record], sharpness=True)
+
+
 # --- Figures ---
 
 
