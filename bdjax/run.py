@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from jaxtyping import Array, Key
 
 from bdjax import config as configs
 from bdjax import data, defenses, evaluate, poison, records, schema, strength
+from bdjax.analysis import smoothness
+from bdjax.analysis.curve import Curve
 from bdjax.checks import InputError, named
 from bdjax.config import Config, DataConfig
 from bdjax.data import splits
@@ -25,10 +28,11 @@ from bdjax.train import loop, sharding
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Attack, Dataset, Defense, Metrics, Model, PoisonedSplit, Split, TriggerState, Variables
 
+_log = logging.getLogger(__name__)
 SAMPLES = 10  # test images whose predictions a run keeps for the figures
 
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
-_PURPOSES = ("trigger", "poison", "test", "init", "training", "holdout", "defense", "selection")
+_PURPOSES = ("trigger", "poison", "test", "init", "training", "holdout", "defense", "selection", "smoothness")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Execution:
       checkpoint_seconds: least seconds between two checkpoints; 0 saves after every epoch.
       on_epoch: called with (what is trained, epochs in all, the epoch's report).
       should_stop: asked after each epoch.
+      smoothness: epochs of the defense between two measurements of the loss surface, written to the run's
+        ``smoothness.json``; 0 takes none.
     """
 
     out: Path
@@ -48,6 +54,7 @@ class Execution:
     checkpoint_seconds: float = 1.0
     on_epoch: Callable[[str, int, loop.Epoch], None] | None = None
     should_stop: Callable[[], bool] | None = None
+    smoothness: int = 0
 
 
 class Plan(NamedTuple):
@@ -85,20 +92,21 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
     """
     folder = execution.out / config.run_id
     if (finished := _finished(folder)) is not None:
+        _warn_of_no_curve(folder, execution)
         return finished
     plan = prepare(config, execution.devices)
     with records.locked(folder):
         if (finished := _finished(folder)) is not None:  # another process was faster
             return finished
         records.write_text(folder / "config.yaml", schema.to_yaml(config.to_dict()))
-        triggered_test = _triggered_test(plan)
+        triggered = triggered_test(plan)
         with records.locked(execution.out / "victims" / config.victim_id):
             victim, poisoned_count = plant(plan, execution)
-        before, guesses_before = _score(plan, victim.variables, triggered_test)
+        before, guesses_before = _score(plan, victim.variables, triggered)
         plan, selection = select_strength(plan, victim.variables, folder / "selection.json")
-        purified = defend(plan, victim.variables, execution)
-        after, guesses_after = _score(plan, purified.variables, triggered_test)
-        records.write_arrays(folder / "samples.npz", **_samples(plan, triggered_test, guesses_before, guesses_after))
+        purified = defend(plan, victim.variables, execution, _curve(plan, triggered, execution))
+        after, guesses_after = _score(plan, purified.variables, triggered)
+        records.write_arrays(folder / "samples.npz", **_samples(plan, triggered, guesses_before, guesses_after))
         record = {
             "schema_version": records.SCHEMA_VERSION,
             "run_id": config.run_id,
@@ -205,16 +213,20 @@ def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan,
     return plan._replace(defense=_with_trigger(defense, config, plan.attack, plan.trigger_state)), selection
 
 
-def defend(plan: Plan, variables: Variables, execution: Execution) -> loop.Result:
-    """Purify the victim with the holdout."""
+def defend(plan: Plan, variables: Variables, execution: Execution, curve: Curve | None = None) -> loop.Result:
+    """Purify the victim with the holdout, and measure a curve on the way if one is given."""
     config = plan.config
+    if curve is not None:
+        curve(0, lambda: variables)
     with contextlib.ExitStack() as stack:
 
         def options(number: int) -> dict[str, Any]:
             stage = stages(plan.defense)[number]
+            earlier = sum(stage.epochs for stage in stages(plan.defense)[:number])
             folder = execution.out / config.run_id / f"checkpoints-{number}"
             checkpoints = stack.enter_context(_checkpoints(folder, execution)) if stage.epochs else None
-            return _loop_options(execution, stage, config.defense.name, checkpoints)
+            options = _loop_options(execution, stage, config.defense.name, checkpoints)
+            return options if curve is None else {**options, "on_variables": curve.after(earlier)}
 
         key = key_for(config, "defense")
         return defenses.purify(key, plan.defense, plan.model, variables, plan.holdout, options=options)
@@ -293,9 +305,33 @@ def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, ro
     return poison.poison_test(key, attack, state, split, rounding=rounding)
 
 
-def _triggered_test(plan: Plan) -> PoisonedSplit:
+def triggered_test(plan: Plan) -> PoisonedSplit:
+    """Return the test split with triggers; the same bits for the same seed and attack."""
     key, rounding = key_for(plan.config, "test"), plan.config.poison.rounding
     return _poison_test(key, plan.attack, plan.trigger_state, plan.dataset.test, rounding)
+
+
+def measure(
+    plan: Plan, variables: Variables, triggered: PoisonedSplit, settings: smoothness.Settings, variant: str = "mixed"
+) -> smoothness.Smoothness:
+    """Measure the loss surface of a network on test images; the same ones and the same draws for the same seed."""
+    key, test = key_for(plan.config, "smoothness"), plan.dataset.test
+    return smoothness.measure(key, plan.model, variables, test, triggered, variant=variant, settings=settings)
+
+
+def _curve(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Curve | None:
+    if not execution.smoothness:
+        return None
+    settings = smoothness.Settings()
+
+    def row(variables: Variables) -> dict[str, Any]:
+        metrics, _ = _score(plan, variables, triggered)
+        rates = {name: float(getattr(metrics, name)) for name in ("clean_accuracy", "attack_success_rate")}
+        return {**rates, **measure(plan, variables, triggered, settings).plain()}
+
+    last = sum(stage.epochs for stage in stages(plan.defense))
+    file = execution.out / plan.config.run_id / records.SMOOTHNESS
+    return Curve(file, settings.identity(), row, every=execution.smoothness, last=last)
 
 
 def _score(plan: Plan, variables: Variables, triggered: PoisonedSplit) -> tuple[Metrics, Guesses]:
@@ -310,6 +346,11 @@ def _score(plan: Plan, variables: Variables, triggered: PoisonedSplit) -> tuple[
 def _finished(folder: Path) -> dict[str, Any] | None:
     record = records.read_json(folder / "record.json")
     return record if record is not None and record.get("status") == "finished" else None
+
+
+def _warn_of_no_curve(folder: Path, execution: Execution) -> None:
+    if execution.smoothness and "curve" not in (records.read_json(folder / records.SMOOTHNESS) or {}):
+        _log.warning("%s is finished and has no curve of its smoothness; delete it to run it with one.", folder)
 
 
 def _check_fingerprint(path: Path, fingerprint: dict[str, str]) -> None:

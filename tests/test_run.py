@@ -354,7 +354,7 @@ def test_all_to_all_moves_every_label_by_one_and_counts_every_test_image():
     moved = np.asarray(poisoned.visible.label) - np.asarray(poisoned.original_label)
     np.testing.assert_array_equal(moved % CLASSES, poisoned.is_poisoned)
     assert poisoned.is_poisoned.sum() == round(0.1 * TRAIN)
-    assert run._triggered_test(plan).visible.valid.sum() == TEST
+    assert run.triggered_test(plan).visible.valid.sum() == TEST
 
 
 def test_samples_are_the_first_of_each_class_and_then_others():

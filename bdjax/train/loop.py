@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -82,6 +83,7 @@ def run(
     *,
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_variables: Callable[[int, Callable[[], Variables]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     mesh: Mesh | None = None,
 ) -> Result:
@@ -98,6 +100,9 @@ def run(
       split: all rows, uint8 or float; only ``valid`` rows are fed.
       checkpoints: where to continue from and save to.
       on_epoch: called on the host after each epoch.
+      on_variables: called on the host after each epoch and before it is saved, with the number of epochs done and a
+        function that returns the variables as they would be if this were the last; they live until it returns. What it
+        writes is thus there, for every epoch that a later call does not repeat.
       should_stop: asked after each epoch; if true, the state is saved and `Stopped` is raised.
       mesh: devices over which each batch is split.
 
@@ -133,6 +138,8 @@ def run(
             raise Diverged(_advice(epoch, learner, checkpoints))
         history.append(_report(epoch, summary, *map(sum, zip(clock, preparing, strict=True))))
         preparing = [0.0, 0.0]
+        if on_variables is not None:
+            on_variables(epoch + 1, functools.partial(learner.finalize, model, state))
         last = epoch + 1 == learner.epochs
         stop = not last and should_stop is not None and should_stop()
         if checkpoints is not None:
