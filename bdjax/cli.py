@@ -88,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a YAML file, defaults where it is silent; may come first",
     )
+    run.add_argument(
+        "--smoothness-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure the loss surface every N epochs of each defense",
+    )
     run.add_argument("--show", action="store_true", help="print the resolved config and stop")
     _execution_options(run, "runs")
     run.set_defaults(command=_run)
@@ -101,7 +108,26 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
     report.add_argument("--format", default="console", help="console, markdown, csv or latex")
     report.add_argument("--figures", metavar="DIR", help="also draw the figures into this folder")
+    report.add_argument("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
     report.set_defaults(command=_report)
+
+    smoothness = commands.add_parser(
+        "smoothness",
+        help="measure the loss surface of finished runs' networks",
+        description="Measure the loss surface before and after the defense: largest eigenvalue and trace of the "
+        "Hessian, trace of the Fisher matrix. Needs the runs' checkpoints and data; trains nothing.",
+        allow_abbrev=False,
+    )
+    smoothness.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    smoothness.add_argument("--images", type=int, metavar="N", help="test images to measure on (default: 200)")
+    smoothness.add_argument("--draws", type=int, metavar="N", help="random vectors for the trace (default: 100)")
+    smoothness.add_argument("--chunk", type=int, metavar="N", help="images at once; bounds the memory (default: 100)")
+    smoothness.add_argument(
+        "--variant", action="append", metavar="NAME", help="only clean, triggered or mixed; may be repeated"
+    )
+    smoothness.add_argument("--data-dir", help="where prepared data sets lie")
+    smoothness.add_argument("--quiet", action="store_true", help="no progress")
+    smoothness.set_defaults(command=_smoothness)
     return parser
 
 
@@ -176,6 +202,8 @@ def _carry_out(options: argparse.Namespace, work: Any) -> int:
     from bdjax.train import compilation, loop
 
     integer(1, devices=options.devices)
+    every = getattr(options, "smoothness_every", 0)
+    integer(smoothness_every=every)
     non_negative(checkpoint_seconds=options.checkpoint_seconds)
     compilation.enable_cache()
     if not options.out:
@@ -185,7 +213,7 @@ def _carry_out(options: argparse.Namespace, work: Any) -> int:
         raise InputError(f"out must be a folder; {out} is a file.")
     try:
         with run.stop_on_signal() as should_stop, progress.bar(quiet=options.quiet) as on_epoch:
-            work(run.Execution(out, options.devices, options.checkpoint_seconds, on_epoch, should_stop))
+            work(run.Execution(out, options.devices, options.checkpoint_seconds, on_epoch, should_stop, every))
     except loop.Stopped as stopped:
         print(f"bdjax: {stopped}; the same command continues.", file=sys.stderr)
         return EXIT_STOPPED
@@ -213,16 +241,37 @@ def _list(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
     del rest
-    _print_table(options.runs, options.format)
+    _print_table(options.runs, options.format, options.smoothness)
     if options.figures:
         _draw(options.runs, Path(options.figures))
     return 0
 
 
-def _print_table(runs: Sequence[Any], style: str = "console") -> None:
+def _smoothness(options: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from bdjax import saved
+    from bdjax.analysis.smoothness import VARIANTS, Settings
+    from bdjax.train import compilation
+
+    def tell(number: int, count: int, record: Any) -> None:
+        if not options.quiet:
+            print(f"{number}/{count} {record.run_id}", file=sys.stderr, flush=True)
+
+    compilation.enable_cache()
+    given = {name: getattr(options, name) for name in ("images", "draws", "chunk")}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    variants = options.variant or VARIANTS
+    for file in saved.smoothness(
+        options.runs, variants=variants, settings=settings, data_dir=options.data_dir, on_run=tell
+    ):
+        print(file)
+    return 0
+
+
+def _print_table(runs: Sequence[Any], style: str = "console", sharpness: bool = False) -> None:
     from bdjax import report, tables
 
-    print(tables.table(report.summarize(report.load(runs)), style))
+    print(tables.table(report.summarize(report.load(runs), sharpness=sharpness), style))
 
 
 def _draw(runs: Sequence[Any], folder: Path) -> None:

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "strength": BASE | {"data", "defenses", "train"},
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
     "records": {"checks"},
-    "analysis": BASE | {"data", "train", "records"},  # a file that it writes, and nothing that it could change
+    "analysis": BASE | {"data", "fisher", "train", "records"},  # a file that it writes, and nothing that it could change
     "report": {"checks", "records"},
     "tables": {"checks", "report"},
     "figures": {"checks", "report", "tables"},
@@ -45,9 +45,11 @@ MAY_IMPORT = {
     "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
     "run": BASE
     | {"schema", "config", "data", "poison", "train", "defenses", "strength", "evaluate", "records", "analysis"},
+    "saved": BASE | {"config", "run", "defenses", "records", "report", "analysis"},
     "demo": {"checks", "schema", "config", "run"},
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
+    | {"saved", "analysis"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.

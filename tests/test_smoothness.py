@@ -1,4 +1,8 @@
-"""The loss surface: known matrices, and a network against its dense Hessian."""
+"""The loss surface: known matrices, a network against its dense Hessian, runs measured on the way and afterwards."""
+
+import json
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +12,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from quick import quick_jit
 
-from bdjax import models
+from bdjax import cli, models, records, run, schema
+from bdjax import config as configs
 from bdjax.analysis import smoothness
+from bdjax.analysis.curve import Curve
 from bdjax.analysis.smoothness import Settings
 from bdjax.checks import InputError
+from bdjax.run import Execution
+from bdjax.train import loop
 from bdjax.types import PoisonedSplit, Split
 
 KEY = jax.random.key(0)
@@ -251,3 +259,157 @@ def test_samples_have_true_labels_and_the_variants_shares(split, triggered):
 def test_what_cannot_be_measured_is_refused(tiny, split, triggered, change, message):
     with pytest.raises(InputError, match=message):
         smoothness.measure(KEY, *tiny, split, triggered, **change)
+
+
+# --- Runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_keeps_its_rows_and_the_rest_of_its_file(tmp_path):
+    file, seen = tmp_path / "smoothness.json", []
+
+    def measure(variables):
+        seen.append(variables)
+        return {"value": variables}
+
+    records.write_json(file, {"before": {}})
+    curve = Curve(file, {"images": 2}, measure, every=2, last=5)
+    for epoch in range(4):
+        curve(epoch, lambda epoch=epoch: epoch)
+    for epoch in range(1, 4):  # of a second stage, which repeats what came before an interruption
+        curve.after(2)(epoch, lambda epoch=epoch: 2 + epoch)
+    assert seen == [0, 2, 4, 5]
+    content = json.loads(file.read_text())
+    assert content["before"] == {}
+    assert content["curve"]["rows"] == [{"epoch": epoch, "value": epoch} for epoch in seen]
+    Curve(file, {"images": 3}, measure, every=2, last=5)(0, lambda: 0)
+    assert len(json.loads(file.read_text())["curve"]["rows"]) == 1
+
+
+SIZES = ("--model.width", "2", "--training.epochs", "1", "--defense", "ft", "--defense.epochs", "3")
+MIXED = ("--variant", "mixed")  # the curve's own settings, so that the measurement is compiled once
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_cache_of_the_user():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with its control, measured every second epoch."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert cli.main(["run", *SIZES, "--smoothness-every", "2", "--quiet", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def file_of(folder, defense="ft"):
+    (run_folder,) = folder.glob(f"digits-badnets-{defense}-*")
+    return run_folder / "smoothness.json"
+
+
+def test_a_run_measures_its_curve(whole):
+    rows = json.loads(file_of(whole).read_text())["curve"]["rows"]
+    after = json.loads((file_of(whole).parent / "record.json").read_text())["metrics"]["after"]
+    assert [row["epoch"] for row in rows] == [0, 2, 3]
+    assert rows[-1]["clean_accuracy"] == after["clean_accuracy"]
+    assert rows[-1]["attack_success_rate"] == after["attack_success_rate"]
+    assert len({row["largest_eigenvalue"] for row in rows}) == 3
+    control = json.loads(file_of(whole, "none").read_text())["curve"]["rows"]
+    assert control == rows[:1], "without a defense there is the attacked network alone"
+
+
+def test_an_interrupted_run_has_the_same_curve(whole, tmp_path):
+    config = configs.resolve(schema.overrides(list(SIZES)))
+    shutil.copytree(whole / "victims", tmp_path / "victims")
+    with pytest.raises(loop.Stopped):
+        run.run(config, Execution(tmp_path, should_stop=lambda: True, smoothness=2))
+    assert [row["epoch"] for row in json.loads(file_of(tmp_path).read_text())["curve"]["rows"]] == [0]
+    shutil.rmtree(tmp_path / config.run_id / "checkpoints-0")  # all of its epochs are repeated, and none measured twice
+    marked = json.loads(file_of(tmp_path).read_text())
+    marked["curve"]["rows"][0]["loss"] = -1.0
+    records.write_json(file_of(tmp_path), marked)
+    run.run(config, Execution(tmp_path, smoothness=2))
+    first, *rest = json.loads(file_of(tmp_path).read_text())["curve"]["rows"]
+    assert first["loss"] == -1.0
+    assert rest == json.loads(file_of(whole).read_text())["curve"]["rows"][1:]
+
+
+def test_a_finished_run_without_a_curve_says_so(copied, caplog, capsys):
+    file_of(copied).unlink()
+    assert cli.main(["run", *SIZES, "--smoothness-every", "2", "--quiet", "--out", str(copied)]) == 0
+    assert "is finished and has no curve of its smoothness" in caplog.text
+    capsys.readouterr()
+
+
+def test_saved_runs_are_measured_once(copied, capsys):
+    assert cli.main(["smoothness", str(copied), *MIXED]) == 0
+    out, err = capsys.readouterr()
+    assert sorted(out.split()) == sorted(str(file_of(copied, defense)) for defense in ("none", "ft"))
+    assert [line.split()[0] for line in err.splitlines()] == ["1/2", "2/2"]
+    none, ft = (json.loads(file_of(copied, defense).read_text()) for defense in ("none", "ft"))
+    assert ft["settings"] == {"images": 200, "draws": 100, "iterations": 100, "tolerance": 1e-3}
+    assert none["before"] == none["after"] == ft["before"]
+    assert ft["before"]["mixed"] != ft["after"]["mixed"]
+    assert "curve" in ft
+    written = {path: path.stat().st_mtime_ns for path in copied.rglob("smoothness.json")}
+    assert cli.main(["smoothness", str(copied), *MIXED, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert written == {path: path.stat().st_mtime_ns for path in copied.rglob("smoothness.json")}
+
+    assert cli.main(["report", str(copied), "--smoothness", "--format", "markdown"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.endswith("| seconds | λ_max | Tr(H) | Tr(F) |")
+    assert "–" not in "".join(rows[:2])
+    assert cli.main(["report", str(copied), "--format", "markdown"]) == 0
+    assert "λ_max" not in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_loaded_is_named_and_not_trained_again(copied, capsys):
+    shutil.rmtree(file_of(copied).parent / "checkpoints-0")
+    assert cli.main(["smoothness", str(copied), *MIXED, "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "cannot be measured: there is no checkpoint of epoch 3 in" in err
+    assert not (file_of(copied).parent / "checkpoints-0").exists()
+    assert "after" in json.loads(file_of(copied, "none").read_text()), "the others are measured all the same"
+    shutil.rmtree(copied / "victims")
+    file_of(copied, "none").unlink()
+    assert cli.main(["smoothness", str(copied), *MIXED, "--quiet"]) == 2
+    assert "there is no checkpoint of epoch 1 in" in (err := capsys.readouterr().err)
+    assert "(and 1 more run)" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nowhere",), "There is no file or folder nowhere"),
+        (("{}", "--images", "1"), "images must be 2 or more, got 1"),
+        (("{}", "--images", "9999"), "images must leave at most 450 clean ones to draw, got 9999"),
+        (("{}", "--variant", "mix"), "variants must be one of clean, triggered, mixed; got 'mix'"),
+        (("{}", "--imges", "3"), "unknown option '--imges'"),
+    ],
+)
+def test_mistakes_are_one_line(whole, words, message, capsys):
+    assert cli.main(["smoothness", "--quiet", *(word.format(whole) for word in words)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_renamed_run_is_refused(copied, capsys):
+    folder = file_of(copied).parent.rename(copied / "mine")
+    assert cli.main(["smoothness", str(folder), *MIXED, "--quiet"]) == 2
+    assert f"{folder} must be named digits-badnets-ft-" in capsys.readouterr().err
+
+
+def test_a_run_refuses_a_negative_number_of_epochs(capsys):
+    assert cli.main(["run", *SIZES, "--smoothness-every", "-1"]) == 2
+    assert "smoothness_every must be 0 or more, got -1" in capsys.readouterr().err

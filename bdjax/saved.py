@@ -1,0 +1,146 @@
+"""Finished runs, loaded again from their checkpoints to be measured; nothing is trained here."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bdjax import config as configs
+from bdjax import records, report, run
+from bdjax.analysis.smoothness import VARIANTS, Settings
+from bdjax.checks import InputError, one_of
+from bdjax.config import Config
+from bdjax.defenses.chain import stages
+from bdjax.report import Record
+from bdjax.types import Variables
+
+
+class Networks(NamedTuple):
+    """What a finished run made, with the plan that it followed."""
+
+    plan: run.Plan
+    victim: Variables
+    defended: Variables
+
+
+def config_of(record: Record, data_dir: str | None = None) -> Config:
+    """Return a record's config, with the data in another folder if one is given.
+
+    Raises:
+      InputError: this version of bdjax does not read it, or reads another run from it, or its folder was renamed.
+    """
+    values = {**record.config, "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})}}
+    try:
+        config = configs.resolve(values)
+    except InputError as error:
+        raise InputError(f"{record.folder} has a config that this bdjax does not read: {error}") from error
+    if config.run_id != record.run_id:
+        raise InputError(f"{record.folder} was made by another bdjax, whose name for its config is {record.run_id}.")
+    if record.folder.resolve().name != record.run_id:
+        raise InputError(f"{record.folder} must be named {record.run_id}, as when it was made.")
+    return config
+
+
+def restore(record: Record, data_dir: str | None = None) -> Networks:
+    """Load the attacked and the defended network of a finished run.
+
+    Raises:
+      InputError: a final checkpoint is missing, the data have changed, or as for `config_of`.
+    """
+    config = config_of(record, data_dir)
+    out = record.folder.resolve().parent
+    plan = run.prepare(config)
+    folders = {out / "victims" / config.victim_id / "checkpoints": plan.training.epochs}
+    folders |= {out / config.run_id / f"checkpoints-{i}": stage.epochs for i, stage in enumerate(stages(plan.defense))}
+    for folder, epochs in folders.items():
+        if epochs and not (folder / str(epochs)).is_dir():
+            raise InputError(
+                f"{record.folder} cannot be measured: there is no checkpoint of epoch {epochs} in {folder}."
+            )
+    execution = run.Execution(out)  # with every loop at its end, these only load
+    victim, _ = run.plant(plan, execution)
+    return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)
+
+
+def smoothness(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    settings: Settings,
+    variants: Sequence[str] = VARIANTS,
+    data_dir: str | None = None,
+    on_run: Callable[[int, int, Record], None] = lambda number, count, record: None,
+) -> list[Path]:
+    """Measure the loss surface of finished runs before and after the defense; return their ``smoothness.json``.
+
+    Runs that have these variants with these settings are left alone. One that cannot be loaded does not keep the
+    others from being measured.
+
+    Args:
+      paths: as for `bdjax.report.load`.
+      settings: of `bdjax.analysis.smoothness.measure`.
+      variants: likewise.
+      data_dir: where the data lie now.
+      on_run: called with (its number, how many there are, the record) before each run.
+
+    Raises:
+      InputError: no finished runs, a value out of range, or runs that cannot be loaded (the first reason).
+    """
+    settings.check()
+    for variant in variants:
+        one_of(VARIANTS, variants=variant)
+    found, failures, files = report.load(paths), [], []
+    measure = _Measure(tuple(variants), settings)
+    for number, record in enumerate(found, 1):
+        on_run(number, len(found), record)
+        try:
+            files.append(measure(record, data_dir))
+        except InputError as error:
+            failures.append(error)
+    if failures:
+        more = len(failures) - 1
+        others = f" (and {more} more {'run' if more == 1 else 'runs'})" if more else ""
+        raise InputError(f"{failures[0]}{others}") from failures[0]
+    return files
+
+
+class _Measure:
+    """Measures runs; a victim that several share is measured once."""
+
+    def __init__(self, variants: tuple[str, ...], settings: Settings):
+        self._variants, self._settings = variants, settings
+        self._victims: dict[Path, dict[str, Any]] = {}
+
+    def __call__(self, record: Record, data_dir: str | None) -> Path:
+        file = record.folder / records.SMOOTHNESS
+        if self._done(records.read_json(file) or {}):
+            return file
+        plan, victim, defended = restore(record, data_dir)
+        of = functools.partial(self._network, plan, run.triggered_test(plan))
+        where = record.folder.resolve().parent / "victims" / plan.config.victim_id
+        if where not in self._victims:
+            self._victims[where] = of(victim)
+        before = self._victims[where]
+        after = of(defended) if any(stage.epochs for stage in stages(plan.defense)) else before
+        with records.locked(record.folder):
+            content = records.read_json(file) or {}
+            earlier = content if content.get("settings") == self._settings.identity() else {}
+            measured = {
+                "settings": self._settings.identity(),
+                "before": {**earlier.get("before", {}), **before},
+                "after": {**earlier.get("after", {}), **after},
+            }
+            records.write_json(file, {**content, **measured})
+        return file
+
+    def _done(self, content: dict[str, Any]) -> bool:
+        has = all(variant in content.get(when, {}) for when in ("before", "after") for variant in self._variants)
+        return has and content.get("settings") == self._settings.identity()
+
+    def _network(self, plan: run.Plan, triggered: Any, variables: Variables) -> dict[str, Any]:
+        return {
+            variant: run.measure(plan, variables, triggered, self._settings, variant).plain()
+            for variant in self._variants
+        }
