@@ -8,7 +8,6 @@ jax.config.update("jax_num_cpu_devices", 8)  # before anything else touches JAX
 
 import jaxtyping  # noqa: E402
 
-<<<<<<< HEAD
 CHECKED = (
     "analysis",
     "attacks",

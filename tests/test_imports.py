@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "strength": BASE | {"data", "defenses", "train"},
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
     "records": {"checks"},
-    "analysis": BASE | {"data", "fisher", "train", "records"},  # a file that it writes, and nothing that it could change
+    "analysis": BASE
+    | {"chunks", "data", "fisher", "train", "records"},  # a file that it writes, and nothing that it could change
     "report": {"checks", "records"},
     "tables": {"checks", "report"},
     "figures": {"checks", "report", "tables"},

@@ -24,7 +24,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from bdjax import fisher
 from bdjax.checks import InputError, integer, one_of, positive
+from bdjax.chunks import accumulate
 from bdjax.data import splits
 from bdjax.data.augment import as_float
 from bdjax.train import compilation
@@ -351,33 +353,18 @@ def mean_loss(model: Model, variables: Variables, split: Split, *, chunk: int = 
     Only one chunk's activations are alive at a time, in the derivatives too: each chunk is computed anew on the way
     back, which makes a Hessian-vector product a fifth slower than in one piece.
     """
-    parts = _chunks(split, chunk)
-    total = jnp.maximum(parts.valid.sum(), 1)
-
-    def of_chunk(params: Params, part: Split) -> Array:
-        logits, _ = model.apply({**variables, "params": params}, as_float(part.image))
-        return jnp.sum(_cross_entropy(logits, part.label) * part.valid) / total
+    image, label, valid = jax.tree.map(jnp.asarray, split)
 
     def loss(params: Params) -> Array:
-        if parts.label.shape[0] == 1:
-            return of_chunk(params, jax.tree.map(lambda array: array[0], parts))
-        add = jax.checkpoint(of_chunk)
-        return jax.lax.scan(lambda sofar, part: (sofar + add(params, part), None), jnp.float32(0), parts)[0]
+        def of_chunk(part: tuple[Array, Array], weight: Array) -> Array:
+            image, label = part
+            logits, _ = model.apply({**variables, "params": params}, as_float(image))
+            return weight @ _cross_entropy(logits, label)
+
+        total = accumulate(jax.checkpoint(of_chunk), (image, label), chunk=chunk, valid=valid)
+        return total / jnp.maximum(valid.sum(), 1)
 
     return loss
-
-
-def _chunks(split: Split, size: int) -> Split:
-    """Return the rows in chunks of equal size, at most ``size``; the last is filled up with rows that do not count."""
-    rows = split.label.shape[0]
-    count = max(1, -(-rows // size))
-    missing = -rows % count
-
-    def cut(array: Any) -> Array:
-        array = jnp.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
-        return array.reshape(count, -1, *array.shape[1:])
-
-    return jax.tree.map(cut, split)
 
 
 def _cross_entropy(logits: Array, label: Array) -> Array:
@@ -399,22 +386,10 @@ def _measure_sample(
         logits, _ = model.apply({**variables, "params": params}, as_float(example.image[None]))
         return _cross_entropy(logits, example.label[None])[0]
 
-    fisher = _fisher_trace(example_loss, params, jax.tree.map(jnp.asarray, split), chunk=min(32, settings.chunk))
-    return Smoothness(eigenvalue.value, eigenvalue.converged, hessian.mean, hessian.error, fisher, loss(params))
+    examples, chunk = jax.tree.map(jnp.asarray, split), min(32, settings.chunk)
+    with jax.default_matmul_precision("highest"):
+        information = fisher.trace(example_loss, params, examples, valid=examples.valid, chunk=chunk)
+    return Smoothness(eigenvalue.value, eigenvalue.converged, hessian.mean, hessian.error, information, loss(params))
 
 
 _measure = compilation.jit(_measure_sample, static_argnames=("model", "settings"))
-
-
-@_precise
-def _fisher_trace(loss_fn: Callable[[Params, Any], Array], params: Params, examples: Any, *, chunk: int) -> Array:
-    """Return the mean of the examples' squared gradient norms.
-
-    TO BE REPLACED by ``bdjax.fisher.trace(loss_fn, params, examples, estimator="per_sample", chunk=chunk)``.
-    """
-
-    def squared(example: Any) -> Array:
-        gradient = jax.grad(loss_fn)(params, example)
-        return jax.tree.reduce(lambda total, leaf: total + jnp.vdot(leaf, leaf), gradient, jnp.float32(0))
-
-    return jax.lax.map(squared, examples, batch_size=chunk).mean()
