@@ -55,10 +55,10 @@ def trace(
     weight = _weight(valid, examples)
     count = jnp.maximum(weight.sum(), 1)
     if estimator == "per_sample":
-        grad_fn = jax.checkpoint(jax.grad(loss_fn))
 
+        @jax.checkpoint  # around the square as well: its derivative is the gradient, which would be kept
         def norm(example: Any) -> Array:
-            return _square(grad_fn(params, example))
+            return _square(jax.grad(loss_fn)(params, example))
 
         norms = jax.lax.map(norm, examples, batch_size=min(chunk, weight.size))
         return jnp.sum(norms * weight) / count
