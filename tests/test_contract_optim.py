@@ -26,9 +26,17 @@ class Setup(NamedTuple):
     descends: bool = True  # or only changes the gradient
 
 
+PARAMS = {"a": np.array([[1.0, -0.5], [0.25, 2.0]]), "b": np.array([-1.0])}
+ORIGIN = {name: np.zeros_like(x) for name, x in PARAMS.items()}
+IMPORTANCE = {name: np.square(x) for name, x in PARAMS.items()}
+
 SETUPS = {
     "sam": Setup(lambda rho: optim.sam(rho), (0.5, 2.0), descends=False),
     "sam.adaptive": Setup(lambda rho: optim.sam(rho, adaptive=True), (0.5, 2.0), descends=False),
+    "fisher_trace": Setup(lambda eta: optim.fisher_trace(eta, every=2), (0.05, 0.02), descends=False),
+    "anchor": Setup(lambda eta: optim.anchor(ORIGIN, IMPORTANCE, eta), (0.5, 0.2), descends=False),
+    "l1_to_one": Setup(lambda eta: optim.l1_to_one(eta), (0.5, 0.2), descends=False),
+    "project": Setup(lambda low: optax.chain(optax.sgd(0.05), optim.project(low, 1.75)), (0.5, 0.3)),
     "reduce_on_plateau": Setup(
         lambda factor: schedules.reduce_on_plateau(1, factor=factor, patience=0, threshold=0.9),
         (0.1, 0.5),
@@ -48,7 +56,6 @@ SETUPS = {
     ),
 }
 
-PARAMS = {"a": np.array([[1.0, -0.5], [0.25, 2.0]]), "b": np.array([-1.0])}
 
 
 def transformations() -> Iterator[str]:
@@ -88,6 +95,7 @@ def step(setup: Setup, value, params, state):
     now, grads = jax.value_and_grad(loss)(params)
     # optax hands every transformation all extra arguments: those of the others are to be passed over
     extra = {"grad_fn": jax.grad(loss), "value": now.astype(jnp.float32), "of_another": 1.0}
+    extra["trace_grad_fn"] = jax.grad(lambda params: jnp.square(loss(params)))
     updates, state = optax.with_extra_args_support(tx).update(grads, state, params, **extra)
     return updates, state
 
@@ -143,7 +151,7 @@ def test_it_descends_or_leaves_the_gradient_a_descent_direction(setup):
 
 def test_update_without_params_is_refused_where_they_are_needed(setup):
     tx, grads = optax.with_extra_args_support(setup.make(setup.values[0])), params_of(jnp.float32)
-    extra = {"grad_fn": lambda at: at, "value": jnp.zeros(())}
+    extra = {"grad_fn": lambda at: at, "trace_grad_fn": lambda at: at, "value": jnp.zeros(())}
     if not setup.needs_params:
         tx.update(grads, tx.init(grads), **extra)
         return
