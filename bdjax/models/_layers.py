@@ -122,7 +122,7 @@ class LinenModel:
     dtype: str = "float32"
 
     def init(self, key: Key[Array, ""]) -> Variables:
-        """Return fresh ``{"params", "batch_stats"}``."""
+        """Return fresh ``{"params", "batch_stats"}``; the latter is empty without batch norm."""
         image = jnp.zeros((1, *self.spec.shape))
         return _init(self.module, key, self._normalize(image))
 
@@ -140,7 +140,7 @@ class LinenModel:
             if not train:
                 return cast(Array, self.module.apply(variables, x, train=False)), variables["batch_stats"]
             logits, changed = self.module.apply(variables, x, train=True, valid=valid, mutable=["batch_stats"])
-        return cast(Array, logits), changed["batch_stats"]
+        return cast(Array, logits), changed.get("batch_stats", {})
 
     def features(self, variables: Variables, image: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         """Return what the last dense layer takes in, in evaluation mode."""
@@ -173,26 +173,25 @@ def _factored(next_call: Any, args: Any, kwargs: Any, context: nn.module.Interce
     if isinstance(layer, Dense):
         x = (x.astype(kernel.v.dtype) @ kernel.v * kernel.scale) @ kernel.u.T
     else:
-        v, scale, u = (part.astype(layer.dtype) for part in (kernel.v, kernel.scale, kernel.u))
         grouped = layer.feature_group_count > 1  # a group's filters see their own inputs only: U cannot come after V
-        options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": layer.feature_group_count}
-        strides, padding = cast(Any, layer.strides), cast(Any, layer.padding)
-        x = conv_general_dilated(x, (v * scale) @ u.T if grouped else v, strides, padding, **options)
-        x = x if grouped else (x * scale) @ u.T
+        first = kernel.multiplied() if grouped else kernel.v
+        plain = layer.clone(parent=None, name=None, features=first.shape[-1], use_bias=False)
+        x = cast(Array, plain.apply({"params": {"kernel": first}}, x))
+        x = x if grouped else (x * kernel.scale.astype(x.dtype)) @ kernel.u.T.astype(x.dtype)
     bias = layer.get_variable("params", "bias")
     return x if bias is None else x + bias.astype(x.dtype)
 
 
 def _init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
     if any(isinstance(value, jax.core.Tracer) for value in (key, x)):  # the caller compiles
-        return dict(module.init(key, x, train=True))
+        return {"batch_stats": {}, **module.init(key, x, train=True)}
     return _compiled_init()(module, key, x)
 
 
 @functools.cache
 def _compiled_init() -> Callable[[nn.Module, Key[Array, ""], Array], Variables]:
     def init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
-        return dict(module.init(key, x, train=True))
+        return {"batch_stats": {}, **module.init(key, x, train=True)}
 
     # LLVM's full effort on the draw of every parameter takes six times as long, and gives the same bits.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None

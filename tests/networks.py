@@ -1,0 +1,70 @@
+"""Small networks that have what the library's own do not: no batch norm, misleading names, every kind of layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax.models._layers import BatchNorm, Dense, LinenModel, conv
+from bdjax.types import ImageSpec
+
+TINY = ImageSpec("tiny", (6, 6, 2), 3, (0.5, 0.4), (0.25, 0.2))
+
+
+class Backwards(nn.Module):
+    """Two convolutions, their batch norms and a dense layer, named against the alphabet."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, valid=None):
+        x = conv(3, 3, stride=2, name="z")(x)
+        x = nn.relu(BatchNorm(name="y")(x, train=train, valid=valid))
+        x = conv(4, 3, name="x")(x)
+        x = nn.relu(BatchNorm(name="w")(x, train=train, valid=valid))
+        return Dense(3, name="a")(x.mean((1, 2)))
+
+
+class Plain(nn.Module):
+    """Convolutions with biases and two dense layers; no batch norm."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, valid=None):
+        del train, valid
+        x = nn.relu(nn.Conv(3, (3, 3), name="first")(x))
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2, name="deeper")(x))
+        x = nn.relu(Dense(5, name="hidden")(x.mean((1, 2))))
+        return Dense(3, name="classifier")(x)
+
+
+class Layer(nn.Module):
+    """One layer, flattened, without parameters of its own."""
+
+    layer: Any
+
+    def __call__(self, x, *, train: bool, valid=None):
+        del train, valid
+        x = self.layer(x.mean((1, 2)) if isinstance(self.layer, Dense) else x)
+        return x.reshape(x.shape[0], -1)
+
+
+def backwards() -> LinenModel:
+    return LinenModel(Backwards(), TINY)
+
+
+def plain() -> LinenModel:
+    return LinenModel(Plain(), TINY)
+
+
+def random_variables(model, seed: int = 0):
+    """Variables such as training makes them, without compiling an initialization."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        value = rng.uniform(-1, 1, leaf.shape) / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
+        positive = path[-1].key in ("scale", "var")
+        return jnp.asarray(1 + 0.3 * value if positive else value, leaf.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
