@@ -62,14 +62,38 @@ def trace(
 
         norms = jax.lax.map(norm, examples, batch_size=min(chunk, weight.size))
         return jnp.sum(norms * weight) / count
-    if estimator == "sign_sketch":
-        if key is None:
-            raise ValueError("the estimator 'sign_sketch' needs a key.")
-        signs = jax.random.rademacher(key, weight.shape, weight.dtype)
-        return _square(_weighted_gradient(loss_fn, params, examples, weight * signs)) / count
-    if estimator == "batch_sq":
-        return _square(_weighted_gradient(loss_fn, params, examples, weight / count))
-    raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
+    mix, count = _mix(estimator, key, weight)
+    return _square(jax.grad(lambda at: _mixed_loss(loss_fn, at, examples, mix))(params)) / count
+
+
+def trace_gradient(
+    loss_fn: LossFn,
+    params: Any,
+    examples: Any,
+    *,
+    estimator: str = "per_sample",
+    key: Key[Array, ""] | None = None,
+    valid: Valid = None,
+    chunk: int = 32,
+) -> Any:
+    """Return the gradient of `trace`, a tree like ``params``, faster than by differentiating it.
+
+    ∇‖∇ℓ‖² = 2 H ∇ℓ is a Hessian-vector product, forward mode over the gradient. To differentiate `trace` is reverse
+    mode over it, which takes twice as long and keeps more. Arguments as for `trace`.
+    """
+    weight = _weight(valid, examples)
+    count = jnp.maximum(weight.sum(), 1)
+    if estimator == "per_sample":
+
+        def products(some: Any, weight: Float[Array, " chunk"]) -> Any:
+            each = jax.vmap(lambda example: _hessian_times_gradient(lambda at: loss_fn(at, example), params))(some)
+            return jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), each)
+
+        total = accumulate(products, examples, chunk=chunk, valid=valid)
+    else:
+        mix, count = _mix(estimator, key, weight)
+        total = _hessian_times_gradient(lambda at: _mixed_loss(loss_fn, at, examples, mix), params)
+    return jax.tree.map(lambda x: 2 * x / count, total)
 
 
 def diagonal(loss_fn: LossFn, params: Any, examples: Any, *, valid: Valid = None, chunk: int = 32) -> Any:
@@ -96,11 +120,26 @@ def _weight(valid: Valid, examples: Any) -> Float[Array, " n"]:
     return jnp.ones(rows) if valid is None else valid.astype(jnp.float32)
 
 
-def _weighted_gradient(loss_fn: LossFn, params: Any, examples: Any, weight: Float[Array, " n"]) -> Any:
-    def total(params: Any) -> Array:
-        return jnp.sum(weight * jax.vmap(loss_fn, (None, 0))(params, examples))
+def _mix(
+    estimator: str, key: Key[Array, ""] | None, weight: Float[Array, " n"]
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+    """Return with which weights a batch's losses are added, and by what the squared norm of the gradient is divided."""
+    count = jnp.maximum(weight.sum(), 1)
+    if estimator == "batch_sq":
+        return weight / count, jnp.ones(())
+    if estimator != "sign_sketch":
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
+    if key is None:
+        raise ValueError("the estimator 'sign_sketch' needs a key.")
+    return weight * jax.random.rademacher(key, weight.shape, weight.dtype), count
 
-    return jax.grad(total)(params)
+
+def _mixed_loss(loss_fn: LossFn, params: Any, examples: Any, mix: Float[Array, " n"]) -> Float[Array, ""]:
+    return jnp.sum(mix * jax.vmap(loss_fn, (None, 0))(params, examples))
+
+
+def _hessian_times_gradient(loss: Callable[[Any], Array], params: Any) -> Any:
+    return jax.jvp(jax.grad(loss), (params,), (jax.grad(loss)(params),))[1]
 
 
 def _square(tree: Any) -> Float[Array, ""]:

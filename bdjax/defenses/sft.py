@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import flax.struct
-import jax
 
 from bdjax import fisher, optim
 from bdjax.checks import integer, non_negative, one_of
@@ -58,14 +57,14 @@ class Smooth:
         """Add both gradients. That of the trace, a gradient of gradients, counts as three evaluations."""
         image, label, valid = context.batch
 
-        def trace(at: Any) -> Any:
-            return fisher.trace(
+        def trace_grad_fn(at: Any) -> Any:
+            return fisher.trace_gradient(
                 context.example_loss_fn, at, (image, label),
                 estimator=self.estimator, key=context.key, valid=valid, chunk=self.chunk,
             )  # fmt: skip
 
         penalty = optim.fisher_trace(self.eta_f, self.every)
-        grads, counted = penalty.update(grads, state.trace, tuned, trace_grad_fn=jax.grad(trace))
+        grads, counted = penalty.update(grads, state.trace, tuned, trace_grad_fn=trace_grad_fn)
         pull = optim.anchor(state.reference, state.importance, self.eta_r)
         grads, _ = pull.update(grads, pull.init(tuned), tuned)
         penalized = (state.trace.step + 1) % self.every == 0
