@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
 import flax.struct
@@ -89,8 +89,19 @@ def execution_order(model: Model, variables: Variables) -> list[Path]:
 
     traced = jax.make_jaxpr(forward)(list(params.values()), shapes["batch_stats"], image).jaxpr
     path_of = dict(zip(traced.invars, params, strict=False))  # the parameters are the first inputs
-    read = [path_of[var] for eqn in traced.eqns for var in eqn.invars if _is_variable(var) and var in path_of]
-    return list(dict.fromkeys(read))
+    return list(dict.fromkeys(_reads(traced, path_of)))
+
+
+def _reads(program: Any, path_of: Mapping[Any, Path]) -> Iterator[Path]:
+    """Yield the paths of a traced program's variables as it reads them, also in the programs that it calls."""
+    for eqn in program.eqns:
+        found = [
+            (number, path_of[var]) for number, var in enumerate(eqn.invars) if _is_variable(var) and var in path_of
+        ]
+        if found and "jaxpr" in eqn.params:  # of `nn.jit` or `nn.remat`, say
+            called = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
+            yield from _reads(called, {called.invars[number]: path for number, path in found})
+        yield from (path for _, path in found)
 
 
 def _is_variable(atom: Any) -> bool:

@@ -27,6 +27,23 @@ class Backwards(nn.Module):
         return Dense(3, name="a")(x.mean((1, 2)))
 
 
+class Wrapped(nn.Module):
+    """The same, compiled or rematerialized as a whole."""
+
+    wrap: Any
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, valid=None):
+        del train, valid
+        return self.wrap(Inner)(name="inner")(x)
+
+
+class Inner(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Backwards(name="network")(x, train=False)
+
+
 class Plain(nn.Module):
     """Convolutions with biases and two dense layers; no batch norm."""
 

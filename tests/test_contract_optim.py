@@ -57,7 +57,6 @@ SETUPS = {
 }
 
 
-
 def transformations() -> Iterator[str]:
     """The names of all public functions and methods of the folder that return a gradient transformation."""
     for name in registry.names("bdjax.optim"):

@@ -416,6 +416,14 @@ def test_execution_order_is_not_that_of_the_names():
     assert set(paths(structure.convolutions(variables["params"]))) == {"z/kernel", "x/kernel"}
 
 
+@pytest.mark.parametrize("wrap", [nn.jit, nn.remat])
+def test_execution_order_inside_a_compiled_or_rematerialized_part(wrap):
+    model = LinenModel(networks.Wrapped(wrap), networks.TINY)
+    variables = jax.eval_shape(model.init, KEY)
+    expected = paths(structure.execution_order(networks.backwards(), random_variables(networks.backwards())))
+    assert paths(structure.execution_order(model, variables)) == [f"inner/network/{path}" for path in expected]
+
+
 def test_every_parameter_of_every_network_is_read_once_in_order(name):
     model, variables = network(name)
     order = structure.execution_order(model, variables)
