@@ -6,7 +6,7 @@
     bdjax report runs --smoothness
 
 The setting is configs/cifar10_small.yaml (10,000 training images, width 16, for two CPU cores); ``--config`` names
-another. What is finished is not run again, so a run that was interrupted continues. Each defense has its paper's
+another. What is finished is not run again, so a run that was interrupted continues; one that diverges has no row. Each defense has its paper's
 defaults but for the batch: a half (fine-tuning) or a quarter (SFT, NFT) of the holdout, so that an epoch has as
 many steps on a small holdout as on a large one.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bdjax import config, progress, run, schema
-from bdjax.train import compilation
+from bdjax.train import compilation, loop
 
 ROOT = Path(__file__).resolve().parents[1]
 HALF, QUARTER = 2, 4  # parts of the holdout that make a batch
@@ -29,6 +29,7 @@ DEFENSES: list[tuple[dict[str, Any], int | None]] = [
     ({"name": "ft_sam", "rho": 2}, HALF),
     ({"name": "sft"}, QUARTER),
     ({"name": "fast_sft"}, QUARTER),
+    ({"name": "fast_sft", "eta_f": "auto"}, QUARTER),  # chosen on clean images alone
     ({"name": "nft"}, QUARTER),
     ({"name": "grad_prune"}, None),
     ({"name": "fine_pruning"}, HALF),
@@ -84,7 +85,11 @@ def carry_out(
         rows = int(changes["holdout"]["share"] * (train or 50_000))
         defense = {**defense, "batch_size": rows // parts}
     resolved = config.resolve({**values, "defense": defense})
-    record = run.run(resolved, execution)
+    try:
+        record = run.run(resolved, execution)
+    except loop.Diverged as diverged:
+        print(f"{resolved.run_id} seed {resolved.seed}: {diverged}", flush=True)
+        return
     after, cost = record["metrics"]["after"], record["cost"]
     print(
         f"{resolved.run_id} seed {resolved.seed}: ACC {after['clean_accuracy']:.1%}, "

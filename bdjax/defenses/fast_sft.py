@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from bdjax.defenses.sft import STRENGTHS as STRENGTHS
 from bdjax.defenses.sft import sft
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import SingularValues
 from bdjax.train.supervised import Supervised
+
+STRENGTHS = {"eta_f": (1e-3, 1e-2, 1e-1, 1.0)}  # what ``auto`` tries
 
 
 def fast_sft(

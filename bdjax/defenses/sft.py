@@ -24,7 +24,7 @@ PRESETS = {
         "schedule": Schedule(),
     },
 }
-STRENGTHS = {"eta_f": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)}  # what ``auto`` tries
+STRENGTHS = {"eta_f": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}  # what ``auto`` tries
 
 
 class SmoothState(NamedTuple):
