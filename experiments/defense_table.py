@@ -6,9 +6,9 @@
     bdjax report runs --smoothness
 
 The setting is configs/cifar10_small.yaml (10,000 training images, width 16, for two CPU cores); ``--config`` names
-another. What is finished is not run again, so a run that was interrupted continues; one that diverges has no row. Each defense has its paper's
-defaults but for the batch: a half (fine-tuning) or a quarter (SFT, NFT) of the holdout, so that an epoch has as
-many steps on a small holdout as on a large one.
+another. What is finished is not run again, so a run that was interrupted continues; one that diverges has no row. Each
+defense has its paper's defaults but for the batch: a half (fine-tuning) or a quarter (SFT, NFT) of the holdout, so that
+an epoch has as many steps on a small holdout as on a large one.
 """
 
 from __future__ import annotations

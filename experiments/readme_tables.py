@@ -3,7 +3,8 @@
     bdjax demo --out demo
     python experiments/bench_steps.py --out experiments/results/steps.json
     python experiments/bench_startup.py --out experiments/results/startup.json
-    bdjax run configs/cifar10_small.yaml --out runs
+    python experiments/bench_defenses.py --out experiments/results/defenses.json
+    python experiments/defense_table.py --out runs
     python experiments/readme_tables.py --demo demo --cifar runs
 
 Each table stands between ``<!-- name -->`` and ``<!-- end -->``; nothing else is touched.
@@ -27,12 +28,18 @@ RESULTS = ROOT / "experiments" / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
-    parser.add_argument("--cifar", type=Path, help="folder of finished runs of configs/cifar10_small.yaml, likewise")
+    parser.add_argument("--cifar", type=Path, help="folder of finished runs of defense_table.py, likewise")
+    parser.add_argument("--smoothness", action="store_true", help="with the columns of `bdjax smoothness`")
     options = parser.parse_args()
-    texts = {"speed table": speed_table(load("steps.json"), load("startup.json"))}
-    for name, folder in (("demo table", options.demo), ("cifar table", options.cifar)):
-        if folder:
-            texts[name] = tables.table(report.summarize(report.load([folder])), "markdown")
+    texts = {
+        "speed table": speed_table(load("steps.json"), load("startup.json")),
+        "defense speed": defense_speed(load("defenses.json")),
+    }
+    if options.demo:
+        texts["demo table"] = tables.table(report.summarize(report.load([options.demo])), "markdown")
+    if options.cifar:
+        rows = report.summarize(report.load([options.cifar]))
+        texts["cifar table"] = tables.table(rows, "markdown", smoothness=options.smoothness)
     if options.demo:
         shutil.copyfile(options.demo / "figures" / "overview.png", RESULTS / "demo.png")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,6 +61,37 @@ def replaced(readme: str, name: str, text: str) -> str:
     if count != 1:
         raise SystemExit(f"README.md must have one pair of marks for {name!r}, found {count}")
     return changed
+
+
+def defense_speed(results: dict[str, Any]) -> str:
+    """Write the defenses' steps and the Fisher tools, in plain steps and epochs."""
+    steps, diagonal, pruning = (results[name] for name in ("steps", "diagonal", "grad_prune"))
+    memory = results["working_bytes"]
+    rows = [
+        ("FT-SAM", steps["ft_sam_to_plain"], "plain steps"),
+        ("NFT (MixUp, 15 layers of masks)", steps["nft_to_plain"], "plain steps"),
+        ("fast SFT without the trace", steps["fast_sft_without_trace_to_plain"], "plain steps"),
+        ("fast SFT, exact trace every 10 steps", steps["fast_sft_every_10_to_plain"], "plain steps"),
+        ("SFT without the trace", steps["sft_without_trace_to_plain"], "plain steps"),
+        ("SFT, sign sketch every 10 steps", steps["sft_every_10_to_plain"], "plain steps"),
+        ("exact diag F of 500 images, all weights", diagonal["weights_to_epoch"], "plain epochs over them"),
+        ("the same, singular values", diagonal["singular_values_to_epoch"], "plain epochs over them"),
+        ("a round of Grad-Prune", pruning["round_to_ranking"], "gradients over its images"),
+        (
+            "memory of ∇ of the exact trace, all weights, 32 at once",
+            memory["exact_trace_weights_to_plain"],
+            "plain steps'",
+        ),
+        ("the same, singular values", memory["exact_trace_singular_values_to_plain"], "plain steps'"),
+    ]
+    lines = [
+        "| | cost | in |",
+        "| --- | ---: | --- |",
+        *(f"| {name} | {value:.2f} | {unit} |" for name, value, unit in rows),
+    ]
+    machine = f"{results['machine']['cpus']} CPU cores, jax {results['versions']['jax']}, {results['date']}"
+    note = f"`preact_resnet18` of width {results['width']}, batches of {results['batch_size']}, {machine}."
+    return "\n".join([*lines, "", note])
 
 
 def speed_table(steps: dict[str, Any], startup: dict[str, Any]) -> str:
