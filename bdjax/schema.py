@@ -276,6 +276,7 @@ def convert(path: str, annotation: Any, value: Any) -> Any:
     if _is_defense(annotation):
         return value if isinstance(value, Choice) else read_choice(path, "bdjax.defenses", value)
     if typing.get_origin(annotation) is typing.Literal:
+        value = str(value).lower() if isinstance(value, bool) else value  # YAML's bare true
         one_of(arguments, **{path: value})
         return value
     if _is_union(annotation):
