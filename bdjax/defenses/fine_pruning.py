@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.struct
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from bdjax import structure
-from bdjax.checks import below_one, non_negative, unit_interval
+from bdjax.checks import below_one, positive, unit_interval
 from bdjax.data.aside import keep_aside
 from bdjax.data.augment import as_float
 from bdjax.defenses.chain import Chain, chain
@@ -66,7 +67,7 @@ class FeaturePruning:
 
     def _most(self, logits: Any, label: Int[Array, " n"], width: int) -> Int[Array, ""]:
         """Return the largest number of features below the first that costs too much."""
-        counts = jnp.arange(0, width, -int(-self.step * width // 1))
+        counts = jnp.arange(0, width, max(1, math.ceil(self.step * width - 1e-9)))
         accuracy = jax.lax.map(lambda count: (logits(count).argmax(-1) == label).mean(), counts)
         bearable = accuracy > (1 - self.accuracy_drop) * accuracy[0]
         bearable = (bearable & (counts <= self.max_share * width)) | (counts == 0)
@@ -99,7 +100,7 @@ def fine_pruning(
 
     Args:
       accuracy_drop: share of the accuracy, in [0, 1], that may not be lost.
-      step: share of the features pruned at once, in [0, 1].
+      step: share of the features pruned at once, in (0, 1].
       max_share: prune no more than this share of the features, in [0, 1].
       aside: share of the holdout, in [0, 1), that decides how much is pruned.
       epochs: of the fine-tuning; this and what follows as for `ft`.
@@ -119,6 +120,6 @@ def fine_pruning(
     """
     unit_interval(accuracy_drop=accuracy_drop, step=step, max_share=max_share)
     below_one(aside=aside)
-    non_negative(step=step)
+    positive(step=step)
     tuning = ft(epochs, batch_size, learning_rate, momentum, weight_decay, label_smoothing, schedule, augment)
     return chain(FeaturePruning(accuracy_drop, max_share, step, aside), tuning)
