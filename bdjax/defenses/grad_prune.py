@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
 from bdjax import structure
-from bdjax.checks import below_one, integer, unit_interval
+from bdjax.checks import below_one, integer, one_of, unit_interval
 from bdjax.chunks import accumulate
 from bdjax.data.aside import keep_aside
 from bdjax.data.augment import as_float
@@ -231,6 +231,8 @@ def grad_prune(
     References:
       Unlearning Backdoor Attacks through Gradient-Based Model Pruning, 2024, eq. 1–2, sec. IV.
     """
+    if isinstance(trigger, str):
+        one_of(("true",), trigger=trigger)
     unit_interval(accuracy_drop=accuracy_drop)
     integer(1, prune_patience=prune_patience, tune_patience=tune_patience)
     if rounds is not None:
