@@ -97,7 +97,8 @@ class GradPrune:
 
         def one_round(carry: tuple) -> tuple:
             kept, best, least, patience, number, _ = carry
-            kept = _without_largest(kept, self.saliency(model, with_filters(kept), rest))
+            current = with_filters(kept)
+            kept = _without_largest(kept, self.saliency(model, current, rest), current["params"])
             score = self._score(model, with_filters(kept), aside)
             fallen = start.accuracy - score.accuracy >= self.accuracy_drop
             better = ~fallen & (score.unlearning_loss < least)
@@ -173,10 +174,11 @@ class GradPrune:
         return jax.tree.map(lambda x: x / images.label.shape[0], total)
 
 
-def _without_largest(kept: Any, saliency: Any) -> Any:
-    """Return the filters that are kept when the one of them with the largest ξ is taken out."""
-    kept, saliency = structure.flat(kept), structure.flat(saliency)
-    candidates = jnp.concatenate([jnp.where(kept[path] > 0, saliency[path], -jnp.inf) for path in kept])
+def _without_largest(kept: Any, saliency: Any, params: Any) -> Any:
+    """Return the filters that are kept when the one with the largest ξ, of those that are not zero, is taken out."""
+    kept, saliency, kernels = structure.flat(kept), structure.flat(saliency), structure.convolutions(params)
+    nonzero = {path: (kernel != 0).any(tuple(range(kernel.ndim - 1))) for path, kernel in kernels.items()}
+    candidates = jnp.concatenate([jnp.where(nonzero[path], saliency[path], -jnp.inf) for path in kept])
     remaining = jnp.concatenate([*kept.values()]).at[candidates.argmax()].set(0)
     ends = list(itertools.accumulate(x.size for x in kept.values()))
     return structure.nested(dict(zip(kept, jnp.split(remaining, ends[:-1]), strict=True)))
