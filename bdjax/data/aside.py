@@ -10,6 +10,9 @@ from jaxtyping import Array, Int
 
 from bdjax.checks import InputError
 
+# Of a few images, a bound such as a tenth of the accuracy is often met exactly, which float32 must not undo.
+ROUNDING = 1e-6
+
 
 def keep_aside(examples: Any, label: Int[Array, " n"], share: float, num_classes: int) -> tuple[Any, Any]:
     """Divide examples into the rest and max(1, ⌊share · n / C⌋) of each of the C classes.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bdjax import structure
 from bdjax.checks import below_one, positive, unit_interval
-from bdjax.data.aside import keep_aside
+from bdjax.data.aside import ROUNDING, keep_aside
 from bdjax.data.augment import as_float
 from bdjax.defenses.chain import Chain, chain
 from bdjax.defenses.ft import ft
@@ -69,7 +69,7 @@ class FeaturePruning:
         """Return the largest number of features below the first that costs too much."""
         counts = jnp.arange(0, width, max(1, math.ceil(self.step * width - 1e-9)))
         accuracy = jax.lax.map(lambda count: (logits(count).argmax(-1) == label).mean(), counts)
-        bearable = accuracy > (1 - self.accuracy_drop) * accuracy[0]
+        bearable = accuracy > (1 - self.accuracy_drop) * accuracy[0] + ROUNDING
         bearable = (bearable & (counts <= self.max_share * width)) | (counts == 0)
         return counts[jnp.cumprod(bearable).sum() - 1]
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, Num
 from bdjax import structure
 from bdjax.checks import below_one, integer, one_of, unit_interval
 from bdjax.chunks import accumulate
-from bdjax.data.aside import keep_aside
+from bdjax.data.aside import ROUNDING, keep_aside
 from bdjax.data.augment import as_float
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import PrunedFilters
@@ -100,7 +100,7 @@ class GradPrune:
             current = with_filters(kept)
             kept = _without_largest(kept, self.saliency(model, current, rest), current["params"])
             score = self._score(model, with_filters(kept), aside)
-            fallen = start.accuracy - score.accuracy >= self.accuracy_drop
+            fallen = start.accuracy - score.accuracy >= self.accuracy_drop - ROUNDING
             better = ~fallen & (score.unlearning_loss < least)
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), kept, best)
             least = jnp.where(better, score.unlearning_loss, least)
