@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from bdjax.data.aside import keep_aside
+from bdjax.data.aside import ROUNDING, keep_aside
 from bdjax.data.augment import as_float
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import Chain, stages
@@ -77,7 +77,7 @@ def choose(
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *candidates)
     before, accuracy, spent = jax.device_get(_try_all(key, stacked, model, variables, rest, kept))
     trials = tuple(map(Trial, values, accuracy.tolist(), spent.tolist()))
-    bearable = [trial.value for trial in trials if before - trial.accuracy <= budget + 1e-6]
+    bearable = [trial.value for trial in trials if before - trial.accuracy <= budget + ROUNDING]
     chosen = bearable[-1] if bearable else values[0]
     return Selection(chosen, bool(bearable), float(before), kept.label.shape[0], trials)
 

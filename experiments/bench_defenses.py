@@ -136,8 +136,11 @@ def memory(model: Model, variables: Variables, batch_size: int) -> dict[str, flo
     sizes = {"plain_step": plain.compile().memory_analysis().temp_size_in_bytes}
     batch = Split(split.image, split.label, split.valid)
     for name, (tuned, loss_fn) in fisher_problems(model, variables).items():
-        trace = jax.grad(lambda at, f=loss_fn: fisher.trace(f, at, (batch.image, batch.label), chunk=CHUNK))
-        compiled = compilation.jit(trace).lower(tuned).compile()  # type: ignore[attr-defined]
+
+        def gradient(at: Any, loss_fn: Any = loss_fn) -> Any:
+            return fisher.trace_gradient(loss_fn, at, (batch.image, batch.label), chunk=CHUNK)
+
+        compiled = compilation.jit(gradient).lower(tuned).compile()  # type: ignore[attr-defined]
         sizes[f"exact_trace_{name}"] = compiled.memory_analysis().temp_size_in_bytes
     ratios = {f"{name}_to_plain": size / sizes["plain_step"] for name, size in sizes.items() if name != "plain_step"}
     return {**{name: float(np.float64(size)) for name, size in sizes.items()}, **ratios}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdjax.checks import InputError
-from bdjax.defenses._aside import keep_aside
+from bdjax.data.aside import keep_aside
 
 
 def divide(label, share=0.1, classes=10):
