@@ -38,8 +38,8 @@ def main() -> None:
     if options.demo:
         texts["demo table"] = tables.table(report.summarize(report.load([options.demo])), "markdown")
     if options.cifar:
-        rows = report.summarize(report.load([options.cifar]))
-        texts["cifar table"] = tables.table(rows, "markdown", smoothness=options.smoothness)
+        rows = report.summarize(report.load([options.cifar]), sharpness=options.smoothness)
+        texts["cifar table"] = tables.table(rows, "markdown")
     if options.demo:
         shutil.copyfile(options.demo / "figures" / "overview.png", RESULTS / "demo.png")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
