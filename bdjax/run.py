@@ -22,7 +22,7 @@ from bdjax.analysis import smoothness
 from bdjax.analysis.curve import Curve
 from bdjax.checks import InputError, named
 from bdjax.config import Config, DataConfig
-from bdjax.data import splits
+from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
 from bdjax.train import loop, sharding
 from bdjax.train.checkpoints import Checkpoints
@@ -162,6 +162,10 @@ def prepare(config: Config, devices: int = 1) -> Plan:
     _check_batches("training", training, attacker, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
         _check_batches(path, stage, holdout, devices)
+        if (share := getattr(stage, "aside", None)) is not None:
+            aside.count(holdout.label.shape[0], share, spec.num_classes)
+    if config.selection is not None:
+        aside.count(holdout.label.shape[0], config.selection.aside, spec.num_classes)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     defense = _with_trigger(defense, config, attack, trigger_state)

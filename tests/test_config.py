@@ -167,7 +167,8 @@ def test_the_control_differs_from_a_defense_only_in_what_it_lacks():
     config = resolve("--seed", "3", defense={"name": "ft_sam", "epochs": 7, "learning_rate": 0.2, "schedule": "cosine"})
     control, whole = leaves(config.control()), leaves(config)
     assert control.pop("defense.name") == "ft"
-    assert control == {key: whole[key] for key in whole.keys() - {"defense.name", "defense.rho", "defense.adaptive"}}
+    own = {"defense.name", "defense.rho", "defense.adaptive", "defense.rho_min"}
+    assert control == {key: whole[key] for key in whole.keys() - own}
     assert config.control().victim_id == config.victim_id
 
 
@@ -339,6 +340,7 @@ OTHER_WORDS = {
     "holdout.share": 0.2,
     "holdout.per_class": 3,
     "defense.name": "ft",
+    "defense.rho_min": 0.5,
     "defense.schedule.kind": "cosine",
     "defense.schedule.period": 3.0,
     "defense.schedule.per": "step",

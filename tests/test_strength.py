@@ -222,6 +222,13 @@ def test_a_selection_out_of_range_is_refused(key, value):
         config.resolve({"defense": {"name": "ft_sam", "rho": "auto"}, "selection": {key: value}})
 
 
+@pytest.mark.parametrize("defense", [{"name": "ft_sam", "rho": "auto", "batch_size": 5}, "grad_prune"])
+def test_a_holdout_too_small_to_divide_is_refused_before_anything_is_trained(defense):
+    values = {"defense": defense, "holdout": {"per_class": 1}}
+    with pytest.raises(InputError, match="holdout must have more than 10 images"):
+        run.prepare(config.resolve(values))
+
+
 def test_a_run_records_what_was_tried_and_a_second_one_tries_nothing(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = "--defense.rho auto --training.epochs 1 --defense.epochs 1 --holdout.per_class 4 --defense.batch_size 20"

@@ -14,8 +14,20 @@ from bdjax.checks import InputError
 ROUNDING = 1e-6
 
 
+def count(rows: int, share: float, num_classes: int) -> int:
+    """Return how many of so many examples are kept aside: max(1, ⌊share · n / C⌋) of each of C classes.
+
+    Raises:
+      InputError: nothing would be left.
+    """
+    size = num_classes * max(1, int(share * rows / num_classes + 1e-9))
+    if size >= rows:
+        raise InputError(f"the holdout must have more than {size} images, the part that is kept aside; got {rows}.")
+    return size
+
+
 def keep_aside(examples: Any, label: Int[Array, " n"], share: float, num_classes: int) -> tuple[Any, Any]:
-    """Divide examples into the rest and max(1, ⌊share · n / C⌋) of each of the C classes.
+    """Divide examples into the rest and the `count` that are kept aside, as many of each of the C classes.
 
     Which of a class is decided by the order. Where a class has too few, others give more, so that both sizes depend on
     n alone: what is aside are the first rows in the order of their number within their class.
@@ -29,10 +41,7 @@ def keep_aside(examples: Any, label: Int[Array, " n"], share: float, num_classes
     Raises:
       InputError: nothing would be left.
     """
-    rows = label.shape[0]
-    size = num_classes * max(1, int(share * rows / num_classes + 1e-9))
-    if size >= rows:
-        raise InputError(f"the holdout must have more than {size} images, the part that is kept aside; got {rows}.")
+    size = count(label.shape[0], share, num_classes)
     of_class = label[:, None] == jnp.arange(num_classes)
     number = jnp.take_along_axis(jnp.cumsum(of_class, axis=0), label[:, None], axis=1)[:, 0]
     order = jnp.argsort(number, stable=True)
