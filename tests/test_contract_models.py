@@ -337,4 +337,4 @@ def test_sgd_steps_and_statistics_equal_pytorch(pair):
         optimizer.step()
         assert float(info.loss) == pytest.approx(loss.item(), abs=1e-5)
         expected = from_torch(theirs.state_dict())
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.variables, expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), learner.finalize(model, state), expected)

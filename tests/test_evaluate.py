@@ -32,6 +32,9 @@ class Reader:
         answer = jnp.round(image[:, 0, 0, 0] * 255).astype(jnp.int32)
         return jax.nn.one_hot(answer, self.spec.num_classes), variables["batch_stats"]
 
+    def features(self, variables, image):
+        return image.reshape(image.shape[0], -1)
+
 
 def split_of(answers, labels, valid=None) -> Split:
     """A split for which `Reader` gives these answers."""
