@@ -7,7 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
+
+
+def weighted_sum(weight: Float[Array, " n"], values: Num[Array, "n *rest"]) -> Float[Array, "*rest"]:
+    """Return Σ_i weight_i values_i, not as a matrix product, which accelerators round to a few digits."""
+    return (weight.reshape(-1, *(1,) * (values.ndim - 1)) * values).sum(0)
 
 
 def accumulate(

@@ -46,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except (OSError, MemoryError) as error:
         return _complain(error, EXIT_FAILED)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).partition("\n")[0]
+        return _complain(f"the device has not enough memory: lower batch_size, chunk or width ({first})", EXIT_FAILED)
 
 
 def _call(words: list[str]) -> int:
@@ -229,6 +234,8 @@ def _list(options: argparse.Namespace, rest: list[str]) -> int:
     package = _KINDS[options.kind]
     if options.method:
         print(inspect.getdoc(registry.factory(package, options.method)))
+        for name, values in registry.strengths(package, options.method).items():
+            print(f"auto for {name} tries: " + ", ".join(f"{value:g}" for value in values))
         for name, values in registry.presets(package, options.method).items():
             print(f"preset {name}: " + (", ".join(f"{key}={value}" for key, value in values.items()) or "the defaults"))
         return 0

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bdjax.chunks import accumulate
+from bdjax.chunks import accumulate, weighted_sum
 
 LossFn: TypeAlias = Callable[[Any, Any], Array]
 Valid: TypeAlias = Bool[Array, " n"] | None
@@ -57,11 +57,11 @@ def trace(
     if estimator == "per_sample":
 
         @jax.checkpoint  # around the square as well: its derivative is the gradient, which would be kept
-        def norm(example: Any) -> Array:
-            return _square(jax.grad(loss_fn)(params, example))
+        def squares(some: Any, weight: Float[Array, " chunk"]) -> Array:
+            norms = jax.vmap(lambda example: _square(jax.grad(loss_fn)(params, example)))(some)
+            return weighted_sum(weight, norms)
 
-        norms = jax.lax.map(norm, examples, batch_size=min(chunk, weight.size))
-        return jnp.sum(norms * weight) / count
+        return accumulate(squares, examples, chunk=chunk, valid=valid) / count
     mix, count = _mix(estimator, key, weight)
     return _square(jax.grad(lambda at: _mixed_loss(loss_fn, at, examples, mix))(params)) / count
 
@@ -87,7 +87,7 @@ def trace_gradient(
 
         def products(some: Any, weight: Float[Array, " chunk"]) -> Any:
             each = jax.vmap(lambda example: _hessian_times_gradient(lambda at: loss_fn(at, example), params))(some)
-            return jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), each)
+            return jax.tree.map(lambda x: weighted_sum(weight, x), each)
 
         total = accumulate(products, examples, chunk=chunk, valid=valid)
     else:
@@ -104,7 +104,7 @@ def diagonal(loss_fn: LossFn, params: Any, examples: Any, *, valid: Valid = None
 
     def squares(some: Any, weight: Float[Array, " chunk"]) -> tuple[Any, Array]:
         grads = jax.vmap(jax.grad(loss_fn), (None, 0))(params, some)
-        return jax.tree.map(lambda g: jnp.tensordot(weight, jnp.square(g), 1), grads), weight.sum()
+        return jax.tree.map(lambda g: weighted_sum(weight, jnp.square(g)), grads), weight.sum()
 
     total, count = accumulate(squares, examples, chunk=chunk, valid=valid)
     return jax.tree.map(lambda square: square / jnp.maximum(count, 1), total)

@@ -100,11 +100,12 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
             return finished
         records.write_text(folder / "config.yaml", schema.to_yaml(config.to_dict()))
         triggered = triggered_test(plan)
+        curve = _curve(plan, triggered, execution)
         with records.locked(execution.out / "victims" / config.victim_id):
             victim, poisoned_count = plant(plan, execution)
         before, guesses_before = _score(plan, victim.variables, triggered)
         plan, selection = select_strength(plan, victim.variables, folder / "selection.json")
-        purified = defend(plan, victim.variables, execution, _curve(plan, triggered, execution))
+        purified = defend(plan, victim.variables, execution, curve)
         after, guesses_after = _score(plan, purified.variables, triggered)
         records.write_arrays(folder / "samples.npz", **_samples(plan, triggered, guesses_before, guesses_after))
         record = {
@@ -134,7 +135,11 @@ def with_controls(config: Config) -> list[Config]:
     """Return the control rows of a run and the run itself: no defense, plain fine-tuning with its options, it."""
     if config.defense.name == "none":
         return [config]
-    rows = (config.with_defense(name="none"), config.control(), config)
+    control = config.control()
+    images = _holdout_rows(config, _load(config.data)[0]).size
+    if control.defense.options["batch_size"] > images:  # of a defense that takes any holdout whole
+        control = control.with_defense(**{**control.to_dict()["defense"], "batch_size": int(images)})
+    rows = (config.with_defense(name="none"), control, config)
     return list({row.run_id: row for row in rows}.values())
 
 
@@ -162,10 +167,7 @@ def prepare(config: Config, devices: int = 1) -> Plan:
     _check_batches("training", training, attacker, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
         _check_batches(path, stage, holdout, devices)
-        if (share := getattr(stage, "aside", None)) is not None:
-            aside.count(holdout.label.shape[0], share, spec.num_classes)
-    if config.selection is not None:
-        aside.count(holdout.label.shape[0], config.selection.aside, spec.num_classes)
+        _check_division(config, stage, holdout.label.shape[0], spec.num_classes)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     defense = _with_trigger(defense, config, attack, trigger_state)
@@ -202,7 +204,7 @@ def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan,
     if (selection := records.read_json(path)) is None:
         found = strength.choose(
             key_for(config, "selection"),
-            lambda value: _with_trigger(configs.build_defense(config, value), config, plan.attack, plan.trigger_state),
+            lambda value: with_strength(plan, value).defense,
             config.strength.values,
             plan.model,
             variables,
@@ -213,8 +215,13 @@ def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan,
         trials = [trial._asdict() for trial in found.trials]
         selection = {"option": config.strength.path, **dataclasses.asdict(found), "trials": trials}
         records.write_json(path, selection)
-    defense = configs.build_defense(config, selection["chosen"])
-    return plan._replace(defense=_with_trigger(defense, config, plan.attack, plan.trigger_state)), selection
+    return with_strength(plan, selection["chosen"]), selection
+
+
+def with_strength(plan: Plan, value: float) -> Plan:
+    """Return the plan with this value for the strength that is ``auto``."""
+    defense = configs.build_defense(plan.config, value)
+    return plan._replace(defense=_with_trigger(defense, plan.config, plan.attack, plan.trigger_state))
 
 
 def defend(plan: Plan, variables: Variables, execution: Execution, curve: Curve | None = None) -> loop.Result:
@@ -287,6 +294,16 @@ def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
         )
 
 
+def _check_division(config: Config, stage: Defense, rows: int, num_classes: int) -> None:
+    """Refuse a holdout that is too small for what a stage, or the choice of a strength, keeps aside of it."""
+    sizes = [rows]
+    if config.selection is not None:  # the stage then runs on the rest of the holdout first
+        sizes.append(rows - aside.count(rows, config.selection.aside, num_classes))
+    if (share := getattr(stage, "aside", None)) is not None:
+        for size in sizes:
+            aside.count(size, share, num_classes)
+
+
 def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
     trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
     return defenses.with_trigger(defense, poison.Stamp(trigger, state, config.poison.rounding))
@@ -327,6 +344,7 @@ def _curve(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Curve 
     if not execution.smoothness:
         return None
     settings = smoothness.Settings()
+    smoothness.sample(jax.random.key(0), plan.dataset.test, triggered, images=settings.images)  # are there so many?
 
     def row(variables: Variables) -> dict[str, Any]:
         metrics, _ = _score(plan, variables, triggered)

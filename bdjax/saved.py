@@ -62,7 +62,8 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
             )
     execution = run.Execution(out)  # with every loop at its end, these only load
     victim, _ = run.plant(plan, execution)
-    plan, _ = run.select_strength(plan, victim.variables, record.folder / "selection.json")
+    if selection := record.content.get("selection"):
+        plan = run.with_strength(plan, selection["chosen"])
     return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)
 
 

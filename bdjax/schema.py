@@ -105,10 +105,19 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             if key in _PACKAGES and "name" in new:
                 old = _carried_over(_PACKAGES[key], {"name": DEFAULT_NAMES.get(key), **old}, new["name"])
-            merged[key] = merge(old, new)
+            merged[key] = merge({} if _is_of_another_kind(key, old, new) else old, new)
         elif new is not None or not isinstance(old, Mapping):
             merged[key] = new
     return merged
+
+
+def _over(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    return {**({} if _is_of_another_kind(key, below, above) else below), **above}
+
+
+def _is_of_another_kind(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    """Whether a schedule changes its kind: the period of the one says nothing about the other."""
+    return key == "schedule" and above.get("kind", below.get("kind")) != below.get("kind")
 
 
 def overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -237,7 +246,7 @@ def _typed(path: str, known: Mapping[str, inspect.Parameter], values: Mapping[st
         if value is inspect.Parameter.empty:
             raise InputError(f"{path}.{name} is missing.")
         if dataclasses.is_dataclass(parameter.default):  # a section of its own, of which a part may be given
-            value = {**plain(parameter.default), **as_mapping(f"{path}.{name}", plain(values.get(name)))}
+            value = _over(name, plain(parameter.default), as_mapping(f"{path}.{name}", plain(values.get(name))))
         typed[name] = convert(f"{path}.{name}", parameter.annotation, value)
     return typed
 

@@ -32,7 +32,7 @@ class FactoredKernel:
 
     def multiplied(self) -> Float[Array, "*window out"]:
         """Return W."""
-        return (self.v * self.scale) @ self.u.T
+        return jnp.matmul(self.v * self.scale, self.u.T, precision="highest")  # it is what is exported
 
 
 def flat(tree: Any) -> dict[Path, Any]:

@@ -131,7 +131,7 @@ def hessian_vector_product(loss_fn: Loss, params: Params, vector: Params) -> Par
     """Return H v, H = ∇² loss_fn(params): the directional derivative of the gradient (forward over reverse).
 
     It costs about two gradients. The reverse pass comes first, so a function with a rule for it alone
-    (`jax.custom_vjp`, as a convolution of bdjax on the CPU) is no obstacle. ``vector`` has the structure of ``params``.
+    (`jax.custom_vjp`) is no obstacle. ``vector`` has the structure of ``params``.
 
     >>> import jax.numpy as jnp
     >>> hessian_vector_product(lambda x: x[0] ** 2 * x[1], jnp.array([1.0, 3.0]), jnp.array([1.0, 0.0])).tolist()
@@ -342,7 +342,8 @@ def sample(
         order = np.asarray(jax.random.permutation(jax.random.fold_in(key, purpose), len(split.label)))
         rows = order[np.asarray(split.valid)[order]]
         if count > rows.size:
-            raise InputError(f"images must leave at most {rows.size} {kind} ones to draw, got {images} ({variant}).")
+            there = f"{count} {kind} ones of them are drawn, and the test split has {rows.size}"
+            raise InputError(f"images must be fewer for {variant!r}: {there}; got {images}.")
         parts.append(splits.take(split, rows[:count]))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

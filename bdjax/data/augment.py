@@ -15,6 +15,9 @@ from bdjax.types import HParam, ImageSpec
 AUGMENTATIONS = ("standard", "none", "mixup", "cutmix", "randaugment", "augmix", "cutout", "adversarial")
 MIXING = ("mixup", "cutmix")  # those whose rows have two labels
 
+# `standard` takes the first children of a step's key, one for each image and draw. Others fold in these.
+OWN, ATTACK, RULE = (2**32 - number for number in (1, 2, 3))
+
 
 def as_float(image: Num[Array, "..."]) -> Float[Array, "..."]:
     """Return uint8 images as float32 in [0, 1]; float images pass unchanged."""
@@ -93,7 +96,7 @@ def augmented(
     if name != "none":
         image = standard(key, image, spec)
     image = as_float(image)
-    own_key = jax.random.fold_in(key, 2**32 - 1)  # `standard` takes the key's first children
+    own_key = jax.random.fold_in(key, OWN)
     keys = jax.random.split(own_key, rows)
     match name:
         case "mixup":

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, Num
 
 from bdjax import structure
 from bdjax.checks import below_one, integer, one_of, unit_interval
-from bdjax.chunks import accumulate
+from bdjax.chunks import accumulate, weighted_sum
 from bdjax.data.aside import ROUNDING, keep_aside
 from bdjax.data.augment import as_float
 from bdjax.optim.sgd import Schedule
@@ -116,7 +116,7 @@ class GradPrune:
         def loss(params: Any, some: Any, weight: Array) -> Array:
             image, label = some
             logits, _ = model.apply({**variables, "params": params}, as_float(image))
-            return weight @ cross_entropy(logits, label)
+            return weighted_sum(weight, cross_entropy(logits, label))
 
         grads = accumulate(
             lambda some, weight: jax.grad(loss)(variables["params"], some, weight),
@@ -168,7 +168,7 @@ class GradPrune:
             clean, triggered = (model.apply(variables, as_float(image))[0] for image in some[:2])
             right = (clean.argmax(-1) == some.label).astype(weight.dtype)
             losses = (cross_entropy(logits, some.label) for logits in (clean, triggered))
-            return Score(weight @ right, *(weight @ loss for loss in losses))
+            return Score(weighted_sum(weight, right), *(weighted_sum(weight, loss) for loss in losses))
 
         total = accumulate(sums, images, chunk=self.tuning.batch_size)
         return jax.tree.map(lambda x: x / images.label.shape[0], total)
@@ -233,8 +233,10 @@ def grad_prune(
     References:
       Unlearning Backdoor Attacks through Gradient-Based Model Pruning, 2024, eq. 1–2, sec. IV.
     """
-    if isinstance(trigger, str):
+    if isinstance(trigger, str) or not callable(trigger):
         one_of(("true",), trigger=trigger)
+    elif jax.tree_util.all_leaves([trigger]):  # a plain function; as an argument of compiled code it must be a tree
+        trigger = jax.tree_util.Partial(trigger)
     unit_interval(accuracy_drop=accuracy_drop)
     integer(1, prune_patience=prune_patience, tune_patience=tune_patience)
     if rounds is not None:

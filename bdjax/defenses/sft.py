@@ -51,7 +51,7 @@ class Smooth:
         examples = (split.image, split.label)
         importance = fisher.diagonal(example_loss_fn, tuned, examples, valid=split.valid, chunk=self.chunk)
         trace = optim.fisher_trace(self.eta_f, self.every).init(tuned)
-        return SmoothState(tuned, importance, cast(FisherTraceState, trace)), -(-split.label.shape[0] // self.chunk)
+        return SmoothState(tuned, importance, cast(FisherTraceState, trace)), 1
 
     def update(self, grads: Any, state: SmoothState, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
         """Add both gradients. That of the trace, a gradient of gradients, counts as three evaluations."""

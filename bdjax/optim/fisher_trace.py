@@ -23,8 +23,9 @@ def fisher_trace(eta: HParam, every: int = 10) -> optax.GradientTransformationEx
     """Add η ∇Tr F(θ) to the gradient on every ``every``-th step; the others cost nothing.
 
     ``update`` takes the keyword ``trace_grad_fn(params) → grads``, the gradient of the trace or of an estimate of it
-    (`bdjax.fisher.trace`) on the same batch. It is called under a `jax.lax.cond`. The penalty is not scaled up for the
-    steps that go without.
+    (`bdjax.fisher.trace_gradient`) on the same batch. It is called under a `jax.lax.cond`, which `jax.vmap` over the
+    state turns into a selection that computes it always: map over points with `jax.lax.map` instead. The penalty is not
+    scaled up for the steps that go without.
 
     Order: after `sam`, which discards what was added to the gradient before it; before weight decay and momentum.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from bdjax import optim, structure
+from bdjax.checks import InputError
 from bdjax.types import HParam, Model, Variables
 
 
@@ -18,14 +19,14 @@ class NeuronMasks:
     """γ(m) = m ⊙ γ̄ for the scale γ̄ of every batch norm but the first, with m = 1 at the start and μ(l) ≤ m ≤ 1.
 
     μ(l) = α exp(−β l), where l = 1, 2, … counts the masked layers in execution order: early layers stay near 1, deep
-    ones are nearly free, and no neuron can vanish. The shifts of the batch norms are not masked. A factor on the
-    convolution *before* a batch norm would be undone by the normalization, hence the scale.
+    ones are nearly free, and no neuron can vanish unless α = 0. The shifts of the batch norms are not masked. A factor on
+    the convolution *before* a batch norm would be undone by the normalization, hence the scale.
 
     In a network without batch norm the output filters of all kernels but the first and the last are masked instead,
     their biases are not.
 
     Attributes:
-      alpha, beta: α in (0, 1] and β ≥ 0 of the lower bound.
+      alpha, beta: α in [0, 1] and β ≥ 0 of the lower bound.
     """
 
     alpha: HParam = 0.8
@@ -35,6 +36,8 @@ class NeuronMasks:
         """Return masks of ones under their layers' paths; and the frozen parameters with each layer's l."""
         params = structure.flat(variables["params"])
         layers = self._layers(model, variables)
+        if not layers:
+            raise InputError("the network must have two batch norms or three kernels at least, else there is no mask.")
         masks = {path: jnp.ones_like(params[path], shape=params[path].shape[-1:]) for path in layers}
         depth = {path: jnp.float32(number) for number, path in enumerate(layers, 1)}
         return structure.nested(masks), {"params": variables["params"], "depth": structure.nested(depth)}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bdjax import structure
+from bdjax.checks import InputError
 from bdjax.types import Model, Variables
 
 
@@ -23,6 +24,8 @@ class PrunedFilters:
         """Return ones under the convolutions' paths, and the frozen parameters."""
         del model
         found = structure.convolutions(variables["params"])
+        if not found:
+            raise InputError("the network must have a convolution, else there is no filter to prune.")
         kept = {path: jnp.ones(kernel.shape[-1], kernel.dtype) for path, kernel in found.items()}
         return structure.nested(kept), variables["params"]
 

@@ -63,4 +63,6 @@ def _shifted(scale: Float[Array, " r"], shift: Float[Array, " r"]) -> Float[Arra
 def _decomposed(kernel: Float[Array, "*window out"]) -> FactoredKernel:
     rows = kernel.reshape(-1, kernel.shape[-1]).T
     u, scale, vt = jnp.linalg.svd(rows, full_matrices=False)
+    # What is left by rounding is no direction: a filter that was pruned to zero must not grow again.
+    scale = jnp.where(scale > jnp.finfo(scale.dtype).eps * max(rows.shape) * scale[0], scale, 0)
     return FactoredKernel(vt.T.reshape(*kernel.shape[:-1], -1), scale, u)

@@ -38,13 +38,14 @@ class Context(NamedTuple):
 class GradientRule(Protocol):
     """What happens to the gradient before SGD sees it: a frozen dataclass whose floats are leaves.
 
-    Both methods also tell how many gradient evaluations they took, beyond the gradient that ``update`` is given.
+    Both methods also tell what they cost beyond the gradient that ``update`` is given: ``init`` in passes over the
+    split, forward and backward, ``update`` in gradient evaluations.
     """
 
     def init(
         self, tuned: Any, example_loss_fn: Callable[[Any, Any], Array], split: Split, num_classes: int
     ) -> tuple[Any, int]:
-        """Return the state before the first step; what is computed once, over the whole split, belongs in it."""
+        """Return the state before the first step, with what is computed once, over the whole split."""
         ...
 
     def update(self, grads: Any, state: Any, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
@@ -110,9 +111,9 @@ class Supervised:
         steps_per_epoch = jnp.int32(max(steps, 1))
         tuned, frozen = self.parametrization.init(model, variables)
         loss_fn = self._example_loss_fn(model, frozen, variables["batch_stats"])
-        rule, spent = self.gradient.init(tuned, loss_fn, split, model.spec.num_classes)
+        rule, passes = self.gradient.init(tuned, loss_fn, split, model.spec.num_classes)
         optimizer = self._optimizer(frozen, steps_per_epoch).init(tuned)
-        step, unreported = jnp.int32(0), jnp.int32(spent)
+        step, unreported = jnp.int32(0), jnp.int32(passes * -(-rows // self.batch_size))
         return TrainState(step, steps_per_epoch, tuned, frozen, variables["batch_stats"], rule, optimizer, unreported)
 
     def update(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
@@ -122,7 +123,7 @@ class Supervised:
         batch = batch._replace(image=mixed.image)
         attacked = self.augment == "adversarial"
         if attacked:
-            batch = self._attacked(jax.random.fold_in(key, 2), model, state, batch)
+            batch = self._attacked(jax.random.fold_in(key, augment.ATTACK), model, state, batch)
 
         def loss_fn(tuned: Any) -> tuple[Array, tuple[BatchStats, Array]]:
             variables = {"params": self.parametrization.apply(tuned, frozen), "batch_stats": batch_stats}
@@ -135,7 +136,7 @@ class Supervised:
 
         (loss, (changed, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(tuned)
         context = Context(
-            key=jax.random.fold_in(key, 1),
+            key=jax.random.fold_in(key, augment.RULE),
             batch=batch,
             grad_fn=lambda at: jax.grad(loss_fn, has_aux=True)(at)[0],
             example_loss_fn=self._example_loss_fn(model, frozen, batch_stats),
