@@ -195,9 +195,10 @@ def _print_selection(folder: Path) -> None:
     if selection:
         tried = ", ".join(f"{trial['value']:g} → {trial['accuracy']:.1%}" for trial in selection["trials"])
         beyond = "" if selection["within_budget"] else ", the weakest, though it costs more than the budget"
+        count = selection["aside_count"]
         print(
-            f"{selection['option']} = {selection['chosen']:g}{beyond}; accuracy on {selection['aside_count']} images "
-            f"kept aside: {selection['accuracy_before']:.1%} before, {tried}"
+            f"{selection['option']} = {selection['chosen']:g}{beyond}; accuracy on {count} images kept aside "
+            f"(one is {1 / count:.1%}): {selection['accuracy_before']:.1%} before, {tried}"
         )
 
 

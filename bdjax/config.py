@@ -115,7 +115,7 @@ class SelectionConfig:
     """How a strength that is ``auto`` is chosen: `bdjax.strength.choose`.
 
     Attributes:
-      budget: largest fall of the accuracy, absolute, in [0, 1].
+      budget: largest fall of the accuracy, absolute, in [0, 1]; below the share of one image aside it allows none.
       aside: share of the holdout on which it is measured, in (0, 1).
     """
 

@@ -145,9 +145,11 @@ def with_controls(config: Config) -> list[Config]:
 
 def run_with_controls(config: Config, execution: Execution) -> list[dict[str, Any]]:
     """Carry out a run and, before it, its control rows."""
-    if _finished(execution.out / config.run_id) is None:
-        prepare(config, execution.devices)  # whatever is wrong with it should not wait for the controls
-    return [run(row, execution) for row in with_controls(config)]
+    rows = with_controls(config)
+    for row in reversed(rows):  # whatever is wrong with one should not wait for the others
+        if _finished(execution.out / row.run_id) is None:
+            prepare(row, execution.devices)
+    return [run(row, execution) for row in rows]
 
 
 def prepare(config: Config, devices: int = 1) -> Plan:

@@ -213,6 +213,10 @@ def read_choice(path: str, package: str, value: Any) -> Choice:
     options = merge(plain(presets[preset]), values)
     chosen = {option: AUTO for option in registry.strengths(package, name) if options.get(option) == AUTO}
     given = {option: value for option, value in options.items() if option not in chosen}
+    for option, value in given.items():
+        if value == AUTO and option in parameters(package, name):
+            allowed = ", ".join(registry.strengths(package, name)) or "none"
+            raise InputError(f"{path}.{option} must have a value; of {name}, auto is for: {allowed}.")
     return Choice(name, {**_typed(path, parameters(package, name), given, f"{path} {name!r}"), **chosen})
 
 

@@ -14,10 +14,12 @@ an epoch has as many steps on a small holdout as on a large one.
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
 from bdjax import config, progress, run, schema
+from bdjax.checks import InputError
 from bdjax.train import compilation, loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,14 +61,15 @@ def main() -> None:
     base = schema.read(options.config)
     rows = ABLATION if options.ablation else DEFENSES
     rows = [row for row in rows if not options.defenses or row[0]["name"] in options.defenses]
-    with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
-        execution = run.Execution(options.out, on_epoch=on_epoch, should_stop=should_stop)
-        for seed in options.seeds:
-            for share in options.holdouts:
-                for attack in options.attacks:
-                    for defense, parts in rows:
-                        changes = {"seed": seed, "attack": attack, "holdout": {"share": share}}
-                        carry_out(base, changes, options.data_dir, defense, parts, execution)
+    try:
+        with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
+            execution = run.Execution(options.out, on_epoch=on_epoch, should_stop=should_stop)
+            for seed, share, attack in itertools.product(options.seeds, options.holdouts, options.attacks):
+                changes = {"seed": seed, "attack": attack, "holdout": {"share": share}}
+                for defense, parts in rows:
+                    carry_out(base, changes, options.data_dir, defense, parts, execution)
+    except (InputError, loop.Stopped) as reason:
+        raise SystemExit(f"defense_table: {reason}") from None
 
 
 def carry_out(
@@ -81,9 +84,8 @@ def carry_out(
     values = schema.merge({key: value for key, value in base.items() if key != "defense"}, changes)
     values = schema.merge(values, {"data": {"data_dir": data_dir}} if data_dir else {})
     if parts is not None:
-        train = config.resolve({**values, "defense": "none"}).data.train_count
-        rows = int(changes["holdout"]["share"] * (train or 50_000))
-        defense = {**defense, "batch_size": rows // parts}
+        holdout = run.prepare(config.resolve({**values, "defense": "none"})).holdout
+        defense = {**defense, "batch_size": holdout.label.shape[0] // parts}
     resolved = config.resolve({**values, "defense": defense})
     try:
         record = run.run(resolved, execution)

@@ -432,3 +432,28 @@ def test_different_configs_have_different_names(one, other):
     except InputError:
         assume(False)
     assert (one == other) == (one.run_id == other.run_id)
+
+
+# --- Schedules and choices -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference_code"])
+def test_a_schedule_of_another_kind_does_not_keep_a_period(preset):
+    """SFT's default drops every 40 epochs; a cosine asked for instead lasts as long as the run."""
+    defense = {"name": "sft", "preset": preset}
+    asked = resolve("--defense.schedule", "cosine", defense=defense).defense.options["schedule"]
+    assert (asked.kind, asked.period) == ("cosine", None)
+    assert resolve(defense={"name": "sft"}).defense.options["schedule"].period == 40
+    same = resolve("--defense.schedule.factor", "0.5", defense={"name": "sft"}).defense.options["schedule"]
+    assert (same.kind, same.period, same.factor) == ("step", 40, 0.5)
+    over_a_file = resolve("--defense.schedule", "step", "--defense.schedule.period", "5", defense=defense)
+    assert over_a_file.defense.options["schedule"].period == 5
+
+
+def test_the_values_that_auto_tries_are_part_of_a_runs_name(monkeypatch):
+    from bdjax.defenses import ft_sam
+
+    config = resolve("--defense.rho", "auto")
+    name = config.run_id
+    monkeypatch.setitem(ft_sam.STRENGTHS, "rho", (1.0, 2.0))
+    assert config.run_id != name

@@ -166,7 +166,7 @@ def pruned_and(name: str, keep_pruned: bool = True):
     start["params"]["linear"]["kernel"] = start["params"]["linear"]["kernel"] / 20
     second = defenses.create(name, **SMALL, **AFTER[name])
     defense = chain(fine_pruning(epochs=0, accuracy_drop=1.0, max_share=0.25), second, keep_pruned)
-    model = dataclasses.replace(planted.MODEL, module=planted.Net(norm=True))
+    model = dataclasses.replace(planted.MODEL, module=planted.Net(widths=(4, 4) if name == "nft" else (4,), norm=True))
     fresh = model.init(KEY)
     start = {**fresh, "params": {**fresh["params"], "linear": start["params"]["linear"]}}
     result = defenses.purify(KEY, defense, model, start, planted.holdout())

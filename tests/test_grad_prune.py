@@ -340,3 +340,13 @@ def test_the_defaults_are_the_published_values():
     assert (defense.tuning.batch_size, defense.tuning.augment, defense.tuning.sgd.schedule) == (128, "none", Schedule())
     sgd = defense.tuning.sgd
     assert (sgd.learning_rate / 2, sgd.momentum, sgd.weight_decay * 2) == (0.001, 0.9, 5e-4)
+
+
+def test_the_trigger_may_be_a_plain_function():
+    def white(key, image):
+        del key
+        return jnp.full_like(image, 255)
+
+    learner = grad_prune(white, batch_size=5)
+    stamped = jax.jit(lambda learner, image: learner.trigger(KEY, image))(learner, jnp.zeros((2, 1, 1, 1), jnp.uint8))
+    assert (stamped == 255).all()

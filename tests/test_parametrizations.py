@@ -477,3 +477,16 @@ def test_parametrizations_are_trees_whose_floats_are_leaves():
     assert jax.tree.leaves(NeuronMasks(0.5, 1.0)) == [0.5, 1.0]
     assert all(dataclasses.is_dataclass(kind) for kind in ALL)
     assert {Identity, KeptZeros, NeuronMasks, PrunedFilters, SingularValues} == set(ALL)
+
+
+def test_rounding_in_the_decomposition_is_no_direction():
+    """A filter that was pruned leaves the matrix without full rank; its singular value must not move."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype(np.float32)
+    kernel[..., [1, 4]] = 0
+    frozen = {"params": {"layer": {"kernel": jnp.asarray(kernel)}}, "batch_stats": {}}
+    model = models.create("small_cnn", SPEC, width=2)
+    shift, factors = SVD.init(model, frozen)
+    grads = jax.grad(lambda at: jnp.sum(SVD.apply(at, factors)["layer"]["kernel"] * kernel))(shift)["layer"]["kernel"]
+    assert sorted(np.asarray(grads) == 0) == [False] * 4 + [True] * 2
+    grown = SVD.apply({"layer": {"kernel": 0.5 * jnp.sign(grads)}}, factors)
+    np.testing.assert_allclose(grown["layer"]["kernel"][..., [1, 4]], 0, atol=1e-6)

@@ -370,6 +370,14 @@ def test_controls_are_not_repeated():
         assert rows[-1] == configs.resolve({"defense": defense})
 
 
+def test_the_control_of_a_defense_that_takes_any_holdout_fits_the_holdout():
+    """Grad-Prune's batch of 128 is more than two images of each class."""
+    config = configs.resolve({"defense": "grad_prune", "holdout": {"per_class": 2}})
+    control = run.with_controls(config)[1]
+    assert control.defense.options["batch_size"] == 20
+    assert len(run.prepare(control).holdout.label) == 20
+
+
 def test_a_mistake_is_found_before_the_controls_run(tmp_path):
     ran = bdjax(tmp_path / "out", *SIZES, "--defense.batch_size", str(HOLDOUT + 1))
     assert (ran.code, ran.err.count("\n"), (tmp_path / "out").exists()) == (2, 1, False)

@@ -203,8 +203,11 @@ def test_a_stage_of_a_chain_may_have_it():
 @pytest.mark.parametrize(
     ("defense", "message"),
     [
-        ({"name": "ft_sam", "learning_rate": "auto"}, "defense.learning_rate must be a number, got 'auto'"),
-        ({"name": "ft", "momentum": "auto"}, "defense.momentum must be a number"),
+        (
+            {"name": "ft_sam", "learning_rate": "auto"},
+            "defense.learning_rate must have a value; of ft_sam, auto is for: rho",
+        ),
+        ({"name": "ft", "momentum": "auto"}, "defense.momentum must have a value; of ft, auto is for: none"),
         (
             {"name": "chain", "first": {"name": "l2_ft", "gamma": "auto"}, "second": {"name": "ft_sam", "rho": "auto"}},
             "one option that is auto at most, not defense.first.gamma and defense.second.rho",

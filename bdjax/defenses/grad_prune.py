@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from bdjax import structure
 from bdjax.checks import below_one, integer, one_of, unit_interval
@@ -39,6 +40,17 @@ class Score(NamedTuple):
     accuracy: Float[Array, ""]
     clean_loss: Float[Array, ""]
     unlearning_loss: Float[Array, ""]
+
+
+class Search(NamedTuple):
+    """A search for the least loss: where it stands, the best so far, and for how many steps that has been the best."""
+
+    state: Any
+    best: Any
+    least: Float[Array, ""]
+    waited: Int[Array, ""]
+    number: Int[Array, ""]
+    ended: Bool[Array, ""]
 
 
 @flax.struct.dataclass
@@ -88,27 +100,18 @@ class GradPrune:
         def with_filters(kept: Any) -> Variables:
             return {**variables, "params": parametrization.apply(kept, frozen)}
 
-        start = self._score(model, variables, aside)
-
-        def unfinished(carry: tuple) -> Array:
-            _, _, _, patience, number, fallen = carry
-            most = filters if self.rounds is None else min(self.rounds, filters)
-            return (number < most) & (patience < self.prune_patience) & ~fallen
-
-        def one_round(carry: tuple) -> tuple:
-            kept, best, least, patience, number, _ = carry
+        def one_round(number: Array, kept: Any) -> tuple[Any, Any, Array, Array]:
+            del number
             current = with_filters(kept)
             kept = _without_largest(kept, self.saliency(model, current, rest), current["params"])
             score = self._score(model, with_filters(kept), aside)
             fallen = start.accuracy - score.accuracy >= self.accuracy_drop - ROUNDING
-            better = ~fallen & (score.unlearning_loss < least)
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), kept, best)
-            least = jnp.where(better, score.unlearning_loss, least)
-            return kept, best, least, jnp.where(better, 0, patience + 1), number + 1, fallen
+            return kept, kept, jnp.where(fallen, jnp.inf, score.unlearning_loss), fallen
 
-        carry = (kept, kept, start.unlearning_loss, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
-        _, best, _, _, rounds, _ = jax.lax.while_loop(unfinished, one_round, carry)
-        return with_filters(best), rounds * -(-rest.label.shape[0] // self.tuning.batch_size)
+        start = self._score(model, variables, aside)
+        most = filters if self.rounds is None else min(self.rounds, filters)
+        found = _search(one_round, kept, kept, start.unlearning_loss, most, self.prune_patience)
+        return with_filters(found.best), found.number * -(-rest.label.shape[0] // self.tuning.batch_size)
 
     def saliency(self, model: Model, variables: Variables, images: Images) -> Any:
         """Return ξ of every filter, a tree of one array for each convolution; batch norm is in evaluation mode."""
@@ -137,31 +140,16 @@ class GradPrune:
             score = self._score(model, variables, aside)
             return score.clean_loss + score.unlearning_loss
 
-        def unfinished(carry: tuple) -> Array:
-            _, _, _, patience, number, _ = carry
-            return (number < learner.epochs) & (patience < self.tune_patience)
-
-        def one_epoch(carry: tuple) -> tuple:
-            state, best, least, patience, number, spent = carry
+        def one_epoch(number: Array, carry: tuple[Any, Array]) -> tuple[Any, Any, Array, Array]:
+            state, spent = carry
             state, summary = loop.epoch(jax.random.fold_in(key, number), learner, model, state, split)
             tuned = learner.finalize(model, state)
-            loss = loss_aside(tuned)
-            better = loss < least
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), tuned, best)
-            patience = jnp.where(better, 0, patience + 1)
-            return (
-                state,
-                best,
-                jnp.where(better, loss, least),
-                patience,
-                number + 1,
-                spent + summary.gradient_evaluations,
-            )
+            return (state, spent + summary.gradient_evaluations), tuned, loss_aside(tuned), jnp.bool_(False)
 
-        state = learner.init(key, model, variables, split)
-        carry = (state, variables, loss_aside(variables), jnp.int32(0), jnp.int32(0), jnp.int32(0))
-        _, best, _, _, _, spent = jax.lax.while_loop(unfinished, one_epoch, carry)
-        return best, spent
+        start = (learner.init(key, model, variables, split), jnp.int32(0))
+        least = loss_aside(variables)
+        found = _search(one_epoch, start, variables, least, learner.epochs, self.tune_patience)
+        return found.best, found.state[1]
 
     def _score(self, model: Model, variables: Variables, images: Images) -> Score:
         def sums(some: Images, weight: Array) -> Score:
@@ -172,6 +160,33 @@ class GradPrune:
 
         total = accumulate(sums, images, chunk=self.tuning.batch_size)
         return jax.tree.map(lambda x: x / images.label.shape[0], total)
+
+
+def _search(
+    step: Callable[[Array, Any], tuple[Any, Any, Array, Array]],
+    state: Any,
+    best: Any,
+    least: Float[Array, ""],
+    most: int,
+    patience: int,
+) -> Search:
+    """Take ``most`` steps at most, until ``patience`` in a row have not lowered the loss or one says that this is all.
+
+    A step takes its number and the state; it returns the state, a candidate, the candidate's loss and whether to end.
+    """
+
+    def unfinished(search: Search) -> Array:
+        return (search.number < most) & (search.waited < patience) & ~search.ended
+
+    def one(search: Search) -> Search:
+        state, candidate, loss, ended = step(search.number, search.state)
+        better = loss < search.least
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, search.best)
+        least, waited = jnp.where(better, loss, search.least), jnp.where(better, 0, search.waited + 1)
+        return Search(state, best, least, waited, search.number + 1, ended)
+
+    start = Search(state, best, least, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
+    return jax.lax.while_loop(unfinished, one, start)
 
 
 def _without_largest(kept: Any, saliency: Any, params: Any) -> Any:

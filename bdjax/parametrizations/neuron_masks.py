@@ -19,8 +19,8 @@ class NeuronMasks:
     """γ(m) = m ⊙ γ̄ for the scale γ̄ of every batch norm but the first, with m = 1 at the start and μ(l) ≤ m ≤ 1.
 
     μ(l) = α exp(−β l), where l = 1, 2, … counts the masked layers in execution order: early layers stay near 1, deep
-    ones are nearly free, and no neuron can vanish unless α = 0. The shifts of the batch norms are not masked. A factor on
-    the convolution *before* a batch norm would be undone by the normalization, hence the scale.
+    ones are nearly free, and no neuron can vanish unless α = 0. The shifts of the batch norms are not masked. A factor
+    on the convolution *before* a batch norm would be undone by the normalization, hence the scale.
 
     In a network without batch norm the output filters of all kernels but the first and the last are masked instead,
     their biases are not.
