@@ -25,7 +25,7 @@ COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
 SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the defended network, in its smoothness.json
 LOW_ATTACK_SUCCESS = 0.1  # attack success rates fall on both sides of it and rarely near it
 
-_SYMBOLS = {"rho": "ρ", "alpha": "α"}
+_SYMBOLS = {"rho": "ρ", "alpha": "α", "gamma": "γ", "eta_f": "η_F", "eta_r": "η_r", "eta_c": "η_c"}
 _log = logging.getLogger(__name__)
 
 
@@ -349,7 +349,10 @@ def _distinguishing(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     @functools.cache
     def varies(key: str, scope: tuple[str, ...]) -> bool:
-        return len({_plain(peer[key]) if key in peer else "" for peer in peers[scope]}) > 1
+        values = {_plain(peer[key]) if key in peer else "" for peer in peers[scope]}
+        if key.startswith("selection."):  # which only runs have that choose a strength
+            values.discard("")
+        return len(values) > 1
 
     return [{key: value for key, value in config.items() if varies(key, _scope(key, config))} for config in configs]
 

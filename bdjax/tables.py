@@ -165,6 +165,8 @@ _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
     "±": r"$\pm$",
     "ρ": r"$\rho$",
     "α": r"$\alpha$",
+    "γ": r"$\gamma$",
+    "η": r"$\eta$",
     "·": r"$\cdot$",
     "–": "--",
 }
