@@ -249,7 +249,10 @@ def test_samples_have_true_labels_and_the_variants_shares(split, triggered):
     ("change", "message"),
     [
         ({"variant": "mixd"}, "variant must be one of clean, triggered, mixed; got 'mixd'"),
-        ({"variant": "triggered", "settings": Settings(images=37)}, "images must leave at most 36 triggered ones"),
+        (
+            {"variant": "triggered", "settings": Settings(images=37)},
+            "triggered ones of them are drawn, and the test split has 36",
+        ),
         ({"settings": Settings(images=1)}, "images must be 2 or more, got 1"),
         ({"settings": Settings(draws=1)}, "draws must be 2 or more, got 1"),
         ({"settings": Settings(chunk=0)}, "chunk must be 1 or more, got 0"),
@@ -392,7 +395,7 @@ def test_a_run_that_cannot_be_loaded_is_named_and_not_trained_again(copied, caps
     [
         (("nowhere",), "There is no file or folder nowhere"),
         (("{}", "--images", "1"), "images must be 2 or more, got 1"),
-        (("{}", "--images", "9999"), "images must leave at most 450 clean ones to draw, got 9999"),
+        (("{}", "--images", "9999"), "9999 clean ones of them are drawn, and the test split has 450; got 9999"),
         (("{}", "--variant", "mix"), "variants must be one of clean, triggered, mixed; got 'mix'"),
         (("{}", "--imges", "3"), "unknown option '--imges'"),
     ],
