@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
-import flax.struct
 import jax
 import jax.extend.core
 import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Float
 
+from bdjax import pytree
 from bdjax.types import Model, Variables
 
 Path: TypeAlias = tuple[str, ...]
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class FactoredKernel:
     """A kernel W = V diag(s) Uᵀ that may stand in a network's parameters in place of the plain array.
 

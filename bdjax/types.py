@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-import flax.struct
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num
+
+from bdjax import pytree
 
 HParam: TypeAlias = Any  # a float; an array with a leading axis in a sweep; any leaf under tree.map
 Variables: TypeAlias = dict[str, Any]  # {"params": …, "batch_stats": …}, as Flax keeps them
@@ -133,7 +134,7 @@ class Model(Protocol):
 class Parametrization(Protocol):
     """What is tuned, as a function to the network's parameters: θ = apply(tuned, frozen).
 
-    A ``flax.struct`` dataclass whose floats are leaves. Both parts are trees of arrays, so that they can be
+    A `bdjax.pytree.dataclass` whose floats are leaves. Both parts are trees of arrays, so that they can be
     checkpointed and mapped over; ``apply`` of what ``init`` returns is the parameters at the start, to the bit.
     """
 
@@ -165,7 +166,7 @@ class LabelMap(Protocol):
 class Trigger(Protocol):
     """Puts the trigger on one image; the poisoner maps it over a split.
 
-    A ``flax.struct`` dataclass: floats are leaves, everything structural is static. Learned triggers keep their weights
+    A `bdjax.pytree.dataclass`: floats are leaves, everything structural is static. Learned triggers keep their weights
     in the state.
     """
 
@@ -186,7 +187,7 @@ class TriggerSource(Protocol):
     def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]: ...
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Attack:
     """Trigger × label map × rate: most published attacks are such a triple.
 
@@ -195,9 +196,9 @@ class Attack:
     """
 
     trigger: Trigger
-    label_map: LabelMap = flax.struct.field(pytree_node=False)
+    label_map: LabelMap = pytree.static()
     poison_rate: HParam = 0.1
-    clean_label: bool = flax.struct.field(pytree_node=False, default=False)
+    clean_label: bool = pytree.static(default=False)
     test_trigger: Trigger | None = None
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax import pytree
 from bdjax.defenses.grad_prune import Images
 from bdjax.models._layers import BatchNorm, Dense, LinenModel
 from bdjax.types import ImageSpec, Split
@@ -38,7 +38,7 @@ class Net(nn.Module):
         return Dense(self.classes, name="linear")(x.mean((1, 2)))
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Corner:
     """A white patch of two by two pixels; it counts no key and keeps the type."""
 

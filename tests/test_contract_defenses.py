@@ -6,7 +6,6 @@ import functools
 import inspect
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -15,7 +14,7 @@ import pytest
 from planted import Net
 from quick import quick_jit
 
-from bdjax import defenses, models, registry
+from bdjax import defenses, models, pytree, registry
 from bdjax.checks import InputError
 from bdjax.defenses.chain import Chain, chain, stages
 from bdjax.models._layers import LinenModel
@@ -24,7 +23,7 @@ from bdjax.train import compilation, loop
 from bdjax.types import Learner, PoisonedSplit, Split
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Corner:
     """A trigger for a defense that needs one: two by two pixels of one gray."""
 
@@ -161,6 +160,9 @@ def test_tree_shapes_and_dtypes_of_every_network_are_kept(stage, network, spec, 
             if learner.epochs:
                 state, _ = loop.epoch(KEY, learner, model, state, holdout)
             assert signature(state) == before
+            assert {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)} <= {
+                jnp.dtype("float32")
+            }
             variables = learner.finalize(model, state)
         return variables
 

@@ -18,8 +18,9 @@ from quick import quick_jit
 
 from bdjax import models, parametrizations, structure
 from bdjax.defenses.ft_sam import Perturbed
-from bdjax.models._layers import Dense, LinenModel
+from bdjax.models._layers import Dense, LinenModel, conv
 from bdjax.parametrizations import Identity, KeptZeros, NeuronMasks, PrunedFilters, SingularValues
+from bdjax.structure import FactoredKernel
 from bdjax.train.supervised import supervised
 from bdjax.types import ImageSpec, Model, Parametrization, Split
 
@@ -270,6 +271,34 @@ def test_factored_layers_compute_in_the_type_of_the_network():
     ]
     assert convolutions
     assert all("bf16" in line for line in convolutions)
+
+
+@pytest.mark.parametrize("layer", [conv(2, 1, name="layer"), nn.Conv(2, (1, 1), dtype=jnp.bfloat16), Dense(2)])
+def test_the_gradient_of_a_singular_value_is_summed_in_float32(layer):
+    """Over 4096 pixels that count 1 each, where bfloat16 stops at 256; of pooled pixels, over 16 images."""
+    model = LinenModel(networks.Layer(layer), ImageSpec("ones", (16, 16, 2), 2, (0.0,) * 2, (1.0,) * 2), "bfloat16")
+    variables = random_variables(model)
+
+    @quick_jit
+    @jax.grad
+    def summed(params, image, weight):  # the weights are an argument, or XLA multiplies one of them by their number
+        return (model.apply({**variables, "params": params}, image)[0] * weight).sum()
+
+    eye = jnp.eye(2)
+    whole = jax.tree.map(jnp.zeros_like, variables["params"]["layer"])
+    kernel = FactoredKernel(eye.reshape(whole["kernel"].shape), jnp.ones(2), eye)
+    params, image = {"layer": {**whole, "kernel": kernel}}, jnp.ones((16, 16, 16, 2))
+    weight = jnp.ones(jax.eval_shape(model.apply, {**variables, "params": params}, image)[0].shape)
+    grads = summed(params, image, weight)["layer"]
+    np.testing.assert_array_equal(grads["kernel"].scale, weight.size / 2)
+    np.testing.assert_array_equal(grads.get("bias", weight.size / 2), weight.size / 2)
+    sums = [
+        line
+        for line in str(jax.make_jaxpr(summed.__wrapped__)(params, image, weight)).splitlines()
+        if "reduce_sum[axes" in line
+    ]
+    assert any("f32[2]" in line for line in sums)
+    assert not any("bf16[2]" in line for line in sums)
 
 
 # --- masks (O10, O21) ------------------------------------------------------------------------------------------------

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import quick_jit
 
-from bdjax import poison
+from bdjax import poison, pytree
 from bdjax.attacks import AllToAll, AllToOne
 from bdjax.checks import InputError
 from bdjax.types import Attack, Split
@@ -20,7 +19,7 @@ poison_test = quick_jit(poison.poison_test, static_argnames="rounding")
 choose = jax.jit(poison.choose)
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Fill:
     """Replaces every pixel with one value."""
 
@@ -33,7 +32,7 @@ class Fill:
         return jnp.full_like(image, self.value)
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Noise:
     """Replaces the image with noise drawn from the row's own key."""
 
@@ -126,7 +125,7 @@ def test_a_whole_level_survives_either_rounding(rounding):
     levels = np.arange(256, dtype=np.uint8).reshape(256, 1, 1, 1)
     split = Split(levels, np.zeros(256, np.int32), np.ones(256, bool))
 
-    @flax.struct.dataclass
+    @pytree.dataclass
     class Nothing(Fill):
         def apply(self, key, state, image):
             return image

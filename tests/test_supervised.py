@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax import pytree
 from bdjax.checks import InputError
 from bdjax.optim import Schedule
 from bdjax.train import loop
@@ -122,7 +122,7 @@ class Linear:
         return image.reshape(image.shape[0], -1)
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class TwiceMinusOnce:
     """A gradient rule that hands on how far a second gradient at the same parameters is from the first."""
 

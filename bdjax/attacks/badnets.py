@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, one_of, unit_interval
 from bdjax.types import Attack, ImageSpec, LabelMap
@@ -14,13 +14,13 @@ CORNERS = ("bottom_right", "bottom_left", "top_right", "top_left")
 PATTERNS = ("white", "checkerboard")
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Patch:
     """A square of s × s pixels that replaces the image in one corner; white, or white where row + column is even."""
 
-    size: int = flax.struct.field(pytree_node=False)
-    corner: str = flax.struct.field(pytree_node=False)
-    pattern: str = flax.struct.field(pytree_node=False)
+    size: int = pytree.static()
+    corner: str = pytree.static()
+    pattern: str = pytree.static()
 
     def init(self, key: Key[Array, ""], spec: ImageSpec) -> Float[Array, "s s 1"]:
         """Return the patch's pixels in [0, 1].

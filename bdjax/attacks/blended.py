@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, LabelMap
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Blend:
     """Mix every pixel with a fixed picture: x' = (1 − α) x + α T."""
 
     alpha: HParam
-    trigger_image: str | None = flax.struct.field(pytree_node=False, default=None)
+    trigger_image: str | None = pytree.static(default=None)
 
     def init(self, key: Key[Array, ""], spec: ImageSpec) -> Float[Array, "h w c"]:
         """Return T in [0, 1]: uniform random pixels drawn from the key, or the image file at the images' size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -66,10 +67,7 @@ def purify(
 
     Otherwise as `run`.
     """
-    if isinstance(holdout, PoisonedSplit):
-        raise InputError("holdout must be a Split: a defender cannot see which images are poisoned.")
-    if any(getattr(stage, "trigger", None) == "true" for stage in stages(defense)):
-        raise InputError("trigger must be given where no run fills it in: a function (key, images) → images.")
+    check(defense, holdout)
     history: list[loop.Epoch] = []
     for number, stage in enumerate(stages(defense)):
         result = loop.run(stage_key(key, number), stage, model, variables, holdout, **options(number))
@@ -78,11 +76,23 @@ def purify(
     return loop.Result(variables, history)
 
 
+def check(defense: Defense | Chain, holdout: Split) -> None:
+    """Refuse what no defender could do.
+
+    Raises:
+      InputError: the holdout is not a `Split`, or the defense needs a trigger that nobody has given it.
+    """
+    if isinstance(holdout, PoisonedSplit):
+        raise InputError("holdout must be a Split: a defender cannot see which images are poisoned.")
+    if any(getattr(stage, "trigger", None) == "true" for stage in stages(defense)):
+        raise InputError("trigger must be given where no run fills it in: a function (key, images) → images.")
+
+
 def with_trigger(defense: Defense | Chain, trigger: TriggerSource) -> Defense | Chain:
     """Return the defense with this trigger wherever it asks for the ``true`` one, which most defenses do not."""
 
     def filled_in(stage: Any) -> Any:
-        return stage.replace(trigger=trigger) if getattr(stage, "trigger", None) == "true" else stage
+        return dataclasses.replace(stage, trigger=trigger) if getattr(stage, "trigger", None) == "true" else stage
 
     return Chain(tuple(map(filled_in, stages(defense)))) if isinstance(defense, Chain) else filled_in(defense)
 

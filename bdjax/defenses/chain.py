@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from bdjax import pytree
 from bdjax.parametrizations import Identity, KeptZeros
 from bdjax.train.supervised import Supervised
 from bdjax.types import Defense
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree.dataclass
 class Chain:
     """Stages that run in order, each from what the one before it made."""
 

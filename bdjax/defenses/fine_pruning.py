@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from bdjax import structure
+from bdjax import pytree, structure
 from bdjax.checks import below_one, positive, unit_interval
 from bdjax.data.aside import ROUNDING, keep_aside
 from bdjax.data.augment import as_float
@@ -24,17 +23,17 @@ STRENGTHS = {"accuracy_drop": (0.01, 0.02, 0.05, 0.1, 0.2)}  # what ``auto`` tri
 _CHUNK = 100
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class FeaturePruning:
     """Zero the classifier's weights for the features with the lowest mean, as many as accuracy bears."""
 
     accuracy_drop: HParam = 0.1
     max_share: HParam = 1.0
-    step: float = flax.struct.field(pytree_node=False, default=0.01)
-    aside: float = flax.struct.field(pytree_node=False, default=0.2)
-    epochs: int = flax.struct.field(pytree_node=False, default=1)
-    batch_size: None = flax.struct.field(pytree_node=False, default=None)
-    drop_last: bool = flax.struct.field(pytree_node=False, default=False)
+    step: float = pytree.static(default=0.01)
+    aside: float = pytree.static(default=0.2)
+    epochs: int = pytree.static(default=1)
+    batch_size: None = pytree.static(default=None)
+    drop_last: bool = pytree.static(default=False)
 
     def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> Variables:
         """Return the network as it is."""
@@ -90,13 +89,13 @@ def fine_pruning(
 ) -> Chain:
     """Create fine-pruning: zero the features that are low on clean images, while accuracy holds; then `ft`.
 
-    Features are what the classifier takes in; they are ranked by their signed mean over the holdout and pruned from
-    the lowest, in steps of ⌈step · d⌉, by zeroing their weights in the classifier. The last step before the accuracy
-    falls by the share ``accuracy_drop`` is kept, measured on a part of the holdout that the ranking has not seen. What
-    was pruned stays zero in the fine-tuning, which uses the whole holdout. Without epochs this is pruning alone.
+    Features are what the classifier takes in; they are ranked by their signed mean over the holdout, less a part that
+    is kept aside, and pruned from the lowest, in steps of ⌈step · d⌉, by zeroing their weights in the classifier. The
+    last step before the accuracy aside falls by the share ``accuracy_drop`` is kept. What was pruned stays zero in the
+    fine-tuning, which uses the whole holdout. Without epochs this is pruning alone.
 
-    Departures. BackdoorBench, whose choice of layer this follows, measures on the *test* images, keeps the first step
-    that costs too much, and prunes one step less than it counts.
+    Departures. BackdoorBench, whose choice of layer this follows, ranks on augmented images, measures on the *test*
+    images, keeps the first step that costs too much, and prunes one step less than it counts.
 
     Args:
       accuracy_drop: share of the accuracy, in [0, 1], that may not be lost.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 from jaxtyping import Array
 
-from bdjax import optim
+from bdjax import optim, pytree
 from bdjax.checks import InputError, non_negative
 from bdjax.optim.sgd import Schedule
 from bdjax.train.supervised import Context, Supervised, supervised
@@ -24,13 +23,13 @@ PRESETS = {
 STRENGTHS = {"rho": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)}  # what ``auto`` tries
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Perturbed:
     """The gradient at θ + ε, ε the worst perturbation of radius ρ: `bdjax.optim.sam`."""
 
     rho: HParam
     rho_min: HParam | None = None
-    adaptive: bool = flax.struct.field(pytree_node=False, default=True)
+    adaptive: bool = pytree.static(default=True)
 
     def init(self, tuned: Any, example_loss_fn: Any, split: Split, num_classes: int) -> tuple[Any, int]:
         """Return the transformation's state."""

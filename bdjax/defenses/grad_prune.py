@@ -7,12 +7,11 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from bdjax import structure
+from bdjax import pytree, structure
 from bdjax.checks import below_one, integer, one_of, unit_interval
 from bdjax.chunks import accumulate, weighted_sum
 from bdjax.data.aside import ROUNDING, keep_aside
@@ -53,20 +52,20 @@ class Search(NamedTuple):
     ended: Bool[Array, ""]
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class GradPrune:
     """Both stages of Grad-Prune, as one operation on the whole holdout."""
 
     trigger: Any
     tuning: Supervised
     accuracy_drop: HParam = 0.1
-    prune_patience: int = flax.struct.field(pytree_node=False, default=10)
-    tune_patience: int = flax.struct.field(pytree_node=False, default=10)
-    rounds: int | None = flax.struct.field(pytree_node=False, default=None)
-    aside: float = flax.struct.field(pytree_node=False, default=0.1)
-    epochs: int = flax.struct.field(pytree_node=False, default=1)
-    batch_size: None = flax.struct.field(pytree_node=False, default=None)
-    drop_last: bool = flax.struct.field(pytree_node=False, default=False)
+    prune_patience: int = pytree.static(default=10)
+    tune_patience: int = pytree.static(default=10)
+    rounds: int | None = pytree.static(default=None)
+    aside: float = pytree.static(default=0.1)
+    epochs: int = pytree.static(default=1)
+    batch_size: None = pytree.static(default=None)
+    drop_last: bool = pytree.static(default=False)
 
     def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> Variables:
         """Return the network as it is."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bdjax import optim
+from bdjax import optim, pytree
 from bdjax.checks import non_negative, unit_interval
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import NeuronMasks
@@ -26,7 +25,7 @@ PRESETS = {
 STRENGTHS = {"alpha": (0.95, 0.9, 0.8, 0.6, 0.4, 0.2)}  # what ``auto`` tries
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class NearOne:
     """The gradient of L + η_c Σ |1 − m|: `bdjax.optim.l1_to_one`. Without a weight it is 10⁻³ / (images per class)."""
 

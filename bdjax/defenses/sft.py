@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
-import flax.struct
-
-from bdjax import fisher, optim
+from bdjax import fisher, optim, pytree
 from bdjax.checks import integer, non_negative, one_of
 from bdjax.optim.fisher_trace import FisherTraceState
 from bdjax.optim.sgd import Schedule
@@ -35,15 +33,15 @@ class SmoothState(NamedTuple):
     trace: FisherTraceState
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Smooth:
     """g + η_F ∇Tr F(φ) on every ``every``-th step, + η_r F̄ ⊙ (φ − φ̄) on all of them; F̄ is the diagonal at φ̄."""
 
     eta_f: HParam
     eta_r: HParam
-    every: int = flax.struct.field(pytree_node=False, default=10)
-    estimator: str = flax.struct.field(pytree_node=False, default="sign_sketch")
-    chunk: int = flax.struct.field(pytree_node=False, default=32)
+    every: int = pytree.static(default=10)
+    estimator: str = pytree.static(default="sign_sketch")
+    chunk: int = pytree.static(default=32)
 
     def init(self, tuned: Any, example_loss_fn: Any, split: Split, num_classes: int) -> tuple[Any, int]:
         """Compute F̄ on the whole split without augmentation, chunk by chunk: each image once forward and backward."""

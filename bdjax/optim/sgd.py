@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import flax.struct
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from bdjax import pytree
 from bdjax.checks import InputError, below_one, named, non_negative, one_of, positive
 from bdjax.optim import schedules
 from bdjax.types import HParam
@@ -17,7 +17,7 @@ KINDS = ("constant", "cosine", "step", "plateau")
 UNITS = ("epoch", "step")
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Schedule:
     """How the learning rate moves. `optim.schedules` has the formulas.
 
@@ -29,10 +29,10 @@ class Schedule:
       per: whether the rate is set once an ``epoch`` or at every ``step``.
     """
 
-    kind: Literal["constant", "cosine", "step", "plateau"] = flax.struct.field(pytree_node=False, default="constant")
+    kind: Literal["constant", "cosine", "step", "plateau"] = pytree.static(default="constant")
     period: HParam | None = None
     factor: HParam = 0.1
-    per: Literal["epoch", "step"] = flax.struct.field(pytree_node=False, default="epoch")
+    per: Literal["epoch", "step"] = pytree.static(default="epoch")
 
     def check(self) -> None:
         """Raise InputError for an unknown kind or unit, or a period or factor that is not above 0."""
@@ -54,7 +54,7 @@ class Schedule:
         return jnp.ones(())
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Sgd:
     """SGD with momentum and coupled weight decay.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import optax
 
+from bdjax import pytree
 from bdjax.types import Model, Variables
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Identity:
     """θ(φ) = φ."""
 

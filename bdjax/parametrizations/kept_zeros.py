@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from bdjax import structure
+from bdjax import pytree, structure
 from bdjax.types import Model, Variables
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class KeptZeros:
     """θ(φ) = φ where the weight was not zero at the start, else 0.
 

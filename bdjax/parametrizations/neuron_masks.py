@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from bdjax import optim, structure
+from bdjax import optim, pytree, structure
 from bdjax.checks import InputError
 from bdjax.types import HParam, Model, Variables
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class NeuronMasks:
     """γ(m) = m ⊙ γ̄ for the scale γ̄ of every batch norm but the first, with m = 1 at the start and μ(l) ≤ m ≤ 1.
 

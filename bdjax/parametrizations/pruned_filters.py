@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import jax.numpy as jnp
 import optax
 
-from bdjax import structure
+from bdjax import pytree, structure
 from bdjax.checks import InputError
 from bdjax.types import Model, Variables
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class PrunedFilters:
     """W(k) = W̄ ⊙ k and b(k) = b̄ ⊙ k along the output filters of every convolution, with k = 1 at the start.
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from bdjax import structure
+from bdjax import pytree, structure
 from bdjax.structure import FactoredKernel
 from bdjax.types import Model, Variables
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class SingularValues:
     """M(δ) = U diag(relu(σ + δ)) Vᵀ for every kernel, M̄ = U diag(σ) Vᵀ its thin decomposition, with δ = 0 at the start.
 
@@ -39,7 +39,7 @@ class SingularValues:
         params, factors = structure.flat(frozen["params"]), structure.flat(frozen["factors"])
         for path, shift in structure.flat(tuned).items():
             kernel = factors[path]
-            change = kernel.replace(scale=_shifted(kernel.scale, shift) - kernel.scale)
+            change = dataclasses.replace(kernel, scale=_shifted(kernel.scale, shift) - kernel.scale)
             params[path] = params[path] + change.multiplied().astype(params[path].dtype)
         return structure.nested(params)
 
@@ -47,7 +47,7 @@ class SingularValues:
         """Return the parameters with all kernels as `FactoredKernel`, for gradients of single examples."""
         params, factors = structure.flat(frozen["params"]), structure.flat(frozen["factors"])
         for path, shift in structure.flat(tuned).items():
-            params[path] = factors[path].replace(scale=_shifted(factors[path].scale, shift))
+            params[path] = dataclasses.replace(factors[path], scale=_shifted(factors[path].scale, shift))
         return structure.nested(params)
 
     def constraint(self, frozen: Any) -> optax.GradientTransformation:
