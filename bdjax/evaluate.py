@@ -74,7 +74,8 @@ def _count(hit: Bool[Array, " n"], valid: Bool[Array, " n"]) -> Int[Array, ""]:
     return (hit & valid).sum()
 
 
-def _predict_batches(model: Model, variables: Variables, image: Array, batch_size: int) -> Array:
+def predictions(model: Model, variables: Variables, image: Array, batch_size: int) -> Int[Array, " n"]:
+    """Return what `predict` returns, as a pure function to be compiled with more around it."""
     rows = image.shape[0]
     steps = -(-rows // batch_size)
     padded = jnp.pad(image, ((0, steps * batch_size - rows), (0, 0), (0, 0), (0, 0)))
@@ -86,4 +87,4 @@ def _predict_batches(model: Model, variables: Variables, image: Array, batch_siz
     return jax.lax.map(step, padded.reshape(steps, batch_size, *image.shape[1:])).reshape(-1)[:rows]
 
 
-_predict = compilation.jit(_predict_batches, static_argnames=("model", "batch_size"))
+_predict = compilation.jit(predictions, static_argnames=("model", "batch_size"))

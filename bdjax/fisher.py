@@ -53,7 +53,6 @@ def trace(
       chunk: of ``per_sample``.
     """
     weight = _weight(valid, examples)
-    count = jnp.maximum(weight.sum(), 1)
     if estimator == "per_sample":
 
         @jax.checkpoint  # around the square as well: its derivative is the gradient, which would be kept
@@ -61,7 +60,7 @@ def trace(
             norms = jax.vmap(lambda example: _square(jax.grad(loss_fn)(params, example)))(some)
             return weighted_sum(weight, norms)
 
-        return accumulate(squares, examples, chunk=chunk, valid=valid) / count
+        return accumulate(squares, examples, chunk=chunk, valid=valid) / jnp.maximum(weight.sum(), 1)
     mix, count = _mix(estimator, key, weight)
     return _square(jax.grad(lambda at: _mixed_loss(loss_fn, at, examples, mix))(params)) / count
 
@@ -79,17 +78,16 @@ def trace_gradient(
     """Return the gradient of `trace`, a tree like ``params``, faster than by differentiating it.
 
     ∇‖∇ℓ‖² = 2 H ∇ℓ is a Hessian-vector product, forward mode over the gradient. To differentiate `trace` is reverse
-    mode over it, which takes twice as long and keeps more. Arguments as for `trace`.
+    mode over it, which takes longer and keeps more. Arguments as for `trace`.
     """
     weight = _weight(valid, examples)
-    count = jnp.maximum(weight.sum(), 1)
     if estimator == "per_sample":
 
         def products(some: Any, weight: Float[Array, " chunk"]) -> Any:
             each = jax.vmap(lambda example: _hessian_times_gradient(lambda at: loss_fn(at, example), params))(some)
             return jax.tree.map(lambda x: weighted_sum(weight, x), each)
 
-        total = accumulate(products, examples, chunk=chunk, valid=valid)
+        total, count = accumulate(products, examples, chunk=chunk, valid=valid), jnp.maximum(weight.sum(), 1)
     else:
         mix, count = _mix(estimator, key, weight)
         total = _hessian_times_gradient(lambda at: _mixed_loss(loss_fn, at, examples, mix), params)

@@ -1,14 +1,17 @@
-"""The poisoner: two pure functions, and the only code that changes pixels or labels."""
+"""The poisoner: pure functions, and the only code that changes pixels or labels."""
 
 from __future__ import annotations
 
-import flax.struct
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
+from bdjax import pytree
 from bdjax.checks import one_of
 from bdjax.data.augment import as_float
+from bdjax.data.streams import Stream
 from bdjax.types import Attack, PoisonedSplit, Split, Trigger, TriggerState
 
 ROUNDINGS = ("nearest", "truncate")
@@ -40,19 +43,70 @@ def poison_train(
       InputError: an unknown rounding.
     """
     split = jax.tree.map(jnp.asarray, split)
+    drawn = draw(key, attack, split.label, split.valid)
+    image = plant(drawn, attack, state, split.image, rounding=rounding)
+    return PoisonedSplit(Split(image, drawn.label, split.valid), split.label, drawn.is_poisoned)
+
+
+class Draw(NamedTuple):
+    """What `poison_train` decides of each row before it sees an image; any rows of it are the draw of those rows."""
+
+    label: Int[Array, " n"]  # as a learner sees it
+    is_poisoned: Bool[Array, " n"]
+    trigger_key: Key[Array, " n"]
+
+
+def draw(key: Key[Array, ""], attack: Attack, label: Int[Array, " n"], valid: Bool[Array, " n"]) -> Draw:
+    """Return what the key decides of a whole training split, from its labels alone. Arguments as for `poison_train`."""
     row_key, trigger_key = jax.random.split(key)
-    wanted = attack.label_map(split.label)
-    candidate = split.valid & (wanted == split.label) if attack.clean_label else split.valid
-    count = jnp.round(attack.poison_rate * split.valid.sum()).astype(jnp.int32)
+    wanted = attack.label_map(label)
+    candidate = valid & (wanted == label) if attack.clean_label else valid
+    count = jnp.round(attack.poison_rate * valid.sum()).astype(jnp.int32)
     chosen = choose(row_key, candidate, count)
-    image = _apply(trigger_key, attack.trigger, state, split.image, rounding)
-    rows = chosen.reshape(-1, 1, 1, 1)
-    visible = Split(
-        jnp.where(rows, image, split.image),
-        jnp.where(chosen, wanted, split.label).astype(split.label.dtype),
-        split.valid,
-    )
-    return PoisonedSplit(visible, split.label, chosen)
+    seen = jnp.where(chosen, wanted, label).astype(label.dtype)
+    return Draw(seen, chosen, jax.random.split(trigger_key, label.shape[0]))
+
+
+def plant(
+    drawn: Draw, attack: Attack, state: TriggerState, image: Num[Array, "n h w c"], *, rounding: str = "nearest"
+) -> Num[Array, "n h w c"]:
+    """Return the images with the trigger in the rows that were drawn. Arguments as for `poison_train`.
+
+    Each image depends on its own draw alone: any rows of a split, with the draw of those rows, come out as they do of
+    the whole split.
+    """
+    triggered = _apply(drawn.trigger_key, attack.trigger, state, image, rounding)
+    return jnp.where(drawn.is_poisoned.reshape(-1, 1, 1, 1), triggered, image)
+
+
+@pytree.dataclass
+class Planting:
+    """`plant` for some rows of a split at a time: the ``change`` of a `bdjax.data.streams.Stream`."""
+
+    drawn: Draw
+    attack: Attack
+    state: TriggerState
+    rounding: str = pytree.static(default="nearest")
+
+    def __call__(self, image: Num[Array, "n h w c"], row: Int[Array, " n"]) -> Num[Array, "n h w c"]:
+        """Return the images, which are these rows of the split, as `poison_train` makes them."""
+        drawn = jax.tree.map(lambda x: x[row], self.drawn)
+        return plant(drawn, self.attack, self.state, image, rounding=self.rounding)
+
+
+def poison_stream(
+    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, *, rounding: str = "nearest"
+) -> PoisonedSplit:
+    """Return what `poison_train` returns of the same arguments, its images read and changed when they are needed.
+
+    Not to be compiled: ``split.image`` is whatever reads rows (`bdjax.data.streams.Images`), and the image of the
+    visible split is a `bdjax.data.streams.Stream`. No triggered image is stored.
+    """
+    one_of(ROUNDINGS, rounding=rounding)
+    label, valid = jnp.asarray(split.label), jnp.asarray(split.valid)
+    drawn = jax.jit(draw)(key, attack, label, valid)
+    image: Any = Stream(split.image, Planting(drawn, attack, state, rounding))
+    return PoisonedSplit(Split(image, drawn.label, valid), label, drawn.is_poisoned)
 
 
 def poison_test(
@@ -66,22 +120,22 @@ def poison_test(
     split = jax.tree.map(jnp.asarray, split)
     trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
     wanted = attack.label_map(split.label).astype(split.label.dtype)
-    image = _apply(key, trigger, state, split.image, rounding)
+    image = _apply(_row_keys(key, split.image), trigger, state, split.image, rounding)
     valid = split.valid & (wanted != split.label)
     return PoisonedSplit(Split(image, wanted, valid), split.label, split.valid)
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Stamp:
     """The attack's own trigger as a `bdjax.types.TriggerSource`: what a defender who knows it can do to his images."""
 
     trigger: Trigger
     state: TriggerState
-    rounding: str = flax.struct.field(pytree_node=False, default="nearest")
+    rounding: str = pytree.static(default="nearest")
 
     def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]:
         """Return the images with the trigger; their labels are whatever they were."""
-        return _apply(key, self.trigger, self.state, image, self.rounding)
+        return _apply(_row_keys(key, image), self.trigger, self.state, image, self.rounding)
 
 
 def choose(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, ""]) -> Bool[Array, " n"]:
@@ -94,8 +148,12 @@ def choose(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, 
     return jnp.zeros_like(candidate).at[order].set(candidate[order] & (position <= count))
 
 
+def _row_keys(key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Key[Array, " n"]:
+    return jax.random.split(key, image.shape[0])
+
+
 def _apply(
-    key: Key[Array, ""], trigger: Trigger, state: TriggerState, image: Num[Array, "n h w c"], rounding: str
+    keys: Key[Array, " n"], trigger: Trigger, state: TriggerState, image: Num[Array, "n h w c"], rounding: str
 ) -> Num[Array, "n h w c"]:
     one_of(ROUNDINGS, rounding=rounding)
 
@@ -105,7 +163,7 @@ def _apply(
         return _to_uint8(triggered, rounding) if pixels.dtype == jnp.uint8 else triggered
 
     # A vmap in pieces: as float32 the images take four times their room, so not all are in that form at once.
-    return jax.lax.map(one, (jax.random.split(key, image.shape[0]), image), batch_size=_BATCH)
+    return jax.lax.map(one, (keys, image), batch_size=_BATCH)
 
 
 def _to_uint8(image: Float[Array, "h w c"], rounding: str) -> Num[Array, "h w c"]:

@@ -12,6 +12,7 @@ import tarfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from bdjax import data
 from bdjax.checks import InputError
+from bdjax.data import splits, streams
 from bdjax.data.sources import _cache, _cifar_archive, _dataset, _folders, cifar10
 
 ARCHIVE = "cifar-10-binary.tar.gz"
@@ -495,6 +497,68 @@ def test_prepared_folder_is_read_in_its_order(tmp_path, prepared):
     assert same(cifar, prepared)
     assert (cifar.train.image.dtype, cifar.train.label.dtype) == (np.uint8, np.int32)
     assert cifar.train.valid.all()
+
+
+def test_training_images_can_stay_on_the_disk(tmp_path, prepared):
+    cifar = data.load("cifar10", data_dir=tmp_path, on_disk=True)
+    images: Any = cifar.train.image
+    assert not isinstance(images, np.ndarray)
+    assert (images.shape, images.dtype, images.nbytes) == ((60, 32, 32, 3), np.uint8, prepared.train_image.nbytes)
+    rows = np.array([59, 0, 31, 31])  # of both shards
+    np.testing.assert_array_equal(images[rows], prepared.train_image[rows])
+    np.testing.assert_array_equal(cifar.train.label, prepared.train_label)
+    np.testing.assert_array_equal(cifar.test.image, prepared.test_image)
+    assert not cache_of(tmp_path).exists()
+    resident = data.load("cifar10", data_dir=tmp_path)
+    assert data.fingerprint(cifar) == data.fingerprint(resident)
+    assert cifar.spec == resident.spec
+
+
+def test_rows_of_images_on_the_disk(tmp_path, prepared):
+    train = data.load("cifar10", data_dir=tmp_path, on_disk=True).train
+    holdout, rest = np.array([3, 40]), np.delete(np.arange(60), [3, 40])
+    taken, left = splits.take(train, holdout), splits.exclude(train, holdout)
+    np.testing.assert_array_equal(taken.image, prepared.train_image[holdout])
+    np.testing.assert_array_equal(left.label, prepared.train_label[rest])
+    assert not isinstance(left.image, np.ndarray)
+    np.testing.assert_array_equal(left.image[np.array([57, 3])], prepared.train_image[[59, 4]])
+
+
+def test_own_builder_can_stay_on_the_disk(tmp_path, no_network):
+    write_archive(tmp_path / ARCHIVE)
+    resident = data.load("cifar10", data_dir=tmp_path)
+    cifar = data.load("cifar10", data_dir=tmp_path, on_disk=True)
+    assert data.fingerprint(cifar) == data.fingerprint(resident)
+
+
+def test_images_on_the_disk_are_streamed_by_grain_as_they_are(tmp_path, prepared):
+    pytest.importorskip("grain")
+    images: Any = data.load("cifar10", data_dir=tmp_path, on_disk=True).train.image
+    order = np.random.default_rng(0).permutation(60).reshape(6, 10)
+    for chunk, rows in zip(streams.ReadAhead(images, order), order, strict=True):
+        np.testing.assert_array_equal(chunk, prepared.train_image[rows])
+
+
+def test_a_damaged_image_on_the_disk_is_named_when_it_is_read(tmp_path, prepared):
+    images: Any = data.load("cifar10", data_dir=tmp_path, on_disk=True).train.image
+    content = shard(tmp_path).read_bytes()
+    start = content.index(b"IDAT")  # of the second shard's first image
+    shard(tmp_path).write_bytes(content[:start] + b"XXXX" + content[start + 4 :])  # after its labels were read
+    with pytest.raises(InputError, match=rf"^an image of {tmp_path}/cifar10/3.0.2 is damaged"):
+        images[np.array([30])]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("digits", {}, "^data set digits cannot stay on the disk: it is not in records that can be read by row"),
+        ("cifar10", {"image_size": 16}, "^data set cifar10 cannot stay on the disk: it is to be resized"),
+        ("cifar", {}, "no data set 'cifar'"),
+    ],
+)
+def test_what_cannot_stay_on_the_disk(tmp_path, name, options, words):
+    with pytest.raises(InputError, match=words):
+        data.load(name, data_dir=tmp_path, on_disk=True, **options)
 
 
 def test_the_newest_version_counts(tmp_path, prepared):

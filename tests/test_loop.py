@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax import defenses
+from bdjax import defenses, pytree
 from bdjax.checks import InputError
 from bdjax.data import splits
 from bdjax.train import loop
@@ -22,15 +21,15 @@ KEY = jax.random.key(0)
 ROWS = 20
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Recorder:
     """Learns nothing: it lists the rows that it is shown, which the test's images carry as their only pixel."""
 
-    batch_size: int = flax.struct.field(pytree_node=False, default=5)
-    drop_last: bool = flax.struct.field(pytree_node=False, default=False)
-    epochs: int = flax.struct.field(pytree_node=False, default=3)
-    breaks_at: int = flax.struct.field(pytree_node=False, default=10**6)  # step whose loss is not finite
-    breaks_state: bool = flax.struct.field(pytree_node=False, default=False)  # or a number in the state
+    batch_size: int = pytree.static(default=5)
+    drop_last: bool = pytree.static(default=False)
+    epochs: int = pytree.static(default=3)
+    breaks_at: int = pytree.static(default=10**6)  # step whose loss is not finite
+    breaks_state: bool = pytree.static(default=False)  # or a number in the state
 
     def init(self, key, model, variables, split):
         data = jax.random.key_data(key)

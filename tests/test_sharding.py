@@ -54,6 +54,10 @@ def test_each_device_gets_its_share_of_a_batch(split, mesh):
     np.testing.assert_array_equal(image, split.image)
 
 
+def test_one_host_works_on_all_rows_of_a_batch(mesh):
+    assert sharding.rows_here(None, 32) == sharding.rows_here(mesh, 32) == slice(0, 32)
+
+
 def test_only_the_first_epoch_compiles(spread):
     assert [row.compile_seconds for row in spread.history[1:]] == [0.0, 0.0]
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from bdjax import checks, registry
@@ -19,6 +23,7 @@ from bdjax.data.sources import _folders
 from bdjax.types import Dataset, Split
 
 _SOURCES = "bdjax.data.sources"
+_PART = 1000  # images that are read at once
 
 
 def names() -> list[str]:
@@ -27,7 +32,11 @@ def names() -> list[str]:
 
 
 def load(
-    name: str = "digits", *, data_dir: str | os.PathLike[str] | None = None, image_size: int | None = None
+    name: str = "digits",
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    on_disk: bool = False,
 ) -> Dataset:
     """Return a data set: uint8 images [n, h, w, c], int32 labels [n], every row valid, and its ``ImageSpec``.
 
@@ -39,6 +48,8 @@ def load(
       image_size: make every image square with this many pixels a side (bilinear, with antialiasing where it shrinks;
         the aspect ratio is not kept). The mean and standard deviation in the specification stay those of the images
         as they were stored.
+      on_disk: leave the training images where they are: in the place of their array is a `bdjax.data.streams.Images`,
+        which reads them by row. For data sets that TensorFlow Datasets prepared.
 
     Raises:
       InputError: unknown name, missing or damaged files; one sentence that says what to do.
@@ -57,8 +68,16 @@ def load(
         checks.integer(1, image_size=image_size)
     folder = _folders.resolve(data_dir)
     if name in names():
-        return _resized(registry.factory(_SOURCES, name)(folder), image_size)
+        factory = registry.factory(_SOURCES, name)
+        if not on_disk:
+            return _resized(factory(folder), image_size)
+        if "on_disk" in inspect.signature(factory).parameters and image_size is None:
+            return factory(folder, on_disk=True)
+        reason = "it is not in records that can be read by row" if image_size is None else "it is to be resized"
+        raise checks.InputError(f"data set {name} cannot stay on the disk: {reason}.")
     root = _image_folder_root(name, folder)
+    if on_disk:
+        raise checks.InputError(f"image folder {root} cannot stay on the disk: it is not in records of one size.")
     from bdjax.data.sources import _image_folder  # Pillow is imported only where there are images to read
 
     return _image_folder.image_folder(root, image_size)
@@ -75,12 +94,21 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
 
 def _digest(split: Split) -> str:
     digest = hashlib.sha256()
-    for array in (np.asarray(split.image), np.asarray(split.label)):
+    for array in split[:2]:
         # Little-endian, so that a fingerprint means the same on every machine.
-        array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        dtype = np.dtype(array.dtype).newbyteorder("<")
+        digest.update(f"{dtype.str}{tuple(array.shape)}".encode())
+        for part in _parts(array):
+            digest.update(np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _parts(array: Any) -> Iterator[np.ndarray]:
+    """Yield an array whole, and images that are read by row some at a time."""
+    if isinstance(array, (np.ndarray, jax.Array)):
+        yield np.asarray(array)
+    else:
+        yield from (array[rows] for rows in np.split(np.arange(len(array)), range(_PART, len(array), _PART)))
 
 
 def _image_folder_root(name: str, folder: Path) -> Path:

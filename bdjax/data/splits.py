@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, Key
 
 from bdjax import checks
 from bdjax.checks import InputError
+from bdjax.data.streams import Selection
 from bdjax.types import Split
 
 Rows = Int[np.ndarray, " k"]
@@ -104,12 +105,15 @@ def take(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:
 def exclude(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:
     """Return the rows of a split that are not in ``index``, in their order: what an attacker has without the holdout.
 
+    Images that are read by row stay where they are (`bdjax.data.streams.Selection`).
+
     Raises:
       InputError: a row that is not there.
     """
     keep = np.ones(len(split.label), bool)
     keep[_checked(split, index)] = False
-    return _map(lambda array: array[keep], split)
+    rows = np.flatnonzero(keep)
+    return _map(lambda array: array[rows] if isinstance(array, np.ndarray) else Selection(array, rows), split)
 
 
 def pad(split: Split, multiple: int) -> Split:
@@ -152,4 +156,4 @@ def _checked(split: Split, index: Any) -> np.ndarray:
 
 
 def _map(function: Any, split: Split) -> Split:
-    return Split(*(function(np.asarray(array)) for array in split))
+    return Split(*(function(np.asarray(array) if isinstance(array, jax.Array) else array) for array in split))

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from bdjax.checks import InputError
+from bdjax.train import hosts
 from bdjax.types import LearnerState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
@@ -53,8 +55,10 @@ class Checkpoints:
     def save(self, epoch: int, state: LearnerState, history: list[dict[str, Any]], *, force: bool = False) -> None:
         """Save the state after ``epoch`` epochs, unless the last save is too young."""
         started = time.monotonic()
-        if not force and started < self._next_save:
+        if not force and not hosts.from_first(lambda: started >= self._next_save):  # all save, or none
             return
+        if hosts.count() > 1:  # the first writes what each host has of its own; they share the work of the rest
+            state = jax.tree.map(lambda x: np.asarray(x) if x.is_fully_addressable else x, state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(cast(Any, history)))
         self._manager.save(epoch, args=args, force=True)
         ended = time.monotonic()
@@ -67,6 +71,7 @@ class Checkpoints:
           InputError: the checkpoint cannot be read, or belongs to another state.
         """
         epoch = self.epoch
+        hosts.check_same(**{f"checkpoints in {self.folder}": epoch})  # or the folder is not shared
         if epoch is None:
             return None
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -77,6 +82,8 @@ class Checkpoints:
                 raise InputError("it is of another network or optimizer")
             restored = self._manager.restore(epoch, args=args)
             return Saved(restored["state"], restored["history"])
+        except jax.errors.JaxRuntimeError:  # another host was lost
+            raise
         except Exception as error:  # orbax raises whatever its storage layers raise
             broken, reason = self.folder / str(epoch), str(error).partition("\n")[0][:200]
             raise InputError(f"the checkpoint {broken} cannot be read; delete it to start over ({reason}).") from error
@@ -84,6 +91,12 @@ class Checkpoints:
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _shapes(tree: Any) -> list[tuple[tuple[int, ...], str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
@@ -14,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from bdjax.checks import InputError
 from bdjax.data import splits
-from bdjax.train import compilation, sharding
+from bdjax.train import compilation, hosts, sharding
 from bdjax.train.checkpoints import Checkpoints
-from bdjax.types import Learner, LearnerState, Model, Split, Variables
+from bdjax.types import Info, Learner, LearnerState, Model, Split, Variables
 
 
 class Diverged(RuntimeError):
@@ -112,43 +111,159 @@ def run(
       Stopped: as asked.
     """
     check_batch(learner, split)
-    split, variables = sharding.replicate((_valid_rows(split), variables), mesh)
-    init_key = jax.random.fold_in(key, 2**32 - 1)  # children of the key itself are the epochs'
+    split, variables = valid_rows(split), hosts.arrays_of_first(variables)
+    hosts.check_same(images=split)
+    split, variables = sharding.replicate((split, variables), mesh)
+
+    def advance(key: Key[Array, ""], number: int, state: LearnerState) -> tuple[LearnerState, Summary]:
+        del number
+        return train_epoch(key, learner, model, state, split, mesh=mesh)
+
+    return feed(
+        key,
+        learner,
+        model,
+        lambda key: _init(key, learner, model, variables, split),
+        lambda key: learner.init(key, model, variables, split),
+        advance,
+        checkpoints=checkpoints,
+        on_epoch=on_epoch,
+        on_variables=on_variables,
+        should_stop=should_stop,
+        mesh=mesh,
+    )
+
+
+def feed(
+    key: Key[Array, ""],
+    learner: Learner,
+    model: Model,
+    init: Callable[[Key[Array, ""]], LearnerState],
+    like: Callable[[Key[Array, ""]], LearnerState],
+    advance: Callable[[Key[Array, ""], int, LearnerState], tuple[LearnerState, Summary]],
+    *,
+    checkpoints: Checkpoints | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    on_variables: Callable[[int, Callable[[], Variables]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    mesh: Mesh | None = None,
+) -> Result:
+    """Feed a learner for its epochs, wherever the data are; `run` says the rest.
+
+    Args:
+      key, learner, model: as for `run`.
+      init: the learner's ``init`` of everything but the key, compiled.
+      like: the same, not compiled; it is only traced.
+      advance: the key of an epoch, its number, from 0, and the state, which is consumed, to the next state and a
+        summary.
+      checkpoints, on_epoch, on_variables, should_stop, mesh: as for `run`.
+    """
+
+    def after(row: Epoch, state: LearnerState) -> None:
+        if on_variables is not None:
+            on_variables(row.epoch, functools.partial(learner.finalize, model, hosts.local(state)))
+
+    state, history = drive(
+        learner.epochs,
+        lambda: init(init_key(key)),
+        lambda number, state: advance(jax.random.fold_in(key, number), number, state),
+        like=lambda: jax.eval_shape(lambda: like(init_key(key))),
+        place=functools.partial(_place, mesh=mesh),
+        checkpoints=checkpoints,
+        after=after,
+        on_epoch=on_epoch,
+        should_stop=should_stop,
+    )
+    return Result(learner.finalize(model, hosts.local(state)), history)
+
+
+def drive(
+    epochs: int,
+    init: Callable[[], Any],
+    advance: Callable[[int, Any], tuple[Any, Summary]],
+    *,
+    like: Callable[[], Any],
+    place: Callable[[Any], Any],
+    keep: Callable[[Any], Any] = lambda state: state,
+    checkpoints: Checkpoints | None = None,
+    after: Callable[[Epoch, Any], None] = lambda row, state: None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[Any, list[Epoch]]:
+    """Advance a state epoch by epoch: the host's part of a run, of one point or of several at once.
+
+    Args:
+      epochs: how many in all, those in the checkpoint included.
+      init: the state before the first epoch.
+      advance: the number of an epoch, from 0, and the state, which is consumed, to the next state and a summary.
+      like: the shapes and types of that state, computing nothing.
+      place: copies a state to where ``advance`` expects it.
+      keep: the part of a placed state that is saved and returned.
+      after: called after each epoch, before it is saved.
+      checkpoints, on_epoch, should_stop: as for `run`.
+
+    Raises:
+      Diverged: nothing in the state is finite any more: of several points, none.
+      Stopped, InputError: as for `run`.
+    """
     history: list[Epoch] = []
     preparing = [0.0, 0.0]
-    saved = None
-    if checkpoints is not None:
-        saved = checkpoints.restore(jax.eval_shape(lambda: learner.init(init_key, model, variables, split)))
+    saved = checkpoints.restore(like()) if checkpoints is not None else None
     if checkpoints is not None and saved is not None:
-        state = _place(jax.device_get(saved.state), mesh)  # arrays bound to a device would be compiled for anew
+        state = place(jax.device_get(saved.state))  # arrays bound to a device would be compiled for anew
         history = [Epoch(**row) for row in saved.history]
-        if len(history) > learner.epochs:
+        if len(history) > epochs:
             seen = f"{len(history)}, which the checkpoint in {checkpoints.folder} has seen"
-            raise InputError(f"epochs must be at least {seen}; got {learner.epochs}.")
+            raise InputError(f"epochs must be at least {seen}; got {epochs}.")
     else:
         with _stopwatch() as preparing:
-            state = _place(_init(init_key, learner, model, variables, split), mesh)
+            state = place(init())
             jax.block_until_ready(state)  # this counts as part of the first epoch
-    for epoch in range(len(history), learner.epochs):
+    for number in range(len(history), epochs):
         with _stopwatch() as clock:
-            epoch_key = jax.random.fold_in(key, epoch)
-            state, summary = train_epoch(epoch_key, learner, model, state, split, mesh=mesh)
+            state, summary = advance(number, state)
             summary = jax.device_get(summary)
-        if not (summary.finite and math.isfinite(summary.loss)):
-            raise Diverged(_advice(epoch, learner, checkpoints))
-        history.append(_report(epoch, summary, *map(sum, zip(clock, preparing, strict=True))))
+        if not (summary.finite & np.isfinite(summary.loss)).any():
+            raise diverged(number + 1, epochs, _kept(checkpoints))
+        history.append(_report(number, summary, *map(sum, zip(clock, preparing, strict=True))))
         preparing = [0.0, 0.0]
-        if on_variables is not None:
-            on_variables(epoch + 1, functools.partial(learner.finalize, model, state))
-        last = epoch + 1 == learner.epochs
-        stop = not last and should_stop is not None and should_stop()
+        after(history[-1], state)
+        last = number + 1 == epochs
+        stop = not last and should_stop is not None and hosts.any_says(should_stop())
         if checkpoints is not None:
-            checkpoints.save(epoch + 1, state, [row._asdict() for row in history], force=stop or last)
+            checkpoints.save(number + 1, keep(state), [row._asdict() for row in history], force=stop or last)
         if on_epoch is not None:
             on_epoch(history[-1])
         if stop:
-            raise Stopped(f"stopped after epoch {epoch + 1} of {learner.epochs}")
-    return Result(learner.finalize(model, state), history)
+            raise Stopped(f"stopped after epoch {number + 1} of {epochs}")
+    return keep(state), history
+
+
+def init_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """Return the key of ``learner.init``; the first children of a run's key are the epochs'."""
+    return jax.random.fold_in(key, 2**32 - 1)
+
+
+def diverged(epoch: int, epochs: int, kept: str = "") -> Diverged:
+    """Return the exception of a state that is not finite after an epoch."""
+    return Diverged(f"the loss is not finite after epoch {epoch} of {epochs}: lower the learning rate{kept}")
+
+
+def trained(
+    key: Key[Array, ""], learner: Learner, model: Model, variables: Variables, split: Split
+) -> tuple[Variables, Int[Array, ""]]:
+    """Return what `run` makes of the same arguments, and its gradient evaluations, as one pure function.
+
+    To be compiled and mapped: there is no host between its epochs, and so no progress, checkpoint or check of the loss.
+    """
+
+    def one_epoch(state: LearnerState, number: Array) -> tuple[LearnerState, Array]:
+        state, summary = epoch(jax.random.fold_in(key, number), learner, model, state, split)
+        return state, summary.gradient_evaluations
+
+    state = learner.init(init_key(key), model, variables, split)
+    state, spent = jax.lax.scan(one_epoch, state, jnp.arange(learner.epochs))
+    return learner.finalize(model, state), spent.sum()
 
 
 def check_batch(learner: Learner, split: Split, name: str = "batch_size") -> None:
@@ -167,7 +282,8 @@ def _place(state: LearnerState, mesh: Mesh | None) -> LearnerState:
     return sharding.replicate(jax.tree.map(jnp.array, state), mesh)
 
 
-def _valid_rows(split: Split) -> Split:
+def valid_rows(split: Split) -> Split:
+    """Return the rows that count."""
     valid = np.asarray(split.valid)
     return split if valid.all() else splits.take(split, np.flatnonzero(valid))
 
@@ -183,16 +299,17 @@ def _stopwatch() -> Iterator[list[float]]:
     clock += [max(total - sum(compiling), 0.0), min(sum(compiling, 0.0), total)]
 
 
-def _report(epoch: int, summary: Summary, seconds: float, compile_seconds: float) -> Epoch:
-    numbers = (float(summary.loss), float(summary.accuracy), int(summary.gradient_evaluations))
-    return Epoch(epoch + 1, *numbers, seconds, compile_seconds)
+def _report(number: int, summary: Summary, seconds: float, compile_seconds: float) -> Epoch:
+    """Return the report of an epoch; the loss of a point that is not finite is not either."""
+    loss = np.where(summary.finite, summary.loss, np.nan)
+    loss, accuracy, spent = (np.asarray(x).tolist() for x in (loss, summary.accuracy, summary.gradient_evaluations))
+    return Epoch(number + 1, loss, accuracy, spent, seconds, compile_seconds)
 
 
-def _advice(epoch: int, learner: Learner, checkpoints: Checkpoints | None) -> str:
-    kept = ""
-    if checkpoints is not None and checkpoints.epoch is not None:
-        kept = f"; the last good checkpoint, of epoch {checkpoints.epoch}, is in {checkpoints.folder}"
-    return f"the loss is not finite after epoch {epoch + 1} of {learner.epochs}: lower the learning rate{kept}"
+def _kept(checkpoints: Checkpoints | None) -> str:
+    if checkpoints is None or checkpoints.epoch is None:
+        return ""
+    return f"; the last good checkpoint, of epoch {checkpoints.epoch}, is in {checkpoints.folder}"
 
 
 def epoch(
@@ -202,24 +319,59 @@ def epoch(
 
     A pure function, to be compiled, mapped over learners or put into a longer loop. All rows are fed.
     """
+    batches = draw_batches(key, learner, split.label.shape[0])
+
+    def step(state: LearnerState, inputs: tuple[Array, Array, Array | None]) -> tuple[LearnerState, Any]:
+        number, index, filled = inputs
+        images, labels = split.image[index], split.label[index]
+        return take_step(batches.step_key, number, learner, model, state, images, labels, filled, mesh=mesh)
+
+    state, infos = jax.lax.scan(step, state, (jnp.arange(batches.index.shape[0]), batches.index, batches.filled))
+    state = sharding.keep_whole(state, mesh)
+    return state, summarize(state, infos)
+
+
+class Batches(NamedTuple):
+    """What an epoch's key decides before an image is seen."""
+
+    step_key: Key[Array, ""]
+    index: Int[Array, "steps size"]  # the rows of each batch
+    filled: Bool[Array, "steps size"] | None  # False on the rows that fill up the last batch; None if there are none
+
+
+def draw_batches(key: Key[Array, ""], learner: Learner, rows: int) -> Batches:
+    """Return the batches of an epoch over so many rows, in a fresh random order. A pure function."""
     order_key, step_key = jax.random.split(key)
-    rows = split.label.shape[0]
     size = learner.batch_size or rows
     steps = rows // size if learner.drop_last else -(-rows // size)
     order = jax.random.permutation(order_key, rows)
-    ragged = steps * size > rows
     index = jnp.resize(order, (steps, size))  # the last batch is filled up with rows that
     filled = (jnp.arange(steps * size) < rows).reshape(steps, size)  # do not count
+    ragged = steps * size > rows
+    return Batches(step_key, index, filled if ragged else None)  # without padding the network needs no mask
 
-    def step(state: LearnerState, inputs: tuple[Array, Array, Array]) -> tuple[LearnerState, Any]:
-        number, index, filled = inputs
-        valid = cast(Array, filled if ragged else None)  # without padding the network needs no mask
-        batch = sharding.split_batch(Split(split.image[index], split.label[index], valid), mesh)
-        return learner.update(jax.random.fold_in(step_key, number), model, state, batch)
 
-    state, infos = jax.lax.scan(step, state, (jnp.arange(steps), index, filled))
+def take_step(
+    step_key: Key[Array, ""],
+    number: Int[Array, ""],
+    learner: Learner,
+    model: Model,
+    state: LearnerState,
+    images: Num[Array, "b h w c"],
+    labels: Int[Array, " b"],
+    filled: Bool[Array, " b"] | None,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[LearnerState, Info]:
+    """Take the step of this number with a batch. A pure function."""
+    batch = sharding.split_batch(Split(images, labels, cast(Array, filled)), mesh)
+    return learner.update(jax.random.fold_in(step_key, number), model, state, batch)
+
+
+def summarize(state: LearnerState, infos: Info) -> Summary:
+    """Return the means of an epoch from what its steps reported, and whether its state is finite. A pure function."""
     finite = jax.tree.reduce(lambda a, x: a & jnp.isfinite(x).all(), _floats(state), jnp.bool_(True))
-    return state, Summary(infos.loss.mean(), infos.accuracy.mean(), infos.gradient_evaluations.sum(), finite)
+    return Summary(infos.loss.mean(), infos.accuracy.mean(), infos.gradient_evaluations.sum(), finite)
 
 
 def _floats(tree: Any) -> list[Array]:

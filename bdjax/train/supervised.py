@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from bdjax import pytree
 from bdjax.checks import integer, one_of, unit_interval
 from bdjax.data import augment
 from bdjax.data.augment import AUGMENTATIONS
@@ -53,7 +53,7 @@ class GradientRule(Protocol):
         ...
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class PlainGradient:
     """The gradient as it is."""
 
@@ -81,7 +81,7 @@ class TrainState(NamedTuple):
     unreported: Int[Array, ""]  # gradient evaluations before the first step, which reports them
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Supervised:
     """Minimize the mean cross-entropy over the batches of a split.
 
@@ -98,10 +98,10 @@ class Supervised:
     gradient: Any = PlainGradient()
     parametrization: Any = Identity()
     label_smoothing: HParam = 0.0
-    augment: str = flax.struct.field(pytree_node=False, default="standard")
-    epochs: int = flax.struct.field(pytree_node=False, default=100)
-    batch_size: int = flax.struct.field(pytree_node=False, default=128)
-    drop_last: bool = flax.struct.field(pytree_node=False, default=False)
+    augment: str = pytree.static(default="standard")
+    epochs: int = pytree.static(default=100)
+    batch_size: int = pytree.static(default=128)
+    drop_last: bool = pytree.static(default=False)
 
     def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> TrainState:
         """Return the state before the first step."""

@@ -5,10 +5,11 @@ Import it inside a function, in ``_extra.required()``: it takes about a second a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,6 +25,17 @@ Decode = Callable[[Sequence[bytes], np.ndarray, np.ndarray], None]  # records in
 _CHUNK = 1000  # records that are read while as many before them are decoded
 
 
+class _Split(NamedTuple):
+    """A split of a prepared folder: its records by row, where they lie, and how they are decoded."""
+
+    records: Any
+    shards: list[tuple[Any, int]]  # path and number of examples
+    shape: tuple[int, int, int, int]
+    num_classes: int
+    decode: Decode
+    data_dir: Path
+
+
 def read(folder: Path) -> Arrays:
     """Return the train and test splits of a prepared folder ``<name>/<version>`` in array_record format.
 
@@ -34,6 +46,56 @@ def read(folder: Path) -> Arrays:
       InputError: the folder is of another kind; or a shard is missing, damaged, cut short or holds another number of
         examples than ``dataset_info.json`` says (the shard is named).
     """
+    train, test = (_read_split(split) for split in _open(folder))
+    return Arrays(*train, *test)
+
+
+def read_by_row(folder: Path) -> Arrays:
+    """Return the same with the training images left on the disk: a `Records` in the place of their array.
+
+    Raises:
+      InputError: as for `read`; but a damaged training image is found when it is read.
+    """
+    train, test = _open(folder)
+    images: Any = Records(train)
+    label = _read_labels(train)
+    return Arrays(images, label, *_read_split(test))
+
+
+class Records:
+    """Images [n, h, w, c] in array_record files, read and decoded by row; a `bdjax.data.streams.Images`."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, split: _Split):
+        self._split, self.shape = split, split.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images once they are decoded."""
+        return math.prod(self.shape)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Return the images of these rows; safe to call from several threads.
+
+        Raises:
+          InputError: one of them is damaged.
+        """
+        image, label = np.empty((len(rows), *self.shape[1:]), np.uint8), np.empty(len(rows), np.int32)
+        try:
+            self._split.decode(self._split.records.__getitems__(rows.tolist()), image, label)
+        except Exception as error:  # array_record and Pillow raise RuntimeError, IndexError, SyntaxError, …
+            raise InputError(
+                f"an image of {self._split.data_dir} is damaged ({_brief(error)}); restore its shards."
+            ) from error
+        return image
+
+
+def _open(folder: Path) -> list[_Split]:
+    """Return the train and test splits of a folder, nothing of them read."""
     try:
         builder: Any = tfds.builder_from_directory(folder)
         info: Any = builder.info
@@ -48,29 +110,47 @@ def read(folder: Path) -> Arrays:
             f"{folder} is in {info.file_format.value} format, which needs TensorFlow; take the folder away, "
             f"and bdjax prepares the data set in array_record format."
         )
-    train, test = (_read_split(builder, name, split, image, label.num_classes) for name, split in splits)
-    return Arrays(*train, *test)
+    decode = _decode_encoded if isinstance(image, tfds.features.Image) else _tensor_decoder(info.features)
+    shape, raw = tuple(info.features["image"].shape), tfds.decode.DeserializeMethod.RAW_BYTES
+    return [
+        _Split(
+            builder.as_data_source(name, deserialize_method=raw),
+            list(zip(split.filepaths, split.shard_lengths, strict=True)),
+            (split.num_examples, *shape),
+            label.num_classes,
+            decode,
+            builder.data_dir,
+        )
+        for name, split in splits
+    ]
 
 
-def _read_split(builder: Any, name: str, info: Any, feature: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    image = np.empty((info.num_examples, *feature.shape), np.uint8)
-    label = np.empty(info.num_examples, np.int32)
-    source = builder.as_data_source(name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    decode = _decode_encoded if isinstance(feature, tfds.features.Image) else _tensor_decoder(builder.info.features)
+def _read_split(split: _Split) -> tuple[np.ndarray, np.ndarray]:
+    image = np.empty(split.shape, np.uint8)
+    return image, _read_labels(split, image)
+
+
+def _read_labels(split: _Split, image: np.ndarray | None = None) -> np.ndarray:
+    """Return the labels and fill the images, where an array is given for them, shard by shard."""
+    label = np.empty(split.shape[0], np.int32)
     start = 0
-    for path, count in zip(info.filepaths, info.shard_lengths, strict=True):
+    for path, count in split.shards:
         rows = slice(start, start + count)
         try:
             _check_count(path, count)
-            _read_rows(source, rows, decode, image, label)
-            if not ((label[rows] >= 0) & (label[rows] < num_classes)).all():
-                raise ValueError(f"a label is outside 0 to {num_classes - 1}")
+            if image is None:
+                for chunk in _chunks(rows):
+                    label[chunk] = _labels(split.records.__getitems__(range(chunk.start, chunk.stop)))
+            else:
+                _read_rows(split.records, rows, split.decode, image, label)
+            if not ((label[rows] >= 0) & (label[rows] < split.num_classes)).all():
+                raise ValueError(f"a label is outside 0 to {split.num_classes - 1}")
         except Exception as error:  # array_record and Pillow raise RuntimeError, IndexError, SyntaxError, …
             raise InputError(
-                f"shard {path} is damaged or incomplete ({_brief(error)}); restore it, or take away {builder.data_dir}."
+                f"shard {path} is damaged or incomplete ({_brief(error)}); restore it, or take away {split.data_dir}."
             ) from error
         start = rows.stop
-    return image, label
+    return label
 
 
 def _check_count(path: Any, count: int) -> None:
@@ -91,11 +171,19 @@ def _read_rows(source: Any, rows: slice, decode: Decode, image: np.ndarray, labe
 
 
 def _decode_encoded(records: Sequence[bytes], image: np.ndarray, label: np.ndarray) -> None:
-    # Straight from the protocol buffer: tfds takes seven times as long to take the same two fields out of it.
-    parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]: made when it is imported
-    examples = [parse(record).features.feature for record in records]
+    examples = _parse(records)
     label[:] = [example["label"].int64_list.value[0] for example in examples]
     _images.decode([example["image"].bytes_list.value[0] for example in examples], image)
+
+
+def _labels(records: Sequence[bytes]) -> list[int]:
+    return [example["label"].int64_list.value[0] for example in _parse(records)]
+
+
+def _parse(records: Sequence[bytes]) -> list[Any]:
+    # Straight from the protocol buffer: tfds takes seven times as long to take the same two fields out of it.
+    parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]: made when it is imported
+    return [parse(record).features.feature for record in records]
 
 
 def _tensor_decoder(features: Any) -> Decode:

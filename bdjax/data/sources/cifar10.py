@@ -10,12 +10,12 @@ from bdjax.types import Dataset
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def cifar10(data_dir: Path | None = None) -> Dataset:
+def cifar10(data_dir: Path | None = None, *, on_disk: bool = False) -> Dataset:
     """CIFAR-10, 32×32 color, 10 classes: 50,000 to train and 10,000 to test. Needs the extra ``data`` once.
 
     Read from the newest version in ``<data_dir>/cifar10/``, in the order of its files. Where there is none, it is
     prepared from ``cifar-10-binary.tar.gz``, found in ``data_dir`` or downloaded. The decoded arrays are cached beside
-    the files (see ``_cache.py``).
+    the files (see ``_cache.py``). With ``on_disk`` the training images stay in the files, and nothing is cached.
 
     The mean (.4914, .4822, .4465) and standard deviation (.247, .243, .261) are the customary ones of the published
     attacks and defenses, rounded as there.
@@ -31,7 +31,7 @@ def cifar10(data_dir: Path | None = None) -> Dataset:
     folder = _folders.newest_version(data_dir, "cifar10") or _prepare(data_dir)
     return _dataset.build(
         "cifar10",
-        _cache.cached(folder, lambda: _read(folder)),
+        _read(folder, on_disk=True) if on_disk else _cache.cached(folder, lambda: _read(folder)),
         CLASS_NAMES,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.247, 0.243, 0.261),
@@ -48,8 +48,8 @@ def _prepare(data_dir: Path) -> Path:
     return _cifar_builder.prepare(data_dir, CLASS_NAMES)
 
 
-def _read(folder: Path) -> _dataset.Arrays:
+def _read(folder: Path, *, on_disk: bool = False) -> _dataset.Arrays:
     with _extra.required():
         from bdjax.data.sources import _tfds
 
-    return _tfds.read(folder)
+    return _tfds.read_by_row(folder) if on_disk else _tfds.read(folder)

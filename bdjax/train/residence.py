@@ -1,0 +1,36 @@
+"""Where the training images are while a network is trained: on the device, on the host, or on the disk."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+from bdjax.types import Split
+
+PLACES = ("auto", "device", "host", "disk")
+SHARE = 0.5  # of the device's memory that the images may take; the network and its activations have the rest
+
+
+def choose(asked: str, split: Split, *, memory: int | None = None) -> str:
+    """Return ``device`` or ``host`` for ``auto``, by the images' size, and otherwise what was asked.
+
+    On the device are the images and their poisoned copy. They stay on the host if that is more than half of the
+    device's memory; of a CPU, of the machine's.
+
+    Args:
+      asked: one of ``PLACES``.
+      split: the training images.
+      memory: bytes of the device; None asks it.
+    """
+    if asked != "auto":
+        return asked
+    needed = 2 * split.image.nbytes
+    return "device" if needed <= SHARE * (device_bytes() if memory is None else memory) else "host"
+
+
+def device_bytes() -> int:
+    """Return the bytes of memory that one device has for arrays."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

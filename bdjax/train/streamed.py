@@ -1,0 +1,249 @@
+"""The loop for images that are not on the device: read ahead, put there a few steps at a time, used once."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int, Key, Num
+
+from bdjax.checks import InputError
+from bdjax.data import streams
+from bdjax.data.streams import ReadAhead, Stream
+from bdjax.train import compilation, hosts, loop, sharding
+from bdjax.types import Info, Learner, LearnerState, Model, Split, Variables
+
+CHUNK_BYTES = 2**23  # images that go to the device at once; more if two batches are more
+_LEAST = 2  # steps of a chunk: of one alone the compiler makes another program, whose last bits differ
+_QUEUED = 2  # chunks that the device has to work on
+
+
+class Waits(NamedTuple):
+    """Seconds of an epoch."""
+
+    reading: float  # in which the host waited for a chunk of images
+    starving: float  # of these, until chunks that came when the device had nothing left to do
+
+
+def run(
+    key: Key[Array, ""],
+    learner: Learner,
+    model: Model,
+    variables: Variables,
+    split: Split,
+    *,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> loop.Result:
+    """Do what `bdjax.train.loop.run` does with a split whose images are a `bdjax.data.streams.Stream`.
+
+    The same batches in the same order with the same keys: on one device the result is that of the resident split, bit
+    for bit. What is read depends on the key, the epoch and the step alone, so a checkpoint, taken between epochs as it
+    is there, holds nothing of the stream, and either way of feeding continues the other.
+
+    Args:
+      key, learner, model, variables, mesh: as for `bdjax.train.loop.run`.
+      split: labels and ``valid`` are arrays.
+      options: as there.
+
+    Raises:
+      InputError: as for `check`; or as there.
+      Diverged, Stopped: as there.
+    """
+    check(learner, model, variables, split)
+    rows = np.flatnonzero(np.asarray(split.valid))
+    variables, label = hosts.arrays_of_first(variables), np.asarray(split.label)[rows]
+    hosts.check_same(labels=label)
+    variables, label = sharding.replicate((variables, label), mesh)
+    image = jax.ShapeDtypeStruct((len(rows), *split.image.shape[1:]), split.image.dtype)
+    begun: list[Reading] = []
+
+    def advance(epoch_key: Key[Array, ""], number: int, state: LearnerState) -> tuple[LearnerState, loop.Summary]:
+        reading = begun.pop() if begun else begin(epoch_key, learner, split, mesh)
+        if number + 1 < learner.epochs:  # the next epoch's first images are there when it begins
+            begun.append(begin(jax.random.fold_in(key, number + 1), learner, split, mesh))
+        state, summary, _ = epoch(reading, learner, model, state, split, mesh=mesh)
+        return state, summary
+
+    def init(key: Key[Array, ""]) -> LearnerState:
+        return _init(key, learner, model, variables, label, image)
+
+    def like(key: Key[Array, ""]) -> LearnerState:
+        return _init_state(key, learner, model, variables, label, image)
+
+    try:
+        return loop.feed(key, learner, model, init, like, advance, mesh=mesh, **options)
+    finally:
+        for reading in begun:
+            reading.ahead.close()
+
+
+def check(learner: Learner, model: Model, variables: Variables, split: Split) -> None:
+    """Refuse what cannot be streamed, before anything is compiled.
+
+    Raises:
+      InputError: the learner takes all images at once, or looks at them before its first step; grain is missing; or
+        the batch is larger than the split.
+    """
+    streams.require()
+    loop.check_batch(learner, split)
+    if learner.epochs and learner.batch_size is None:
+        raise InputError("what takes all images at once cannot be streamed; keep them on the device.")
+    image = jax.ShapeDtypeStruct(split.image.shape, split.image.dtype)
+    init = functools.partial(_init_state, jax.random.key(0), learner, model, image=image)
+    try:
+        jax.eval_shape(init, variables, split.label)
+    except TypeError as error:  # a shape where an array was expected
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(
+            f"what looks at all images before its first step cannot be streamed; keep them on the device ({reason})."
+        ) from error
+
+
+class Reading(NamedTuple):
+    """An epoch whose images are being read."""
+
+    step_key: Key[Array, ""]
+    index: Int[np.ndarray, "chunks steps share"]  # rows of the split, of each batch this host's share
+    filled: Bool[np.ndarray, "chunks steps share"] | None  # as in `bdjax.train.loop.Batches`
+    steps: int  # that are taken
+    ahead: ReadAhead
+
+
+def begin(
+    key: Key[Array, ""], learner: Learner, split: Split, mesh: Mesh | None = None, *, chunk_bytes: int = CHUNK_BYTES
+) -> Reading:
+    """Begin to read the images of an epoch, in the order of its key; of several hosts, each reads its share."""
+    rows = np.flatnonzero(np.asarray(split.valid))
+    batches = _draw_batches(key, learner, len(rows))
+    index, filled = jax.device_get((batches.index, batches.filled))
+    steps, size = index.shape
+    in_chunk = max(_LEAST, chunk_bytes // max(1, size * _row_bytes(split)))
+    chunks = -(-steps // in_chunk)
+    in_chunk = -(-steps // max(1, chunks))  # about as many in each
+
+    def chunked(array: np.ndarray) -> np.ndarray:
+        share = array[:, sharding.rows_here(mesh, size)]
+        more = np.zeros((chunks * in_chunk - steps, share.shape[1]), array.dtype)  # steps that are not taken
+        return np.concatenate([share, more]).reshape(chunks, in_chunk, -1)
+
+    index = chunked(rows[index])
+    ahead = ReadAhead(split.image.images, index.reshape(chunks, -1))  # type: ignore[attr-defined]
+    return Reading(batches.step_key, index, None if filled is None else chunked(filled), steps, ahead)
+
+
+def epoch(
+    reading: Reading, learner: Learner, model: Model, state: LearnerState, split: Split, *, mesh: Mesh | None = None
+) -> tuple[LearnerState, loop.Summary, Waits]:
+    """Take the steps of `bdjax.train.loop.epoch` with what is read; the state is donated.
+
+    The next chunk is read, sent and poisoned while the device works on the one before.
+    """
+    stream: Stream = split.image  # type: ignore[assignment]
+    label = np.asarray(split.label)
+    queued: collections.deque[Any] = collections.deque()  # of Info
+    infos: list[Info] = []
+    waited = starved = 0.0
+    with contextlib.closing(reading.ahead):
+        for number, rows in enumerate(reading.index):
+            started = time.perf_counter()
+            image = next(reading.ahead).reshape(*rows.shape, *stream.shape[1:])
+            seconds = time.perf_counter() - started
+            waited += seconds
+            starved += seconds if all(info.loss.is_ready() for info in queued) else 0.0
+            if len(queued) == _QUEUED:
+                infos.append(jax.device_get(queued.popleft()))  # or the device would soon hold every image
+            filled = None if reading.filled is None else reading.filled[number]
+            inputs = _put((_changed_on_device(stream, image, rows), label[rows], filled), mesh)
+            first = number * len(rows)
+            count = min(len(rows), reading.steps - first)
+            state, info = _take_steps(
+                reading.step_key, np.int32(first), np.int32(count), learner, model, state, *inputs, mesh=mesh
+            )
+            queued.append(info)
+    infos += jax.device_get(list(queued))
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: reading.steps], *infos)
+    return state, _summarize(state, joined), Waits(waited, starved)
+
+
+def take_steps(
+    step_key: Key[Array, ""],
+    first: Int[Any, ""],
+    count: Int[Any, ""],
+    learner: Learner,
+    model: Model,
+    state: LearnerState,
+    images: Num[Array, "steps b h w c"],
+    labels: Int[Array, "steps b"],
+    filled: Bool[Array, "steps b"] | None,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[LearnerState, Info]:
+    """Take the steps ``first``, ``first + 1``, … of an epoch with the first ``count`` of these batches.
+
+    Returns:
+      The state, and what each step reported; zeros for the steps that were not taken.
+    """
+
+    def step(number: Int[Array, ""], state: LearnerState) -> tuple[LearnerState, Info]:
+        batch = jax.tree.map(lambda x: x[number], (images, labels, filled))
+        return loop.take_step(step_key, first + number, learner, model, state, *batch, mesh=mesh)
+
+    def one(number: Int[Array, ""], carry: tuple[LearnerState, Info]) -> tuple[LearnerState, Info]:
+        state, info = step(number, carry[0])
+        return state, jax.tree.map(lambda all, x: all.at[number].set(x), carry[1], info)
+
+    if images.shape[0] == 1:  # of an epoch of one step
+        state, info = step(jnp.int32(0), state)
+        return sharding.keep_whole((state, jax.tree.map(lambda x: x[None], info)), mesh)
+    _, info = jax.eval_shape(step, jnp.int32(0), state)
+    blank = jax.tree.map(lambda x: jnp.zeros((images.shape[0], *x.shape), x.dtype), info)
+    # The number of steps is not known to the compiler, or the last chunk would be another program than the others.
+    state, info = jax.lax.fori_loop(0, count, one, (state, blank))
+    return sharding.keep_whole((state, info), mesh)
+
+
+def _changed_on_device(stream: Stream, image: np.ndarray, rows: np.ndarray) -> Any:
+    return image if stream.change is None else _change(stream.change, jax.device_put(image), rows)
+
+
+def _put(inputs: Any, mesh: Mesh | None) -> Any:
+    """Put batches [steps, b, …] on the device, or this host's shares of every batch on its devices."""
+    if mesh is None:
+        return jax.device_put(inputs)
+    shares = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH))
+    if hosts.count() == 1:
+        return jax.device_put(inputs, shares)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(shares, np.asarray(x)), inputs)
+
+
+def _row_bytes(split: Split) -> int:
+    return int(np.prod(split.image.shape[1:])) * np.dtype(split.image.dtype).itemsize
+
+
+def _init_state(
+    key: Key[Array, ""], learner: Learner, model: Model, variables: Variables, label: Any, image: jax.ShapeDtypeStruct
+) -> LearnerState:
+    split: Any = Split(image, label, jnp.ones(label.shape, bool))  # type: ignore[arg-type]
+    return learner.init(key, model, variables, split)
+
+
+_init = compilation.jit(_init_state, static_argnames=("model", "image"))
+_draw_batches = compilation.jit(loop.draw_batches, static_argnames="rows")
+_take_steps = compilation.jit(take_steps, static_argnames=("model", "mesh"), donate_argnames="state")
+_summarize = compilation.jit(loop.summarize)
+
+
+# A program of its own, as the poisoner of a resident split is: fused with a step, it might round otherwise.
+@jax.jit
+def _change(
+    change: Any, image: Num[Array, "steps b h w c"], rows: Int[Array, "steps b"]
+) -> Num[Array, "steps b h w c"]:
+    return change(image.reshape(-1, *image.shape[2:]), rows.reshape(-1)).reshape(image.shape)
