@@ -189,6 +189,49 @@ def test_an_empty_map():
     assert [grad.shape for grad in grads] == [(0, 1, 6, 6, 3), (0, 3, 3, 3, 4)]
 
 
+# bfloat16
+
+
+def narrow(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize("use", [forward_over_reverse, inside_scan, map_of_images, penalty_on_each_example])
+def test_bfloat16_has_the_values_and_types_of_jax_own(use):
+    image, kernel = narrow(0.3 * normal(3, 7, 5, 2)), narrow(0.3 * normal(3, 3, 2, 4))
+    ours, own = (
+        quick_jit(use, static_argnums=0)(convolve, image, kernel) for convolve in (conv_general_dilated, jax_own)
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(own), strict=True):
+        assert a.dtype == b.dtype == jnp.bfloat16
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=0.02 * abs(b).max())
+
+
+@pytest.mark.parametrize("maps", [0, 1])
+def test_bfloat16_is_accumulated_in_float32(maps):
+    """Each value is a sum of 512 ones, which in bfloat16 stops at 256; also with several problems in one."""
+
+    @quick_jit
+    def use(image, kernel):
+        derivatives = functools.partial(
+            value_and_gradients, lambda x, w: conv_general_dilated(x, w, (1, 1), [(0, 0)] * 2)
+        )
+        for _ in range(maps):
+            derivatives = jax.vmap(derivatives)
+        return derivatives(image, kernel, jnp.ones_like(image))
+
+    shape = (2,) * maps
+    found = use(jnp.ones((*shape, 8, 8, 8, 512), jnp.bfloat16), jnp.ones((*shape, 1, 1, 512, 512), jnp.bfloat16))
+    for array in jax.tree.leaves(found):
+        np.testing.assert_array_equal(array, 512)
+
+
+def test_two_types_are_refused():
+    with pytest.raises(TypeError, match="same dtypes"):
+        conv_general_dilated(normal(1, 4, 4, 2), narrow(normal(3, 3, 2, 2)), (1, 1), ((1, 1), (1, 1)))
+
+
 # What is left to JAX
 
 

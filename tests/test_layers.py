@@ -6,12 +6,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 from jax import lax
 from quick import quick_jit
 
-from bdjax.models._layers import BatchNorm, Dense, conv
+from bdjax.models._layers import BatchNorm, Dense, LinenModel, conv, pooled
 
 
 def normal(*shape: int) -> jax.Array:
@@ -90,6 +91,21 @@ def test_statistics_of_bfloat16_are_computed_in_float32():
     np.testing.assert_allclose(running["mean"], 0.1 * np.asarray(x, np.float64).mean(0), atol=1e-6)
 
 
+def test_the_gradient_through_batch_norm_is_rounded_once():
+    """Of a cotangent that is almost constant nearly nothing is left; in bfloat16 that rest would be rounding errors."""
+    x, rest = normal(64, 3), normal(64, 3)
+
+    @quick_jit
+    def pulled(x, cotangent):
+        return jax.vjp(lambda x: batch_norm.__wrapped__(x)[0], x)[1](cotangent)[0]
+
+    narrow, cotangent = x.astype(jnp.bfloat16), (1 + rest / 64).astype(jnp.bfloat16)
+    expected = pulled(narrow.astype(jnp.float32), cotangent.astype(jnp.float32))
+    ours = pulled(narrow, cotangent)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(ours, np.float32), expected, atol=2**-8 * float(abs(expected).max()))
+
+
 # Convolution
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -136,7 +152,7 @@ def test_weights_start_uniform_within_one_over_root_fan_in():
     assert params["kernel"].std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
 
 
-def test_a_dense_layer_computes_in_float32():
+def test_dense_layer():
     layer = Dense(3)
     variables = quick_jit(layer.init)(jax.random.key(0), jnp.zeros((1, 400)))
     assert abs(variables["params"]["kernel"]).max() <= 1 / 20
@@ -144,4 +160,47 @@ def test_a_dense_layer_computes_in_float32():
     x = normal(2, 400)
     expected = np.asarray(x) @ np.asarray(variables["params"]["kernel"]) + np.asarray(variables["params"]["bias"])
     np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
-    assert layer.apply(variables, x.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+# Types
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(conv(4, 3, name="layer"), (2, 6, 6, 3)), (Dense(4), (2, 3))])
+def test_a_layer_computes_in_the_type_of_its_input_and_has_float32_gradients(layer, shape):
+    x = normal(*shape).astype(jnp.bfloat16)
+    variables = quick_jit(layer.init)(jax.random.key(0), x)
+    grads = jax.eval_shape(jax.grad(lambda variables: layer.apply(variables, x).astype(jnp.float32).sum()), variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, grads))} == {jnp.dtype(jnp.float32)}
+    ours, expected = (quick_jit(layer.apply)(variables, x.astype(dtype)) for dtype in (jnp.bfloat16, jnp.float32))
+    assert (ours.dtype, expected.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(np.asarray(ours, np.float32), expected, atol=2**-6 * float(abs(expected).max()))
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    def loss(params, x):
+        return jnp.sin(Dense(3).apply({"params": params}, x).astype(jnp.float32)).sum()
+
+    program = jax.make_jaxpr(jax.grad(loss))(
+        {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}, jnp.ones((4096, 2), jnp.bfloat16)
+    )
+    sums = [line for line in str(program).splitlines() if "reduce_sum" in line]
+    assert any("f32[3]" in line for line in sums)
+    assert not any("bf16" in line for line in sums)
+
+
+def test_pooling_is_in_float32():
+    x = jnp.concatenate([jnp.full((1, 2, 2, 1), 256), jnp.full((1, 2, 2, 1), 258)], 1).astype(jnp.bfloat16)
+    assert pooled(x).dtype == jnp.float32
+    assert pooled(x).item() == 257  # no bfloat16 number
+
+
+def test_images_are_normalized_in_float32_and_logits_and_features_are_float32():
+    image = jnp.asarray(np.random.default_rng(0).random((2, 6, 6, 2), np.float32))
+    spec = networks.TINY
+    model = LinenModel(networks.Layer(lambda x: x), spec, "bfloat16")
+    logits, _ = model.apply({"params": {}, "batch_stats": {}}, image)
+    normalized = (np.asarray(image) - np.float32(spec.mean)) / np.float32(spec.std)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_array_equal(logits, normalized.reshape(2, -1).astype(jnp.bfloat16).astype(np.float32))
+    network = LinenModel(networks.Layer(Dense(3)), spec, "bfloat16")
+    assert jax.eval_shape(network.features, networks.random_variables(network), image).dtype == jnp.float32

@@ -1,4 +1,11 @@
-"""Layers with PyTorch's semantics, which the published results follow, and the wrapper around a Linen module."""
+"""Layers with PyTorch's semantics, which the published results follow, and the wrapper around a Linen module.
+
+A layer computes in the type of its input, so `LinenModel` alone decides it: it hands the module normalized images in
+the type that was asked for. In bfloat16 the operands of convolutions and matrix products are bfloat16, kernels
+included, and so is every activation, residual sums too; parameters, their gradients, statistics, pooled features and
+logits are float32. Sums over images and pixels are made in float32: in bfloat16 a sum of equal terms stops growing at
+the 256th.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +34,8 @@ class BatchNorm(nn.Module):
 
     In training, x is normalized with the batch mean and the biased batch variance, and the running values move by
     running ← 0.9 · running + 0.1 · batch, where the running variance takes the *unbiased* variance n/(n−1)·var.
-    Statistics are computed in float32. Rows that are not ``valid`` change nothing.
+    Statistics and output are computed in float32, and the output has the type of x. Rows that are not ``valid`` change
+    nothing.
     """
 
     momentum: float = 0.9
@@ -38,12 +46,15 @@ class BatchNorm(nn.Module):
         self, x: Float[Array, "n *d c"], *, train: bool, valid: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n *d c"]:
         channels = x.shape[-1]
+        # bfloat16 is for memory only, as in cuDNN. One cast serves the moments and the output: what comes back through
+        # the two almost cancels, and is to be added before it is rounded.
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if train:
-            mean, var, count = _moments(x, valid)
+            mean, var, count = _moments(wide, valid)
             if not self.is_initializing():
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -52,22 +63,21 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * factor + (bias - mean * factor)).astype(x.dtype)
+        return (wide * factor + (bias - mean * factor)).astype(x.dtype)
 
 
 def _moments(x: Array, valid: Array | None) -> tuple[Array, Array, Array]:
     """Return mean and biased variance per channel over the valid rows, and how many values they are made of."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
     values_per_row = math.prod(x.shape[1:-1])
     if valid is None:
-        mean = wide.mean(axes)
-        var = jnp.square(wide - mean).mean(axes)
+        mean = x.mean(axes)
+        var = jnp.square(x - mean).mean(axes)
         return mean, var, jnp.asarray(x.shape[0] * values_per_row, mean.dtype)
-    weight = valid.astype(wide.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    weight = valid.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
     count = jnp.maximum(weight.sum() * values_per_row, 1)
-    mean = (wide * weight).sum(axes) / count
-    var = (jnp.square(wide - mean) * weight).sum(axes) / count
+    mean = (x * weight).sum(axes) / count
+    var = (jnp.square(x - mean) * weight).sum(axes) / count
     return mean, var, count
 
 
@@ -77,7 +87,13 @@ def _uniform_fan_in(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jn
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def conv(features: int, size: int, *, stride: int = 1, dtype: str = "float32", name: str) -> nn.Conv:
+def _in_the_type_of_the_input(x: Array, *parameters: Array | None, dtype: Any) -> tuple[Array | None, ...]:
+    """Cast a layer's parameters to the type of its input; Flax's own rule is the wider of the two."""
+    del dtype
+    return x, *(None if leaf is None else leaf.astype(x.dtype) for leaf in parameters)
+
+
+def conv(features: int, size: int, *, stride: int = 1, name: str) -> nn.Conv:
     """Return a convolution without bias. Padding is explicit: XLA's SAME pads (0, 1) at stride 2, PyTorch (1, 1)."""
     pad = size // 2
     return nn.Conv(
@@ -86,27 +102,33 @@ def conv(features: int, size: int, *, stride: int = 1, dtype: str = "float32", n
         strides=(stride, stride),
         padding=((pad, pad), (pad, pad)),
         use_bias=False,
-        dtype=jnp.dtype(dtype),
         kernel_init=_uniform_fan_in,
+        promote_dtype=cast(Any, _in_the_type_of_the_input),
         conv_general_dilated=conv_general_dilated,
         name=name,
     )
 
 
 class Dense(nn.Module):
-    """A dense layer with PyTorch's default initialization of weights and bias; it computes in float32."""
+    """A dense layer with PyTorch's default initialization of weights and bias."""
 
     features: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         kernel = self.param("kernel", _uniform_fan_in, (x.shape[-1], self.features))
         bound = 1 / math.sqrt(x.shape[-1])
         bias = self.param(
             "bias", lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.features,)
         )
-        return x @ kernel + bias
+        # Nothing here or in a convolution asks for a float32 result (`preferred_element_type`): all backends accumulate
+        # in float32 and round once, and a float32 cotangent would make the products of the way back float32.
+        return (x @ kernel.astype(x.dtype) + bias).astype(x.dtype)
+
+
+def pooled(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+    """Return the mean over the positions, in float32: what the classifier takes in, which then computes in float32."""
+    return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +136,8 @@ class LinenModel:
     """A Linen module with its image specification as a `bdjax.types.Model`.
 
     The module takes normalized images and the keywords ``train`` and ``valid``. Two equal models share one
-    compilation.
+    compilation. ``dtype`` is the type in which the layers compute, ``"float32"`` or ``"bfloat16"``; whatever it is,
+    variables, logits and features are float32.
     """
 
     module: nn.Module
@@ -138,9 +161,9 @@ class LinenModel:
         x = self._normalize(image)
         with nn.intercept_methods(_factored):
             if not train:
-                return cast(Array, self.module.apply(variables, x, train=False)), variables["batch_stats"]
+                return _wide(self.module.apply(variables, x, train=False)), variables["batch_stats"]
             logits, changed = self.module.apply(variables, x, train=True, valid=valid, mutable=["batch_stats"])
-        return cast(Array, logits), changed.get("batch_stats", {})
+        return _wide(logits), changed.get("batch_stats", {})
 
     def features(self, variables: Variables, image: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         """Return what the last dense layer takes in, in evaluation mode."""
@@ -153,12 +176,17 @@ class LinenModel:
 
         with nn.intercept_methods(keep_input):
             self.apply(variables, image)
-        return seen[-1]
+        return _wide(seen[-1])
 
     def _normalize(self, image: Array) -> Array:
+        """Normalize in the images' own type, and round the result only."""
         mean, std = (jnp.asarray(values, image.dtype) for values in (self.spec.mean, self.spec.std))
         narrow = jnp.bfloat16 if self.dtype == "bfloat16" else image.dtype
         return ((image - mean) / std).astype(narrow)
+
+
+def _wide(x: Any) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _factored(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -170,16 +198,18 @@ def _factored(next_call: Any, args: Any, kwargs: Any, context: nn.module.Interce
     if not isinstance(kernel, FactoredKernel):
         return next_call(*args, **kwargs)
     (x,) = args
+    # A group's filters see their own inputs only: U cannot come after V.
+    grouped = isinstance(layer, nn.Conv) and layer.feature_group_count > 1
+    first = kernel.multiplied() if grouped else kernel.v
     if isinstance(layer, Dense):
-        x = (x.astype(kernel.v.dtype) @ kernel.v * kernel.scale) @ kernel.u.T
+        x = x @ first.astype(x.dtype)
     else:
-        grouped = layer.feature_group_count > 1  # a group's filters see their own inputs only: U cannot come after V
-        first = kernel.multiplied() if grouped else kernel.v
         plain = layer.clone(parent=None, name=None, features=first.shape[-1], use_bias=False)
         x = cast(Array, plain.apply({"params": {"kernel": first}}, x))
-        x = x if grouped else (x * kernel.scale.astype(x.dtype)) @ kernel.u.T.astype(x.dtype)
+    if not grouped:  # the scale is not rounded, so that its gradient, a sum over images and pixels, is float32
+        x = (x * kernel.scale).astype(x.dtype) @ kernel.u.T.astype(x.dtype)
     bias = layer.get_variable("params", "bias")
-    return x if bias is None else x + bias.astype(x.dtype)
+    return x if bias is None else (x + bias).astype(x.dtype)
 
 
 def _init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:

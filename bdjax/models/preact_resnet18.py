@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
-from bdjax.models._layers import BatchNorm, Dense, LinenModel, check_options, conv
+from bdjax.models._layers import BatchNorm, Dense, LinenModel, check_options, conv, pooled
 from bdjax.types import ImageSpec, Model
 
 
@@ -19,43 +19,41 @@ def preact_resnet18(spec: ImageSpec, width: int = 64, dtype: str = "float32") ->
     Args:
       spec: the images' specification; any height and width.
       width: channels of the first stage; the stages have width · (1, 2, 4, 8).
-      dtype: ``"float32"`` or ``"bfloat16"`` for the convolutions; parameters, statistics and logits stay float32.
+      dtype: in which the layers compute, ``"float32"`` or ``"bfloat16"``; variables, features and logits are float32.
 
     Raises:
       InputError: ``width`` below 1, or an unknown ``dtype``.
     """
     check_options(width, dtype)
-    return LinenModel(_PreActResNet(num_classes=spec.num_classes, width=width, dtype=dtype), spec, dtype)
+    return LinenModel(_PreActResNet(num_classes=spec.num_classes, width=width), spec, dtype)
 
 
 class _Block(nn.Module):
     features: int
     stride: int
-    dtype: str
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, valid: Array | None) -> Array:
         out = nn.relu(BatchNorm(name="bn1")(x, train=train, valid=valid))
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv(self.features, 1, stride=self.stride, dtype=self.dtype, name="shortcut")(out)
-        out = conv(self.features, 3, stride=self.stride, dtype=self.dtype, name="conv1")(out)
+            x = conv(self.features, 1, stride=self.stride, name="shortcut")(out)
+        out = conv(self.features, 3, stride=self.stride, name="conv1")(out)
         out = nn.relu(BatchNorm(name="bn2")(out, train=train, valid=valid))
-        return x + conv(self.features, 3, dtype=self.dtype, name="conv2")(out)
+        return x + conv(self.features, 3, name="conv2")(out)
 
 
 class _PreActResNet(nn.Module):
     num_classes: int
     width: int
-    dtype: str
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "n h w c"], *, train: bool, valid: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n k"]:
-        x = conv(self.width, 3, dtype=self.dtype, name="conv1")(x)
+        x = conv(self.width, 3, name="conv1")(x)
         for stage in range(4):
             for block in range(2):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"layer{stage + 1}_{block}"
-                x = _Block(self.width * 2**stage, stride, self.dtype, name=name)(x, train=train, valid=valid)
-        return Dense(self.num_classes, name="linear")(x.mean((1, 2)))
+                x = _Block(self.width * 2**stage, stride, name=name)(x, train=train, valid=valid)
+        return Dense(self.num_classes, name="linear")(pooled(x))

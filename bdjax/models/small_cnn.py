@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
-from bdjax.models._layers import BatchNorm, Dense, LinenModel, check_options, conv
+from bdjax.models._layers import BatchNorm, Dense, LinenModel, check_options, conv, pooled
 from bdjax.types import ImageSpec, Model
 
 
@@ -17,19 +17,18 @@ def small_cnn(spec: ImageSpec, width: int = 16, dtype: str = "float32") -> Model
     Args:
       spec: the images' specification; any height and width.
       width: channels of the first convolution.
-      dtype: ``"float32"`` or ``"bfloat16"`` for the convolutions; parameters, statistics and logits stay float32.
+      dtype: in which the layers compute, ``"float32"`` or ``"bfloat16"``; variables, features and logits are float32.
 
     Raises:
       InputError: ``width`` below 1, or an unknown ``dtype``.
     """
     check_options(width, dtype)
-    return LinenModel(_SmallCNN(num_classes=spec.num_classes, width=width, dtype=dtype), spec, dtype)
+    return LinenModel(_SmallCNN(num_classes=spec.num_classes, width=width), spec, dtype)
 
 
 class _SmallCNN(nn.Module):
     num_classes: int
     width: int
-    dtype: str
 
     @nn.compact
     def __call__(
@@ -37,6 +36,6 @@ class _SmallCNN(nn.Module):
     ) -> Float[Array, "n k"]:
         for layer in range(3):
             stride = 1 if layer == 0 else 2
-            x = conv(self.width * 2**layer, 3, stride=stride, dtype=self.dtype, name=f"conv{layer + 1}")(x)
+            x = conv(self.width * 2**layer, 3, stride=stride, name=f"conv{layer + 1}")(x)
             x = nn.relu(BatchNorm(name=f"bn{layer + 1}")(x, train=train, valid=valid))
-        return Dense(self.num_classes, name="linear")(x.mean((1, 2)))
+        return Dense(self.num_classes, name="linear")(pooled(x))
