@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import inspect
 import os
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bdjax import __version__
+from bdjax import __version__, guard
 from bdjax.checks import InputError, integer, non_negative
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 143
@@ -32,9 +35,31 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 failed, 2 a mistake in what was asked, 143 stopped."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _of_several(words) if guard.is_watched() else _answer(words)
+
+
+def _of_several(words: list[str]) -> int:
+    """Do as `main`, being one process of several: leave with the others, or at once if one of them is gone."""
+    from bdjax.train import hosts
+
+    try:
+        code = _answer(words)
+    except Exception as error:
+        if hosts.is_loss(error):
+            _complain(f"{guard.LOST} ({str(error).partition(chr(10))[0][:200]}).", EXIT_FAILED)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(EXIT_FAILED)  # what JAX does at the end waits for the others
+    hosts.finish(code)
+    return code
+
+
+def _answer(words: list[str]) -> int:
     try:
         try:
-            return _call(list(sys.argv[1:] if arguments is None else arguments))
+            return _call(words)
         finally:
             print(end="", flush=True)  # a reader who has gone is noticed here, not when Python exits
     except InputError as error:
@@ -55,8 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _call(words: list[str]) -> int:
     options, rest = _parser().parse_known_args(words)
-    if rest and options.command is not _run:
+    options.words = words[1:]
+    if rest and options.command not in (_run, _sweep):
         raise InputError(f"unknown option {rest[0]!r}; see bdjax {options.name} --help.")
+    if options.command is _run and options.hosts and not options.show and not guard.is_watched():
+        return guard.watch("bdjax.cli", words)
     return options.command(options, rest)
 
 
@@ -101,8 +129,66 @@ def _parser() -> argparse.ArgumentParser:
         help="measure the loss surface every N epochs of each defense",
     )
     run.add_argument("--show", action="store_true", help="print the resolved config and stop")
+    run.add_argument(
+        "--data-on",
+        default="auto",
+        metavar="PLACE",
+        help="training images on the device, on the host or on disk, from where they are streamed (default: by size)",
+    )
     _execution_options(run, "runs")
+    several = run.add_argument_group(
+        "several hosts",
+        "Start the same command on each host, with folders that they share. One that is lost ends the others; the same "
+        "command continues, also on another number of hosts.",
+    )
+    several.add_argument(
+        "--hosts",
+        metavar="auto|N",
+        help="split each batch over N processes; auto: as SLURM, MPI or a TPU pod says",
+    )
+    several.add_argument("--host", type=int, metavar="I", help="which one this is, from 0 (not with auto)")
+    several.add_argument("--coordinator", metavar="ADDRESS:PORT", help="where host 0 is to listen (not with auto)")
+    several.add_argument(
+        "--host-timeout", type=int, default=60, metavar="SECONDS", help="when a silent one counts as lost (default: 60)"
+    )
     run.set_defaults(command=_run)
+
+    sweep = commands.add_parser(
+        "sweep",
+        usage="bdjax sweep [CONFIG] --over KEY=V1,V2,... [--over ...] [--seeds N] [--section.key VALUE ...] [options]",
+        help="many runs as few programs, with a sensitivity curve",
+        description="Carry out a run for each combination of the values, and the control rows of all. Runs that differ "
+        "in numbers alone are trained together. What is finished is not done again: the same command continues, and "
+        "several of them, in one folder, share the work.",
+        epilog="Every field of a config is an option, as for bdjax run: --section.key value.",
+        allow_abbrev=False,
+    )
+    sweep.add_argument(
+        "--config", metavar="CONFIG", action="append", default=[], help="a YAML file, defaults where it is silent"
+    )
+    sweep.add_argument(
+        "--over",
+        metavar="KEY=V1,V2,...",
+        action="append",
+        default=[],
+        help="values of a key, such as defense.rho=0.5,1,2 or attack=badnets,blended; may be repeated",
+    )
+    sweep.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 for each combination")
+    sweep.add_argument(
+        "--form",
+        default="auto",
+        help="how the runs of one device are computed: loop, one after another; vmap, all at once; map:k, k at once; "
+        "auto times them on a few steps (default)",
+    )
+    sweep.add_argument(
+        "--at-once", type=int, metavar="N", help="most runs in one program (default: 32, or each job's share)"
+    )
+    sweep.add_argument(
+        "--batch-devices", type=int, default=1, metavar="N", help="devices that share the batches of a run (default: 1)"
+    )
+    _job_options(sweep)
+    _execution_options(sweep, "runs", devices="spread the runs over this many devices (default: 1)")
+    sweep.set_defaults(command=_sweep)
 
     listing = commands.add_parser("list", help="what there is", allow_abbrev=False)
     listing.add_argument("kind", choices=_KINDS)
@@ -112,7 +198,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="tables and figures of finished runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
     report.add_argument("--format", default="console", help="console, markdown, csv or latex")
-    report.add_argument("--figures", metavar="DIR", help="also draw the figures into this folder")
+    report.add_argument(
+        "--figures", metavar="DIR", help="also draw the figures here, with a curve of each swept option"
+    )
     report.add_argument("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
     report.set_defaults(command=_report)
 
@@ -133,12 +221,58 @@ def _parser() -> argparse.ArgumentParser:
     smoothness.add_argument("--data-dir", help="where prepared data sets lie")
     smoothness.add_argument("--quiet", action="store_true", help="no progress")
     smoothness.set_defaults(command=_smoothness)
+
+    bench = commands.add_parser(
+        "bench",
+        help="how fast this machine is at all this",
+        description="Measure training steps, sweeps, scaling over devices, loading, poisoning and compiling on random "
+        "images; print a table and write JSON. What is not given suits the machine.",
+        allow_abbrev=False,
+    )
+    bench.add_argument("--out", default="bench.json", metavar="FILE", help="replaced if there (default: bench.json)")
+    bench.add_argument("--model", help="a network (default: preact_resnet18)")
+    bench.add_argument("--width", type=int, nargs="+", metavar="W", dest="widths", help="widths of the network")
+    bench.add_argument("--batch", type=int, nargs="+", metavar="B", dest="batch_sizes", help="images a step")
+    bench.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the random images (default: 32)")
+    bench.add_argument("--dtype", metavar="TYPE", help="in which the network computes: float32 or bfloat16")
+    bench.add_argument(
+        "--only", nargs="+", metavar="SECTION", dest="sections", help="loads steps sweeps scaling startup"
+    )
+    bench.add_argument("--points", type=int, nargs="+", metavar="N", help="sizes of the sweeps (default: 1 2 4 8 16)")
+    bench.add_argument("--devices", type=int, metavar="N", help="the most that scaling uses (default: all)")
+    bench.add_argument("--steps", type=int, metavar="N", help="training steps in a timed call")
+    bench.add_argument("--rounds", type=int, metavar="R", help="how often each call is timed")
+    bench.add_argument(
+        "--minutes", type=float, metavar="M", help="skip what is left then (default: 5 on a CPU, else 8)"
+    )
+    bench.add_argument("--data-dir", help="where a prepared CIFAR-10 may lie")
+    bench.add_argument("--quick", action="store_true", help="one width and batch size, small sweeps, one round")
+    bench.add_argument("--quiet", action="store_true", help="no progress")
+    bench.set_defaults(command=_bench)
     return parser
 
 
-def _execution_options(parser: argparse.ArgumentParser, out: str) -> None:
+def _job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=int, metavar="N", help="submit N jobs that share the sweep, and return at once")
+    parser.add_argument(
+        "--cluster", default="slurm", help="where: slurm (default), or local, processes of this machine"
+    )
+    parser.add_argument(
+        "--job",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of submitit, such as timeout_min=240, gpus_per_node=1 or slurm_partition=gpu; may be repeated",
+    )
+
+
+def _execution_options(
+    parser: argparse.ArgumentParser,
+    out: str,
+    devices: str = "split each batch over this many devices (default: 1; of several hosts: all)",
+) -> None:
     parser.add_argument("--out", default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
-    parser.add_argument("--devices", type=int, default=1, help="split each batch over this many devices (default: 1)")
+    parser.add_argument("--devices", type=int, help=devices)
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=1.0, help="least seconds between checkpoints; 0: after every epoch"
     )
@@ -163,28 +297,110 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax import config as configs
     from bdjax import run, schema
+    from bdjax.train import hosts
 
-    files = options.config
-    if rest and not rest[0].startswith("--"):
-        files = [*files, rest.pop(0)]
-    if len(files) > 1:
-        raise InputError(f"name one config, not {len(files)}: {', '.join(files)}.")
-    values = schema.read(Path(files[0])) if files else {}
-    try:
-        config = configs.resolve(schema.merge(values, schema.overrides(rest)))
-    except RecursionError:
-        raise InputError("the config is nested too deeply.") from None
+    values = _values(options.config, rest)
+    with _shallow():
+        config = configs.resolve(values)
     if options.show:
         for key, value in schema.flatten(config.to_dict()).items():
             print(f"{key}: {'null' if value is None else value}")
         return 0
     code = _carry_out(options, lambda execution: run.run_with_controls(config, execution))
-    if code:
+    if code or not hosts.is_first():
         return code
     _print_table([Path(options.out) / row.run_id for row in run.with_controls(config)])
     _print_selection(Path(options.out) / config.run_id)
     print(f"record: {Path(options.out) / config.run_id / 'record.json'}")
     return 0
+
+
+def _sweep(options: argparse.Namespace, rest: list[str]) -> int:
+    from bdjax import run, sweep_run
+
+    values = _values(options.config, rest)
+    axes: dict[str, list[str]] = {}
+    for word in options.over:
+        path, equals, listed = word.partition("=")
+        if not (path and equals):
+            raise InputError(f"--over must be KEY=V1,V2,..., such as defense.rho=0.5,1,2; got {word!r}.")
+        if path in axes:
+            raise InputError(f"--over {path} stands twice; list all of its values in one.")
+        axes[path] = [value.strip() for value in listed.split(",") if value.strip()]
+    if options.seeds is not None:
+        integer(1, seeds=options.seeds)
+        if "seed" in axes:
+            raise InputError("--seeds and --over seed exclude each other; give one.")
+        axes["seed"] = [str(seed) for seed in range(options.seeds)]
+    with _shallow():
+        wanted = sweep_run.points(values, axes)
+    devices = 1 if options.devices is None else options.devices
+    at_once = _at_once(options, len(wanted))
+    spread = sweep_run.Spread(options.form, devices, options.batch_devices, at_once)
+    if options.jobs is not None:
+        return _submit(options, at_once)
+    rows = []
+    code = _carry_out(options, lambda execution: rows.extend(sweep_run.run(wanted, execution, spread)))
+    if code:
+        return code
+    folders = [folder for row in rows if run.finished(folder := Path(options.out) / row.run_id) is not None]
+    if len(folders) < len(rows):
+        count = len(rows) - len(folders)
+        _complain(f"{count} of {len(rows)} runs diverged; the reason stands in their record.json.", EXIT_FAILED)
+    if not folders:
+        return EXIT_FAILED
+    _print_table(folders)
+    _draw(folders, Path(options.out) / "figures")
+    return 0
+
+
+def _at_once(options: argparse.Namespace, count: int) -> int:
+    """Return how many runs make a group: as asked, or so many that there is a group for each job."""
+    if options.at_once is not None:
+        return options.at_once
+    return min(32, -(-count // max(options.jobs or 1, 1)))
+
+
+def _submit(options: argparse.Namespace, at_once: int) -> int:
+    """Submit the same command, less what submits it, as jobs."""
+    from bdjax import launch
+
+    non_negative(checkpoint_seconds=options.checkpoint_seconds)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _job_options(own)
+    words = own.parse_known_args(options.words)[1]
+    words += [] if options.at_once is not None else ["--at-once", str(at_once)]
+    given = {}
+    for word in options.job:
+        key, equals, value = word.partition("=")
+        if not (key and equals):
+            raise InputError(f"--job must be KEY=VALUE, such as timeout_min=240; got {word!r}.")
+        given[key] = int(value) if value.isdecimal() else value
+    jobs = launch.submit(words, _out(options), options.jobs, cluster=options.cluster, options=given)
+    print("submitted: " + ", ".join(job.job_id for job in jobs))
+    print(f"then: bdjax report {options.out} --figures {Path(options.out) / 'figures'}")
+    return 0
+
+
+def _values(files: list[str], rest: list[str]) -> dict[str, Any]:
+    """Return the values of a config file with those of the command line over them; the file may come first, bare."""
+    from bdjax import schema
+
+    if rest and not rest[0].startswith("--"):
+        files = [*files, rest.pop(0)]
+    if len(files) > 1:
+        raise InputError(f"name one config, not {len(files)}: {', '.join(files)}.")
+    values = schema.read(Path(files[0])) if files else {}
+    with _shallow():
+        return schema.merge(values, schema.overrides(rest))
+
+
+@contextlib.contextmanager
+def _shallow() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise InputError("the config is nested too deeply.") from None
 
 
 def _print_selection(folder: Path) -> None:
@@ -205,27 +421,52 @@ def _print_selection(folder: Path) -> None:
 def _carry_out(options: argparse.Namespace, work: Any) -> int:
     """Call ``work(execution)`` with a progress bar; tell in one line if it diverged or was stopped."""
     from bdjax import progress, run
-    from bdjax.train import compilation, loop
+    from bdjax.train import compilation, hosts, loop
 
-    integer(1, devices=options.devices)
+    if options.devices is not None:
+        integer(1, devices=options.devices)
     every = getattr(options, "smoothness_every", 0)
     integer(smoothness_every=every)
     non_negative(checkpoint_seconds=options.checkpoint_seconds)
     compilation.enable_cache()
+    out = _out(options)
+    asked = _join(options)
+    devices = options.devices or (hosts.devices() if hosts.count() > 1 else 1)
+    quiet = options.quiet or not hosts.is_first()
+    try:
+        with run.stop_on_signal() as signaled, progress.bar(quiet=quiet) as on_epoch:
+            should_stop = lambda: signaled() or asked()  # noqa: E731
+            execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
+            work(dataclasses.replace(execution, data_on=getattr(options, "data_on", "auto")))
+    except loop.Stopped as stopped:
+        if hosts.is_first():
+            print(f"bdjax: {stopped}; the same command continues.", file=sys.stderr)
+        return EXIT_STOPPED
+    except loop.Diverged as diverged:
+        return _complain(diverged, EXIT_FAILED)
+    return 0
+
+
+def _out(options: argparse.Namespace) -> Path:
     if not options.out:
         raise InputError("out must name a folder, got ''.")
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out must be a folder; {out} is a file.")
-    try:
-        with run.stop_on_signal() as should_stop, progress.bar(quiet=options.quiet) as on_epoch:
-            work(run.Execution(out, options.devices, options.checkpoint_seconds, on_epoch, should_stop, every))
-    except loop.Stopped as stopped:
-        print(f"bdjax: {stopped}; the same command continues.", file=sys.stderr)
-        return EXIT_STOPPED
-    except loop.Diverged as diverged:
-        return _complain(diverged, EXIT_FAILED)
-    return 0
+    return out
+
+
+def _join(options: argparse.Namespace) -> Callable[[], bool]:
+    """Join the other processes of the run, if it has any; return whether the process that guards this is to stop."""
+    from bdjax.train import hosts
+
+    asked = guard.listen() if guard.is_watched() else lambda: False
+    if options.command is not _run:
+        return asked
+    hosts.check(options.hosts, options.host, options.coordinator, options.host_timeout)
+    if options.hosts is not None:
+        hosts.start(options.hosts, options.host, options.coordinator, options.host_timeout)
+    return asked
 
 
 def _list(options: argparse.Namespace, rest: list[str]) -> int:
@@ -273,6 +514,25 @@ def _smoothness(options: argparse.Namespace, rest: list[str]) -> int:
         options.runs, variants=variants, settings=settings, data_dir=options.data_dir, on_run=tell
     ):
         print(file)
+    return 0
+
+
+def _bench(options: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from bdjax import bench
+    from bdjax.bench import session, table
+
+    def tell(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(session.Settings)}
+    settings = session.settings(quick=options.quick, **given)
+    try:
+        results = bench.run(settings, Path(options.out), tell)
+    except KeyboardInterrupt:
+        return _complain(f"interrupted; {options.out} has the sections that were done.", EXIT_STOPPED)
+    print(table.table(results))
     return 0
 
 

@@ -133,7 +133,7 @@ class SelectionConfig:
 class Config:
     """A run: one victim, one defense, one seed. `resolve` makes it from plain values.
 
-    ``selection`` is None unless an option of the defense is ``auto``, and then stands in no record.
+    ``selection`` is None, and in no record, unless an option of the defense is ``auto``.
     """
 
     seed: int

@@ -7,7 +7,6 @@ attacks, defenses and images.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,25 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from bdjax import sensitivity
 from bdjax.checks import InputError, one_of
+from bdjax.layout import (
+    BLUE,
+    GREEN,
+    GREY,
+    HEADING,
+    MARGIN,
+    ORANGE,
+    STYLE,
+    WIDTH,
+    axes,
+    cut,
+    legend,
+    need_matplotlib,
+    print_width,
+    save,
+    write,
+)
 from bdjax.report import RATES, Record, Row, best, common, summarize, victims
 from bdjax.tables import spread, write_csv
 
@@ -29,10 +46,7 @@ SAMPLES = "samples.npz"
 FORMATS = ("png", "pdf", "svg")
 OVERVIEW_ATTACKS = 4  # more do not fit on one page
 
-# Okabe and Ito's colors, three of them darkened until small print is easy to read on white
-BLUE, ORANGE, GREEN, GREY = "#0068A8", "#C44E00", "#007A5A", "#6B6B6B"
-_STYLE = {"font.family": "DejaVu Sans", "font.size": 8.5, "pdf.fonttype": 42, "svg.hashsalt": "bdjax"}
-_WIDTH, _MARGIN, _GAP, _LINE, _HEADER = 8.0, 0.15, 0.3, 0.155, 0.75  # inches
+_GAP, _LINE, _HEADER = 0.3, 0.155, 0.75  # inches
 _SERIES = (
     ("clean_accuracy", "ACC: clean accuracy", BLUE, "o", -0.18),
     ("attack_success_rate", "ASR: attack success rate", ORANGE, "D", 0.18),
@@ -49,7 +63,8 @@ def draw(records: Iterable[Record], folder: str | Path, format: str = "png") -> 
     """Draw ``overview``, ``summary`` and ``samples`` into a folder as ``png``, ``pdf`` or ``svg``.
 
     The values behind them go beside them: ``summary.csv`` (one line per run) and ``samples.csv`` (one line per image).
-    Where the run folders hold no test images, ``samples`` is left out with a warning.
+    Where the run folders hold no test images, ``samples`` is left out with a warning. Where an option was swept, its
+    curve is ``sensitivity-defense.rho``, with its values in the csv of the same name.
 
     Returns:
         The files written: figures, overview first, then values.
@@ -58,38 +73,27 @@ def draw(records: Iterable[Record], folder: str | Path, format: str = "png") -> 
         InputError: no records, no matplotlib, an unknown format, damaged test images, or an unwritable folder.
     """
     one_of(FORMATS, format=format)
-    _need_matplotlib()
+    need_matplotlib()
     import matplotlib
 
     rows = summarize(records)
     if not rows:
         raise InputError("There are no records to draw.")
     samples = _samples(rows)
+    curves = sensitivity.find(rows)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(cast(Any, _STYLE)):
-            paths = [_save(page, folder / f"{name}.{format}") for name, page in _pages(rows, samples).items()]
+        with matplotlib.rc_context(cast(Any, STYLE)):
+            pages = _pages(rows, samples) | {found.name: sensitivity.draw(found) for found in curves}
+            paths = [save(page, folder / f"{name}.{format}") for name, page in pages.items()]
         texts = {"summary.csv": _summary_csv(rows)} | ({"samples.csv": _samples_csv(samples)} if samples else {})
+        texts |= {f"{found.name}.csv": sensitivity.as_csv(found) for found in curves}
         for name, text in texts.items():
             (folder / name).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"The figures cannot be written to {folder}: {error.strerror}.") from error
     return paths + [folder / name for name in texts]
-
-
-def _need_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise InputError("Figures need matplotlib, which pip install 'bdjax[plots]' brings.") from error
-
-
-def _save(page: Figure, path: Path) -> Path:
-    # no date, so that the same records give the same file
-    metadata = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[path.suffix]
-    page.savefig(path, dpi=min(200, 30_000 / page.get_figheight()), metadata=metadata)
-    return path
 
 
 # --- Test images -----------------------------------------------------------------------------------------------------
@@ -179,7 +183,7 @@ def _columns(sample: Sample, most: int) -> list[int]:
 def _cells(sample: Sample, width: float) -> tuple[list[int], float, float]:
     """Return the images that fit into a block of that width, and the width of a column and height of an image."""
     names = [sample.class_name(label) for label in np.unique(sample.arrays["label"])]
-    least = min(max(0.5, 0.14 + max(_print_width(f"✗ {name}") for name in names)), 1.2)
+    least = min(max(0.5, 0.14 + max(print_width(f"✗ {name}") for name in names)), 1.2)
     room = width - _HEADER
     chosen = _columns(sample, min(int(room / least), 10))
     column = min(room / len(chosen), 1.2)
@@ -219,7 +223,7 @@ def _line(ax: Axes, y: float, column: float, head: str, words: Sequence[str], co
     """Write a line of words, each centered in its column and cut where it is wider."""
     ax.text(0, y, head, va="center", color=GREY)
     for j, (word, color) in enumerate(zip(words, colors, strict=True)):
-        ax.text(_HEADER + (j + 0.5) * column, y, _cut(word, column - 0.08), ha="center", va="center", color=color)
+        ax.text(_HEADER + (j + 0.5) * column, y, cut(word, column - 0.08), ha="center", va="center", color=color)
 
 
 def _image(ax: Axes, image: np.ndarray, center: float, top: float, height: float) -> None:
@@ -236,22 +240,6 @@ def _image(ax: Axes, image: np.ndarray, center: float, top: float, height: float
     )
 
 
-@functools.cache
-def _print_width(words: str) -> float:
-    """Return how wide words print at the size of the figures, in inches."""
-    from matplotlib.textpath import TextPath
-
-    # print on a raster comes out a little wider than the outlines
-    return 1.03 * TextPath((0, 0), words or " ", size=_STYLE["font.size"]).get_extents().width / 72
-
-
-def _cut(words: str, room: float) -> str:
-    """Return words that print no wider than the room, ending in … where they were cut."""
-    while len(words) > 3 and _print_width(words) > room:
-        words = words[:-2].rstrip("… ") + "…"
-    return words
-
-
 # --- Rates -----------------------------------------------------------------------------------------------------------
 
 
@@ -261,18 +249,18 @@ def _rates_height(rows: Sequence[Row]) -> float:
 
 def _defense_label(row: Row, room: float) -> str:
     """Return a defense and its settings on one or two lines of that width."""
-    if _print_width(row.defense) <= room:
+    if print_width(row.defense) <= room:
         return row.defense
     words = row.defense.split()
-    fitting = [i for i in range(1, len(words)) if _print_width(" ".join(words[:i])) <= room] or [1]
-    return "\n".join(_cut(" ".join(part), room) for part in (words[: fitting[-1]], words[fitting[-1] :]) if part)
+    fitting = [i for i in range(1, len(words)) if print_width(" ".join(words[:i])) <= room] or [1]
+    return "\n".join(cut(" ".join(part), room) for part in (words[: fitting[-1]], words[fitting[-1] :]) if part)
 
 
 def _rates_margins(rows: Sequence[Row], width: float) -> tuple[float, float]:
     """Return the room for the names on the left and the numbers on the right, in inches."""
     names = [line for row in rows for line in _defense_label(row, 0.4 * width).splitlines()]
     numbers = [_number(row, series[0]) for row in rows for series in _SERIES]
-    return max(_HEADER, 0.1 + max(map(_print_width, names))), 0.1 + max(map(_print_width, numbers))
+    return max(_HEADER, 0.1 + max(map(print_width, names))), 0.1 + max(map(print_width, numbers))
 
 
 def _draw_rates(ax: Axes, rows: Sequence[Row], width: float, numbers: float) -> None:
@@ -280,7 +268,7 @@ def _draw_rates(ax: Axes, rows: Sequence[Row], width: float, numbers: float) -> 
 
     ``width`` is that of the block and ``numbers`` that of the room to the right of the axes, in inches.
     """
-    right = 1 + numbers / (ax.get_position().width * _WIDTH)
+    right = 1 + numbers / (ax.get_position().width * WIDTH)
     for y, row in enumerate(rows):
         if y % 2 == 0:
             ax.axhspan(y - 0.5, y + 0.5, color="#F3F3F3", lw=0, zorder=0)
@@ -353,7 +341,7 @@ def _pages(rows: Sequence[Row], samples: dict[str, Sample]) -> dict[str, Figure]
     shown = dict(list(groups.items())[:OVERVIEW_ATTACKS])
     heading = common(rows)
     some = f" ({len(shown)} of {len(groups)} attacks)" if len(shown) < len(groups) else ""
-    columns = 2 if max(_print_width(row.defense) for row in rows) < 0.22 * _WIDTH else 1
+    columns = 2 if max(print_width(row.defense) for row in rows) < 0.22 * WIDTH else 1
     both = [Block(title, samples.get(title), group) for title, group in shown.items()]
     pages = {
         "overview": _page(heading + some, both, columns),
@@ -369,21 +357,21 @@ def _page(heading: str, blocks: Sequence[Block], columns: int) -> Figure:
     from matplotlib.figure import Figure
 
     columns = min(columns, len(blocks))
-    width = (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) / columns
+    width = (WIDTH - 2 * MARGIN - (columns - 1) * _GAP) / columns
     lines = [blocks[i : i + columns] for i in range(0, len(blocks), columns)]
     heights = [tuple(map(max, zip(*(block.heights(width) for block in line), strict=True))) for line in lines]
     keys = _keys(blocks)
     rows = [row for block in blocks for row in block.rows]
     margins = _rates_margins(rows, width) if rows else (0.0, 0.0)  # the same in all blocks, so that axes line up
     top = 0.42 if heading else 0.12
-    page = Figure(figsize=(_WIDTH, top + sum(map(sum, heights)) + 0.22 * len(keys) + 0.1), facecolor="white")
-    _write(page, _MARGIN, 0.12, heading, size=11, weight="bold")
+    page = Figure(figsize=(WIDTH, top + sum(map(sum, heights)) + 0.22 * len(keys) + 0.1), facecolor="white")
+    write(page, MARGIN, 0.12, heading, **HEADING)
     for line, parts in zip(lines, heights, strict=True):
         for column, block in enumerate(line):
-            _draw_block(page, block, (_MARGIN + column * (width + _GAP), top, width), parts, margins)
+            _draw_block(page, block, (MARGIN + column * (width + _GAP), top, width), parts, margins)
         top += sum(parts)
     for key in keys:
-        _legend(page, key, top)
+        legend(page, key, top)
         top += 0.22
     return page
 
@@ -398,41 +386,23 @@ def _draw_block(
     """Draw a block at its place: left, top and width in inches."""
     left, top, width = place
     heading, images, _ = heights
-    _write(page, left, top, _cut(block.title, 0.75 * width), size=10, weight="bold")
+    write(page, left, top, cut(block.title, 0.75 * width), size=10, weight="bold")
     if block.sample:
         run = f"seed {block.sample.record.seed}, before and after {block.sample.row.defense}"
         why = " (highest DER)" if block.sample.best else ""
-        _write(page, left, top + 0.2, _cut(run, width - _print_width(why)) + why, color=GREY)
+        write(page, left, top + 0.2, cut(run, width - print_width(why)) + why, color=GREY)
         height = _samples_height(block.sample, width)
-        _draw_samples(_axes(page, left, top + heading, width, height), block.sample, width)
+        _draw_samples(axes(page, left, top + heading, width, height), block.sample, width)
     if block.rows:
         names, numbers = margins
         inner = (left + names, top + heading + images, width - names - numbers, _rates_height(block.rows) - 0.42)
-        _draw_rates(_axes(page, *inner), block.rows, width, numbers)
+        _draw_rates(axes(page, *inner), block.rows, width, numbers)
 
 
 def _keys(blocks: Sequence[Block]) -> list[list[Line2D]]:
     rows = [row for block in blocks for row in block.rows]
     keys = [_samples_key()] if any(block.sample for block in blocks) else []
     return keys + ([_rates_key(rows)] if rows else [])
-
-
-def _axes(page: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Add axes whose place on the page is given in inches from the top left corner."""
-    across, down = page.get_size_inches()
-    return page.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
-
-
-def _write(page: Figure, left: float, top: float, words: str, **style: Any) -> None:
-    across, down = page.get_size_inches()
-    page.text(left / across, 1 - top / down, words, va="top", **style)
-
-
-def _legend(page: Figure, key: list[Line2D], top: float) -> None:
-    at = (0.5, 1 - top / page.get_figheight())
-    page.legend(
-        handles=key, loc="upper center", bbox_to_anchor=at, ncol=len(key), frameon=False, borderpad=0, handletextpad=0.4
-    )
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------

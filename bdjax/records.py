@@ -10,7 +10,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def claimed(folders: Iterable[Path]) -> Iterator[Path | None]:
+    """Hold all of the folders without waiting and give None; if another process holds one, give that one instead."""
+    with contextlib.ExitStack() as held:
+        taken = None
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context((folder / ".lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken = folder
+                break
+        if taken is not None:
+            held.close()  # what is not worked on is not held either
+        yield taken
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a result."""
     found = {"python": platform.python_version()}
@@ -77,11 +95,18 @@ def versions() -> dict[str, str]:
 
 
 def device(count: int) -> dict[str, Any]:
-    """Return what the run computes on."""
+    """Return what the run computes on, and the settings outside the config that decide how it rounds."""
     import jax
 
-    first = jax.devices()[0]
-    return {"platform": first.platform, "kind": first.device_kind, "count": count}
+    first = jax.local_devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": count,
+        "hosts": jax.process_count(),
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
 
 
 def memory() -> dict[str, int | None]:
@@ -89,7 +114,7 @@ def memory() -> dict[str, int | None]:
     import jax
 
     unit = 1 if sys.platform == "darwin" else 1024
-    statistics = jax.devices()[0].memory_stats() or {}
+    statistics = jax.local_devices()[0].memory_stats() or {}
     return {
         "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "device_peak_bytes": statistics.get("peak_bytes_in_use"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +15,15 @@ from bdjax.checks import InputError, did_you_mean, one_of
 
 def names(package: str) -> list[str]:
     """Return the names of the public modules in a package's folder, sorted, without importing them."""
-    path = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+    path = tuple(importlib.import_module(package).__path__)
+    return list(_modules(path, tuple(os.stat(folder).st_mtime_ns for folder in path)))
+
+
+@functools.cache
+def _modules(path: tuple[str, ...], changed: tuple[int, ...]) -> tuple[str, ...]:
+    """Read the folders once for each time they changed: a sweep asks thousands of times."""
+    del changed
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")))
 
 
 def factory(package: str, name: str) -> Callable[..., Any]:

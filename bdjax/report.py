@@ -24,8 +24,8 @@ RATES = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "defense_ef
 COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
 SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the defended network, in its smoothness.json
 LOW_ATTACK_SUCCESS = 0.1  # attack success rates fall on both sides of it and rarely near it
-
-_SYMBOLS = {"rho": "ρ", "alpha": "α", "gamma": "γ", "eta_f": "η_F", "eta_r": "η_r", "eta_c": "η_c"}
+CONTROLS = ("none", "ft")  # defenses that every other is compared with
+SYMBOLS = {"rho": "ρ", "alpha": "α", "gamma": "γ", "eta_f": "η_F", "eta_r": "η_r", "eta_c": "η_c"}
 _log = logging.getLogger(__name__)
 
 
@@ -95,11 +95,13 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
         InputError: no such path, nothing finished under it, or a record that cannot be read or lacks a key.
     """
     records: dict[Path, Record] = {}
-    unfinished = 0
+    unfinished = diverged = 0
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         files, started = _find(Path(path))
-        finished = [record for record in map(_read, files) if record is not None]
-        started += len(files) - len(finished)
+        found = list(map(_read, files))
+        finished = [record for record in found if isinstance(record, Record)]
+        diverged += found.count("diverged")
+        started += len(found) - len(finished) - found.count("diverged")
         if not finished:
             also = f" ({started} unfinished)" if started else ""
             raise InputError(f"There is no record of a finished run under {path}{also}.")
@@ -107,6 +109,8 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
         records.update((record.folder.resolve(), record) for record in finished)
     if unfinished:
         _log.warning("Left out %s without a finished record.", _plural(unfinished, "run"))
+    if diverged:
+        _log.warning("Left out %s that diverged.", _plural(diverged, "run"))
     return distinct(records.values())
 
 
@@ -115,7 +119,7 @@ def distinct(records: Iterable[Record]) -> list[Record]:
     kept: dict[tuple[str, int], Record] = {}
     repeated = []
     for record in records:
-        if kept.setdefault((_group(record), record.seed), record) is not record:
+        if kept.setdefault((identity(record), record.seed), record) is not record:
             repeated.append(record.run_id)
     if repeated:
         others = _plural(len(repeated), "record")
@@ -140,8 +144,8 @@ def _find(path: Path) -> tuple[list[Path], int]:
     return files, started
 
 
-def _read(file: Path) -> Record | None:
-    """Return the record in a file, or None where the run is not finished."""
+def _read(file: Path) -> Record | str:
+    """Return the record in a file, or its status where the run is not finished."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -154,7 +158,7 @@ def _read(file: Path) -> Record | None:
         raise InputError(f"{file} has schema_version {version}, and this bdjax reads only {SCHEMA_VERSION}.")
     _require(file, content, "status", str)
     if content["status"] != "finished":
-        return None
+        return content["status"]
     for key, kind in _required().items():
         _require(file, content, key, kind)
     return Record(file.parent, content)
@@ -222,6 +226,12 @@ class Row:
     low_attack_success_share: float  # share of the runs with an attack success rate below 10 %
     sharpness: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)  # of SHARPNESS, where asked for
 
+    def without(self, option: str) -> Row:
+        """Return the same row with a setting neither in its labels nor among its settings."""
+        settings = {key: value for key, value in self.settings.items() if key != option}
+        data, model, attack, defense = (_label(self.records[0], section, settings) for section in SECTIONS)
+        return dataclasses.replace(self, data=data, model=model, attack=attack, defense=defense, settings=settings)
+
     @property
     def n(self) -> int:
         return len(self.records)
@@ -252,12 +262,12 @@ def summarize(records: Iterable[Record], *, sharpness: bool = False) -> list[Row
     its settings in natural order (ρ = 2 before ρ = 10), whatever the order of the records. With ``sharpness`` each row
     has that too; it is NaN unless every seed was measured.
     """
-    ordered = sorted(distinct(records), key=lambda record: (_group(record), record.seed))
+    ordered = sorted(distinct(records), key=lambda record: (identity(record), record.seed))
     groups: dict[str, list[Record]] = {}
     for record in ordered:
-        groups.setdefault(_group(record), []).append(record)
+        groups.setdefault(identity(record), []).append(record)
     members = list(groups.values())
-    settings = _distinguishing([_flat(group[0].config) for group in members])
+    settings = _distinguishing([flatten(group[0].config) for group in members])
     rows = map(_row, members, settings)
     return sorted(map(_with_sharpness, rows) if sharpness else rows, key=_order)
 
@@ -280,6 +290,12 @@ def victims(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _labels(rows: Iterable[Row]) -> Iterator[tuple[str, ...]]:
     return zip(*((row.data, row.model) for row in rows), strict=True)
+
+
+def rank(row: Row) -> int:
+    """Return where a row's defense stands among the controls, ``none`` and ``ft``, and the others after them."""
+    name = row.name("defense")
+    return CONTROLS.index(name) if name in CONTROLS else len(CONTROLS)
 
 
 def best(rows: Sequence[Row]) -> set[Row]:
@@ -310,7 +326,7 @@ def _with_sharpness(row: Row) -> Row:
 
 
 def _label(record: Record, section: str, settings: Mapping[str, Any]) -> str:
-    shown = [f"{_SYMBOLS.get(key, key)}={_plain(value)}" for key, value in _of(section, settings)]
+    shown = [f"{SYMBOLS.get(key, key)}={plain(value)}" for key, value in _of(section, settings)]
     return " ".join([record.config[section]["name"], *shown])
 
 
@@ -320,17 +336,21 @@ def _statistic(values: list[float]) -> Statistic:
     return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def _group(record: Record) -> str:
-    """Return the config without its seed and data folder as canonical text, equal for runs of one row."""
-    return json.dumps({key: _plain(value) for key, value in _flat(record.config).items()}, sort_keys=True)
+def identity(record: Record, *aside: str) -> str:
+    """Return the config without its seed, its data folder and some options as canonical text.
+
+    It is equal for runs of one row; with an option aside, for rows that differ in nothing else.
+    """
+    settings = {key: plain(value) for key, value in flatten(record.config).items() if key not in aside}
+    return json.dumps(settings, sort_keys=True)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a nested config as dotted keys, without what a row does not depend on."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         elif prefix + key not in ("seed", "data.data_dir"):
             flat[prefix + key] = value
     return flat
@@ -349,7 +369,7 @@ def _distinguishing(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     @functools.cache
     def varies(key: str, scope: tuple[str, ...]) -> bool:
-        values = {_plain(peer[key]) if key in peer else "" for peer in peers[scope]}
+        values = {plain(peer[key]) if key in peer else "" for peer in peers[scope]}
         if key.startswith("selection."):  # which only runs have that choose a strength
             values.discard("")
         return len(values) > 1
@@ -376,13 +396,14 @@ def _of(section: str, settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(key.removeprefix(section + "."), value) for key, value in own]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Return a setting as it is printed; numbers that are equal are printed alike."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, int | float):
         return f"{value:.15g}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_plain, value)) + "]"
+        return "[" + ",".join(map(plain, value)) + "]"
     return str(value)
 
 
@@ -391,13 +412,12 @@ def _order(row: Row) -> tuple:
         (_natural(row.name(section)), [_natural(value) for _, value in _of(section, row.settings)])
         for section in SECTIONS
     )
-    rank = {"none": 0, "ft": 1}.get(row.name("defense"), 2)
-    return data, model, attack, rank, defense, _group(row.records[0])
+    return data, model, attack, rank(row), defense, identity(row.records[0])
 
 
 def _natural(value: Any) -> tuple:
     """Return a sort key under which numbers come before words and ``x2`` before ``x10``."""
     if isinstance(value, int | float):
         return (0, value)
-    words = re.split(r"(\d+)", _plain(value))
+    words = re.split(r"(\d+)", plain(value))
     return (1, tuple((0, int(word)) if word.isdigit() else (1, word) for word in words))

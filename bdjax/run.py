@@ -20,11 +20,11 @@ from bdjax import config as configs
 from bdjax import data, defenses, evaluate, poison, records, schema, strength
 from bdjax.analysis import smoothness
 from bdjax.analysis.curve import Curve
-from bdjax.checks import InputError, named
+from bdjax.checks import InputError, named, one_of
 from bdjax.config import Config, DataConfig
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
-from bdjax.train import loop, sharding
+from bdjax.train import hosts, loop, residence, sharding, streamed
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Attack, Dataset, Defense, Metrics, Model, PoisonedSplit, Split, TriggerState, Variables
 
@@ -41,12 +41,14 @@ class Execution:
 
     Attributes:
       out: folder of the run folders.
-      devices: how many devices split each batch; more than one changes results within rounding.
+      devices: how many devices, of all hosts, split each batch; more than one changes results within rounding.
       checkpoint_seconds: least seconds between two checkpoints; 0 saves after every epoch.
       on_epoch: called with (what is trained, epochs in all, the epoch's report).
       should_stop: asked after each epoch.
       smoothness: epochs of the defense between two measurements of the loss surface, written to the run's
         ``smoothness.json``; 0 takes none.
+      data_on: where the training images are, one of `bdjax.train.residence.PLACES`; unless on the device, they are
+        streamed to it. The results are the same, on one device bit for bit.
     """
 
     out: Path
@@ -55,6 +57,7 @@ class Execution:
     on_epoch: Callable[[str, int, loop.Epoch], None] | None = None
     should_stop: Callable[[], bool] | None = None
     smoothness: int = 0
+    data_on: str = "auto"
 
 
 class Plan(NamedTuple):
@@ -70,6 +73,7 @@ class Plan(NamedTuple):
     defense: Defense | Chain
     attacker: Split  # clean rows that the attacker poisons and trains on
     holdout: Split
+    data_on: str  # where those of the attacker are
 
 
 class Guesses(NamedTuple):
@@ -79,86 +83,130 @@ class Guesses(NamedTuple):
     triggered: Any
 
 
+class Victim(NamedTuple):
+    """The attacked model, and what it does on the test images."""
+
+    trained: loop.Result
+    poisoned_count: int
+    triggered: PoisonedSplit
+    metrics: Metrics
+    guesses: Guesses
+
+
 def run(config: Config, execution: Execution) -> dict[str, Any]:
     """Carry out a run, or return its record if it is finished; the same config never runs twice.
 
-    The folder ``<out>/<run_id>`` holds ``config.yaml``, ``record.json``, ``samples.npz`` and the defense's checkpoints;
-    ``<out>/victims/<victim_id>`` the attacked model, which other defenses share.
+    The folder ``<out>/<run_id>`` holds ``config.yaml``, ``record.json``, ``samples.npz``, the defense's checkpoints and
+    ``data.json``, which the data must agree with when a run is continued; ``<out>/victims/<victim_id>`` the attacked
+    model, which other defenses share. Several hosts (`bdjax.train.hosts.start`) all call this, with the same arguments
+    and a folder that they share; the first writes.
 
     Raises:
       InputError: something asked for cannot be; nothing was compiled.
       bdjax.train.loop.Diverged: a loss was not finite; the last good checkpoint is kept.
       bdjax.train.loop.Stopped: `Execution.should_stop` said so; a later call continues.
     """
+    hosts.check_same(config=config.run_id, devices=execution.devices)
     folder = execution.out / config.run_id
-    if (finished := _finished(folder)) is not None:
+    if (record := finished(folder)) is not None:
         _warn_of_no_curve(folder, execution)
-        return finished
-    plan = prepare(config, execution.devices)
-    with records.locked(folder):
-        if (finished := _finished(folder)) is not None:  # another process was faster
-            return finished
-        records.write_text(folder / "config.yaml", schema.to_yaml(config.to_dict()))
+        return record
+    plan = prepare(config, execution.devices, execution.data_on)
+    hosts.check_same(data=plan.fingerprint, versions=records.versions())
+    with _locked(folder):
+        if (record := finished(folder)) is not None:  # another process was faster
+            return record
+        _write(records.write_text, folder / "config.yaml", schema.to_yaml(config.to_dict()))
+        check_fingerprint(folder / "data.json", plan.fingerprint)  # its victim may have been trained anew since
         triggered = triggered_test(plan)
         curve = _curve(plan, triggered, execution)
-        with records.locked(execution.out / "victims" / config.victim_id):
-            victim, poisoned_count = plant(plan, execution)
-        before, guesses_before = _score(plan, victim.variables, triggered)
-        plan, selection = select_strength(plan, victim.variables, folder / "selection.json")
-        purified = defend(plan, victim.variables, execution, curve)
-        after, guesses_after = _score(plan, purified.variables, triggered)
-        records.write_arrays(folder / "samples.npz", **_samples(plan, triggered, guesses_before, guesses_after))
-        record = {
-            "schema_version": records.SCHEMA_VERSION,
-            "run_id": config.run_id,
-            "victim_id": config.victim_id,
-            "status": "finished",
-            "config": config.to_dict(),
-            "versions": records.versions(),
-            "device": {**records.device(execution.devices), **records.memory()},
-            "data": _describe(plan, poisoned_count),
-            "metrics": {
-                "before": _metrics(before),
-                "after": _metrics(after),
-                "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(before, after)),
-            },
-            "cost": _cost(purified),
-            "victim": _cost(victim),
-            **({"selection": selection} if selection else {}),
-            "history": [row._asdict() for row in purified.history],
-        }
-        records.write_json(folder / "record.json", record)
-        return record
+        with _locked(execution.out / "victims" / config.victim_id):
+            victim = attack(plan, triggered, execution)
+        plan, selection = select_strength(plan, victim.trained.variables, folder / "selection.json")
+        purified = defend(plan, victim.trained.variables, execution, curve)
+        return conclude(plan, victim, purified, execution, {"selection": selection} if selection else {})
+
+
+def attack(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Victim:
+    """Train the victim, or restore it, and test it."""
+    trained, poisoned_count = plant(plan, execution)
+    return Victim(trained, poisoned_count, triggered, *_score(plan, trained.variables, triggered))
+
+
+def conclude(
+    plan: Plan, victim: Victim, purified: loop.Result, execution: Execution, more: dict[str, Any]
+) -> dict[str, Any]:
+    """Test the defended network, write the record of the run and return it.
+
+    Args:
+      plan: the run.
+      victim: where it began.
+      purified: where the defense ended.
+      execution: where to write.
+      more: keys of the record that not every run has.
+    """
+    config, folder = plan.config, execution.out / plan.config.run_id
+    after, guesses = _score(plan, purified.variables, victim.triggered)
+    _write(records.write_arrays, folder / "samples.npz", **_samples(plan, victim.triggered, victim.guesses, guesses))
+    record = {
+        "schema_version": records.SCHEMA_VERSION,
+        "run_id": config.run_id,
+        "victim_id": config.victim_id,
+        "status": "finished",
+        "config": config.to_dict(),
+        "versions": records.versions(),
+        "device": {**records.device(execution.devices), **records.memory(), "data_on": plan.data_on},
+        "data": _describe(plan, victim.poisoned_count),
+        "metrics": {
+            "before": _metrics(victim.metrics),
+            "after": _metrics(after),
+            "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(victim.metrics, after)),
+        },
+        "cost": _cost(purified),
+        "victim": _cost(victim.trained),
+        **more,
+        "history": [row._asdict() for row in purified.history],
+    }
+    _write(records.write_json, folder / "record.json", record)
+    return record
 
 
 def with_controls(config: Config) -> list[Config]:
     """Return the control rows of a run and the run itself: no defense, plain fine-tuning with its options, it."""
     if config.defense.name == "none":
         return [config]
-    control = config.control()
-    images = _holdout_rows(config, _load(config.data)[0]).size
-    if control.defense.options["batch_size"] > images:  # of a defense that takes any holdout whole
-        control = control.with_defense(**{**control.to_dict()["defense"], "batch_size": int(images)})
-    rows = (config.with_defense(name="none"), control, config)
+    rows = (config.with_defense(name="none"), _control(config), config)
     return list({row.run_id: row for row in rows}.values())
 
 
 def run_with_controls(config: Config, execution: Execution) -> list[dict[str, Any]]:
     """Carry out a run and, before it, its control rows."""
+    hosts.check_same(config=config.run_id, devices=execution.devices)
     rows = with_controls(config)
     for row in reversed(rows):  # whatever is wrong with one should not wait for the others
-        if _finished(execution.out / row.run_id) is None:
-            prepare(row, execution.devices)
+        if finished(execution.out / row.run_id) is None:
+            prepare(row, execution.devices, execution.data_on)
     return [run(row, execution) for row in rows]
 
 
-def prepare(config: Config, devices: int = 1) -> Plan:
-    """Load the data, build every part and check them against each other and against the number of devices.
+def _control(config: Config) -> Config:
+    """Return plain fine-tuning with the defense's options; a defense of the whole holdout lends a batch that fits."""
+    control = config.control()
+    if any(stage.batch_size is not None for stage in stages(configs.build_defense(config))):
+        return control
+    images = int(_holdout_rows(config, _load(config.data, False)[0]).size)
+    batch_size = min(control.defense.options["batch_size"], images)
+    return control.with_defense(**{**control.to_dict()["defense"], "batch_size": batch_size})
+
+
+def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
+    """Load the data, build every part and check them against each other, the devices and where the data are to be.
 
     Raises:
       InputError: something asked for cannot be.
     """
-    dataset, fingerprint = _load(config.data)
+    one_of(residence.PLACES, data_on=data_on)
+    dataset, fingerprint = _load(config.data, data_on == "disk")
     spec = dataset.spec
     attack = configs.build_attack(config, spec)
     model = configs.build_model(config, spec)
@@ -167,35 +215,41 @@ def prepare(config: Config, devices: int = 1) -> Plan:
     holdout = splits.take(dataset.train, rows)
     attacker = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
     _check_batches("training", training, attacker, devices)
+    if (data_on := residence.choose(data_on, attacker)) != "device":
+        streamed.check(training, model, jax.eval_shape(model.init, jax.random.key(0)), attacker)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
         _check_batches(path, stage, holdout, devices)
         _check_division(config, stage, holdout.label.shape[0], spec.num_classes)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     defense = _with_trigger(defense, config, attack, trigger_state)
-    return Plan(config, dataset, fingerprint, attack, trigger_state, model, training, defense, attacker, holdout)
+    return Plan(
+        config, dataset, fingerprint, attack, trigger_state, model, training, defense, attacker, holdout, data_on
+    )
 
 
 def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, int]:
     """Train the victim on the poisoned training split and return it with the number of poisoned images."""
     config = plan.config
     folder = execution.out / "victims" / config.victim_id
-    _check_fingerprint(folder / "data.json", plan.fingerprint)
+    check_fingerprint(folder / "data.json", plan.fingerprint)
     poisoned = poison_training(plan)
-    with _checkpoints(folder / "checkpoints", execution) as checkpoints:
+    with Checkpoints(folder / "checkpoints", every=execution.checkpoint_seconds) as checkpoints:
         variables = plan.model.init(key_for(config, "init"))
         label = f"{config.attack.name} victim"
         options = _loop_options(execution, plan.training, label, checkpoints)
         key = key_for(config, "training")
-        result = loop.run(key, plan.training, plan.model, variables, poisoned.visible, **options)
+        feed = loop.run if plan.data_on == "device" else streamed.run
+        result = feed(key, plan.training, plan.model, variables, poisoned.visible, **options)
     return result, int(poisoned.is_poisoned.sum())
 
 
 def poison_training(plan: Plan) -> PoisonedSplit:
     """Return the poisoned training split; the same bits for the same seed and attack, so it is never stored."""
-    return _poison_train(
-        key_for(plan.config, "poison"), plan.attack, plan.trigger_state, plan.attacker, plan.config.poison.rounding
-    )
+    key, rounding = key_for(plan.config, "poison"), plan.config.poison.rounding
+    if plan.data_on == "device":
+        return _poison_train(key, plan.attack, plan.trigger_state, plan.attacker, rounding)
+    return poison.poison_stream(key, plan.attack, plan.trigger_state, plan.attacker, rounding=rounding)
 
 
 def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan, dict[str, Any] | None]:
@@ -203,7 +257,7 @@ def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan,
     config = plan.config
     if config.strength is None or config.selection is None:
         return plan, None
-    if (selection := records.read_json(path)) is None:
+    if (selection := hosts.from_first(lambda: records.read_json(path))) is None:
         found = strength.choose(
             key_for(config, "selection"),
             lambda value: with_strength(plan, value).defense,
@@ -215,8 +269,9 @@ def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan,
             aside=config.selection.aside,
         )
         trials = [trial._asdict() for trial in found.trials]
-        selection = {"option": config.strength.path, **dataclasses.asdict(found), "trials": trials}
-        records.write_json(path, selection)
+        own = {"option": config.strength.path, **dataclasses.asdict(found), "trials": trials}
+        selection = hosts.from_first(lambda: own)  # that of another may differ, by rounding
+        _write(records.write_json, path, selection)
     return with_strength(plan, selection["chosen"]), selection
 
 
@@ -237,7 +292,8 @@ def defend(plan: Plan, variables: Variables, execution: Execution, curve: Curve 
             stage = stages(plan.defense)[number]
             earlier = sum(stage.epochs for stage in stages(plan.defense)[:number])
             folder = execution.out / config.run_id / f"checkpoints-{number}"
-            checkpoints = stack.enter_context(_checkpoints(folder, execution)) if stage.epochs else None
+            kept = Checkpoints(folder, every=execution.checkpoint_seconds) if stage.epochs else None
+            checkpoints = kept and stack.enter_context(kept)
             options = _loop_options(execution, stage, config.defense.name, checkpoints)
             return options if curve is None else {**options, "on_variables": curve.after(earlier)}
 
@@ -269,9 +325,9 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(wanted: DataConfig) -> tuple[Dataset, dict[str, str]]:
+def _load(wanted: DataConfig, on_disk: bool) -> tuple[Dataset, dict[str, str]]:
     """Load data with the config's changes; the runs of one process share the arrays."""
-    dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size)
+    dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
     changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
     spec = dataclasses.replace(dataset.spec, **changes)
     if wanted.train_count is not None:
@@ -343,7 +399,7 @@ def measure(
 
 
 def _curve(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Curve | None:
-    if not execution.smoothness:
+    if not execution.smoothness or not hosts.is_first():
         return None
     settings = smoothness.Settings()
     smoothness.sample(jax.random.key(0), plan.dataset.test, triggered, images=settings.images)  # are there so many?
@@ -367,32 +423,40 @@ def _score(plan: Plan, variables: Variables, triggered: PoisonedSplit) -> tuple[
     return jax.device_get(evaluate.count(*guesses, test, triggered)), jax.device_get(guesses)
 
 
-def _finished(folder: Path) -> dict[str, Any] | None:
-    record = records.read_json(folder / "record.json")
+def _locked(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return hosts.held_by_first(records.locked(folder))
+
+
+def _write(write: Callable[..., None], path: Path, *content: Any, **arrays: Any) -> None:
+    hosts.from_first(lambda: write(path, *content, **arrays))
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a run that is finished."""
+    record = hosts.from_first(lambda: records.read_json(folder / "record.json"))
     return record if record is not None and record.get("status") == "finished" else None
 
 
 def _warn_of_no_curve(folder: Path, execution: Execution) -> None:
-    if execution.smoothness and "curve" not in (records.read_json(folder / records.SMOOTHNESS) or {}):
+    if (
+        execution.smoothness
+        and hosts.is_first()
+        and "curve" not in (records.read_json(folder / records.SMOOTHNESS) or {})
+    ):
         _log.warning("%s is finished and has no curve of its smoothness; delete it to run it with one.", folder)
 
 
-def _check_fingerprint(path: Path, fingerprint: dict[str, str]) -> None:
-    """Refuse to continue a victim whose data are no longer what they were."""
-    earlier = records.read_json(path)
+def check_fingerprint(path: Path, fingerprint: dict[str, str]) -> None:
+    """Refuse to continue a victim, or a run, whose data are no longer what they were.
+
+    Raises:
+      InputError: they are not.
+    """
+    earlier = hosts.from_first(lambda: records.read_json(path))
     if earlier is None:
-        records.write_json(path, fingerprint)
+        _write(records.write_json, path, fingerprint)
     elif earlier != fingerprint:
         raise InputError(f"the data have changed since {path.parent} was begun; delete that folder to train anew.")
-
-
-@contextlib.contextmanager
-def _checkpoints(folder: Path, execution: Execution) -> Iterator[Checkpoints]:
-    checkpoints = Checkpoints(folder, every=execution.checkpoint_seconds)
-    try:
-        yield checkpoints
-    finally:
-        checkpoints.close()
 
 
 def _loop_options(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -111,10 +112,6 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _over(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    return {**({} if _is_of_another_kind(key, below, above) else below), **above}
-
-
 def _is_of_another_kind(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
     """Whether a schedule changes its kind: the period of the one says nothing about the other."""
     return key == "schedule" and above.get("kind", below.get("kind")) != below.get("kind")
@@ -157,7 +154,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def parameters(package: str, name: str) -> dict[str, inspect.Parameter]:
+def parameters(package: str, name: str) -> Mapping[str, inspect.Parameter]:
     """Return the options that a method takes in a config, with their types and defaults."""
     found = _parameters(registry.factory(package, name))
     if package == "bdjax.attacks":
@@ -167,7 +164,8 @@ def parameters(package: str, name: str) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _parameters(function: Any) -> dict[str, inspect.Parameter]:
+@functools.cache  # the configs of a sweep ask for the same ones thousands of times
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     hints = typing.get_type_hints(function)
     signature = inspect.signature(function).parameters
     return {
@@ -250,7 +248,8 @@ def _typed(path: str, known: Mapping[str, inspect.Parameter], values: Mapping[st
         if value is inspect.Parameter.empty:
             raise InputError(f"{path}.{name} is missing.")
         if dataclasses.is_dataclass(parameter.default):  # a section of its own, of which a part may be given
-            value = _over(name, plain(parameter.default), as_mapping(f"{path}.{name}", plain(values.get(name))))
+            given = as_mapping(f"{path}.{name}", plain(values.get(name)))
+            value = merge({name: plain(parameter.default)}, {name: given})[name]
         typed[name] = convert(f"{path}.{name}", parameter.annotation, value)
     return typed
 

@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from bdjax import evaluate
 from bdjax.data.aside import ROUNDING, keep_aside
-from bdjax.data.augment import as_float
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import Chain, stages
 from bdjax.train import compilation, loop
 from bdjax.types import Defense, Model, Split, Variables
-
-_CHUNK = 250
 
 
 class Trial(NamedTuple):
@@ -95,33 +93,15 @@ def _sweep(
     def one(learners: tuple[Any, ...]) -> tuple[Array, Array]:
         current, spent = variables, jnp.int32(0)
         for number, learner in enumerate(learners):
-            current, more = _purified(stage_key(key, number), learner, model, current, rest)
+            current, more = loop.trained(stage_key(key, number), learner, model, current, rest)
             spent += more
-        return _accuracy(model, current, aside), spent
+        return accuracy(current), spent
 
-    return _accuracy(model, variables, aside), *jax.lax.map(one, stacked)
+    def accuracy(variables: Variables) -> Array:
+        batch_size = min(evaluate.BATCH, aside.label.shape[0])
+        return (evaluate.predictions(model, variables, aside.image, batch_size) == aside.label).mean()
+
+    return accuracy(variables), *jax.lax.map(one, stacked)
 
 
 _try_all = compilation.jit(_sweep, static_argnums=2)
-
-
-def _purified(
-    key: Key[Array, ""], learner: Any, model: Model, variables: Variables, split: Split
-) -> tuple[Variables, Int[Array, ""]]:
-    """Return what `bdjax.train.loop.run` returns for a learner, and its gradient evaluations."""
-
-    def one_epoch(state: Any, number: Array) -> tuple[Any, Array]:
-        state, summary = loop.epoch(jax.random.fold_in(key, number), learner, model, state, split)
-        return state, summary.gradient_evaluations
-
-    state = learner.init(jax.random.fold_in(key, 2**32 - 1), model, variables, split)
-    state, spent = jax.lax.scan(one_epoch, state, jnp.arange(learner.epochs))
-    return learner.finalize(model, state), spent.sum()
-
-
-def _accuracy(model: Model, variables: Variables, split: Split) -> Float[Array, ""]:
-    def right(example: tuple[Array, Array]) -> Array:
-        image, label = example
-        return model.apply(variables, as_float(image)[None])[0].argmax(-1)[0] == label
-
-    return jax.lax.map(right, (split.image, split.label), batch_size=_CHUNK).mean()

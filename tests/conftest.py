@@ -16,10 +16,12 @@ import jaxtyping  # noqa: E402
 CHECKED = (
     "analysis",
     "attacks",
+    "bench",
     "data.augment",
     "data.mixing",
     "data.operations",
     "data.randaugment",
+    "data.streams",
     "defenses",
     "evaluate",
     "fisher",

@@ -13,12 +13,13 @@ import pytest
 import bdjax
 
 ROOT = Path(bdjax.__file__).parent
-BASE = {"types", "checks"}
+BASE = {"types", "pytree", "checks"}
 
 # data → poison → train → defend → evaluate → report
 MAY_IMPORT = {
     "__init__": set(),
-    "types": set(),
+    "types": {"pytree"},
+    "pytree": set(),
     "checks": set(),
     "registry": {"checks"},
     "data": BASE | {"registry"},
@@ -33,35 +34,46 @@ MAY_IMPORT = {
     "train": BASE | {"data", "optim", "parametrizations"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
-    "strength": BASE | {"data", "defenses", "train"},
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
+    "strength": BASE | {"data", "defenses", "evaluate", "train"},
     "records": {"checks"},
     "analysis": BASE
     | {"chunks", "data", "fisher", "train", "records"},  # a file that it writes, and nothing that it could change
     "report": {"checks", "records"},
     "tables": {"checks", "report"},
-    "figures": {"checks", "report", "tables"},
+    "layout": {"checks"},
+    "sensitivity": {"layout", "report", "tables"},
+    "figures": {"checks", "layout", "report", "sensitivity", "tables"},
     "progress": {"train"},
+    "guard": set(),
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
     "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
     "run": BASE
     | {"schema", "config", "data", "poison", "train", "defenses", "strength", "evaluate", "records", "analysis"},
+    "sweeps": BASE | {"defenses", "train"},
+    "sweep_run": BASE | {"schema", "config", "run", "sweeps", "train", "defenses", "records"},
+    "launch": {"checks"},
     "saved": BASE | {"config", "run", "defenses", "records", "report", "analysis"},
     "demo": {"checks", "schema", "config", "run"},
+    "bench": BASE
+    | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
-    | {"saved", "analysis"},
+    | {"saved", "analysis", "bench", "sweep_run", "launch", "guard"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
 ONLY = {
     "tensorflow_datasets": "data/sources/",
     "array_record": "data/sources/",
-    "matplotlib": "figures.py",
+    "grain": "data/streams.py",
+    "matplotlib": ("figures.py", "layout.py", "sensitivity.py"),
     "flax.linen": "models/",
+    "flax.struct": "pytree.py",  # which says why not even there
     "orbax": "train/",
     "rich": ("tables.py", "progress.py"),
     "yaml": "schema.py",
+    "submitit": "launch.py",
 }
 
 FILES = sorted(ROOT.rglob("*.py"))
@@ -132,11 +144,12 @@ def test_importing_everything_imports_no_optional_library():
     ]
     loaded = modules_after(["bdjax", *(name for name in names if name != "bdjax.__init__")])
     assert {"bdjax", "jax"} <= loaded
-    assert not loaded & {"tensorflow_datasets", "tensorflow", "array_record", "matplotlib", "PIL", "sklearn", "torch"}
+    optional = {"tensorflow_datasets", "tensorflow", "array_record", "grain", "matplotlib", "PIL", "sklearn", "torch"}
+    assert not loaded & optional
 
 
 def test_reports_and_the_command_line_start_without_jax():
-    names = ("cli", "checks", "figures", "records", "registry", "report", "tables")
+    names = ("cli", "checks", "figures", "guard", "layout", "records", "registry", "report", "sensitivity", "tables")
     assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -133,3 +134,22 @@ def test_versions_and_device_are_plain_values():
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["numpy"] == np.__version__
     assert json.loads(json.dumps(records.device(2)))["count"] == 2
+
+
+def test_folders_are_claimed_all_or_none(tmp_path):
+    held, free = tmp_path / "held", tmp_path / "free"
+    with records.locked(held), records.claimed([free, held]) as other:
+        assert other == held
+        with records.claimed([free]) as nobody:  # what is not worked on is not held either
+            assert nobody is None
+    with records.claimed([free, held]) as nobody, records.claimed([held]) as other:
+        assert (nobody, other) == (None, held)
+
+
+def test_the_device_comes_with_the_settings_that_decide_rounding(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    with jax.default_matmul_precision("highest"):
+        found = records.device(1)
+    assert (found["matmul_precision"], found["xla_flags"]) == ("highest", "--xla_gpu_deterministic_ops=true")
+    monkeypatch.delenv("XLA_FLAGS")
+    assert (records.device(1)["matmul_precision"], records.device(1)["xla_flags"]) == (None, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,20 @@ def test_the_first_methods_are_there():
 def test_names_are_the_public_files_in_order(package, module):
     folder = Path(importlib.import_module(package).__path__[0])
     assert module.names() == sorted(path.stem for path in folder.glob("[!_]*.py"))
+
+
+def test_a_folder_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    (tmp_path / "growing").mkdir()
+    (tmp_path / "growing" / "__init__.py").touch()
+    (tmp_path / "growing" / "first.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry.names("growing") == ["first"]
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.pkgutil, "iter_modules", lambda path: pytest.fail("it was read again"))
+        assert registry.names("growing") == ["first"]
+    (tmp_path / "growing" / "second.py").touch()
+    os.utime(tmp_path / "growing", (1, 1))  # the clock of a file system may be coarse
+    assert registry.names("growing") == ["first", "second"]
 
 
 @pytest.mark.parametrize(("package", "name"), EVERY)

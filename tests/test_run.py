@@ -105,7 +105,7 @@ def test_a_run_makes_a_folder_for_itself_and_each_control_and_one_for_the_victim
     assert [path.name for path in (first.folder / "victims").iterdir()] == [config.victim_id]
     for row in rows:
         files = {path.name for path in (first.folder / row.run_id).iterdir() if not path.name.startswith(".")}
-        assert files - {"checkpoints-0"} == {"config.yaml", "record.json", "samples.npz"}
+        assert files - {"checkpoints-0"} == {"config.yaml", "data.json", "record.json", "samples.npz"}
         assert configs.resolve(schema.read(first.folder / row.run_id / "config.yaml")) == row
 
 
@@ -222,8 +222,35 @@ def test_another_defense_shares_the_victim(copied):
     before = snapshot(victim / str(EPOCHS))
     assert bdjax(copied, *SIZES, "--defense.rho", "4").code == 0
     assert snapshot(victim / str(EPOCHS)) == before
-    assert [path.parent for path in copied.rglob("data.json")] == [victim.parent]
+    assert [path.parent for path in copied.glob("victims/*/data.json")] == [victim.parent]
     assert (copied / config.run_id / "record.json").exists()
+
+
+def test_streamed_images_give_the_same_run(first, tmp_path):
+    pytest.importorskip("grain")
+    assert first.record()["device"]["data_on"] == "device"  # digits are small
+    streamed = bdjax(tmp_path, *SIZES[:4], "--defense", "none", "--data-on", "host")
+    assert (streamed.code, streamed.err) == (0, "")
+    record, expected = streamed.record("none"), first.record("none")
+    assert record["device"]["data_on"] == "host"
+    assert results(record) == results(expected)
+    assert record["data"] == expected["data"]
+    assert record["victim"]["gradient_evaluations"] == expected["victim"]["gradient_evaluations"]
+    arrays = [np.load(path / record["run_id"] / "samples.npz") for path in (tmp_path, first.folder)]
+    assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[1])
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("hots", "data_on must be one of auto, device, host, disk; got 'hots' (did you mean 'host'?)"),
+        ("disk", "data set digits cannot stay on the disk"),
+    ],
+)
+def test_a_place_where_the_images_cannot_be_is_refused(tmp_path, place, words):
+    ran = bdjax(tmp_path / "out", *SIZES, "--data-on", place)
+    assert (ran.code, ran.err.count("\n"), (tmp_path / "out").exists()) == (2, 1, False)
+    assert words in ran.err
 
 
 def test_a_chain_runs_its_stages_and_adds_up_their_cost(copied):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
-from bdjax import cli, config, defenses, registry, run, schema, strength
+from bdjax import cli, config, defenses, pytree, registry, run, schema, strength
 from bdjax.checks import InputError
 from bdjax.defenses.chain import chain
 from bdjax.train import compilation
@@ -40,14 +39,14 @@ class Reader:
         return image.reshape(image.shape[0], -1)
 
 
-@flax.struct.dataclass
+@pytree.dataclass
 class Harm:
     """Raises the reader's threshold by its strength in every step, and keeps count of the rows that it was fed."""
 
     amount: float
-    epochs: int = flax.struct.field(pytree_node=False, default=1)
-    batch_size: int | None = flax.struct.field(pytree_node=False, default=None)
-    drop_last: bool = flax.struct.field(pytree_node=False, default=False)
+    epochs: int = pytree.static(default=1)
+    batch_size: int | None = pytree.static(default=None)
+    drop_last: bool = pytree.static(default=False)
 
     def init(self, key, model, variables, split):
         return variables

@@ -1,0 +1,90 @@
+"""Pages of figures: colors, print, and places in inches from the top left corner, so that nothing overlaps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bdjax.checks import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colors, three of them darkened until small print is easy to read on white
+BLUE, ORANGE, GREEN, GREY = "#0068A8", "#C44E00", "#007A5A", "#6B6B6B"
+STYLE = {"font.family": "DejaVu Sans", "font.size": 8.5, "pdf.fonttype": 42, "svg.hashsalt": "bdjax"}
+WIDTH, MARGIN = 8.0, 0.15  # inches
+HEADING = {"size": 11, "weight": "bold"}
+
+
+def need_matplotlib() -> None:
+    """Raise InputError where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError("Figures need matplotlib, which pip install 'bdjax[plots]' brings.") from error
+
+
+def save(page: Figure, path: Path) -> Path:
+    """Write a page in the format that the suffix names."""
+    # no date, so that the same records give the same file
+    metadata = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[path.suffix]
+    page.savefig(path, dpi=min(200, 30_000 / page.get_figheight()), metadata=metadata)
+    return path
+
+
+@functools.cache
+def print_width(words: str) -> float:
+    """Return how wide words print at the size of the figures, in inches."""
+    from matplotlib.textpath import TextPath
+
+    # print on a raster comes out a little wider than the outlines
+    return 1.03 * TextPath((0, 0), words or " ", size=STYLE["font.size"]).get_extents().width / 72
+
+
+def cut(words: str, room: float) -> str:
+    """Return words that print no wider than the room, ending in … where they were cut."""
+    while len(words) > 3 and print_width(words) > room:
+        words = words[:-2].rstrip("… ") + "…"
+    return words
+
+
+def wrap(words: str, room: float) -> list[str]:
+    """Return words on lines that print no wider than the room; a word that is wider by itself is broken."""
+    lines = [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if print_width(longer) <= room:
+            lines[-1] = longer
+            continue
+        lines += [word] if lines[-1] else []
+        lines[-1] = word
+        while print_width(lines[-1]) > room and len(lines[-1]) > 1:
+            rest = lines[-1]
+            fitting = next(n for n in range(len(rest) - 1, 0, -1) if n == 1 or print_width(rest[:n]) <= room)
+            lines[-1:] = [rest[:fitting], rest[fitting:]]
+    return lines
+
+
+def axes(page: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Add axes whose place on the page is given in inches from the top left corner."""
+    across, down = page.get_size_inches()
+    return page.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def write(page: Figure, left: float, top: float, words: str, **style: Any) -> None:
+    """Write words whose top left corner is given in inches from that of the page."""
+    across, down = page.get_size_inches()
+    page.text(left / across, 1 - top / down, words, va="top", **style)
+
+
+def legend(page: Figure, key: Sequence[Artist], top: float) -> None:
+    """Write a key in one line, in the middle of the page."""
+    at = (0.5, 1 - top / page.get_figheight())
+    page.legend(
+        handles=key, loc="upper center", bbox_to_anchor=at, ncol=len(key), frameon=False, borderpad=0, handletextpad=0.4
+    )

@@ -1,0 +1,141 @@
+"""Grids of hyper-parameters as values: one attack or defense whose floats carry a leading axis."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from bdjax.checks import InputError
+from bdjax.defenses import check, stage_key
+from bdjax.defenses.chain import Chain, stages
+from bdjax.train import group, loop
+from bdjax.types import Defense, Model, Split, Variables
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(Generic[T]):
+    """An attack or a defense at several settings; ``points`` is a tree like one of them, with a leading axis [k].
+
+    Attributes:
+      points: to be mapped over: ``jax.vmap(lambda attack: poison_train(key, attack, state, split))(sweep.points)``.
+      settings: what each point was made from, in order.
+    """
+
+    points: T
+    settings: tuple[Mapping[str, Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+    def __getitem__(self, index: int) -> T:
+        """Return one point."""
+        return jax.tree.map(lambda x: x[index], self.points)
+
+
+def grid(create: Callable[..., T], **axes: Sequence[float]) -> Sweep[T]:
+    """Create the product of all axes, the last one fastest, as one object.
+
+    >>> import functools
+    >>> from bdjax import defenses, sweeps
+    >>> sweep = sweeps.grid(functools.partial(defenses.create, "ft_sam", epochs=5), rho=[0.5, 1.0, 2.0])
+    >>> len(sweep), sweep.settings[2]
+    (3, {'rho': 2.0})
+
+    Args:
+      create: a function of the axes, which checks their values.
+      axes: the values of each argument of ``create`` that is swept: floats, nothing structural.
+
+    Raises:
+      InputError: no axis, an axis without values or with a repeated one, a value that ``create`` refuses, or an axis
+        that changes more than numbers (``epochs``, say: its points would be other programs).
+    """
+    if not axes:
+        raise InputError("grid needs an axis, such as rho=[0.5, 1, 2].")
+    for name, values in axes.items():
+        check_axis(name, values)
+    settings = tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    points = [create(**setting) for setting in settings]
+    structures = [jax.tree.structure(point) for point in points]
+    for setting, structure in zip(settings, structures, strict=True):
+        if structure != structures[0]:
+            changed = [name for name in axes if setting[name] != settings[0][name]]
+            raise InputError(f"{' or '.join(changed)} cannot be an axis: it changes the program, not a number in it.")
+    for path, leaf in jax.tree.leaves_with_path(points[0]):
+        if isinstance(leaf, str):  # the trigger that only a run fills in
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise InputError(f"{name} must be given to be part of a grid; got {leaf!r}.")
+    return Sweep(jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *points), settings)
+
+
+def check_axis(name: str, values: Sequence[Any]) -> None:
+    """Refuse an axis without values or with one that stands twice.
+
+    Raises:
+      InputError: it is such an axis.
+    """
+    if not values:
+        raise InputError(f"{name} needs at least one value.")
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise InputError(f"{name} has the value {value!r} twice.")
+
+
+def purify(
+    keys: Key[Array, " s"],
+    sweep: Sweep[Defense] | Sweep[Chain],
+    model: Model,
+    variables: Variables,
+    holdout: Split,
+    *,
+    form: str = group.AUTO,
+    mesh: Mesh | None = None,
+) -> list[list[loop.Result | loop.Diverged]]:
+    """Purify one network at every setting and with every key: what `bdjax.defenses.purify` does at each, at once.
+
+    Args:
+      keys: one for each seed, or a single one.
+      sweep: of `grid`.
+      model: the suspect network.
+      variables: its parameters and statistics.
+      holdout: the defender's clean images.
+      form: of `bdjax.train.group.run`, or ``auto``: what is fastest in a few steps.
+      mesh: of `bdjax.train.group.point_mesh`, over several devices.
+
+    Returns:
+      A list for each setting, with a result for each key. A point that diverged does not spoil the others.
+
+    Raises:
+      InputError: as `bdjax.defenses.purify`, or an unknown form.
+    """
+    check(sweep[0], holdout)
+    keys = jnp.atleast_1d(keys)
+    holdout = loop.valid_rows(holdout)
+    places = list(itertools.product(range(len(sweep)), range(keys.shape[0])))
+    results: list[loop.Result | loop.Diverged] = [loop.Result(variables, []) for _ in places]
+    for number in range(len(stages(sweep[0]))):
+        alive: dict[int, loop.Result] = {
+            i: result for i, result in enumerate(results) if isinstance(result, loop.Result)
+        }
+        if not alive:
+            break
+        points = []
+        for place, before in alive.items():
+            setting, seed = places[place]
+            learner = stages(sweep[setting])[number]
+            loop.check_batch(learner, holdout)
+            points.append(group.Point(stage_key(keys[seed], number), learner, before.variables, holdout))
+        chosen = group.choose(points, model, mesh).form if form == group.AUTO else form
+        outcomes = group.run(points, model, form=chosen, mesh=mesh)
+        for place, point, outcome in zip(alive, points, outcomes, strict=True):
+            failed = isinstance(outcome, loop.Diverged)
+            results[place] = outcome if failed else outcome.result(point, model, alive[place].history)
+    return [results[start : start + keys.shape[0]] for start in range(0, len(results), keys.shape[0])]
