@@ -16,14 +16,14 @@ from typing import Any
 import _measure
 import jax
 import jax.numpy as jnp
-import numpy as np
-from bench_steps import SPEC, epoch_call, random_split, start
+from bench_steps import SPEC
 
 from bdjax import defenses, fisher, models, records
+from bdjax.bench.measure import Epoch, interleaved, random_split, start
 from bdjax.defenses.grad_prune import Images
 from bdjax.parametrizations import Identity, SingularValues
 from bdjax.train import compilation, loop
-from bdjax.types import Model, Split, Variables
+from bdjax.types import Model, Variables
 
 DIAGONAL_IMAGES = 500
 CHUNK = 32
@@ -52,7 +52,7 @@ def create(name: str, **options: Any) -> Any:
 
 def step_ratios(model: Model, batch_size: int, steps: int, rounds: int) -> dict[str, float]:
     """Return the seconds of a plain step, and of the others over it."""
-    split = random_split(batch_size * steps)
+    split = random_split(SPEC, batch_size * steps)
     never, always = {"every": 10**6}, {"every": 1}
     learners = {
         "plain": ("ft", {}),
@@ -64,10 +64,10 @@ def step_ratios(model: Model, batch_size: int, steps: int, rounds: int) -> dict[
         "sft_with_trace": ("sft", always),
     }
     work = {
-        name: epoch_call(create(defense, batch_size=batch_size, **changes), model, split)
+        name: Epoch(create(defense, batch_size=batch_size, **changes), model, split)
         for name, (defense, changes) in learners.items()
     }
-    seconds = {name: total / steps for name, total in _measure.interleaved(work, rounds).items()}
+    seconds = {name: total / steps for name, total in interleaved(work, rounds).items()}
     ratios = {f"{name}_to_plain": value / seconds["plain"] for name, value in seconds.items() if name != "plain"}
     for name in ("fast_sft", "sft"):
         without, with_trace = ratios[f"{name}_without_trace_to_plain"], ratios[f"{name}_with_trace_to_plain"]
@@ -77,13 +77,13 @@ def step_ratios(model: Model, batch_size: int, steps: int, rounds: int) -> dict[
 
 def diagonal_ratios(model: Model, variables: Variables, batch_size: int, rounds: int) -> dict[str, float]:
     """Return the seconds of a plain epoch over 500 images, and of the exact diagonal in plain epochs."""
-    split = random_split(DIAGONAL_IMAGES)
+    split = random_split(SPEC, DIAGONAL_IMAGES)
     examples = (split.image, split.label)
-    work: dict[str, Callable[[], Any]] = {"plain_epoch": epoch_call(create("ft", batch_size=batch_size), model, split)}
+    work: dict[str, Callable[[], Any]] = {"plain_epoch": Epoch(create("ft", batch_size=batch_size), model, split)}
     for name, (tuned, loss_fn) in fisher_problems(model, variables).items():
         diagonal = compilation.jit(lambda at, f=loss_fn: fisher.diagonal(f, at, examples, chunk=CHUNK))
         work[name] = lambda diagonal=diagonal, tuned=tuned: diagonal(tuned)
-    seconds = _measure.interleaved(work, rounds)
+    seconds = interleaved(work, rounds)
     epoch = seconds.pop("plain_epoch")
     return {"plain_epoch_seconds": epoch, **{f"{name}_to_epoch": value / epoch for name, value in seconds.items()}}
 
@@ -106,7 +106,7 @@ def fisher_problems(model: Model, variables: Variables) -> dict[str, tuple[Any, 
 
 def pruning_ratios(model: Model, variables: Variables, batch_size: int, rounds: int) -> dict[str, float]:
     """Return the seconds of a round of Grad-Prune (400 images, 100 aside) and of its ranking alone."""
-    split = random_split(500)
+    split = random_split(SPEC, 500)
     rest, aside = (
         Images(split.image[part], split.image[part, ::-1], split.label[part])
         for part in (slice(0, 400), slice(400, None))
@@ -122,28 +122,27 @@ def pruning_ratios(model: Model, variables: Variables, batch_size: int, rounds: 
         "more": lambda: prune(variables, 4),
         "ranking": lambda: rank(variables),
     }
-    seconds = _measure.interleaved(work, rounds)
+    seconds = interleaved(work, rounds)
     one = (seconds["more"] - seconds["few"]) / 3
     return {"round_seconds": one, "ranking_seconds": seconds["ranking"], "round_to_ranking": one / seconds["ranking"]}
 
 
 def memory(model: Model, variables: Variables, batch_size: int) -> dict[str, float]:
     """Return the bytes that the compiled programs need besides their arguments and results."""
-    split = random_split(batch_size)
+    split = random_split(SPEC, batch_size)
     learner = create("ft", batch_size=batch_size)
     state = start(learner, model, split)
     plain = loop.train_epoch.lower(jax.random.key(0), learner, model, state, split)
     sizes = {"plain_step": plain.compile().memory_analysis().temp_size_in_bytes}
-    batch = Split(split.image, split.label, split.valid)
     for name, (tuned, loss_fn) in fisher_problems(model, variables).items():
 
         def gradient(at: Any, loss_fn: Any = loss_fn) -> Any:
-            return fisher.trace_gradient(loss_fn, at, (batch.image, batch.label), chunk=CHUNK)
+            return fisher.trace_gradient(loss_fn, at, (split.image, split.label), chunk=CHUNK)
 
         compiled = compilation.jit(gradient).lower(tuned).compile()  # type: ignore[attr-defined]
         sizes[f"exact_trace_{name}"] = compiled.memory_analysis().temp_size_in_bytes
     ratios = {f"{name}_to_plain": size / sizes["plain_step"] for name, size in sizes.items() if name != "plain_step"}
-    return {**{name: float(np.float64(size)) for name, size in sizes.items()}, **ratios}
+    return {**sizes, **ratios}
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ ratio to the same step in PyTorch.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import _measure
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from bdjax import defenses, models, records
-from bdjax.train import compilation, loop, supervised
+from bdjax.bench import measure as benchmarks
+from bdjax.train import compilation, supervised
 from bdjax.types import ImageSpec, Learner, Model, Split
 
 SPEC = ImageSpec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
@@ -27,7 +25,7 @@ SPEC = ImageSpec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0
 
 def main() -> None:
     options = _measure.arguments(__doc__, widths=(16, 64), batch_size=128, steps=6, rounds=5)
-    matmul = _measure.matmul_rate()
+    matmul = benchmarks.Peak().rates()["matmul_flops_per_second"]
     rows = [measure(width, options.batch_size, options.steps, options.rounds, matmul) for width in options.widths]
     _measure.write({"matmul_flops_per_second": matmul, "steps": rows, "memory": records.memory()}, options.out)
 
@@ -35,52 +33,30 @@ def main() -> None:
 def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float) -> dict[str, Any]:
     """Return the figures of one width."""
     model = models.create("preact_resnet18", SPEC, width=width)
-    split = random_split(batch_size * steps)
+    split = benchmarks.random_split(SPEC, batch_size * steps)
     learners = {
         "plain": supervised.supervised(batch_size=batch_size),
         "sam": defenses.create("ft_sam", rho=0.01, batch_size=batch_size),
     }
     work: dict[str, Callable[[], Any]] = {}
     for name, learner in learners.items():
-        work[f"{name}_epoch"] = epoch_call(learner, model, split)
+        work[f"{name}_epoch"] = benchmarks.Epoch(learner, model, split)
         work[f"{name}_loop"] = loop_call(learner, model, split, steps)
     if (step := torch_call(width, batch_size, steps)) is not None:
         work["torch_epoch"] = step
-    seconds = {name: total / steps for name, total in _measure.interleaved(work, rounds).items()}
-    flops = step_flops(learners["plain"], model, split)
+    seconds = {name: total / steps for name, total in benchmarks.interleaved(work, rounds).items()}
+    flops = benchmarks.step_flops(learners["plain"], model, split)
     row: dict[str, Any] = {"width": width, "batch_size": batch_size, "seconds_per_step": seconds}
     for name, evaluations in (("plain", 1), ("sam", 2)):
         row[f"{name}_images_per_second"] = batch_size / seconds[f"{name}_epoch"]
-        row[f"{name}_share_of_matmul"] = evaluations * flops / seconds[f"{name}_epoch"] / matmul
+        row[f"{name}_share_of_matmul"] = (
+            None if flops is None else evaluations * flops / seconds[f"{name}_epoch"] / matmul
+        )
         row[f"{name}_epoch_overhead"] = seconds[f"{name}_epoch"] / seconds[f"{name}_loop"] - 1
     row["sam_to_plain"] = seconds["sam_epoch"] / seconds["plain_epoch"]
     if "torch_epoch" in seconds:
         row["plain_to_torch"] = seconds["plain_epoch"] / seconds["torch_epoch"]
     return row
-
-
-def random_split(rows: int) -> Split:
-    """Return random images and labels on the device."""
-    rng = np.random.default_rng(0)
-    image = jnp.asarray(rng.integers(0, 256, (rows, *SPEC.shape), dtype=np.uint8))
-    return Split(image, jnp.asarray(rng.integers(0, 10, rows, dtype=np.int32)), jnp.ones(rows, bool))
-
-
-def start(learner: Learner, model: Model, split: Split) -> Any:
-    """Return a state that may be consumed."""
-    key = jax.random.key(0)
-    return jax.tree.map(jnp.array, learner.init(key, model, model.init(key), split))
-
-
-def epoch_call(learner: Learner, model: Model, split: Split) -> Callable[[], Any]:
-    """Return a call that runs one compiled epoch."""
-    box = [start(learner, model, split)]
-
-    def call() -> Any:
-        box[0], summary = loop.train_epoch(jax.random.key(1), learner, model, box[0], split)
-        return summary
-
-    return call
 
 
 def loop_call(learner: Learner, model: Model, split: Split, steps: int) -> Callable[[], Any]:
@@ -94,7 +70,7 @@ def loop_call(learner: Learner, model: Model, split: Split, steps: int) -> Calla
 
     step = compilation.jit(one, donate_argnums=2)
     order = jax.random.permutation(jax.random.key(2), split.label.shape[0])
-    box = [start(learner, model, split)]
+    box = [benchmarks.start(learner, model, split)]
 
     def call() -> Any:
         for number in range(steps):
@@ -102,15 +78,6 @@ def loop_call(learner: Learner, model: Model, split: Split, steps: int) -> Calla
         return info
 
     return call
-
-
-def step_flops(learner: Learner, model: Model, split: Split) -> float:
-    """Return the floating-point operations of one plain step, as XLA counts them before it optimizes."""
-    index = jnp.arange(learner.batch_size or split.label.shape[0])
-    batch = Split(split.image[index], split.label[index], None)  # type: ignore[arg-type]
-    state = start(learner, model, split)
-    update = functools.partial(learner.update, jax.random.key(0), model)
-    return jax.jit(update).lower(state, batch).cost_analysis()["flops"]  # type: ignore[index]
 
 
 def torch_call(width: int, batch_size: int, steps: int) -> Callable[[], Any] | None:

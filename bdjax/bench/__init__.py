@@ -1,0 +1,58 @@
+"""How fast this machine does what bdjax does: ``bdjax bench``.
+
+Every ratio is of two medians of one run whose rounds were timed in turn; compiling is in no figure but its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bdjax import records
+from bdjax.bench import loads, measure, scaling, startup, steps, sweeps
+from bdjax.bench.session import SECTIONS, Session, Settings
+from bdjax.checks import InputError
+
+SCHEMA_VERSION = 1
+_MEASURES: dict[str, Callable[[Session], Any]] = {
+    "loads": loads.section,
+    "startup": startup.section,
+    "steps": steps.section,
+    "sweeps": sweeps.section,
+    "scaling": scaling.section,
+}
+
+
+def run(settings: Settings, out: Path, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Measure section by section and return the results; what is done is in the file ``out``, whatever comes next.
+
+    Args:
+      settings: of `bdjax.bench.session.settings`.
+      out: a JSON file, replaced if it is there.
+      tell: is given a line for each section and for whatever is skipped.
+
+    Raises:
+      InputError: ``out`` is a folder.
+    """
+    if out.is_dir():
+        raise InputError(f"out must be a file; {out} is a folder.")
+    results = {"schema_version": SCHEMA_VERSION, "machine": measure.machine(), **measure.described(settings)}
+    session = Session(settings, tell)
+    peak = measure.Peak(settings.dtype or "float32").rates()
+    results |= {"peak": peak, "load_average": {}, "section_seconds": {}, "skipped": session.skipped}
+    records.write_json(out, results)  # what cannot be written is noticed before the work
+    for name in (name for name in SECTIONS if name in settings.sections):
+        results["load_average"][name], started = measure.machine()["load_average"], time.perf_counter()
+        try:
+            results[name] = _MEASURES[name](session)
+        except RuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            session.skip(name, "not enough memory")
+        results["section_seconds"][name] = time.perf_counter() - started
+        results["memory"] = records.memory()
+        records.write_json(out, results)
+        tell(f"{name}: {results['section_seconds'][name]:.0f} s")
+    return results
