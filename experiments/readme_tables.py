@@ -4,6 +4,7 @@
     python experiments/bench_steps.py --out experiments/results/steps.json
     python experiments/bench_startup.py --out experiments/results/startup.json
     python experiments/bench_defenses.py --out experiments/results/defenses.json
+    bdjax bench --out experiments/results/bench.json
     python experiments/defense_table.py --out runs
     python experiments/readme_tables.py --demo demo --cifar runs
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bdjax import records, report, tables
+from bdjax.bench import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -30,11 +32,12 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
     parser.add_argument("--cifar", type=Path, help="folder of finished runs of defense_table.py, likewise")
     parser.add_argument("--smoothness", action="store_true", help="with the columns of `bdjax smoothness`")
+    parser.add_argument("--bench", action="store_true", help="of the benchmarks, only that of `bdjax bench`")
     options = parser.parse_args()
-    texts = {
-        "speed table": speed_table(load("steps.json"), load("startup.json")),
-        "defense speed": defense_speed(load("defenses.json")),
-    }
+    texts = {"bench table": table.table(load("bench.json"))}
+    if not options.bench:
+        texts["speed table"] = speed_table(load("steps.json"), load("startup.json"))
+        texts["defense speed"] = defense_speed(load("defenses.json"))
     if options.demo:
         texts["demo table"] = tables.table(report.summarize(report.load([options.demo])), "markdown")
     if options.cifar:
