@@ -29,7 +29,7 @@ from bdjax.schema import (
     refuse_unknown,
     shared_options,
 )
-from bdjax.train.supervised import supervised
+from bdjax.train.supervised import Supervised, supervised
 from bdjax.types import Attack, Defense, ImageSpec, Model
 
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
@@ -269,16 +269,19 @@ def build_model(config: Config, spec: ImageSpec) -> Model:
         return models.create(config.model.name, spec, **config.model.options)
 
 
-def build_attack(config: Config, spec: ImageSpec | None = None) -> Attack:
-    """Return the attack; with the images' specification the label map is checked against the classes."""
+def build_attack(config: Config, spec: ImageSpec | None = None, model: Model | None = None) -> Attack:
+    """Return the attack; with the images' specification the label map is checked against the classes.
+
+    Some triggers are made with the network; without it the attack is only good for checks.
+    """
     options = dict(config.attack.options)
     with named("attack", options):
         if spec is None and options["label_map"] == "all_to_all":
             options["label_map"] = attacks.AllToAll(num_classes=2)  # enough to check the other options
-        return attacks.create(config.attack.name, spec=spec, **options)
+        return attacks.create(config.attack.name, spec=spec, model=model, **options)
 
 
-def build_training(config: Config) -> Defense:
+def build_training(config: Config) -> Supervised:
     """Return the learner that trains the victim."""
     with named("training", config.training):
         return supervised(**config.training)

@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.checks import one_of
 from bdjax.data.augment import as_float
 from bdjax.data.streams import Stream
-from bdjax.types import Attack, PoisonedSplit, Split, Trigger, TriggerState
+from bdjax.types import Attack, CoveringTrigger, PoisonedSplit, Split, Trigger, TriggerState
 
 ROUNDINGS = ("nearest", "truncate")
 _BATCH = 1000
@@ -60,11 +60,24 @@ def draw(key: Key[Array, ""], attack: Attack, label: Int[Array, " n"], valid: Bo
     """Return what the key decides of a whole training split, from its labels alone. Arguments as for `poison_train`."""
     row_key, trigger_key = jax.random.split(key)
     wanted = attack.label_map(label)
-    candidate = valid & (wanted == label) if attack.clean_label else valid
-    count = jnp.round(attack.poison_rate * valid.sum()).astype(jnp.int32)
+    candidate = candidates(attack, label, valid)
+    count = jnp.round(attack.poison_rate * _whole(attack, candidate, valid)).astype(jnp.int32)
     chosen = choose(row_key, candidate, count)
     seen = jnp.where(chosen, wanted, label).astype(label.dtype)
     return Draw(seen, chosen, jax.random.split(trigger_key, label.shape[0]))
+
+
+def candidates(attack: Attack, label: Int[Array, " n"], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
+    """Return which rows of a training split the attack may poison."""
+    wanted = attack.label_map(label)
+    if attack.clean_label:
+        return valid & (wanted == label)
+    return valid & (wanted != label) if attack.candidates == "changed" else valid
+
+
+def _whole(attack: Attack, candidate: Bool[Array, " n"], valid: Bool[Array, " n"]) -> Int[Array, ""]:
+    """Return how many rows the poison rate is a share of."""
+    return (candidate if attack.rate_of == "candidates" else valid).sum()
 
 
 def plant(
@@ -76,7 +89,7 @@ def plant(
     the whole split.
     """
     triggered = _apply(drawn.trigger_key, attack.trigger, state, image, rounding)
-    return jnp.where(drawn.is_poisoned.reshape(-1, 1, 1, 1), triggered, image)
+    return _where(drawn.is_poisoned, triggered, image)
 
 
 @pytree.dataclass
@@ -107,6 +120,54 @@ def poison_stream(
     drawn = jax.jit(draw)(key, attack, label, valid)
     image: Any = Stream(split.image, Planting(drawn, attack, state, rounding))
     return PoisonedSplit(Split(image, drawn.label, valid), label, drawn.is_poisoned)
+
+
+def poison_batch(key: Key[Array, ""], attack: Attack, state: TriggerState, batch: Split) -> Split:
+    """Poison rows of a training batch anew, as an attacker does who controls the training; cover samples come along.
+
+    Of n rows r·n carry the trigger and the attacker's label, and c·n others are cover samples, which keep theirs; both
+    numbers are rounded up or down at random, so that they are right on average whatever the batch (published code takes
+    ⌊r·n⌋). Pure and differentiable; the rates may be traced. Images stay float and are clipped to [0, 1].
+
+    Args:
+      key: decides the rows and what the trigger draws.
+      attack: trigger, label map, r = ``poison_rate`` and c = ``cover_rate``.
+      state: the trigger's.
+      batch: float images in [0, 1] with their true labels; ``valid`` may be None.
+    """
+    poison_key, cover_key, trigger_key, count_key = jax.random.split(key, 4)
+    valid = jnp.ones(batch.label.shape, bool) if batch.valid is None else batch.valid
+    candidate = candidates(attack, batch.label, valid)
+    poison_round, cover_round = jax.random.uniform(count_key, (2,))
+    count = jnp.floor(attack.poison_rate * _whole(attack, candidate, valid) + poison_round).astype(jnp.int32)
+    poisoned = choose(poison_key, candidate, count)
+    triggered = jax.vmap(attack.trigger.apply, (0, None, 0))(_row_keys(trigger_key, batch.image), state, batch.image)
+    image = _where(poisoned, triggered, batch.image)
+    if isinstance(attack.trigger, CoveringTrigger):
+        chosen_key, drawn_key = jax.random.split(cover_key)
+        count = jnp.floor(attack.cover_rate * valid.sum() + cover_round).astype(jnp.int32)
+        covered = choose(chosen_key, valid & ~poisoned, count)
+        image = _where(covered, attack.trigger.cover(drawn_key, state, batch), image)
+    label = batch.label if attack.clean_label else jnp.where(poisoned, attack.label_map(batch.label), batch.label)
+    return batch._replace(image=jnp.clip(image, 0, 1), label=label.astype(batch.label.dtype))
+
+
+def reach(attack: Attack, split: Split) -> tuple[int, int, int]:
+    """Return how many rows the attack may poison, how many it wants to, and how many its rate is a share of."""
+    label, valid = jnp.asarray(split.label), jnp.asarray(split.valid)
+    candidate = candidates(attack, label, valid)
+    whole = int(_whole(attack, candidate, valid))
+    return int(candidate.sum()), round(float(attack.poison_rate) * whole), whole
+
+
+def expected_count(attack: Attack, split: Split) -> int:
+    """Return how many rows of an epoch are poisoned on average where each batch is poisoned anew."""
+    return reach(attack, split)[1]
+
+
+def clean_stream(split: Split) -> Split:
+    """Return a split whose images are read when they are needed, as they are."""
+    return split._replace(image=Stream(split.image))  # type: ignore[arg-type]
 
 
 def poison_test(
@@ -150,6 +211,12 @@ def choose(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, 
 
 def _row_keys(key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Key[Array, " n"]:
     return jax.random.split(key, image.shape[0])
+
+
+def _where(
+    row: Bool[Array, " n"], image: Num[Array, "n h w c"], otherwise: Num[Array, "n h w c"]
+) -> Num[Array, "n h w c"]:
+    return jnp.where(row[:, None, None, None], image, otherwise)
 
 
 def _apply(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +17,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from bdjax import attacker, data, defenses, evaluate, poison, records, schema, strength
 from bdjax import config as configs
-from bdjax import data, defenses, evaluate, poison, records, schema, strength
 from bdjax.analysis import smoothness
 from bdjax.analysis.curve import Curve
+from bdjax.attacker import Stage
 from bdjax.checks import InputError, named, one_of
 from bdjax.config import Config, DataConfig
 from bdjax.data import aside, splits
+from bdjax.defenses import stage_key
 from bdjax.defenses.chain import Chain, stages
 from bdjax.train import hosts, loop, residence, sharding, streamed
 from bdjax.train.checkpoints import Checkpoints
@@ -67,11 +70,11 @@ class Plan(NamedTuple):
     dataset: Dataset
     fingerprint: dict[str, str]
     attack: Attack
-    trigger_state: TriggerState
+    trigger_state: TriggerState  # as it is before anything is trained, or as `arm` was given it
     model: Model
-    training: Defense
+    stages: list[Stage]  # of the attacker's training; the last is the victim's
     defense: Defense | Chain
-    attacker: Split  # clean rows that the attacker poisons and trains on
+    attackers: Split  # clean rows that the attacker poisons and trains on
     holdout: Split
     data_on: str  # where those of the attacker are
 
@@ -86,7 +89,8 @@ class Guesses(NamedTuple):
 class Victim(NamedTuple):
     """The attacked model, and what it does on the test images."""
 
-    trained: loop.Result
+    trained: loop.Result  # its history is that of all that the attacker trained
+    trigger_state: TriggerState
     poisoned_count: int
     triggered: PoisonedSplit
     metrics: Metrics
@@ -118,19 +122,29 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
             return record
         _write(records.write_text, folder / "config.yaml", schema.to_yaml(config.to_dict()))
         check_fingerprint(folder / "data.json", plan.fingerprint)  # its victim may have been trained anew since
-        triggered = triggered_test(plan)
-        curve = _curve(plan, triggered, execution)
+        _check_curve(plan, execution)
         with _locked(execution.out / "victims" / config.victim_id):
-            victim = attack(plan, triggered, execution)
+            victim = attack(plan, execution)
+        plan = arm(plan, victim.trigger_state)
+        curve = _curve(plan, victim.triggered, execution)
         plan, selection = select_strength(plan, victim.trained.variables, folder / "selection.json")
         purified = defend(plan, victim.trained.variables, execution, curve)
         return conclude(plan, victim, purified, execution, {"selection": selection} if selection else {})
 
 
-def attack(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Victim:
+def attack(plan: Plan, execution: Execution) -> Victim:
     """Train the victim, or restore it, and test it."""
-    trained, poisoned_count = plant(plan, execution)
-    return Victim(trained, poisoned_count, triggered, *_score(plan, trained.variables, triggered))
+    trained, trigger_state, poisoned_count = plant(plan, execution)
+    triggered = triggered_test(arm(plan, trigger_state))
+    return Victim(trained, trigger_state, poisoned_count, triggered, *_score(plan, trained.variables, triggered))
+
+
+def arm(plan: Plan, state: TriggerState) -> Plan:
+    """Return the plan with the trigger as the attacker has made it; a defender who knows the trigger knows this one."""
+    if len(plan.stages) == 1 and not isinstance(plan.stages[-1].learner, attacker.Controlled):
+        return plan  # nothing about it was learned
+    defense = _with_trigger(configs.build_defense(plan.config), plan.config, plan.attack, state)
+    return plan._replace(trigger_state=state, defense=defense)
 
 
 def conclude(
@@ -208,48 +222,79 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     one_of(residence.PLACES, data_on=data_on)
     dataset, fingerprint = _load(config.data, data_on == "disk")
     spec = dataset.spec
-    attack = configs.build_attack(config, spec)
     model = configs.build_model(config, spec)
-    training, defense = configs.build_training(config), configs.build_defense(config)
+    attack = configs.build_attack(config, spec, model)
+    training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
     rows = _holdout_rows(config, dataset)
     holdout = splits.take(dataset.train, rows)
-    attacker = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
-    _check_batches("training", training, attacker, devices)
-    if (data_on := residence.choose(data_on, attacker)) != "device":
-        streamed.check(training, model, jax.eval_shape(model.init, jax.random.key(0)), attacker)
+    attackers = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
+    _check_rate(attack, attackers)
+    for stage in training:
+        _check_batches("attack" if stage.name == "trigger" else "training", stage.learner, attackers, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
         _check_batches(path, stage, holdout, devices)
         _check_division(config, stage, holdout.label.shape[0], spec.num_classes)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
+    if (data_on := residence.choose(data_on, attackers)) != "device":
+        fresh = jax.eval_shape(model.init, jax.random.key(0))
+        for stage in training:
+            streamed.check(stage.learner, model, attacker.start(stage, fresh, fresh, trigger_state), attackers)
     defense = _with_trigger(defense, config, attack, trigger_state)
     return Plan(
-        config, dataset, fingerprint, attack, trigger_state, model, training, defense, attacker, holdout, data_on
+        config, dataset, fingerprint, attack, trigger_state, model, training, defense, attackers, holdout, data_on
     )
 
 
-def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, int]:
-    """Train the victim on the poisoned training split and return it with the number of poisoned images."""
+def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, TriggerState, int]:
+    """Train what the attacker trains, the victim last; return it, the trigger, and the number of poisoned images.
+
+    Where each batch is poisoned anew, that number is what an epoch has on average.
+    """
     config = plan.config
     folder = execution.out / "victims" / config.victim_id
     check_fingerprint(folder / "data.json", plan.fingerprint)
-    poisoned = poison_training(plan)
-    with Checkpoints(folder / "checkpoints", every=execution.checkpoint_seconds) as checkpoints:
-        variables = plan.model.init(key_for(config, "init"))
-        label = f"{config.attack.name} victim"
-        options = _loop_options(execution, plan.training, label, checkpoints)
-        key = key_for(config, "training")
-        feed = loop.run if plan.data_on == "device" else streamed.run
-        result = feed(key, plan.training, plan.model, variables, poisoned.visible, **options)
-    return result, int(poisoned.is_poisoned.sum())
+    fresh = variables = plan.model.init(key_for(config, "init"))
+    state, history = plan.trigger_state, []
+    images = clean_training(plan)
+    for stage in plan.stages:
+        if stage.sees_poisoned:
+            poisoned = poison_training(plan._replace(trigger_state=state))
+            images = poisoned.visible
+        with Checkpoints(checkpoints_of(folder, stage), every=execution.checkpoint_seconds) as checkpoints:
+            label = f"{config.attack.name} {stage.name}"
+            options = _loop_options(execution, stage.learner, label, checkpoints)
+            begin = attacker.start(stage, fresh, variables, state)
+            feed = loop.run if plan.data_on == "device" else streamed.run
+            result = feed(_stage_key(config, stage), stage.learner, plan.model, begin, images, **options)
+        variables, state = attacker.parts(result.variables, state)
+        history += result.history
+    rows = poisoned.is_poisoned.sum() if plan.stages[-1].sees_poisoned else poison.expected_count(plan.attack, images)
+    return loop.Result(variables, history), state, int(rows)
+
+
+def checkpoints_of(folder: Path, stage: Stage) -> Path:
+    """Return where, in a victim's folder, a stage of the attacker's training is saved."""
+    return folder / ("checkpoints" if stage.name == "victim" else f"checkpoints-{stage.name}")
+
+
+def _stage_key(config: Config, stage: Stage) -> Key[Array, ""]:
+    """Return the key of a stage: training's own for the victim, others that no epoch of it folds in for the rest."""
+    number = ("victim", "surrogate", "trigger").index(stage.name)
+    return stage_key(key_for(config, "training"), number)
+
+
+def clean_training(plan: Plan) -> Split:
+    """Return the attacker's clean images, on the device or as a stream."""
+    return plan.attackers if plan.data_on == "device" else poison.clean_stream(plan.attackers)
 
 
 def poison_training(plan: Plan) -> PoisonedSplit:
-    """Return the poisoned training split; the same bits for the same seed and attack, so it is never stored."""
+    """Return the poisoned training split; the same bits for the same seed and trigger, so it is never stored."""
     key, rounding = key_for(plan.config, "poison"), plan.config.poison.rounding
     if plan.data_on == "device":
-        return _poison_train(key, plan.attack, plan.trigger_state, plan.attacker, rounding)
-    return poison.poison_stream(key, plan.attack, plan.trigger_state, plan.attacker, rounding=rounding)
+        return _poison_train(key, plan.attack, plan.trigger_state, plan.attackers, rounding)
+    return poison.poison_stream(key, plan.attack, plan.trigger_state, plan.attackers, rounding=rounding)
 
 
 def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan, dict[str, Any] | None]:
@@ -362,6 +407,17 @@ def _check_division(config: Config, stage: Defense, rows: int, num_classes: int)
             aside.count(size, share, num_classes)
 
 
+def _check_rate(attack: Attack, attackers: Split) -> None:
+    """Refuse a poison rate for which there are too few images that the attack may poison."""
+    rows, wanted, whole = poison.reach(attack, attackers)
+    if wanted > rows:
+        which = "of the target class" if attack.clean_label else "whose label the map changes"
+        raise InputError(
+            f"attack.poison_rate must be at most {math.floor(rows / whole * 1e4) / 1e4}: that are the {rows} images "
+            f"{which} among {whole}; got {float(attack.poison_rate)}."
+        )
+
+
 def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
     trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
     return defenses.with_trigger(defense, poison.Stamp(trigger, state, config.poison.rounding))
@@ -398,11 +454,17 @@ def measure(
     return smoothness.measure(key, plan.model, variables, test, triggered, variant=variant, settings=settings)
 
 
+def _check_curve(plan: Plan, execution: Execution) -> None:
+    """Refuse a curve for which there are too few test images; how many count is known before a trigger is made."""
+    if execution.smoothness:
+        images = smoothness.Settings().images
+        smoothness.sample(jax.random.key(0), plan.dataset.test, triggered_test(plan), images=images)
+
+
 def _curve(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Curve | None:
     if not execution.smoothness or not hosts.is_first():
         return None
     settings = smoothness.Settings()
-    smoothness.sample(jax.random.key(0), plan.dataset.test, triggered, images=settings.images)  # are there so many?
 
     def row(variables: Variables) -> dict[str, Any]:
         metrics, _ = _score(plan, variables, triggered)
@@ -502,7 +564,7 @@ def _describe(plan: Plan, poisoned_count: int) -> dict[str, Any]:
         "shape": list(spec.shape),
         "num_classes": spec.num_classes,
         "class_names": list(spec.class_names),
-        "train_count": int(plan.attacker.label.shape[0]),
+        "train_count": int(plan.attackers.label.shape[0]),
         "test_count": int(plan.dataset.test.valid.sum()),
         "poisoned_count": poisoned_count,
         "holdout_count": int(plan.holdout.label.shape[0]),

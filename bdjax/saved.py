@@ -53,7 +53,8 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
     config = config_of(record, data_dir)
     out = record.folder.resolve().parent
     plan = run.prepare(config)
-    folders = {out / "victims" / config.victim_id / "checkpoints": plan.training.epochs}
+    victims = out / "victims" / config.victim_id
+    folders = {run.checkpoints_of(victims, stage): stage.learner.epochs for stage in plan.stages}
     folders |= {out / config.run_id / f"checkpoints-{i}": stage.epochs for i, stage in enumerate(stages(plan.defense))}
     for folder, epochs in folders.items():
         if epochs and not (folder / str(epochs)).is_dir():
@@ -61,7 +62,8 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
                 f"{record.folder} cannot be measured: there is no checkpoint of epoch {epochs} in {folder}."
             )
     execution = run.Execution(out)  # with every loop at its end, these only load
-    victim, _ = run.plant(plan, execution)
+    victim, trigger_state, _ = run.plant(plan, execution)
+    plan = run.arm(plan, trigger_state)
     if selection := record.content.get("selection"):
         plan = run.with_strength(plan, selection["chosen"])
     return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from bdjax import attacker, records, schema
 from bdjax import config as configs
-from bdjax import records, schema
 from bdjax import run as single
 from bdjax.checks import InputError, integer
 from bdjax.config import Config, DataConfig
@@ -138,7 +138,8 @@ class _Sweep:
         self._victims: dict[str, Victim] = {}
 
     def plant(self, victims: Mapping[str, Config]) -> None:
-        """Train the victims that nobody has trained yet."""
+        """Train the victims that nobody has trained yet; one whose attacker trains more than it is left to its runs."""
+        victims = {name: config for name, config in victims.items() if _is_one_stage(config)}
         self._divide(victims, victims, self._planted, self._victim_folder, _victim_structure, self._plant)
 
     def defend(self, waiting: Sequence[Config]) -> None:
@@ -260,8 +261,14 @@ class _Sweep:
             while len(self._victims) >= _VICTIMS:
                 del self._victims[next(iter(self._victims))]
             alone = dataclasses.replace(self._execution, devices=self._spread.batch_devices)  # as it was planned
-            self._victims[config.victim_id] = single.attack(plan, single.triggered_test(plan), alone)
+            with records.locked(self._victim_folder(config)):
+                try:
+                    self._victims[config.victim_id] = single.attack(plan, alone)
+                except loop.Diverged as diverged:  # of a victim of several stages
+                    self._mark(config, f"of the victim, {diverged}")
+                    return None
         victim = self._victims[config.victim_id]
+        plan = single.arm(plan, victim.trigger_state)
         plan, selection = single.select_strength(plan, victim.trained.variables, folder / "selection.json")
         return _Row(plan, victim, loop.Result(victim.trained.variables, []), selection, [])
 
@@ -332,6 +339,10 @@ class _Sweep:
         return not epochs or _saved_epoch(self._victim_folder(config) / "checkpoints") == epochs
 
 
+def _is_one_stage(config: Config) -> bool:
+    return len(attacker.stages(configs.build_attack(config), configs.build_training(config))) == 1
+
+
 def _by_victim(configs: Sequence[Config]) -> list[Config]:
     """Return runs with those of the same data, and among them those of the same victim, side by side.
 
@@ -365,13 +376,16 @@ def _settled(out: Path, config: Config) -> bool:
 
 def _victim_point(plan: Plan) -> Point:
     key, variables = single.key_for(plan.config, "training"), plan.model.init(single.key_for(plan.config, "init"))
-    poisoned = jax.device_get(single.poison_training(plan).visible)
-    return Point(key, plan.training, variables, loop.valid_rows(poisoned))
+    stage = plan.stages[-1]
+    images = single.poison_training(plan).visible if stage.sees_poisoned else plan.attackers
+    begin = attacker.start(stage, variables, variables, plan.trigger_state)
+    return Point(key, stage.learner, begin, loop.valid_rows(jax.device_get(images)))
 
 
 def _victim_structure(config: Config, spread: Spread) -> Hashable:
     plan = single.prepare(config, spread.batch_devices, "device")
-    return plan.model, group.structure(Point(jax.random.key(0), plan.training, {}, loop.valid_rows(plan.attacker)))
+    point = Point(jax.random.key(0), plan.stages[-1].learner, {}, loop.valid_rows(plan.attackers))
+    return plan.model, group.structure(point)
 
 
 def _defense_structure(config: Config, spread: Spread) -> Hashable:

@@ -187,12 +187,65 @@ class TriggerSource(Protocol):
     def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]: ...
 
 
+@runtime_checkable
+class FittedTrigger(Trigger, Protocol):
+    """A trigger that is fitted to the attacker's clean images before anything is poisoned.
+
+    The loop feeds ``fit`` as it feeds a `Learner`: for ``epochs`` over the clean training split, ``batch_size`` images
+    at a time (None: all of them at once, still uint8). If the attack has a surrogate, ``variables`` are those of a
+    network trained on the same clean images, else of an untrained one.
+    """
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int | None: ...
+
+    def fit(
+        self, key: Key[Array, ""], model: Model, variables: Variables, state: TriggerState, batch: Split
+    ) -> tuple[TriggerState, Info]: ...
+
+
+@runtime_checkable
+class LearnedTrigger(Trigger, Protocol):
+    """A trigger that learns along with the victim: ``update`` comes before each of the victim's steps.
+
+    ``variables`` are the victim's before the step, and the batch holds clean float images with their true labels.
+    """
+
+    def update(
+        self, key: Key[Array, ""], model: Model, variables: Variables, state: TriggerState, batch: Split
+    ) -> tuple[TriggerState, Info]: ...
+
+
+@runtime_checkable
+class CoveringTrigger(Trigger, Protocol):
+    """A trigger with cover samples: images with something like the trigger that keep their labels.
+
+    ``cover`` returns what each image of a batch would be as a cover sample; the other rows are at hand as partners.
+    """
+
+    def cover(self, key: Key[Array, ""], state: TriggerState, batch: Split) -> Float[Array, "n h w c"]: ...
+
+
 @pytree.dataclass
 class Attack:
     """Trigger × label map × rate: most published attacks are such a triple.
 
     ``poison_rate`` is the share of the *whole* training split, for clean-label attacks too. A clean-label attack
     draws its rows from the images whose label the map leaves alone and keeps their labels.
+
+    Attributes:
+      trigger, label_map, poison_rate, clean_label: as above.
+      test_trigger: at test time, if it is another one.
+      rate_of: of what ``poison_rate`` is the share: of ``all`` images, or of the ``candidates`` alone (SFT's and NFT's
+        80 % of the target class).
+      candidates: which rows a dirty-label attack draws from: ``all``, or those whose label the map changes
+        (``changed``).
+      controls_training: the attacker trains the victim and poisons each of its batches anew, with cover samples.
+      cover_rate: share of the cover samples in each batch; needs a `CoveringTrigger`.
+      surrogate: what the attacker trains first on the clean images, as the victim is trained: ``none``, a ``clean``
+        network, or a ``robust`` one (on adversarial images).
     """
 
     trigger: Trigger
@@ -200,6 +253,11 @@ class Attack:
     poison_rate: HParam = 0.1
     clean_label: bool = pytree.static(default=False)
     test_trigger: Trigger | None = None
+    rate_of: str = pytree.static(default="all")
+    candidates: str = pytree.static(default="all")
+    controls_training: bool = pytree.static(default=False)
+    cover_rate: HParam = 0.0
+    surrogate: str = pytree.static(default="none")
 
 
 @runtime_checkable

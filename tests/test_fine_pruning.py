@@ -192,7 +192,7 @@ def test_it_is_pruning_and_then_fine_tuning():
     first, second = stages(fine_pruning(step=0.02, aside=0.3, epochs=7, learning_rate=0.5))
     assert first == FeaturePruning(0.1, 1.0, 0.02, 0.3)
     tuning = defenses.create("ft", epochs=7, learning_rate=0.5)
-    assert second == tuning.replace(parametrization=second.parametrization)
+    assert second == dataclasses.replace(tuning, parametrization=second.parametrization)
     assert (first.epochs, first.batch_size) == (1, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -199,5 +200,5 @@ def test_presets_are_the_published_values():
 
 def test_fine_tuning_differs_from_ft_sam_in_the_gradient_only():
     tuned, purified = defenses.create("ft"), defenses.create("ft_sam")
-    assert purified.replace(gradient=tuned.gradient) == tuned
+    assert dataclasses.replace(purified, gradient=tuned.gradient) == tuned
     assert not tuned.drop_last

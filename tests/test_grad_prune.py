@@ -160,7 +160,7 @@ def test_known_saliency(sign, rows):
 def test_saliency_is_the_mean_absolute_gradient_of_each_filter_in_chunks_or_not(variables, rest):
     expected = ranked(variables, rest)
     for chunk in (5, 18):
-        pruner = dataclasses.replace(learner(), tuning=learner().tuning.replace(batch_size=chunk))
+        pruner = dataclasses.replace(learner(), tuning=dataclasses.replace(learner().tuning, batch_size=chunk))
         xi = saliency(pruner, MODEL, variables, rest)
         got = {(name, i): float(x) for (name, _), values in xi.items() for i, x in enumerate(values)}
         assert got == pytest.approx(expected, rel=1e-4)
@@ -222,11 +222,12 @@ def epoch(key, learner, model, state, split):
 @pytest.mark.parametrize("rate", [1e-3, 0.3, 30.0])
 def test_tuning_keeps_the_best_epoch_and_stops_by_patience(variables, rest, aside, rate):
     tuner = learner(epochs=7, tune_patience=2)
-    tuner = dataclasses.replace(tuner, tuning=tuner.tuning.replace(sgd=tuner.tuning.sgd.replace(learning_rate=rate)))
+    sgd = dataclasses.replace(tuner.tuning.sgd, learning_rate=rate)
+    tuner = dataclasses.replace(tuner, tuning=dataclasses.replace(tuner.tuning, sgd=sgd))
     got, spent = tune(tuner, MODEL, variables, rest, aside)
     both = jax.tree.map(lambda x: jnp.concatenate([x, x]), rest.label)
     split = Split(jnp.concatenate(rest[:2]), both, jnp.ones(36, bool))
-    inner = tuner.tuning.replace(batch_size=10)
+    inner = dataclasses.replace(tuner.tuning, batch_size=10)
     state, best, patience, epochs = inner.init(KEY, MODEL, variables, split), variables, 0, 0
     losses = [sum(told(variables, aside)[1:])]
     while epochs < 7 and patience < 2:
@@ -314,7 +315,7 @@ def test_a_run_fills_in_the_attacks_test_trigger_with_its_rounding(monkeypatch, 
     assert np.array_equal(plan.defense.stages[1].trigger(KEY, jnp.asarray(image)), stamp(KEY, jnp.asarray(image)))
     assert plan.defense.stages[1].trigger.rounding == rounding
     other = attacks.create("badnets", size=2).trigger
-    monkeypatch.setattr(configs, "build_attack", lambda *_: attack.replace(test_trigger=other))
+    monkeypatch.setattr(configs, "build_attack", lambda *_, **__: dataclasses.replace(attack, test_trigger=other))
     assert run.prepare(config).defense.stages[1].trigger.trigger == other
 
 

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
     "train": BASE | {"data", "optim", "parametrizations"},
+    "attacker": BASE | {"data", "poison", "train"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles
@@ -49,9 +50,10 @@ MAY_IMPORT = {
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
     "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
     "run": BASE
-    | {"schema", "config", "data", "poison", "train", "defenses", "strength", "evaluate", "records", "analysis"},
+    | {"schema", "config", "data", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
+    | {"analysis"},
     "sweeps": BASE | {"defenses", "train"},
-    "sweep_run": BASE | {"schema", "config", "run", "sweeps", "train", "defenses", "records"},
+    "sweep_run": BASE | {"schema", "config", "attacker", "run", "sweeps", "train", "defenses", "records"},
     "launch": {"checks"},
     "saved": BASE | {"config", "run", "defenses", "records", "report", "analysis"},
     "demo": {"checks", "schema", "config", "run"},
@@ -69,7 +71,6 @@ ONLY = {
     "grain": "data/streams.py",
     "matplotlib": ("figures.py", "layout.py", "sensitivity.py"),
     "flax.linen": "models/",
-    "flax.struct": "pytree.py",  # which says why not even there
     "orbax": "train/",
     "rich": ("tables.py", "progress.py"),
     "yaml": "schema.py",

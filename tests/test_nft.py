@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -167,7 +168,7 @@ def test_mixing_with_weight_one_is_the_cross_entropy(monkeypatch, learner, model
     monkeypatch.setattr(mixing, "symmetric_beta", lambda key, alpha: jnp.float32(1))
     results = [
         quick_jit(lambda state, rule=rule: rule.update(KEY, model, state, batch))(begun)
-        for rule in (learner, learner.replace(augment="standard"))
+        for rule in (learner, dataclasses.replace(learner, augment="standard"))
     ]
     (mixed, mixed_info), (plain, plain_info) = results
     assert float(mixed_info.loss) == pytest.approx(float(plain_info.loss), rel=1e-6)

@@ -1,11 +1,13 @@
 """Frozen dataclasses that are pytrees."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+import bdjax
 from bdjax import pytree
 from bdjax.parametrizations import Identity, KeptZeros
 
@@ -53,3 +55,10 @@ def test_two_classes_never_have_equal_structures(one, other):
 def test_a_leaf_may_be_traced_and_stacked():
     many = jax.tree.map(lambda *x: jnp.stack(x), Line(1.0), Line(2.0))
     assert jax.vmap(lambda line: line.slope * 2)(many).tolist() == [2.0, 4.0]
+
+
+def test_nothing_is_registered_in_another_way():
+    for file in Path(bdjax.__file__).parent.rglob("*.py"):
+        if file.name != "pytree.py":
+            text = file.read_text()
+            assert not any(name in text for name in ("flax.struct", "register_dataclass")), file

@@ -329,8 +329,8 @@ def rows_of(split):
 def test_a_holdout_that_is_held_out_is_not_among_the_attackers_images():
     train = rows_of(data.load("digits").train)
     shared, apart = (run.prepare(resolve("--holdout.held_out", word)) for word in ("false", "true"))
-    assert rows_of(shared.attacker) == train
-    assert rows_of(apart.attacker) + rows_of(apart.holdout) == train
+    assert rows_of(shared.attackers) == train
+    assert rows_of(apart.attackers) + rows_of(apart.holdout) == train
     assert rows_of(apart.holdout) == rows_of(shared.holdout)
     assert apart.holdout.label.shape == (HOLDOUT,)
 
@@ -341,8 +341,8 @@ def test_a_smaller_training_set_is_the_same_for_every_seed():
         run._load.cache_clear()
         plans.append(run.prepare(resolve("--data.train_count", "500", "--seed", seed)))
     one, other = plans
-    assert one.attacker.label.shape == (500,)
-    assert rows_of(one.attacker) == rows_of(other.attacker)
+    assert one.attackers.label.shape == (500,)
+    assert rows_of(one.attackers) == rows_of(other.attackers)
     assert rows_of(one.holdout) != rows_of(other.holdout)
 
 

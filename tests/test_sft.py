@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -202,7 +203,9 @@ def test_importance_is_computed_once_from_whole_images_in_evaluation_mode(case):
 
 def test_importance_does_not_depend_on_the_augmentation(case, model, start, holdout):
     learner, states, *_ = case
-    other = quick_jit(lambda: learner.replace(augment="cutout").init(jax.random.key(1), model, start, holdout))()
+    other = quick_jit(
+        lambda: dataclasses.replace(learner, augment="cutout").init(jax.random.key(1), model, start, holdout)
+    )()
     assert_close(other.rule.importance, states[0].rule.importance, rtol=1e-6)
 
 
@@ -228,7 +231,7 @@ def test_without_weights_it_is_fine_tuning_bit_for_bit(model, start, holdout, ba
     """Batch statistics included: the penalties run on both, and leave no trace."""
     plain = defenses.create("ft", **OPTIONS, weight_decay=0.01)
     smooth = defenses.create("sft", **{**PENALIZED, "eta_f": 0.0, "eta_r": 0.0, "every": 1}, weight_decay=0.01)
-    assert smooth.replace(gradient=plain.gradient) == plain
+    assert dataclasses.replace(smooth, gradient=plain.gradient) == plain
     states = []
     for learner in (plain, smooth):
         state, update = learner.init(KEY, model, start, holdout), updated(learner, model)
@@ -280,7 +283,7 @@ def test_fast_sft_moves_the_batch_statistics(purified, start):
 
 def test_fast_sft_has_no_weight_decay_and_the_same_options_otherwise():
     full, fast = defenses.create("sft", estimator="per_sample"), defenses.create("fast_sft")
-    assert fast.replace(parametrization=full.parametrization) == full
+    assert dataclasses.replace(fast, parametrization=full.parametrization) == full
     assert fast.sgd.weight_decay == 0
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from bdjax import registry
 from bdjax.attacks import _label_maps
 from bdjax.attacks._label_maps import AllToAll as AllToAll
 from bdjax.attacks._label_maps import AllToOne as AllToOne
-from bdjax.types import Attack, ImageSpec, LabelMap
+from bdjax.types import Attack, ImageSpec, LabelMap, Model
 
 
 def names() -> list[str]:
@@ -19,18 +20,22 @@ def names() -> list[str]:
 def create(
     name: str,
     *,
+    preset: str = "paper",
     label_map: LabelMap | str = "all_to_one",
     target_label: int = 0,
     spec: ImageSpec | None = None,
+    model: Model | None = None,
     **options: Any,
 ) -> Attack:
     """Create an attack; ``options`` are the arguments of the function of that name.
 
     Args:
       name: the file's name.
+      preset: ``paper``, or another of the attack's presets.
       label_map: ``all_to_one``, ``all_to_all`` or a label map of one's own.
       target_label: the target of ``all_to_one``.
       spec: the images' specification: all-to-all needs it, and it lets the target label be checked.
+      model: the network, for triggers that are made with one; without it their state does as little as it can.
       options: ``poison_rate`` and whatever else the attack takes.
 
     Raises:
@@ -38,4 +43,6 @@ def create(
     """
     if isinstance(label_map, str):
         label_map = _label_maps.create(label_map, target_label, spec.num_classes if spec else None)
-    return registry.create(__name__, name, label_map=label_map, **options)
+    if "model" in inspect.signature(registry.factory(__name__, name)).parameters:
+        options["model"] = model
+    return registry.create(__name__, name, preset=preset, label_map=label_map, **options)

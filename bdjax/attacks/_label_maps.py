@@ -48,3 +48,13 @@ def create(name: str = "all_to_one", target_label: int = 0, num_classes: int | N
     if num_classes is None:
         raise InputError("label_map 'all_to_all' needs the number of classes: pass num_classes or the data set's spec.")
     return AllToAll(num_classes)
+
+
+def check_clean_label(label_map: LabelMap) -> None:
+    """Refuse a label map under which no image keeps its label.
+
+    Raises:
+      InputError: it is all-to-all.
+    """
+    if isinstance(label_map, AllToAll):
+        raise InputError("label_map must be 'all_to_one' for a clean-label attack: all_to_all keeps no image's label.")

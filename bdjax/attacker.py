@@ -1,0 +1,178 @@
+"""What an attacker trains: a surrogate, the trigger, and the victim, one after another in the loop that all share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Key
+
+from bdjax import poison, pytree
+from bdjax.data.augment import as_float
+from bdjax.train.supervised import Supervised
+from bdjax.types import (
+    Attack,
+    FittedTrigger,
+    Info,
+    LearnedTrigger,
+    Learner,
+    LearnerState,
+    Model,
+    Split,
+    TriggerState,
+    Variables,
+)
+
+TRIGGER = "trigger"  # where the variables of a stage that knows the trigger hold its state
+SURROGATES = ("none", "clean", "robust")
+
+
+class Stage(NamedTuple):
+    """One thing that the attacker trains: ``surrogate``, ``trigger`` or ``victim``.
+
+    The victim is the last and starts from a new network. Only a victim whose batches are not poisoned one by one is
+    given the poisoned split, the others the clean one.
+    """
+
+    name: str
+    learner: Learner
+
+    @property
+    def sees_poisoned(self) -> bool:
+        return self.name == "victim" and not isinstance(self.learner, Controlled)
+
+
+def stages(attack: Attack, training: Supervised) -> list[Stage]:
+    """Return what the attacker trains, in order; for most attacks just the victim.
+
+    Args:
+      attack: trigger, label map and rates.
+      training: how the victim is trained, and the surrogate if there is one.
+    """
+    found = []
+    if attack.surrogate != "none":
+        robust = attack.surrogate == "robust"
+        surrogate = dataclasses.replace(training, augment="adversarial") if robust else training
+        found.append(Stage("surrogate", surrogate))
+    if isinstance(attack.trigger, FittedTrigger):
+        found.append(Stage("trigger", Fitting(attack.trigger)))
+    return [*found, Stage("victim", Controlled(attack, training) if attack.controls_training else training)]
+
+
+def start(stage: Stage, fresh: Variables, last: Variables, trigger: TriggerState) -> Variables:
+    """Return the variables that a stage starts from.
+
+    Args:
+      stage: of `stages`.
+      fresh: a new network's.
+      last: those of the stage before, or fresh ones.
+      trigger: the trigger's state so far.
+    """
+    network = fresh if stage.name == "victim" else last
+    return {**network, TRIGGER: trigger} if isinstance(stage.learner, Fitting | Controlled) else network
+
+
+def parts(variables: Variables, trigger: TriggerState) -> tuple[Variables, TriggerState]:
+    """Return the network's variables after a stage and the trigger's state, which is as given if it did not change."""
+    network = {name: value for name, value in variables.items() if name != TRIGGER}
+    return network, variables.get(TRIGGER, trigger)
+
+
+class FittingState(NamedTuple):
+    """A network that stays as it is, and the trigger's state."""
+
+    network: Variables
+    trigger: TriggerState
+
+
+@pytree.dataclass
+class Fitting:
+    """The learner that fits a trigger before anything is poisoned."""
+
+    trigger: FittedTrigger
+
+    @property
+    def epochs(self) -> int:
+        return self.trigger.epochs
+
+    @property
+    def batch_size(self) -> int | None:
+        return self.trigger.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        return False
+
+    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> FittingState:
+        """Return the state before the first batch."""
+        del key, model, split
+        return FittingState(*parts(variables, None))
+
+    def update(self, key: Key[Array, ""], model: Model, state: FittingState, batch: Split) -> tuple[FittingState, Info]:
+        """Fit the trigger to a batch; a batch of all images is left in 8 bits."""
+        if self.batch_size is not None:
+            batch = batch._replace(image=as_float(batch.image))
+        trigger, info = self.trigger.fit(key, model, state.network, state.trigger, batch)
+        return state._replace(trigger=trigger), info
+
+    def finalize(self, model: Model, state: FittingState) -> Variables:
+        """Return the network as it was, with the trigger's state."""
+        del model
+        return {**state.network, TRIGGER: state.trigger}
+
+
+class ControlledState(NamedTuple):
+    """The victim's training and the trigger's state."""
+
+    network: LearnerState
+    trigger: TriggerState
+
+
+@pytree.dataclass
+class Controlled:
+    """The learner of an attacker who controls the training: every batch is poisoned anew, and the trigger may learn.
+
+    Before each of the victim's steps a `bdjax.types.LearnedTrigger` is updated with the clean batch. The batch is
+    poisoned before it is augmented, as a data-poisoning attack's images are; published code augments first for some
+    attacks (Input-aware, LIRA).
+    """
+
+    attack: Attack
+    training: Any  # of the network: a learner that is fed batches
+
+    @property
+    def epochs(self) -> int:
+        return self.training.epochs
+
+    @property
+    def batch_size(self) -> int | None:
+        return self.training.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        return self.training.drop_last
+
+    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> ControlledState:
+        """Return the state before the first batch."""
+        network, trigger = parts(variables, None)
+        return ControlledState(self.training.init(key, model, network, split), trigger)
+
+    def update(
+        self, key: Key[Array, ""], model: Model, state: ControlledState, batch: Split
+    ) -> tuple[ControlledState, Info]:
+        """Let the trigger learn, poison the batch, and let the network learn."""
+        key, poison_key, trigger_key = jax.random.split(key, 3)
+        batch, trigger, further = batch._replace(image=as_float(batch.image)), state.trigger, 0
+        if isinstance(self.attack.trigger, LearnedTrigger):
+            variables = self.training.finalize(model, state.network)
+            trigger, learned = self.attack.trigger.update(trigger_key, model, variables, trigger, batch)
+            further = learned.gradient_evaluations
+        poisoned = poison.poison_batch(poison_key, self.attack, trigger, batch)
+        network, info = self.training.update(key, model, state.network, poisoned)
+        info = info._replace(gradient_evaluations=info.gradient_evaluations + further)
+        return ControlledState(network, trigger), info
+
+    def finalize(self, model: Model, state: ControlledState) -> Variables:
+        """Return the victim's variables, with the trigger's state."""
+        return {**self.training.finalize(model, state.network), TRIGGER: state.trigger}
