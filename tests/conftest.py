@@ -29,6 +29,7 @@ CHECKED = (
     "optim",
     "parametrizations",
     "poison",
+    "similarity",
     "structure",
     "train",
 )

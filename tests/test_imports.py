@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "types": {"pytree"},
     "pytree": set(),
     "checks": set(),
+    "similarity": set(),
     "registry": {"checks"},
     "data": BASE | {"registry"},
     "attacks": BASE | {"registry"},
