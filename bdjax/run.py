@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from bdjax import attacker, data, defenses, evaluate, poison, records, schema, strength
+from bdjax import attacker, data, defenses, evaluate, poison, records, schema, stealth, strength
 from bdjax import config as configs
 from bdjax.analysis import smoothness
 from bdjax.analysis.curve import Curve
@@ -32,6 +33,7 @@ from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Attack, Dataset, Defense, Metrics, Model, PoisonedSplit, Split, TriggerState, Variables
 
 _log = logging.getLogger(__name__)
+_COMPARED = 500  # images on which a trigger of training is compared, which may take long to put on
 SAMPLES = 10  # test images whose predictions a run keeps for the figures
 
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
@@ -95,6 +97,7 @@ class Victim(NamedTuple):
     triggered: PoisonedSplit
     metrics: Metrics
     guesses: Guesses
+    stealth: dict[str, Any]  # of the trigger, as the record has it
 
 
 def run(config: Config, execution: Execution) -> dict[str, Any]:
@@ -135,8 +138,11 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
 def attack(plan: Plan, execution: Execution) -> Victim:
     """Train the victim, or restore it, and test it."""
     trained, trigger_state, poisoned_count = plant(plan, execution)
-    triggered = triggered_test(arm(plan, trigger_state))
-    return Victim(trained, trigger_state, poisoned_count, triggered, *_score(plan, trained.variables, triggered))
+    plan = arm(plan, trigger_state)
+    triggered = triggered_test(plan)
+    metrics, guesses = _score(plan, trained.variables, triggered)
+    seen = _stealth(plan, triggered)
+    return Victim(trained, trigger_state, poisoned_count, triggered, metrics, guesses, seen)
 
 
 def arm(plan: Plan, state: TriggerState) -> Plan:
@@ -176,6 +182,7 @@ def conclude(
             "after": _metrics(after),
             "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(victim.metrics, after)),
         },
+        "stealth": victim.stealth,
         "cost": _cost(purified),
         "victim": _cost(victim.trained),
         **more,
@@ -440,6 +447,11 @@ def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, ro
     return poison.poison_test(key, attack, state, split, rounding=rounding)
 
 
+@jax.jit
+def _stamped(stamp: poison.Stamp, key: Any, image: Any) -> Any:
+    return stamp(key, image)
+
+
 def triggered_test(plan: Plan) -> PoisonedSplit:
     """Return the test split with triggers; the same bits for the same seed and attack."""
     key, rounding = key_for(plan.config, "test"), plan.config.poison.rounding
@@ -532,6 +544,19 @@ def _loop_options(
         "should_stop": execution.should_stop,
         "mesh": mesh,
     }
+
+
+def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:
+    """Return how visible the trigger is on test images, and the one in training, if it is another, on some of those."""
+    test, attack = plan.dataset.test, plan.attack
+    found = {"test": stealth.measure(test.image, triggered.visible.image, triggered.visible.valid).plain()}
+    if attack.test_trigger is not None:
+        rows = np.flatnonzero(poison.candidates(attack, jnp.asarray(test.label), jnp.asarray(test.valid)))[:_COMPARED]
+        image = jnp.asarray(test.image)[rows]
+        stamp = poison.Stamp(attack.trigger, plan.trigger_state, plan.config.poison.rounding)
+        changed = _stamped(stamp, key_for(plan.config, "test"), image)
+        found["train"] = stealth.measure(image, changed, np.ones(len(rows), bool)).plain()
+    return found
 
 
 def _samples(plan: Plan, triggered: PoisonedSplit, before: Guesses, after: Guesses) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "pytree": set(),
     "checks": set(),
     "similarity": set(),
+    "stealth": BASE | {"data", "similarity"},
     "registry": {"checks"},
     "data": BASE | {"registry"},
     "attacks": BASE | {"registry"},
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
     "run": BASE
     | {"schema", "config", "data", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
-    | {"analysis"},
+    | {"analysis", "stealth"},
     "sweeps": BASE | {"defenses", "train"},
     "sweep_run": BASE | {"schema", "config", "attacker", "run", "sweeps", "train", "defenses", "records"},
     "launch": {"checks"},
