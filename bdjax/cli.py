@@ -81,7 +81,7 @@ def _answer(words: list[str]) -> int:
 def _call(words: list[str]) -> int:
     options, rest = _parser().parse_known_args(words)
     options.words = words[1:]
-    if rest and options.command not in (_run, _sweep):
+    if rest and options.command not in (_run, _sweep, _show):
         raise InputError(f"unknown option {rest[0]!r}; see bdjax {options.name} --help.")
     if options.command is _run and options.hosts and not options.show and not guard.is_watched():
         return guard.watch("bdjax.cli", words)
@@ -195,6 +195,21 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("method", nargs="?", help="show this one's description and options")
     listing.set_defaults(command=_list)
 
+    show = commands.add_parser(
+        "show",
+        usage="bdjax show ATTACK [ATTACK ...] [--config CONFIG] [--section.key VALUE ...] [options]",
+        help="draw what triggers look like",
+        description="Draw test images without and with each attack's trigger, and what it changes. A trigger that is "
+        "learned needs its victim: that of the same config in --out, which is trained if there is none.",
+        epilog="Every field of a config is an option, as for bdjax run: --section.key value.",
+        allow_abbrev=False,
+    )
+    show.add_argument("attacks", nargs="+", metavar="ATTACK", help="as bdjax list attacks names them, or all")
+    show.add_argument("--config", metavar="CONFIG", action="append", default=[], help="a YAML file")
+    show.add_argument("--file", metavar="FILE", help="png, pdf or svg (default: the attack's name, or attacks, .png)")
+    _execution_options(show, "runs")
+    show.set_defaults(command=_show)
+
     report = commands.add_parser("report", help="tables and figures of finished runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
     report.add_argument("--format", default="console", help="console, markdown, csv or latex")
@@ -202,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "--figures", metavar="DIR", help="also draw the figures here, with a curve of each swept option"
     )
     report.add_argument("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
+    report.add_argument("--stealth", action="store_true", help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2")
     report.set_defaults(command=_report)
 
     smoothness = commands.add_parser(
@@ -488,9 +504,26 @@ def _list(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _show(options: argparse.Namespace, rest: list[str]) -> int:
+    from bdjax import config as configs
+    from bdjax import contact_sheet, registry, schema, show
+
+    names = registry.names("bdjax.attacks") if options.attacks == ["all"] else options.attacks
+    values = _values(options.config, rest)
+    with _shallow():
+        wanted = [configs.resolve(schema.merge(values, {"attack": {"name": name}})) for name in names]
+    file = options.file or f"{names[0] if len(names) == 1 else 'attacks'}.png"
+    shown: list[show.Shown] = []
+    code = _carry_out(options, lambda execution: shown.extend(show.show(config, execution) for config in wanted))
+    if code:
+        return code
+    print(contact_sheet.draw(shown, file, heading=wanted[0].data.name))
+    return 0
+
+
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
     del rest
-    _print_table(options.runs, options.format, options.smoothness)
+    _print_table(options.runs, options.format, options.smoothness, options.stealth)
     if options.figures:
         _draw(options.runs, Path(options.figures))
     return 0
@@ -536,10 +569,10 @@ def _bench(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _print_table(runs: Sequence[Any], style: str = "console", sharpness: bool = False) -> None:
+def _print_table(runs: Sequence[Any], style: str = "console", sharpness: bool = False, stealth: bool = False) -> None:
     from bdjax import report, tables
 
-    print(tables.table(report.summarize(report.load(runs), sharpness=sharpness), style))
+    print(tables.table(report.summarize(report.load(runs), sharpness=sharpness, stealth=stealth), style))
 
 
 def _draw(runs: Sequence[Any], folder: Path) -> None:

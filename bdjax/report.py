@@ -11,7 +11,7 @@ import os
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ RECORD, CONFIG = "record.json", "config.yaml"
 RATES = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "defense_effectiveness_rating")
 COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
 SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the defended network, in its smoothness.json
+STEALTH = ("psnr", "ssim", "linf", "l2", "changed_share")  # of the trigger on test images
 LOW_ATTACK_SUCCESS = 0.1  # attack success rates fall on both sides of it and rarely near it
 CONTROLS = ("none", "ft")  # defenses that every other is compared with
 SYMBOLS = {"rho": "ρ", "alpha": "α", "gamma": "γ", "eta_f": "η_F", "eta_r": "η_r", "eta_c": "η_c"}
@@ -83,6 +84,18 @@ class Record:
             return {name: math.nan if value is None else float(value) for name, value in values.items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"{file} is damaged ({error}); delete it to make it again.") from error
+
+    def stealth(self) -> Mapping[str, float]:
+        """Return ``STEALTH``; NaN where there is no finite value or an older bdjax did not measure it.
+
+        Raises:
+            InputError: the record has something else there.
+        """
+        try:
+            measured = self.content.get("stealth", {}).get("test", {})
+            return {name: math.nan if measured.get(name) is None else float(measured[name]) for name in STEALTH}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"stealth in {self.folder / RECORD} is damaged ({error}).") from error
 
 
 def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
@@ -225,6 +238,7 @@ class Row:
     gradient_evaluations: Statistic
     low_attack_success_share: float  # share of the runs with an attack success rate below 10 %
     sharpness: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)  # of SHARPNESS, where asked for
+    stealth: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)  # of STEALTH, likewise
 
     def without(self, option: str) -> Row:
         """Return the same row with a setting neither in its labels nor among its settings."""
@@ -255,12 +269,12 @@ class Row:
         return self.records[0].config[section]["name"]
 
 
-def summarize(records: Iterable[Record], *, sharpness: bool = False) -> list[Row]:
+def summarize(records: Iterable[Record], *, sharpness: bool = False, stealth: bool = False) -> list[Row]:
     """Sum up runs that differ only in their seed (and data folder).
 
     The order is that of the names of data, model and attack, then ``none``, ``ft`` and the other defenses, each with
-    its settings in natural order (ρ = 2 before ρ = 10), whatever the order of the records. With ``sharpness`` each row
-    has that too; it is NaN unless every seed was measured.
+    its settings in natural order (ρ = 2 before ρ = 10), whatever the order of the records. With ``sharpness`` or
+    ``stealth`` each row has that too; it is NaN unless every seed was measured.
     """
     ordered = sorted(distinct(records), key=lambda record: (identity(record), record.seed))
     groups: dict[str, list[Record]] = {}
@@ -269,7 +283,11 @@ def summarize(records: Iterable[Record], *, sharpness: bool = False) -> list[Row
     members = list(groups.values())
     settings = _distinguishing([flatten(group[0].config) for group in members])
     rows = map(_row, members, settings)
-    return sorted(map(_with_sharpness, rows) if sharpness else rows, key=_order)
+    if sharpness:
+        rows = (dataclasses.replace(row, sharpness=_measured(row, Record.sharpness)) for row in rows)
+    if stealth:
+        rows = (dataclasses.replace(row, stealth=_measured(row, Record.stealth)) for row in rows)
+    return sorted(rows, key=_order)
 
 
 def common(rows: Iterable[Row]) -> str:
@@ -320,9 +338,9 @@ def _row(records: list[Record], settings: dict[str, Any]) -> Row:
     return Row(data, model, attack, defense, settings, tuple(records), low_attack_success_share=low, **summed)
 
 
-def _with_sharpness(row: Row) -> Row:
-    measured = [record.sharpness() for record in row.records]
-    return dataclasses.replace(row, sharpness={name: _statistic([of[name] for of in measured]) for name in SHARPNESS})
+def _measured(row: Row, values: Callable[[Record], Mapping[str, float]]) -> dict[str, Statistic]:
+    found = list(map(values, row.records))
+    return {name: _statistic([of[name] for of in found]) for name in found[0]}
 
 
 def _label(record: Record, section: str, settings: Mapping[str, Any]) -> str:

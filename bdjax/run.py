@@ -30,7 +30,19 @@ from bdjax.defenses import stage_key
 from bdjax.defenses.chain import Chain, stages
 from bdjax.train import hosts, loop, residence, sharding, streamed
 from bdjax.train.checkpoints import Checkpoints
-from bdjax.types import Attack, Dataset, Defense, Metrics, Model, PoisonedSplit, Split, TriggerState, Variables
+from bdjax.types import (
+    Attack,
+    Dataset,
+    Defense,
+    FittedTrigger,
+    LearnedTrigger,
+    Metrics,
+    Model,
+    PoisonedSplit,
+    Split,
+    TriggerState,
+    Variables,
+)
 
 _log = logging.getLogger(__name__)
 _COMPARED = 500  # images on which a trigger of training is compared, which may take long to put on
@@ -145,12 +157,24 @@ def attack(plan: Plan, execution: Execution) -> Victim:
     return Victim(trained, trigger_state, poisoned_count, triggered, metrics, guesses, seen)
 
 
+def trigger_state(plan: Plan, execution: Execution) -> TriggerState:
+    """Return the trigger's state when the victim is done; nothing is trained if nothing about it is learned."""
+    if _learns_nothing(plan):
+        return plan.trigger_state
+    with _locked(execution.out / "victims" / plan.config.victim_id):
+        return plant(plan, execution)[1]
+
+
 def arm(plan: Plan, state: TriggerState) -> Plan:
     """Return the plan with the trigger as the attacker has made it; a defender who knows the trigger knows this one."""
-    if len(plan.stages) == 1 and not isinstance(plan.stages[-1].learner, attacker.Controlled):
-        return plan  # nothing about it was learned
+    if _learns_nothing(plan):
+        return plan
     defense = _with_trigger(configs.build_defense(plan.config), plan.config, plan.attack, state)
     return plan._replace(trigger_state=state, defense=defense)
+
+
+def _learns_nothing(plan: Plan) -> bool:
+    return not isinstance(plan.attack.trigger, FittedTrigger | LearnedTrigger)
 
 
 def conclude(
@@ -448,7 +472,8 @@ def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, ro
 
 
 @jax.jit
-def _stamped(stamp: poison.Stamp, key: Any, image: Any) -> Any:
+def stamped(stamp: poison.Stamp, key: Any, image: Any) -> Any:
+    """Return a batch of images with the trigger."""
     return stamp(key, image)
 
 
@@ -554,14 +579,14 @@ def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:
         rows = np.flatnonzero(poison.candidates(attack, jnp.asarray(test.label), jnp.asarray(test.valid)))[:_COMPARED]
         image = jnp.asarray(test.image)[rows]
         stamp = poison.Stamp(attack.trigger, plan.trigger_state, plan.config.poison.rounding)
-        changed = _stamped(stamp, key_for(plan.config, "test"), image)
+        changed = stamped(stamp, key_for(plan.config, "test"), image)
         found["train"] = stealth.measure(image, changed, np.ones(len(rows), bool)).plain()
     return found
 
 
 def _samples(plan: Plan, triggered: PoisonedSplit, before: Guesses, after: Guesses) -> dict[str, np.ndarray]:
     """Return test images that the attack aims at, with and without trigger, and what both networks say of them."""
-    rows = _sample_rows(np.asarray(triggered.original_label), np.asarray(triggered.visible.valid))
+    rows = sample_rows(np.asarray(triggered.original_label), np.asarray(triggered.visible.valid), SAMPLES)
     return {
         "clean": np.asarray(plan.dataset.test.image)[rows],
         "triggered": np.asarray(triggered.visible.image[rows]),
@@ -573,12 +598,12 @@ def _samples(plan: Plan, triggered: PoisonedSplit, before: Guesses, after: Guess
     }
 
 
-def _sample_rows(label: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return the first valid row of each class, then further valid rows, SAMPLES in all."""
+def sample_rows(label: np.ndarray, valid: np.ndarray, count: int) -> np.ndarray:
+    """Return the first valid row of each class, then further valid rows, so many in all."""
     rows = np.flatnonzero(valid)
     _, first = np.unique(label[rows], return_index=True)
     rest = np.setdiff1d(np.arange(rows.size), first)
-    return rows[np.concatenate([np.sort(first), rest])[:SAMPLES]]
+    return rows[np.concatenate([np.sort(first), rest])[:count]]
 
 
 def _describe(plan: Plan, poisoned_count: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bdjax.checks import InputError, one_of
-from bdjax.report import COSTS, RATES, SECTIONS, SHARPNESS, Row, Statistic, best, common, victims
+from bdjax.report import COSTS, RATES, SECTIONS, STEALTH, Row, Statistic, best, common, victims
 
 
 def table(rows: Sequence[Row], format: str = "console", decimals: int = 1) -> str:
@@ -43,6 +43,7 @@ def spread(statistic: Statistic, decimals: int = 1, scale: float = 1.0) -> str:
 _HEADS = ("ACC", "ASR", "RA", "DER", "n", "seconds")
 _DER = _HEADS.index("DER")
 _SHARPNESS_HEADS = ("λ_max", "Tr(H)", "Tr(F)")
+_STEALTH_HEADS = ("PSNR", "SSIM", "ℓ∞", "ℓ2", "changed")
 _SMALLEST = 1e-3  # below it a mean is written with an exponent
 
 
@@ -57,13 +58,22 @@ def significant(statistic: Statistic) -> str:
 
 
 def _heads(rows: Sequence[Row]) -> tuple[str, ...]:
-    return _HEADS + _SHARPNESS_HEADS if any(row.sharpness for row in rows) else _HEADS
+    more = _SHARPNESS_HEADS if any(row.sharpness for row in rows) else ()
+    return _HEADS + more + (_STEALTH_HEADS if any(row.stealth for row in rows) else ())
 
 
 def _cells(row: Row, decimals: int) -> list[str]:
     rates = [spread(getattr(row, name), decimals, 100) for name in RATES]
     sharpness = [significant(statistic) for statistic in row.sharpness.values()]
-    return [*rates, str(row.n), spread(row.run_seconds), *sharpness]
+    return [*rates, str(row.n), spread(row.run_seconds), *sharpness, *stealth_cells(row)]
+
+
+def stealth_cells(row: Row) -> list[str]:
+    """Return the cells of a row's stealth numbers: PSNR, SSIM, ℓ∞, ℓ2, and the share of changed pixels in per cent."""
+    if not row.stealth:
+        return []
+    psnr, ssim, linf, l2, changed = (row.stealth[name] for name in STEALTH)
+    return [spread(psnr), spread(ssim, 3), spread(linf, 3), spread(l2, 2), spread(changed, 1, 100)]
 
 
 def _caption(rows: Sequence[Row], mark: str) -> str:
@@ -75,11 +85,16 @@ def _caption(rows: Sequence[Row], mark: str) -> str:
         if any(row.sharpness for row in rows)
         else ""
     )
+    stealth = (
+        "PSNR (dB), SSIM, ℓ∞, ℓ2 (pixels in [0, 1]), changed pixels (%): of the trigger on test images. "
+        if any(row.stealth for row in rows)
+        else ""
+    )
     return (
         f"{where}{': ' if where else ''}{seeds}. ACC: clean accuracy (% of {_denominator(rows, 'clean_total')} test "
         f"images). ASR, RA: attack success rate and robust accuracy (% of {_denominator(rows, 'attack_total')} "
         f"triggered ones). DER: defense effectiveness rating (%). seconds: the defense's run without compiling. "
-        f"{sharpness}{mark}: highest mean DER of each attack."
+        f"{sharpness}{stealth}{mark}: highest mean DER of each attack."
     )
 
 
@@ -163,6 +178,8 @@ _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "ℓ": r"$\ell$",
+    "∞": r"$\infty$",
     "ρ": r"$\rho$",
     "α": r"$\alpha$",
     "γ": r"$\gamma$",
@@ -180,13 +197,14 @@ def _escape(text: str) -> str:
 def _csv(rows: Sequence[Row], decimals: int) -> str:
     del decimals  # nothing is rounded
     settings = list(dict.fromkeys(key for row in rows for key in row.settings))
-    asked = SHARPNESS if any(row.sharpness for row in rows) else ()
+    asked = tuple(dict.fromkeys(name for row in rows for name in (*row.sharpness, *row.stealth)))
     measured = [f"{name}_{part}" for name in RATES + COSTS + asked for part in Statistic._fields]
     head = [*SECTIONS, *settings, "n", "seeds", *measured, "low_attack_success_share", "clean_total", "attack_total"]
     lines = []
     for row in rows:
         values = [value for name in RATES + COSTS for value in getattr(row, name)]
-        values += [None if math.isnan(value or 0) else value for name in asked for value in row.sharpness[name]]
+        more = {**row.sharpness, **row.stealth}
+        values += [None if math.isnan(value or 0) else value for name in asked for value in more[name]]
         names = [row.name(section) for section in SECTIONS]
         front = [*names, *(row.settings.get(key) for key in settings), row.n, _joined(row.seeds)]
         totals = [_joined(row.clean_total), _joined(row.attack_total)]

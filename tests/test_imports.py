@@ -56,6 +56,8 @@ MAY_IMPORT = {
     | {"analysis", "stealth"},
     "sweeps": BASE | {"defenses", "train"},
     "sweep_run": BASE | {"schema", "config", "attacker", "run", "sweeps", "train", "defenses", "records"},
+    "show": {"config", "poison", "run", "stealth"},
+    "contact_sheet": {"checks", "layout", "show"},
     "launch": {"checks"},
     "saved": BASE | {"config", "run", "defenses", "records", "report", "analysis"},
     "demo": {"checks", "schema", "config", "run"},
@@ -63,7 +65,7 @@ MAY_IMPORT = {
     | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
-    | {"saved", "analysis", "bench", "sweep_run", "launch", "guard"},
+    | {"saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -71,7 +73,7 @@ ONLY = {
     "tensorflow_datasets": "data/sources/",
     "array_record": "data/sources/",
     "grain": "data/streams.py",
-    "matplotlib": ("figures.py", "layout.py", "sensitivity.py"),
+    "matplotlib": ("contact_sheet.py", "figures.py", "layout.py", "sensitivity.py"),
     "flax.linen": "models/",
     "orbax": "train/",
     "rich": ("tables.py", "progress.py"),

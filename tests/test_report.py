@@ -397,6 +397,41 @@ def test_damaged_smoothness(tmp_path, text):
         report.summarize([record], sharpness=True)
 
 
+# --- Stealth ---
+
+
+def seen(**values):
+    return {"test": {"psnr": 30.0, "ssim": 0.9, "linf": 0.2, "l2": 1.5, "changed_share": 0.05, **values}}
+
+
+def test_stealth_is_summed_over_seeds(tmp_path):
+    write(tmp_path, content(0) | {"stealth": seen()}, content(1) | {"stealth": seen(psnr=32.0)})
+    (row,) = report.summarize(report.load([tmp_path]), stealth=True)
+    assert row.stealth["psnr"] == pytest.approx((31, 2**0.5))
+    lines = {style: tables.table([row], style).splitlines() for style in tables.FORMATS}
+    assert lines["markdown"][0].endswith("| PSNR | SSIM | ℓ∞ | ℓ2 | changed |")
+    assert lines["markdown"][2].endswith("| 31.0 ± 1.4 | 0.900 ± 0.000 | 0.200 ± 0.000 | 1.50 ± 0.00 | 5.0 ± 0.0 |")
+    assert r"$\ell$$\infty$" in lines["latex"][4]
+    (only,) = csv.DictReader(lines["csv"])
+    assert float(only["psnr_mean"]) == 31
+    (plain,) = report.summarize(report.load([tmp_path]))
+    assert "PSNR" not in tables.table([plain])
+
+
+@pytest.mark.parametrize("given", [{}, {"stealth": seen(psnr=None)}], ids=["of an older bdjax", "nothing changed"])
+def test_stealth_without_a_value_is_a_dash(tmp_path, given):
+    write(tmp_path, content(0) | given)
+    (row,) = report.summarize(report.load([tmp_path]), stealth=True)
+    assert "| – |" in tables.table([row], "markdown")
+
+
+@pytest.mark.parametrize("damaged", [3, {"test": 3}, {"test": {"psnr": "x"}}])
+def test_damaged_stealth(tmp_path, damaged):
+    write(tmp_path, content(0) | {"stealth": damaged})
+    with pytest.raises(InputError, match=r"stealth in .*record\.json is damaged"):
+        report.summarize(report.load([tmp_path]), stealth=True)
+
+
 # --- Figures ---
 
 

@@ -1,0 +1,43 @@
+"""What triggers look like: an attack's trigger on a few test images, however it is made."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import poison, run, stealth
+from bdjax.config import Config
+from bdjax.run import Execution
+from bdjax.stealth import Stealth
+
+IMAGES = 8
+
+
+class Shown(NamedTuple):
+    """Test images with and without the trigger at test time, uint8 [k, h, w, c], and how visible it is on them."""
+
+    attack: str
+    clean: np.ndarray
+    triggered: np.ndarray
+    stealth: Stealth
+
+
+def show(config: Config, execution: Execution, images: int = IMAGES) -> Shown:
+    """Return what the trigger does to test images, one of each class first, whatever the attack aims at.
+
+    A trigger that is learned is restored from the victim of that config, which is trained first if there is none.
+
+    Raises:
+      InputError, Stopped, Diverged: as for `bdjax.run.run`.
+    """
+    plan = run.prepare(config, execution.devices, execution.data_on)
+    plan = run.arm(plan, run.trigger_state(plan, execution))
+    test, attack = plan.dataset.test, plan.attack
+    rows = run.sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
+    clean = np.asarray(test.image)[rows]
+    trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
+    stamp = poison.Stamp(trigger, plan.trigger_state, config.poison.rounding)
+    triggered = np.asarray(run.stamped(stamp, run.key_for(config, "test"), jnp.asarray(clean)))
+    return Shown(config.attack.name, clean, triggered, stealth.measure(clean, triggered, np.ones(len(rows), bool)))

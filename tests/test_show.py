@@ -1,0 +1,67 @@
+"""The contact sheet: which images, which scale, what is written, and what is refused."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax import cli, contact_sheet, data, poison, run, schema, show
+from bdjax import config as configs
+from bdjax.checks import InputError
+from bdjax.run import Execution
+from bdjax.show import Shown
+from bdjax.stealth import Stealth
+
+
+def shown(change=51, name="badnets"):
+    clean = np.full((8, 8, 8, 3), 100, np.uint8)
+    triggered = clean.copy()
+    triggered[:, 6:, 6:] += np.uint8(change)
+    return Shown(name, clean, triggered, Stealth(30.0, 0.9, change / 255, 1.5, 4 / 64))
+
+
+def test_the_images_are_those_of_the_test_split_with_the_runs_own_trigger(tmp_path):
+    config = configs.resolve(schema.overrides(["--attack", "blended", "--attack.test_alpha", "0.5"]))
+    got = show.show(config, Execution(tmp_path))
+    plan = run.prepare(config)
+    test = data.load("digits").test
+    rows = run.sample_rows(test.label, test.valid, 8)
+    np.testing.assert_array_equal(got.clean, test.image[rows])
+    stamp = poison.Stamp(plan.attack.test_trigger, plan.trigger_state)
+    np.testing.assert_array_equal(got.triggered, stamp(run.key_for(config, "test"), jnp.asarray(got.clean)))
+    assert sorted(test.label[rows]) == list(range(8)), "one of each class first"
+    assert not list(tmp_path.iterdir()), "nothing is trained for a trigger that is not learned"
+
+
+@pytest.mark.parametrize(("change", "factor"), [(0, 100), (1, 100), (12, 10), (64, 1), (150, 1)])
+def test_the_residual_is_scaled_to_be_seen(change, factor):
+    assert contact_sheet.scale(np.full((4, 4), change)) == factor
+
+
+def test_a_sheet_is_written_and_is_the_same_again(tmp_path):
+    files = [contact_sheet.draw([shown(), shown(12, "faint")], tmp_path / "a" / name) for name in ("1.png", "2.png")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_clean_images_that_differ_have_a_row_of_their_own():
+    other = shown()._replace(clean=np.zeros((8, 8, 8, 3), np.uint8))
+    assert [name for name, *_ in contact_sheet._lines([shown(), shown(), other])] == [
+        "clean", "badnets", "residual × 2", "badnets", "residual × 2", "clean", "badnets", "residual × 1",
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"file must end in \.png, \.pdf, \.svg; got '.*sheet\.jpg'"):
+        contact_sheet.draw([shown()], tmp_path / "sheet.jpg")
+    with pytest.raises(InputError, match="no attack"):
+        contact_sheet.draw([], tmp_path / "sheet.png")
+
+
+def test_the_command_draws_attacks_by_name(tmp_path, capsys):
+    file = tmp_path / "sheet.svg"
+    words = ["show", "badnets", "blended", "--file", str(file), "--out", str(tmp_path / "runs"), "--quiet"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.strip() == str(file)
+    assert "<svg" in file.read_text()
+    assert cli.main(["show", "badnet", "--out", str(tmp_path)]) == 2
+    assert "did you mean 'badnets'?" in capsys.readouterr().err
