@@ -28,7 +28,7 @@ def test_the_images_are_those_of_the_test_split_with_the_runs_own_trigger(tmp_pa
     np.testing.assert_array_equal(got.clean, test.image[rows])
     stamp = poison.Stamp(plan.attack.test_trigger, plan.trigger_state)
     np.testing.assert_array_equal(got.triggered, stamp(run.key_for(config, "test"), jnp.asarray(got.clean)))
-    assert sorted(test.label[rows]) == list(range(8)), "one of each class first"
+    assert len(set(test.label[rows])) == 8, "of different classes"
     assert not list(tmp_path.iterdir()), "nothing is trained for a trigger that is not learned"
 
 
