@@ -18,7 +18,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from bdjax import config, progress, run, schema
+from bdjax import config, progress, registry, run, schema
 from bdjax.checks import InputError
 from bdjax.train import compilation, loop
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "cifar10_small.yaml")
     parser.add_argument("--data-dir", help="where prepared data sets lie")
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--attacks", nargs="+", default=["badnets", "blended"])
+    parser.add_argument("--attacks", nargs="+", default=["badnets", "blended"], help="or all")
     parser.add_argument("--holdouts", nargs="+", type=float, default=[0.01, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--defenses", nargs="+", help="only these; all by default")
@@ -60,11 +60,12 @@ def main() -> None:
     compilation.enable_cache()
     base = schema.read(options.config)
     rows = ABLATION if options.ablation else DEFENSES
+    attacks = registry.names("bdjax.attacks") if options.attacks == ["all"] else options.attacks
     rows = [row for row in rows if not options.defenses or row[0]["name"] in options.defenses]
     try:
         with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
             execution = run.Execution(options.out, on_epoch=on_epoch, should_stop=should_stop)
-            for seed, share, attack in itertools.product(options.seeds, options.holdouts, options.attacks):
+            for seed, share, attack in itertools.product(options.seeds, options.holdouts, attacks):
                 changes = {"seed": seed, "attack": attack, "holdout": {"share": share}}
                 for defense, parts in rows:
                     carry_out(base, changes, options.data_dir, defense, parts, execution)

@@ -6,7 +6,9 @@
     python experiments/bench_defenses.py --out experiments/results/defenses.json
     bdjax bench --out experiments/results/bench.json
     python experiments/defense_table.py --out runs
-    python experiments/readme_tables.py --demo demo --cifar runs
+    python experiments/defense_table.py --config configs/cifar10_attacks.yaml --attacks all --holdouts 0.05 --seeds 0 \
+        --defenses none ft ft_sam fast_sft nft --out attacks
+    python experiments/readme_tables.py --demo demo --cifar runs --attacks attacks
 
 Each table stands between ``<!-- name -->`` and ``<!-- end -->``; nothing else is touched.
 """
@@ -17,6 +19,7 @@ import argparse
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,22 @@ from bdjax import records, report, tables
 from bdjax.bench import table
 
 ROOT = Path(__file__).resolve().parents[1]
+# ACC / ASR in % of PreActResNet18 on CIFAR-10 at 10 % poison: FT-SAM's Table 1, and below the line SFT's Table 1.
+PUBLISHED = {
+    "badnets": "91.8 / 93.8",
+    "blended": "93.4 / 97.7",
+    "input_aware": "94.0 / 98.4",
+    "lc": "84.6 / 99.9",
+    "lf": "93.0 / 99.1",
+    "sig": "84.5 / 97.9",
+    "ssba": "92.9 / 97.1",
+    "trojan": "93.5 / 100.0",
+    "wanet": "92.8 / 98.9",
+    "lira": "92.2 / 99.3 *",
+    "bpp": "93.8 / 99.7 *",
+    "cba": "90.2 / 93.2 *",
+    "fba": "90.8 / 100.0 *",
+}
 RESULTS = ROOT / "experiments" / "results"
 
 
@@ -31,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
     parser.add_argument("--cifar", type=Path, help="folder of finished runs of defense_table.py, likewise")
+    parser.add_argument("--attacks", type=Path, help="folder of finished runs of every attack, likewise")
     parser.add_argument("--smoothness", action="store_true", help="with the columns of `bdjax smoothness`")
     parser.add_argument("--bench", action="store_true", help="of the benchmarks, only that of `bdjax bench`")
     options = parser.parse_args()
@@ -43,12 +63,45 @@ def main() -> None:
     if options.cifar:
         rows = report.summarize(report.load([options.cifar]), sharpness=options.smoothness)
         texts["cifar table"] = tables.table(rows, "markdown")
+    if options.attacks:
+        rows = report.summarize(report.load([options.attacks]), stealth=True)
+        texts["attack table"] = attack_table(rows)
+        texts["attack defenses"] = attack_defenses(rows)
     if options.demo:
         shutil.copyfile(options.demo / "figures" / "overview.png", RESULTS / "demo.png")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, text in texts.items():
         readme = replaced(readme, name, text)
     records.write_text(ROOT / "README.md", readme)
+
+
+def attack_table(rows: Sequence[report.Row]) -> str:
+    """Write what each attack makes, beside what was published of it at full size, and how visible it is."""
+    heads = ("attack", "published ACC / ASR", "ACC", "ASR", "PSNR", "SSIM", "ℓ∞", "ℓ2", "changed", "seconds to plant")
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for row in rows:
+        if row.name("defense") == "none":
+            seconds = [record.content["victim"]["run_seconds"] for record in row.records]
+            rates = (f"{100 * getattr(row, rate).mean:.1f}" for rate in ("clean_accuracy", "attack_success_rate"))
+            cells = (row.attack, PUBLISHED.get(row.name("attack"), "–"), *rates, *tables.stealth_cells(row))
+            lines.append("| " + " | ".join([*cells, f"{sum(seconds) / len(seconds):.0f}"]) + " |")
+    return "\n".join(lines)
+
+
+def attack_defenses(rows: Sequence[report.Row]) -> str:
+    """Write every attack against every defense: ACC / ASR / RA, and the rating."""
+    names = list(dict.fromkeys(row.name("defense") for row in rows))
+    lines = ["| attack | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+    best = report.best(rows)
+    for title, group in report.victims(rows).items():
+        cells = {row.name("defense"): _rates(row, row in best) for row in group}
+        lines.append("| " + " | ".join([title, *(cells.get(name, "–") for name in names)]) + " |")
+    return "\n".join(lines)
+
+
+def _rates(row: report.Row, is_best: bool) -> str:
+    acc, asr, ra, der = (f"{100 * getattr(row, name).mean:.1f}" for name in report.RATES)
+    return f"{acc} / {asr} / {ra} · " + (f"**{der}**" if is_best else der)
 
 
 def load(name: str) -> dict[str, Any]:
