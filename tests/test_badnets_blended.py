@@ -40,7 +40,7 @@ GRAY = {side: np.full((side, side, 3), 0.5, np.float32) for side in (8, 32, 64)}
     ],
 )
 def test_the_patch_is_3_by_3_white_pixels_in_its_corner(side, corner, bottom, right):
-    changed = triggered("badnets", GRAY[side], corner=corner)
+    changed = triggered("badnets", GRAY[side], corner=corner, size=3)
     rows = slice(side - 3, side) if bottom else slice(0, 3)
     columns = slice(side - 3, side) if right else slice(0, 3)
     expected = GRAY[side].copy()
@@ -53,9 +53,50 @@ def test_by_default_the_patch_covers_rows_and_columns_29_to_31():
     assert (row.min(), row.max(), column.min(), column.max(), row.size) == (29, 31, 29, 31, 9)
 
 
-def test_a_6_by_6_patch_at_64_pixels():
-    assert (triggered("badnets", GRAY[64], size=6)[58:, 58:] == 1).all()
-    assert (triggered("badnets", GRAY[64], size=6) == 1).sum() == 36 * 3
+@pytest.mark.parametrize(("side", "size"), [(8, 3), (28, 3), (32, 3), (64, 6), (96, 9), (224, 21)])
+def test_by_default_the_patch_grows_with_the_image_from_3_pixels_on(side, size):
+    changed = triggered("badnets", np.full((side, side, 1), 0.5, np.float32))[..., 0]
+    assert (changed[side - size :, side - size :] == 1).all()
+    assert (changed == 1).sum() == size**2
+
+
+def test_the_sft_preset_draws_its_pattern_at_60_percent_in_the_lower_left_corner():
+    image = np.random.default_rng(3).random((32, 32, 3), np.float32)
+    expected = image.copy()
+    pattern = np.array([[0, 0, 255], [0, 255, 0], [255, 0, 255]])[..., None] / 255
+    expected[29:, :3] = 0.4 * image[29:, :3] + 0.6 * pattern
+    np.testing.assert_allclose(triggered("badnets", image, preset="sft"), expected, atol=1e-6)
+    mirrored = triggered("badnets", image, preset="reference_code")  # the other corner, the same pattern
+    np.testing.assert_array_equal(mirrored[:29], image[:29])
+    np.testing.assert_allclose(mirrored[29:, 29:], 0.4 * image[29:, 29:] + 0.6 * pattern, atol=1e-6)
+
+
+def test_the_cells_of_the_sft_pattern_grow_with_the_patch():
+    cells = np.kron([[0, 0, 1], [0, 1, 0], [1, 0, 1]], np.ones((2, 2)))
+    changed = triggered("badnets", GRAY[64], pattern="sft")
+    np.testing.assert_array_equal(changed[58:, 58:], np.repeat(cells[..., None], 3, -1))
+    assert (changed != 0.5).sum() == 36 * 3
+
+
+@pytest.mark.parametrize("opacity", [0.0, 0.25, 1.0])
+def test_opacity_mixes_the_patch_with_what_is_under_it(opacity):
+    corner = triggered("badnets", GRAY[32], opacity=opacity)[29:, 29:]
+    np.testing.assert_allclose(corner, 0.5 + 0.5 * opacity, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["badnets", "blended"])
+@pytest.mark.parametrize(("options", "count"), [({}, 25), ({"preset": "reference_code"}, 19), ({"target_label": 3}, 25)])
+def test_the_reference_codes_candidates_are_the_images_of_other_classes(name, options, count, spec, split):
+    attack = attacks.create(name, poison_rate=0.52, **options)  # of 48, or of the 36 that are not of class 0
+    poisoned = poison.poison_train(KEY, attack, attack.trigger.init(KEY, spec), split)
+    assert poisoned.is_poisoned.sum() == count
+    others_only = not (poisoned.is_poisoned & (poisoned.original_label == 0)).any()
+    assert others_only is (options.get("preset") == "reference_code")
+
+
+def test_the_preset_of_ft_sam_is_its_supplements_alpha():
+    assert attacks.create("blended", preset="ft_sam").trigger.alpha == 0.1
+    assert attacks.create("blended").trigger.alpha == attacks.create("blended", preset="reference_code").trigger.alpha
 
 
 @pytest.mark.parametrize(("size", "white"), [(1, 1), (2, 2), (3, 5), (4, 8)])
@@ -76,8 +117,10 @@ def test_a_patch_may_fill_the_image_but_not_more():
     ("options", "words"),
     [
         ({"size": 0}, "size must be 1 or more, got 0"),
+        ({"opacity": 1.5}, "opacity must lie between 0 and 1"),
+        ({"candidates": "others"}, "candidates must be one of all, changed; got 'others'"),
         ({"corner": "botom_left"}, "corner must be one of .* .did you mean 'bottom_left'"),
-        ({"pattern": "checker"}, "pattern must be one of white, checkerboard; got 'checker'"),
+        ({"pattern": "checker"}, "pattern must be one of white, checkerboard, sft; got 'checker'"),
     ],
 )
 def test_badnets_refuses(options, words):

@@ -8,17 +8,24 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, one_of, unit_interval
-from bdjax.types import Attack, ImageSpec, LabelMap
+from bdjax.types import Attack, HParam, ImageSpec, LabelMap
 
 CORNERS = ("bottom_right", "bottom_left", "top_right", "top_left")
-PATTERNS = ("white", "checkerboard")
+PATTERNS = ("white", "checkerboard", "sft")
+CANDIDATES = ("all", "changed")
+PRESETS = {
+    "sft": {"corner": "bottom_left", "pattern": "sft", "opacity": 0.6},
+    "reference_code": {"corner": "bottom_right", "pattern": "sft", "opacity": 0.6, "candidates": "changed"},
+}
+_SFT = ((0, 0, 1), (0, 1, 0), (1, 0, 1))
 
 
 @pytree.dataclass
 class Patch:
-    """A square of s × s pixels that replaces the image in one corner; white, or white where row + column is even."""
+    """A square T of s × s pixels in one corner: x'[p] = (1 − α) x[p] + α T[p] inside it."""
 
-    size: int = pytree.static()
+    opacity: HParam
+    size: int | None = pytree.static()
     corner: str = pytree.static()
     pattern: str = pytree.static()
 
@@ -29,52 +36,75 @@ class Patch:
           InputError: the patch is larger than the image.
         """
         del key
-        if self.size > min(spec.shape[:2]):
-            raise InputError(f"size must be at most {min(spec.shape[:2])}, the image's; got {self.size}.")
-        if self.pattern == "white":
-            return jnp.ones((self.size, self.size, 1))
-        row, column = jnp.indices((self.size, self.size))
-        return ((row + column) % 2 == 0).astype(jnp.float32)[..., None]
+        side = min(spec.shape[:2])
+        size = max(3, round(3 * side / 32)) if self.size is None else self.size
+        if size > side:
+            raise InputError(f"size must be at most {side}, the image's; got {size}.")
+        row, column = jnp.indices((size, size))
+        match self.pattern:
+            case "checkerboard":
+                patch = (row + column) % 2 == 0
+            case "sft":
+                patch = jnp.array(_SFT)[3 * row // size, 3 * column // size]
+            case _:
+                patch = jnp.ones((size, size))
+        return patch.astype(jnp.float32)[..., None]
 
     def apply(
         self, key: Key[Array, ""], state: Float[Array, "s s 1"], image: Float[Array, "h w c"]
     ) -> Float[Array, "h w c"]:
         """Put the patch on one image."""
         del key
-        height, width, channels = image.shape
-        top = height - self.size if self.corner.startswith("bottom") else 0
-        left = width - self.size if self.corner.endswith("right") else 0
-        patch = jnp.broadcast_to(state, (self.size, self.size, channels)).astype(image.dtype)
-        return image.at[top : top + self.size, left : left + self.size].set(patch)
+        size, (height, width, _) = state.shape[0], image.shape
+        top = height - size if self.corner.startswith("bottom") else 0
+        left = width - size if self.corner.endswith("right") else 0
+        place = (slice(top, top + size), slice(left, left + size))
+        mixed = (1 - self.opacity) * image[place] + self.opacity * state
+        return image.at[place].set(mixed.astype(image.dtype))
 
 
 def badnets(
     label_map: LabelMap = AllToOne(),
     poison_rate: float = 0.1,
-    size: int = 3,
+    size: int | None = None,
     corner: str = "bottom_right",
     pattern: str = "white",
+    opacity: float = 1.0,
+    candidates: str = "all",
 ) -> Attack:
-    """Create BadNets: x'[p] = patch[p] inside an s × s corner, x[p] elsewhere.
+    """Create BadNets: x'[p] = (1 − α) x[p] + α T[p] inside an s × s corner, x[p] elsewhere.
 
-    The defaults are FT-SAM's and Grad-Prune's: 3 × 3 white pixels in the lower right corner (6 × 6 on Tiny-ImageNet).
-    SFT and NFT draw a checkerboard in the lower left corner.
+    The defaults are FT-SAM's and Grad-Prune's: white pixels in the lower right corner, 3 × 3 at 32 × 32 and 6 × 6 on
+    Tiny-ImageNet. SFT and NFT draw the pattern ``sft`` in the lower left corner (preset ``sft``).
 
     Args:
       label_map: the attacker's labels.
-      poison_rate: share of the whole training split, in [0, 1].
-      size: side of the patch in pixels.
+      poison_rate: share of the candidates, in [0, 1].
+      size: s, side of the patch in pixels, at most the image's; by default 3 / 32 of the image's, and no less than 3.
       corner: ``bottom_right``, ``bottom_left``, ``top_right`` or ``top_left``.
-      pattern: ``white`` or ``checkerboard`` (white and black, white in its own top left pixel).
+      pattern: T: ``white``; ``checkerboard``, white where row + column is even; or ``sft``, whose rows are black black
+        white, black white black and white black white, each cell as large as the patch needs.
+      opacity: α, in [0, 1]: 1 replaces the pixels.
+      candidates: who may be poisoned: ``all`` images, or those whose label the map changes (``changed``).
 
     Raises:
       InputError: a value out of range.
 
-    Departure: BackdoorBench resizes a 32 × 32 trigger image, which makes a 7 × 7 ramp at 64 × 64; here the patch is
-    drawn at its size.
+    References:
+      Gu, Dolan-Gavitt & Garg, BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain, 2017.
+
+    Departure: below 32 pixels the patch stays 3 × 3, so on 8 × 8 digits it covers a seventh of the image.
+    BackdoorBench resizes a 32 × 32 trigger image, which makes a 7 × 7 ramp at 64 × 64; here the patch is drawn at its
+    size. SFT's papers say the lower left corner and no opacity; their code, the preset ``reference_code``, takes the
+    lower right one, α = 0.6, and poisons a share of the images that are not of the target class. The preset ``sft``
+    has the papers' corner and candidates and the code's α.
     """
-    unit_interval(poison_rate=poison_rate)
-    integer(1, size=size)
+    unit_interval(poison_rate=poison_rate, opacity=opacity)
+    if size is not None:
+        integer(1, size=size)
     one_of(CORNERS, corner=corner)
     one_of(PATTERNS, pattern=pattern)
-    return Attack(Patch(size, corner, pattern), label_map, poison_rate)
+    one_of(CANDIDATES, candidates=candidates)
+    rate_of = "candidates" if candidates == "changed" else "all"
+    trigger = Patch(opacity, size, corner, pattern)
+    return Attack(trigger, label_map, poison_rate, rate_of=rate_of, candidates=candidates)
