@@ -15,7 +15,7 @@ from bdjax.data.streams import Stream
 from bdjax.types import Attack, CoveringTrigger, PoisonedSplit, Split, Trigger, TriggerState
 
 ROUNDINGS = ("nearest", "truncate")
-_BATCH = 1000
+_BATCH = 250  # so many images at a time go through a network that a trigger may have
 
 
 def poison_train(
@@ -88,8 +88,23 @@ def plant(
     Each image depends on its own draw alone: any rows of a split, with the draw of those rows, come out as they do of
     the whole split.
     """
-    triggered = _apply(drawn.trigger_key, attack.trigger, state, image, rounding)
-    return _where(drawn.is_poisoned, triggered, image)
+    row, image = drawn.is_poisoned, jnp.asarray(image)
+    if row.size == 0:
+        return image
+    # The poisoned rows come first, and pieces without any are left alone: a trigger may cost a hundred gradients.
+    first = jnp.argsort(~row, stable=True)
+    size = min(_BATCH, row.size)
+    order = jnp.pad(first, (0, -row.size % size), mode="edge").reshape(-1, size)
+
+    def piece(rows: Int[Array, " m"]) -> Num[Array, "m h w c"]:
+        def triggered() -> Array:
+            made = _apply(drawn.trigger_key[rows], attack.trigger, state, image[rows], rounding)
+            return _where(row[rows], made, image[rows])
+
+        return jax.lax.cond(row[rows].any(), triggered, lambda: image[rows])
+
+    made = jax.lax.map(piece, order).reshape(-1, *image.shape[1:])
+    return image.at[first].set(made[: row.size], unique_indices=True)
 
 
 @pytree.dataclass

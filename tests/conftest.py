@@ -14,6 +14,7 @@ jax.config.update("jax_num_cpu_devices", 8)  # before anything else touches JAX
 import jaxtyping  # noqa: E402
 
 CHECKED = (
+    "adversarial",
     "analysis",
     "attacks",
     "bench",

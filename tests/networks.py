@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -85,3 +86,24 @@ def random_variables(model, seed: int = 0):
         return jnp.asarray(1 + 0.3 * value if positive else value, leaf.dtype)
 
     return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Two matrices, so that its gradients are known by hand; it takes images as they are."""
+
+    spec: ImageSpec
+    features_count: int = 4
+
+    def init(self, key):
+        first_key, last_key = jax.random.split(key)
+        first = jax.random.normal(first_key, (int(np.prod(self.spec.shape)), self.features_count))
+        last = jax.random.normal(last_key, (self.features_count, self.spec.num_classes))
+        return {"params": {"z": {"kernel": first}, "a": {"kernel": last}}, "batch_stats": {}}
+
+    def apply(self, variables, image, *, train=False, valid=None):
+        del train, valid
+        return self.features(variables, image) @ variables["params"]["a"]["kernel"], variables["batch_stats"]
+
+    def features(self, variables, image):
+        return image.reshape(image.shape[0], -1) @ variables["params"]["z"]["kernel"]

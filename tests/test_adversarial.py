@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from quick import quick_jit
 
-from bdjax.train.adversarial import pgd
+from bdjax.adversarial import pgd
 
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 3)
@@ -72,6 +72,17 @@ def test_flat_gradients_new_gradients_and_none_for_others():
     np.testing.assert_array_equal(flat, start)
     assert (np.sign(once - 0.4) == -np.sign(twice - 0.4)).all()  # over the top and back
     assert later == 0
+
+
+def test_without_a_random_start_the_steps_begin_at_the_image_whatever_the_key():
+    def ascend(key, steps):
+        return pgd(key, linear, IMAGE, 0.1, steps, 0.04, random_start=False)
+
+    np.testing.assert_array_equal(ascend(KEY, 0), IMAGE)
+    for key in KEYS[:2]:
+        for steps, moved in ((2, 0.08), (3, 0.1)):  # the third step ends at the ball's wall
+            expected = np.clip(IMAGE + np.float32(moved) * np.sign(SLOPE), 0, 1)
+            np.testing.assert_allclose(ascend(key, steps), expected, atol=1e-6)
 
 
 def test_mapped_over_keys_it_is_a_loop():

@@ -35,6 +35,7 @@ class Facts(NamedTuple):
 
 FACTS: dict[str, Facts] = {
     "sig": Facts(clean_label=True),
+    "lc": Facts(clean_label=True),
 }
 
 

@@ -25,15 +25,17 @@ MAY_IMPORT = {
     "stealth": BASE | {"data", "similarity"},
     "registry": {"checks"},
     "data": BASE | {"registry"},
-    "attacks": BASE | {"registry"},
     "structure": BASE,
+    "adversarial": BASE,
+    # data: uint8 to float; a trigger may be made with a network
+    "attacks": BASE | {"registry", "adversarial", "data", "structure"},
     "models": BASE | {"registry", "structure"},
     "optim": BASE,
     "chunks": set(),
     "fisher": {"chunks"},
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
-    "train": BASE | {"data", "optim", "parametrizations"},
+    "train": BASE | {"adversarial", "data", "optim", "parametrizations"},
     "attacker": BASE | {"data", "poison", "train"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},

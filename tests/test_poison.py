@@ -160,6 +160,27 @@ def test_each_row_has_a_trigger_draw_of_its_own():
     assert len(np.unique(image)) > 50
 
 
+@pytree.dataclass
+class Counted(Fill):
+    """A trigger that tells for how many images it is computed."""
+
+    def apply(self, key, state, image):
+        jax.debug.callback(lambda _: CALLS.append(1), image.sum())
+        return jnp.full_like(image, self.value)
+
+
+CALLS: list[int] = []
+
+
+@pytest.mark.parametrize(("rows", "rate", "computed"), [(1030, 0.3, 500), (1030, 0.0, 0), (40, 0.1, 40)])
+def test_pieces_without_a_poisoned_row_are_not_computed(rows, rate, computed):
+    CALLS.clear()
+    poisoned = poison_train(KEY, Attack(Counted(1.0), AllToOne(), rate), (), pixels(rows))
+    jax.effects_barrier()
+    assert len(CALLS) == computed  # 309 rows of 1030 are two pieces of 250
+    np.testing.assert_array_equal(poisoned.visible.image[:, 0, 0, 0] == 255, poisoned.is_poisoned)
+
+
 def test_rows_are_drawn_uniformly_among_the_candidates():
     candidate = jnp.arange(20) % 2 == 0
     draw = quick_jit(jax.vmap(poison.choose, (0, None, None)))(jax.random.split(KEY, 400), candidate, jnp.int32(5))

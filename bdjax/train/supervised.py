@@ -13,12 +13,12 @@ from jax.scipy.special import xlogy
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bdjax import pytree
+from bdjax.adversarial import pgd
 from bdjax.checks import integer, one_of, unit_interval
 from bdjax.data import augment
 from bdjax.data.augment import AUGMENTATIONS
 from bdjax.optim.sgd import Schedule, Sgd
 from bdjax.parametrizations import Identity
-from bdjax.train.adversarial import pgd
 from bdjax.types import BatchStats, HParam, Info, Model, Parametrization, Split, Variables
 
 ATTACK_STEPS = 2  # of ``adversarial``, each a gradient evaluation
