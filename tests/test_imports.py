@@ -71,7 +71,7 @@ ONLY = {
     "array_record": "data/sources/",
     "grain": "data/streams.py",
     "matplotlib": ("figures.py", "layout.py", "sensitivity.py"),
-    "flax.linen": "models/",
+    "flax.linen": ("models/", "attacks/_generators.py"),
     "orbax": "train/",
     "rich": ("tables.py", "progress.py"),
     "yaml": "schema.py",
