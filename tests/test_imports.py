@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "similarity": set(),
     "registry": {"checks"},
     "data": BASE | {"registry"},
-    "attacks": BASE | {"registry"},
+    "attacks": BASE | {"registry", "models"},  # the layers of generators
     "structure": BASE,
     "models": BASE | {"registry", "structure"},
     "optim": BASE,

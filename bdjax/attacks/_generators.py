@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from bdjax.models._convolution import conv_general_dilated
+from bdjax.models._layers import BatchNorm
 from bdjax.types import HParam, ImageSpec, Params, Variables
 
 _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(−b, b), b = 1/√fan_in: PyTorch's default
@@ -37,40 +39,23 @@ def _padded(x: Float[Array, "n h w c"], multiple: int) -> Float[Array, "n H W c"
 
 
 def _conv(
-    features: int, size: int = 3, stride: int = 1, padding: Any = _ONE_EACH, init: Any = _UNIFORM, name: str | None = None
+    features: int, size: int = 3, stride: int = 1, padding: Any = _ONE_EACH, init: Any = _UNIFORM, doubling: bool = False
 ) -> nn.Conv:
+    """Return a convolution; with ``doubling`` there is a zero after each pixel first: a transposed one of stride 2."""
     return nn.Conv(
         features,
         (size, size),
         strides=(stride, stride),
         padding=padding,
+        input_dilation=2 if doubling else 1,
         kernel_init=init,
         bias_init=nn.initializers.zeros,
-        name=name,
+        conv_general_dilated=conv_general_dilated,  # type: ignore[arg-type]
     )
 
 
 def _resized(x: Float[Array, "n h w c"], size: tuple[int, ...], method: str) -> Float[Array, "n H W c"]:
     return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), method)
-
-
-class _Norm(nn.Module):
-    """Batch norm that keeps ``momentum`` of its running values, followed by a function."""
-
-    momentum: float
-    train: bool
-    then: Activation = nn.relu
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        norm = nn.BatchNorm(
-            use_running_average=not self.train,
-            momentum=self.momentum,
-            epsilon=1e-5,
-            scale_init=nn.initializers.ones,
-            bias_init=nn.initializers.zeros,
-        )
-        return self.then(norm(x))
 
 
 class UShape(nn.Module):
@@ -86,7 +71,7 @@ class UShape(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w k"]:
         def block(x: Array, features: int, then: Activation = nn.relu) -> Array:
-            return _Norm(0.95, train, then)(_conv(features)(x))
+            return then(BatchNorm(momentum=0.95)(_conv(features)(x), train=train))
 
         sizes, widths = [], [self.width, 2 * self.width, 4 * self.width]
         for features in widths:
@@ -114,11 +99,11 @@ class Autoencoder(nn.Module):
         depth = levels(height, width)
         x = _padded(x, 2**depth)
         for level in range(depth):
-            x = _Norm(0.9, train)(_conv(self.width * 2**level, size=4, stride=2)(x))
+            x = nn.relu(BatchNorm()(_conv(self.width * 2**level, size=4, stride=2)(x), train=train))
         for level in reversed(range(depth)):
             features = self.width * 2 ** (level - 1) if level else channels
-            x = nn.ConvTranspose(features, (4, 4), (2, 2), "SAME", kernel_init=_UNIFORM, bias_init=nn.initializers.zeros)(x)
-            x = _Norm(0.9, train)(x) if level else x
+            x = _conv(features, size=4, padding=((2, 2), (2, 2)), doubling=True)(x)
+            x = nn.relu(BatchNorm()(x, train=train)) if level else x
         return jnp.tanh(x)[:, :height, :width]
 
 
@@ -152,7 +137,7 @@ class Encoder(nn.Module):
             x = jnp.concatenate([skip, x] if skip is not maps[0] else [skip, x, given], axis=-1)
             x = nn.relu(_conv(wide, init=_HE)(x))
         x = nn.relu(_conv(self.width, init=_HE)(x))
-        x = _conv(channels, size=1, padding=((0, 0), (0, 0)), name="pixels")(x)
+        x = _conv(channels, size=1, padding=((0, 0), (0, 0)))(x)
         return nn.sigmoid(x)[:, :height, :width]
 
 
