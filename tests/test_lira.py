@@ -58,7 +58,9 @@ def test_default_noise_is_a_tenth_of_normalized_cifar10():
     epsilon = attacks.create("lira").trigger.epsilon
     np.testing.assert_allclose(epsilon / np.array(spec.std), 0.1, atol=0.005)
     statistics = jnp.array([spec.mean, spec.std])
-    np.testing.assert_allclose(normalized(jnp.ones((1, 1, 1, 3)), statistics)[0, 0, 0], [2.059, 2.131, 2.121], atol=1e-3)
+    np.testing.assert_allclose(
+        normalized(jnp.ones((1, 1, 1, 3)), statistics)[0, 0, 0], [2.059, 2.131, 2.121], atol=1e-3
+    )
 
 
 def test_the_generator_takes_over_at_the_end_of_each_learning_epoch_and_then_rests(spec, variables, batch):
@@ -78,17 +80,18 @@ def test_the_generator_takes_over_at_the_end_of_each_learning_epoch_and_then_res
         np.testing.assert_array_equal(poisoning[step + 1], learning[source])
 
 
-def test_the_generator_learns_the_attackers_labels_and_leaves_the_statistics_of_the_victim(spec, variables, batch):
-    for label_map in ("all_to_one", "all_to_all"):
-        trigger, state = create(spec, label_map=label_map, epsilon=1.0, learning_rate=0.02)
-        losses = []
-        for _ in range(25):
-            state, info = update(trigger, variables, state, batch)
-            losses.append(float(info.loss))
-        assert losses[-1] < 0.9 * losses[0], label_map
+def test_the_generator_learns_what_the_attacker_wants(spec, variables, batch):
+    trigger, state = create(spec, epsilon=1.0, learning_rate=0.02, learning_epochs=100)
+    losses = []
+    for _ in range(25):
+        state, info = update(trigger, variables, state, batch)
+        losses.append(float(info.loss))
+    assert losses[-1] < losses[0] - 0.04
 
 
-def test_the_first_loss_is_that_of_the_network_in_training_through_the_victim_in_evaluation(spec, variables, model, batch):
+def test_the_first_loss_is_that_of_the_network_in_training_through_the_victim_in_evaluation(
+    spec, variables, model, batch
+):
     trigger, state = create(spec, label_map=AllToAll(4), epsilon=0.5)
     _, info = update(trigger, variables, state, batch)
     noise, _ = Autoencoder(2).apply(state.learning, (batch.image - 0.5) / 0.25, train=True, mutable=["batch_stats"])

@@ -39,7 +39,12 @@ def _padded(x: Float[Array, "n h w c"], multiple: int) -> Float[Array, "n H W c"
 
 
 def _conv(
-    features: int, size: int = 3, stride: int = 1, padding: Any = _ONE_EACH, init: Any = _UNIFORM, doubling: bool = False
+    features: int,
+    size: int = 3,
+    stride: int = 1,
+    padding: Any = _ONE_EACH,
+    init: Any = _UNIFORM,
+    doubling: bool = False,
 ) -> nn.Conv:
     """Return a convolution; with ``doubling`` there is a zero after each pixel first: a transposed one of stride 2."""
     return nn.Conv(

@@ -73,9 +73,7 @@ class Noise:
         state, info = jax.lax.cond(state.step < end, learn, stay, state)
         return state._replace(step=state.step + 1), info
 
-    def _learn(
-        self, model: Model, variables: Variables, state: NoiseState, batch: Split
-    ) -> tuple[NoiseState, Info]:
+    def _learn(self, model: Model, variables: Variables, state: NoiseState, batch: Split) -> tuple[NoiseState, Info]:
         """Take one step of Adam on CE(f(clip(x + ε T(x))), τ(y))."""
         x, wanted = _generators.normalized(batch.image, state.statistics), self.label_map(batch.label)
 
