@@ -89,9 +89,7 @@ def test_the_generator_learns_what_the_attacker_wants(spec, variables, batch):
     assert losses[-1] < losses[0] - 0.04
 
 
-def test_the_first_loss_is_that_of_the_network_in_training_through_the_victim_in_evaluation(
-    spec, variables, model, batch
-):
+def test_the_loss_goes_through_the_victim_in_evaluation(spec, variables, model, batch):
     trigger, state = create(spec, label_map=AllToAll(4), epsilon=0.5)
     _, info = update(trigger, variables, state, batch)
     noise, _ = Autoencoder(2).apply(state.learning, (batch.image - 0.5) / 0.25, train=True, mutable=["batch_stats"])

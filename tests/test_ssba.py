@@ -1,4 +1,4 @@
-"""SSBA: the message's bits, the weight's schedule and its gate by hand, the loss in NumPy, and that bits get through."""
+"""SSBA: the message's bits, the weight's schedule and the loss by hand, and that bits get through."""
 
 from __future__ import annotations
 
