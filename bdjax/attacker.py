@@ -19,7 +19,9 @@ from bdjax.types import (
     Learner,
     LearnerState,
     Model,
+    PacedTrigger,
     Split,
+    Trigger,
     TriggerState,
     Variables,
 )
@@ -79,6 +81,14 @@ def parts(variables: Variables, trigger: TriggerState) -> tuple[Variables, Trigg
     return network, variables.get(TRIGGER, trigger)
 
 
+def _paced(learner: Learner, trigger: Trigger, state: TriggerState, split: Split) -> TriggerState:
+    """Tell a trigger that asks how many of the learner's steps are an epoch."""
+    if not isinstance(trigger, PacedTrigger):
+        return state
+    rows, size = split.label.shape[0], learner.batch_size or split.label.shape[0]
+    return trigger.pace(state, max(rows // size if learner.drop_last else -(-rows // size), 1))
+
+
 class FittingState(NamedTuple):
     """A network that stays as it is, and the trigger's state."""
 
@@ -106,8 +116,9 @@ class Fitting:
 
     def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> FittingState:
         """Return the state before the first batch."""
-        del key, model, split
-        return FittingState(*parts(variables, None))
+        del key, model
+        network, trigger = parts(variables, None)
+        return FittingState(network, _paced(self, self.trigger, trigger, split))
 
     def update(self, key: Key[Array, ""], model: Model, state: FittingState, batch: Split) -> tuple[FittingState, Info]:
         """Fit the trigger to a batch; a batch of all images is left in 8 bits."""
@@ -156,6 +167,7 @@ class Controlled:
     def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> ControlledState:
         """Return the state before the first batch."""
         network, trigger = parts(variables, None)
+        trigger = _paced(self, self.attack.trigger, trigger, split)
         return ControlledState(self.training.init(key, model, network, split), trigger)
 
     def update(

@@ -219,6 +219,13 @@ class LearnedTrigger(Trigger, Protocol):
 
 
 @runtime_checkable
+class PacedTrigger(Trigger, Protocol):
+    """A fitted or learned trigger with a schedule in epochs: before a stage feeds it, ``pace`` says how long one is."""
+
+    def pace(self, state: TriggerState, steps_per_epoch: int) -> TriggerState: ...
+
+
+@runtime_checkable
 class CoveringTrigger(Trigger, Protocol):
     """A trigger with cover samples: images with something like the trigger that keep their labels.
 

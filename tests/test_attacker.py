@@ -52,7 +52,20 @@ class Learned(Level):
         return state + 1, NOTHING
 
 
-for kind in (Fitted, Learned):
+class Paced(Fitted):
+    """Knows how many steps an epoch has."""
+
+    def fit(self, key, model, variables, state, batch):
+        return state, NOTHING
+
+    def update(self, key, model, variables, state, batch):
+        return state, NOTHING
+
+    def pace(self, state, steps_per_epoch):
+        return jnp.float32(steps_per_epoch)
+
+
+for kind in (Fitted, Learned, Paced):
     pytree.dataclass(kind)
 
 
@@ -215,3 +228,12 @@ def test_the_shift_of_all_to_all_is_put_on_poisoned_rows():
     poisoned = np.asarray(got.image[:, 0, 0, 0] == 1)
     assert poisoned.sum() == 20
     np.testing.assert_array_equal(got.label, (np.arange(40) + poisoned) % 4)
+
+
+@pytest.mark.parametrize(("batch_size", "fitting", "victims"), [(None, 1, 4), (16, 3, 4), (20, 3, 4), (48, 1, 4)])
+def test_a_trigger_that_asks_knows_how_many_steps_an_epoch_has(model, variables, split, batch_size, fitting, victims):
+    trigger, training = Paced(batch_size=batch_size), supervised(batch_size=11, drop_last=True)
+    fit, victim = attacker.stages(attack(trigger, controls_training=True), training)
+    for stage, steps in ((fit, fitting), (victim, victims)):
+        begin = attacker.start(stage, variables, variables, jnp.float32(0))
+        assert stage.learner.init(KEY, model, begin, split).trigger == steps

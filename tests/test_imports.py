@@ -27,8 +27,8 @@ MAY_IMPORT = {
     "data": BASE | {"registry"},
     "structure": BASE,
     "adversarial": BASE,
-    # data: uint8 to float; a trigger may be made with a network
-    "attacks": BASE | {"registry", "adversarial", "data", "structure"},
+    # data: uint8 to float; models: the layers of generators; a trigger may be made with a network
+    "attacks": BASE | {"registry", "adversarial", "data", "models", "structure"},
     "models": BASE | {"registry", "structure"},
     "optim": BASE,
     "chunks": set(),
@@ -76,7 +76,7 @@ ONLY = {
     "array_record": "data/sources/",
     "grain": "data/streams.py",
     "matplotlib": ("contact_sheet.py", "figures.py", "layout.py", "sensitivity.py"),
-    "flax.linen": "models/",
+    "flax.linen": ("models/", "attacks/_generators.py"),
     "orbax": "train/",
     "rich": ("tables.py", "progress.py"),
     "yaml": "schema.py",
