@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "similarity": set(),
     "registry": {"checks"},
     "data": BASE | {"registry"},
-    "attacks": BASE | {"registry"},
+    "attacks": BASE | {"registry", "data", "similarity"},  # data: uint8 to float
     "structure": BASE,
     "models": BASE | {"registry", "structure"},
     "optim": BASE,
