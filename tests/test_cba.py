@@ -16,6 +16,7 @@ from bdjax.types import ImageSpec, Split
 MIXER = HalfMixer(2, 4, 3)
 MODEL = models.create("small_cnn", ImageSpec("gray", (4, 4, 1), 4, (0.5,), (0.25,)), width=1)  # never asked
 COVER = quick_jit(MIXER.cover)
+MIX = quick_jit(jax.vmap(MIXER.mix, (0, None, None)))
 
 
 def coordinates(side: int, mark: float) -> jax.Array:
@@ -27,7 +28,7 @@ def coordinates(side: int, mark: float) -> jax.Array:
 @pytest.fixture(scope="module")
 def mixtures() -> np.ndarray:
     keys = jax.random.split(jax.random.key(0), 400)
-    return np.asarray(jax.vmap(MIXER.mix, (0, None, None))(keys, coordinates(32, 0), coordinates(32, 1)))
+    return np.asarray(MIX(keys, coordinates(32, 0), coordinates(32, 1)))
 
 
 def upright(mixture: np.ndarray) -> tuple[bool, np.ndarray]:
@@ -63,7 +64,7 @@ def test_a_mixture_is_two_contiguous_crops_with_no_gap(mixtures):
 @pytest.mark.parametrize(("side", "jitter"), [(8, 1), (28, 3), (64, 6), (2, 0)])
 def test_the_jitter_is_in_proportion_to_the_side(side, jitter):
     keys = jax.random.split(jax.random.key(1), 100)
-    mixed = np.asarray(jax.vmap(MIXER.mix, (0, None, None))(keys, coordinates(side, 0), coordinates(side, 1)))
+    mixed = np.asarray(MIX(keys, coordinates(side, 0), coordinates(side, 1)))
     cuts = {int((image[0, :, 2] == image[0, 0, 2]).sum()) for image in (upright(each)[1] for each in mixed)}
     assert cuts == set(range(side // 2 - jitter, side // 2 + jitter + 1))
 
@@ -77,7 +78,8 @@ def labelled(label: list[int]) -> Split:
 
 def fitted(label: list[int], bank: int) -> list[int]:
     state = Bank(jnp.full((bank, 4, 4, 1), 255, jnp.uint8))
-    found, info = HalfMixer(2, bank, 3).fit(jax.random.key(0), MODEL, {}, state, labelled(label))
+    fit = quick_jit(HalfMixer(2, bank, 3).fit, static_argnums=1)
+    found, info = fit(jax.random.key(0), MODEL, {}, state, labelled(label))
     assert int(info.gradient_evaluations) == 0
     assert found.image.dtype == jnp.uint8
     return sorted(found.image[:, 0, 0, 0].tolist())
@@ -116,7 +118,7 @@ def test_a_poisoned_batch_has_mixtures_of_the_first_class_labelled_with_the_targ
     attack = attacks.create("cba", poison_rate=0.25, cover_rate=0.0, bank=2)
     batch = Split(jnp.zeros((8, 4, 4, 1)), jnp.array([0, 1, 1, 1, 2, 3, 2, 3]), jnp.ones(8, bool))
     state = Bank(jnp.full((2, 4, 4, 1), 255, jnp.uint8))
-    changed = poison.poison_batch(jax.random.key(3), attack, state, batch)
+    changed = quick_jit(poison.poison_batch)(jax.random.key(3), attack, state, batch)
     rows = np.flatnonzero(changed.label != batch.label)
     assert rows.size == 2
     assert set(rows) < {1, 2, 3}
