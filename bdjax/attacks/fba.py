@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ class Style:
             kernel, optimizer = carry
             loss, slope = jax.value_and_grad(loss_fn)(kernel)
             change, optimizer = _ADAM.update(slope, optimizer)
-            return (kernel + change, optimizer), loss
+            return (cast(Array, optax.apply_updates(kernel, change)), optimizer), loss
 
         trained, loss = jax.lax.scan(step, (state.kernel, state.optimizer), length=self.detox_steps)
         return Injector(*trained, state.step), loss[-1]
