@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.checks import one_of
 from bdjax.data.augment import as_float
 from bdjax.data.streams import Stream
-from bdjax.types import Attack, CoveringTrigger, PoisonedSplit, Split, Trigger, TriggerState
+from bdjax.types import Attack, CoveringTrigger, PartitionedTrigger, PoisonedSplit, Split, Trigger, TriggerState
 
 ROUNDINGS = ("nearest", "truncate")
 _BATCH = 250  # so many images at a time go through a network that a trigger may have
@@ -54,6 +54,7 @@ class Draw(NamedTuple):
     label: Int[Array, " n"]  # as a learner sees it
     is_poisoned: Bool[Array, " n"]
     trigger_key: Key[Array, " n"]
+    position: Int[Array, " n"]  # among the poisoned rows, from 0; whatever it is on others
 
 
 def draw(key: Key[Array, ""], attack: Attack, label: Int[Array, " n"], valid: Bool[Array, " n"]) -> Draw:
@@ -64,7 +65,7 @@ def draw(key: Key[Array, ""], attack: Attack, label: Int[Array, " n"], valid: Bo
     count = jnp.round(attack.poison_rate * _whole(attack, candidate, valid)).astype(jnp.int32)
     chosen = choose(row_key, candidate, count)
     seen = jnp.where(chosen, wanted, label).astype(label.dtype)
-    return Draw(seen, chosen, jax.random.split(trigger_key, label.shape[0]))
+    return Draw(seen, chosen, jax.random.split(trigger_key, label.shape[0]), jnp.cumsum(chosen) - 1)
 
 
 def candidates(attack: Attack, label: Int[Array, " n"], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
@@ -98,7 +99,7 @@ def plant(
 
     def piece(rows: Int[Array, " m"]) -> Num[Array, "m h w c"]:
         def triggered() -> Array:
-            made = _apply(drawn.trigger_key[rows], attack.trigger, state, image[rows], rounding)
+            made = _apply(drawn.trigger_key[rows], drawn.position[rows], attack.trigger, state, image[rows], rounding)
             return _where(row[rows], made, image[rows])
 
         return jax.lax.cond(row[rows].any(), triggered, lambda: image[rows])
@@ -196,8 +197,8 @@ def poison_test(
     split = jax.tree.map(jnp.asarray, split)
     trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
     wanted = attack.label_map(split.label).astype(split.label.dtype)
-    image = _apply(_row_keys(key, split.image), trigger, state, split.image, rounding)
     valid = split.valid & (wanted != split.label)
+    image = _apply(_row_keys(key, split.image), jnp.cumsum(valid) - 1, trigger, state, split.image, rounding)
     return PoisonedSplit(Split(image, wanted, valid), split.label, split.valid)
 
 
@@ -211,7 +212,8 @@ class Stamp:
 
     def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]:
         """Return the images with the trigger; their labels are whatever they were."""
-        return _apply(_row_keys(key, image), self.trigger, self.state, image, self.rounding)
+        position = jnp.arange(image.shape[0])
+        return _apply(_row_keys(key, image), position, self.trigger, self.state, image, self.rounding)
 
 
 def choose(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, ""]) -> Bool[Array, " n"]:
@@ -235,17 +237,26 @@ def _where(
 
 
 def _apply(
-    keys: Key[Array, " n"], trigger: Trigger, state: TriggerState, image: Num[Array, "n h w c"], rounding: str
+    keys: Key[Array, " n"],
+    position: Int[Array, " n"],
+    trigger: Trigger,
+    state: TriggerState,
+    image: Num[Array, "n h w c"],
+    rounding: str,
 ) -> Num[Array, "n h w c"]:
     one_of(ROUNDINGS, rounding=rounding)
 
-    def one(inputs: tuple[Key[Array, ""], Array]) -> Array:
-        key, pixels = inputs
-        triggered = jnp.clip(trigger.apply(key, state, as_float(pixels)), 0, 1)
+    def one(inputs: tuple[Key[Array, ""], Array, Array]) -> Array:
+        key, number, pixels = inputs
+        if isinstance(trigger, PartitionedTrigger):
+            triggered = trigger.apply_part(key, state, number, as_float(pixels))
+        else:
+            triggered = trigger.apply(key, state, as_float(pixels))
+        triggered = jnp.clip(triggered, 0, 1)
         return _to_uint8(triggered, rounding) if pixels.dtype == jnp.uint8 else triggered
 
     # A vmap in pieces: as float32 the images take four times their room, so not all are in that form at once.
-    return jax.lax.map(one, (keys, image), batch_size=_BATCH)
+    return jax.lax.map(one, (keys, position, image), batch_size=_BATCH)
 
 
 def _to_uint8(image: Float[Array, "h w c"], rounding: str) -> Num[Array, "h w c"]:

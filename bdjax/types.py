@@ -235,6 +235,19 @@ class CoveringTrigger(Trigger, Protocol):
     def cover(self, key: Key[Array, ""], state: TriggerState, batch: Split) -> Float[Array, "n h w c"]: ...
 
 
+@runtime_checkable
+class PartitionedTrigger(Trigger, Protocol):
+    """A trigger of several parts, of which each triggered row carries one.
+
+    Which one is up to the row's ``position`` among the poisoned rows, or among those that count at test time, so that
+    the parts have exact shares; ``apply`` alone draws a part.
+    """
+
+    def apply_part(
+        self, key: Key[Array, ""], state: TriggerState, position: Int[Array, ""], image: Float[Array, "h w c"]
+    ) -> Float[Array, "h w c"]: ...
+
+
 @pytree.dataclass
 class Attack:
     """Trigger × label map × rate: most published attacks are such a triple.

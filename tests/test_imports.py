@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "structure": BASE,
     "adversarial": BASE,
     # data: uint8 to float; models: the layers of generators; a trigger may be made with a network
-    "attacks": BASE | {"registry", "adversarial", "data", "models", "structure"},
+    "attacks": BASE | {"registry", "adversarial", "data", "models", "similarity", "structure"},
     "models": BASE | {"registry", "structure"},
     "optim": BASE,
     "chunks": set(),

@@ -9,6 +9,7 @@ from bdjax import registry
 from bdjax.attacks import _label_maps
 from bdjax.attacks._label_maps import AllToAll as AllToAll
 from bdjax.attacks._label_maps import AllToOne as AllToOne
+from bdjax.attacks._label_maps import OneToOne as OneToOne
 from bdjax.types import Attack, ImageSpec, LabelMap, Model
 
 

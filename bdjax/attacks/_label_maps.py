@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bdjax.checks import InputError, integer, one_of
@@ -31,6 +32,17 @@ class AllToAll:
 
     def __call__(self, label: Int[Array, "*n"]) -> Int[Array, "*n"]:
         return (label + self.shift) % self.num_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class OneToOne:
+    """The source label becomes the target label, and every other label stays."""
+
+    source_label: int
+    target_label: int
+
+    def __call__(self, label: Int[Array, "*n"]) -> Int[Array, "*n"]:
+        return jnp.where(label == self.source_label, self.target_label, label).astype(label.dtype)
 
 
 def create(name: str = "all_to_one", target_label: int = 0, num_classes: int | None = None) -> LabelMap:
