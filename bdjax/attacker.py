@@ -9,7 +9,10 @@ import jax
 from jaxtyping import Array, Key
 
 from bdjax import poison, pytree
+from bdjax.checks import InputError
 from bdjax.data.augment import as_float
+from bdjax.parametrizations import Identity
+from bdjax.train.gradients import PlainGradient
 from bdjax.train.supervised import Supervised
 from bdjax.types import (
     Attack,
@@ -33,8 +36,8 @@ SURROGATES = ("none", "clean", "robust")
 class Stage(NamedTuple):
     """One thing that the attacker trains: ``surrogate``, ``trigger`` or ``victim``.
 
-    The victim is the last and starts from a new network. Only a victim whose batches are not poisoned one by one is
-    given the poisoned split, the others the clean one.
+    The victim is the last and starts from a new network, unless its training says otherwise. Only a victim whose
+    batches are not poisoned one by one is given the poisoned split, the others the clean one.
     """
 
     name: str
@@ -44,18 +47,32 @@ class Stage(NamedTuple):
     def sees_poisoned(self) -> bool:
         return self.name == "victim" and not isinstance(self.learner, Controlled)
 
+    @property
+    def starts_afresh(self) -> bool:
+        """Whether it is a victim that starts from a new network."""
+        training = self.learner.training if isinstance(self.learner, Controlled) else self.learner
+        return self.name == "victim" and getattr(training, "start", "scratch") == "scratch"
+
 
 def stages(attack: Attack, training: Supervised) -> list[Stage]:
     """Return what the attacker trains, in order; for most attacks just the victim.
 
     Args:
       attack: trigger, label map and rates.
-      training: how the victim is trained, and the surrogate if there is one.
+      training: how the victim is trained, and the surrogate if there is one, but without what hides a backdoor.
+
+    Raises:
+      InputError: the victim is to start from a clean network, and the attack needs another one.
     """
     found = []
-    if attack.surrogate != "none":
-        robust = attack.surrogate == "robust"
-        surrogate = dataclasses.replace(training, augment="adversarial") if robust else training
+    robust = attack.surrogate == "robust"
+    if robust and training.start == "clean":
+        raise InputError("training.start must be 'scratch' for an attack that trains a robust network first.")
+    if attack.surrogate != "none" or training.start == "clean":
+        surrogate = dataclasses.replace(
+            training, gradient=PlainGradient(), parametrization=Identity(), start="scratch",
+            augment="adversarial" if robust else training.augment,
+        )  # fmt: skip
         found.append(Stage("surrogate", surrogate))
     if isinstance(attack.trigger, FittedTrigger):
         found.append(Stage("trigger", Fitting(attack.trigger)))
@@ -71,7 +88,7 @@ def start(stage: Stage, fresh: Variables, last: Variables, trigger: TriggerState
       last: those of the stage before, or fresh ones.
       trigger: the trigger's state so far.
     """
-    network = fresh if stage.name == "victim" else last
+    network = fresh if stage.starts_afresh else last
     return {**network, TRIGGER: trigger} if isinstance(stage.learner, Fitting | Controlled) else network
 
 

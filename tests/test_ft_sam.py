@@ -14,7 +14,7 @@ from bdjax import defenses
 from bdjax.checks import InputError
 from bdjax.optim import Schedule
 from bdjax.optim.sam import SamState
-from bdjax.train.supervised import Context
+from bdjax.train.gradients import Context
 from bdjax.types import Split
 
 KEY = jax.random.key(0)

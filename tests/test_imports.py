@@ -35,8 +35,8 @@ MAY_IMPORT = {
     "fisher": {"chunks"},
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
-    "train": BASE | {"adversarial", "data", "optim", "parametrizations"},
-    "attacker": BASE | {"data", "poison", "train"},
+    "train": BASE | {"adversarial", "data", "fisher", "optim", "parametrizations"},
+    "attacker": BASE | {"data", "parametrizations", "poison", "train"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
     "evaluate": BASE | {"data", "train"},  # data: uint8 to float; train: how bdjax compiles

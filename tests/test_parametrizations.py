@@ -17,10 +17,10 @@ from networks import random_variables
 from quick import quick_jit
 
 from bdjax import models, parametrizations, structure
-from bdjax.defenses.ft_sam import Perturbed
 from bdjax.models._layers import Dense, LinenModel, conv
 from bdjax.parametrizations import Identity, KeptZeros, NeuronMasks, PrunedFilters, SingularValues
 from bdjax.structure import FactoredKernel
+from bdjax.train.gradients import Perturbed
 from bdjax.train.supervised import supervised
 from bdjax.types import ImageSpec, Model, Parametrization, Split
 

@@ -17,7 +17,7 @@ from bdjax import defenses, structure
 from bdjax.data.augment import RULE
 from bdjax.optim import Schedule
 from bdjax.train import loop
-from bdjax.train.supervised import Context
+from bdjax.train.gradients import Context
 from bdjax.types import Split
 
 KEY = jax.random.key(0)

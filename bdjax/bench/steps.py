@@ -15,7 +15,8 @@ from bdjax import defenses
 from bdjax.bench import measure
 from bdjax.bench.session import Session
 from bdjax.optim.fisher_trace import FisherTraceState
-from bdjax.train.supervised import PlainGradient, supervised
+from bdjax.train.gradients import PlainGradient
+from bdjax.train.supervised import supervised
 from bdjax.types import Model, Split
 
 PLAIN, FAST_SFT = "plain", "fast_sft"

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jaxtyping import Array
-
-from bdjax import optim, pytree
 from bdjax.checks import InputError, non_negative
 from bdjax.optim.sgd import Schedule
-from bdjax.train.supervised import Context, Supervised, supervised
-from bdjax.types import HParam, Split
+from bdjax.train.gradients import Perturbed
+from bdjax.train.supervised import Supervised, supervised
 
 PRESETS = {
     "paper": {},
@@ -21,29 +16,6 @@ PRESETS = {
     },
 }
 STRENGTHS = {"rho": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)}  # what ``auto`` tries
-
-
-@pytree.dataclass
-class Perturbed:
-    """The gradient at θ + ε, ε the worst perturbation of radius ρ: `bdjax.optim.sam`."""
-
-    rho: HParam
-    rho_min: HParam | None = None
-    adaptive: bool = pytree.static(default=True)
-
-    def init(self, tuned: Any, example_loss_fn: Any, split: Split, num_classes: int) -> tuple[Any, int]:
-        """Return the transformation's state."""
-        del example_loss_fn, split, num_classes
-        return optim.sam(self.rho).init(tuned), 0
-
-    def update(self, grads: Any, state: Any, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
-        """Return the gradient of the same batch at the perturbed parameters: one evaluation more."""
-
-        def radius(step: Array) -> Array:
-            return self.rho_min + (self.rho - self.rho_min) * context.rate(step)
-
-        sam = optim.sam(self.rho if self.rho_min is None else radius, adaptive=self.adaptive)
-        return *sam.update(grads, state, tuned, grad_fn=context.grad_fn), 1
 
 
 def ft_sam(

@@ -11,7 +11,8 @@ from bdjax import optim, pytree
 from bdjax.checks import non_negative, unit_interval
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import NeuronMasks
-from bdjax.train.supervised import Context, Supervised, supervised
+from bdjax.train.gradients import Context
+from bdjax.train.supervised import Supervised, supervised
 from bdjax.types import HParam, Split
 
 PRESETS = {

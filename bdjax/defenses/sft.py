@@ -8,7 +8,8 @@ from bdjax import fisher, optim, pytree
 from bdjax.checks import integer, non_negative, one_of
 from bdjax.optim.fisher_trace import FisherTraceState
 from bdjax.optim.sgd import Schedule
-from bdjax.train.supervised import Context, Supervised, supervised
+from bdjax.train.gradients import Context, FisherTrace
+from bdjax.train.supervised import Supervised, supervised
 from bdjax.types import HParam, Split
 
 PRESETS = {
@@ -52,21 +53,12 @@ class Smooth:
         return SmoothState(tuned, importance, cast(FisherTraceState, trace)), 1
 
     def update(self, grads: Any, state: SmoothState, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
-        """Add both gradients. That of the trace, a gradient of gradients, counts as three evaluations."""
-        image, label, valid = context.batch
-
-        def trace_grad_fn(at: Any) -> Any:
-            return fisher.trace_gradient(
-                context.example_loss_fn, at, (image, label),
-                estimator=self.estimator, key=context.key, valid=valid, chunk=self.chunk,
-            )  # fmt: skip
-
-        penalty = optim.fisher_trace(self.eta_f, self.every)
-        grads, counted = penalty.update(grads, state.trace, tuned, trace_grad_fn=trace_grad_fn)
+        """Add both gradients."""
+        penalty = FisherTrace(self.eta_f, self.every, self.estimator, self.chunk)
+        grads, counted, evaluations = penalty.update(grads, state.trace, tuned, context)
         pull = optim.anchor(state.reference, state.importance, self.eta_r)
         grads, _ = pull.update(grads, pull.init(tuned), tuned)
-        penalized = (state.trace.step + 1) % self.every == 0
-        return grads, state._replace(trace=cast(FisherTraceState, counted)), 3 * penalized
+        return grads, state._replace(trace=counted), evaluations
 
 
 def sft(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,58 +14,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bdjax import pytree
 from bdjax.adversarial import pgd
-from bdjax.checks import integer, one_of, unit_interval
+from bdjax.checks import InputError, integer, non_negative, one_of, unit_interval
 from bdjax.data import augment
 from bdjax.data.augment import AUGMENTATIONS
 from bdjax.optim.sgd import Schedule, Sgd
-from bdjax.parametrizations import Identity
+from bdjax.parametrizations import FrozenConvolutions, Identity
+from bdjax.train.gradients import Context, FisherTrace, GradientRule, Perturbed, PlainGradient
 from bdjax.types import BatchStats, HParam, Info, Model, Parametrization, Split, Variables
 
 ATTACK_STEPS = 2  # of ``adversarial``, each a gradient evaluation
-
-
-class Context(NamedTuple):
-    """What a gradient rule may ask for besides the gradient. ``tuned`` is what the parametrization tunes."""
-
-    key: Key[Array, ""]
-    batch: Split  # images in [0, 1], augmented
-    grad_fn: Callable[[Any], Any]  # tuned → gradient of the batch's training loss; statistics are dropped
-    example_loss_fn: Callable[[Any, Any], Array]  # (tuned, (image, label)) → −log p(label|image), evaluation mode
-    rate: Callable[[Array], Array]  # steps taken → learning rate over the base rate
-
-
-@runtime_checkable
-class GradientRule(Protocol):
-    """What happens to the gradient before SGD sees it: a frozen dataclass whose floats are leaves.
-
-    Both methods also tell what they cost beyond the gradient that ``update`` is given: ``init`` in passes over the
-    split, forward and backward, ``update`` in gradient evaluations.
-    """
-
-    def init(
-        self, tuned: Any, example_loss_fn: Callable[[Any, Any], Array], split: Split, num_classes: int
-    ) -> tuple[Any, int]:
-        """Return the state before the first step, with what is computed once, over the whole split."""
-        ...
-
-    def update(self, grads: Any, state: Any, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
-        """Return the new gradient and the new state, and the number of further gradient evaluations."""
-        ...
-
-
-@pytree.dataclass
-class PlainGradient:
-    """The gradient as it is."""
-
-    def init(self, tuned: Any, example_loss_fn: Any, split: Split, num_classes: int) -> tuple[Any, int]:
-        """Return no state."""
-        del tuned, example_loss_fn, split, num_classes
-        return (), 0
-
-    def update(self, grads: Any, state: Any, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
-        """Return the gradient."""
-        del tuned, context
-        return grads, state, 0
+STARTS = ("scratch", "clean")
 
 
 class TrainState(NamedTuple):
@@ -92,6 +50,7 @@ class Supervised:
       label_smoothing: ε in `cross_entropy`.
       augment: of `bdjax.data.augment.augmented`, drawn anew for every image and epoch.
       epochs, batch_size: whole numbers. drop_last: leave out an epoch's last, smaller batch.
+      start: what an attacker gives it to start from, a new network (``scratch``) or a ``clean`` one.
     """
 
     sgd: Sgd
@@ -102,6 +61,7 @@ class Supervised:
     epochs: int = pytree.static(default=100)
     batch_size: int = pytree.static(default=128)
     drop_last: bool = pytree.static(default=False)
+    start: str = pytree.static(default="scratch")
 
     def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> TrainState:
         """Return the state before the first step."""
@@ -205,6 +165,10 @@ def supervised(
     drop_last: bool = True,
     gradient: GradientRule | None = None,
     parametrization: Parametrization | None = None,
+    start: str = "scratch",
+    frozen_convolutions: int = 0,
+    rho: float | None = None,
+    eta_f: float | None = None,
 ) -> Supervised:
     """Create a learner that minimizes the cross-entropy with SGD; the defaults are the papers' victim training.
 
@@ -221,20 +185,44 @@ def supervised(
       drop_last: leave out the last, smaller batch of an epoch.
       gradient: what is done to the gradient before SGD; nothing by default.
       parametrization: what is tuned; the weights by default.
+      start: ``clean`` is for an attacker who first trains a network like this on clean images, with none of these four
+        options, and goes on from there with poisoned ones; ``scratch`` is a new network.
+      frozen_convolutions: the kernels of so many of the last convolutions stay as they are at the start, so that a
+        backdoor has to hide in earlier layers (5 in NFT's table 13, with a clean start).
+      rho: radius ρ ≥ 0 of FT-SAM's adaptive sharpness-aware minimization: an attacker who plants a backdoor where the
+        loss is flat, and a defense that flattens it finds little to do.
+      eta_f: weight η_F ≥ 0 of SFT's trace of the Fisher information, on every tenth step, to the same end; instead of
+        ``rho``.
 
     Raises:
-      InputError: a value out of range.
+      InputError: a value out of range, or options that exclude each other.
     """
     integer(epochs=epochs)
     integer(1, batch_size=batch_size)
     unit_interval(label_smoothing=label_smoothing)
     one_of(AUGMENTATIONS, augment=augment)
+    one_of(STARTS, start=start)
+    integer(frozen_convolutions=frozen_convolutions)
+    if rho is not None:
+        non_negative(rho=rho)
+        gradient = _only(gradient, Perturbed(rho), "rho")
+    if eta_f is not None:
+        non_negative(eta_f=eta_f)
+        gradient = _only(gradient, FisherTrace(eta_f), "eta_f")
+    if frozen_convolutions:
+        parametrization = _only(parametrization, FrozenConvolutions(frozen_convolutions), "frozen_convolutions")
     sgd = Sgd(learning_rate, momentum, weight_decay, schedule)
     sgd.check()
     return Supervised(
         sgd, gradient or PlainGradient(), parametrization or Identity(), label_smoothing, augment,
-        epochs, batch_size, drop_last,
+        epochs, batch_size, drop_last, start,
     )  # fmt: skip
+
+
+def _only(given: Any, made: Any, option: str) -> Any:
+    if given is not None:
+        raise InputError(f"{option} must be left out beside what else is done: {type(given).__name__}.")
+    return made
 
 
 def cross_entropy(

@@ -1,0 +1,55 @@
+"""Weights are tuned but for the kernels of the last convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+
+from bdjax import pytree, structure
+from bdjax.checks import InputError
+from bdjax.types import Model, Variables
+
+
+@pytree.dataclass
+class FrozenConvolutions:
+    """The kernels of the last N convolutions, in execution order, stay as they are; all else is tuned.
+
+    Batch norms, biases and the classifier are tuned in every layer. In PreAct-ResNet18 the last five are those of its
+    last stage, the shortcut's included.
+
+    Attributes:
+      last: N.
+
+    References:
+      NFT's supplement, table 13, which does not say what becomes of batch norm and the classifier.
+    """
+
+    last: int = pytree.static(default=5)
+
+    def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
+        """Return the parameters without the frozen kernels, and those."""
+        params = structure.flat(variables["params"])
+        found = structure.convolutions(variables["params"])
+        if self.last > len(found):
+            raise InputError(
+                f"frozen_convolutions must be at most {len(found)}, the number of convolutions; got {self.last}."
+            )
+        order = [path for path in structure.execution_order(model, variables) if path in found]
+        frozen = set(order[len(order) - self.last :])
+        parts = ({path: leaf for path, leaf in params.items() if (path in frozen) is kept} for kept in (False, True))
+        tuned, kernels = map(structure.nested, parts)
+        return tuned, kernels
+
+    def apply(self, tuned: Any, frozen: Any) -> Any:
+        """Return all parameters."""
+        return structure.nested(structure.flat(tuned) | structure.flat(frozen))
+
+    def factored(self, tuned: Any, frozen: Any) -> Any:
+        """Return the same."""
+        return self.apply(tuned, frozen)
+
+    def constraint(self, frozen: Any) -> optax.GradientTransformation:
+        """Return no constraint."""
+        del frozen
+        return optax.identity()
