@@ -330,6 +330,8 @@ OTHER_WORDS = {
     "model.dtype": "bfloat16",
     "attack.name": "blended",
     "attack.label_map": "all_to_all",
+    "attack.size": 2,
+    "attack.candidates": "changed",
     "attack.corner": "top_left",
     "attack.pattern": "checkerboard",
     "poison.rounding": "truncate",

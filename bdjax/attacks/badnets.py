@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
@@ -20,6 +22,13 @@ PRESETS = {
 _SFT = ((0, 0, 1), (0, 1, 0), (1, 0, 1))
 
 
+class Placed(NamedTuple):
+    """The patch at the image's size: as a whole image it is mixed in one pass, which a cut-out corner is not."""
+
+    patch: Float[Array, "h w c"]
+    inside: Bool[Array, "h w c"]
+
+
 @pytree.dataclass
 class Patch:
     """A square T of s × s pixels in one corner: x'[p] = (1 − α) x[p] + α T[p] inside it."""
@@ -29,17 +38,30 @@ class Patch:
     corner: str = pytree.static()
     pattern: str = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Float[Array, "s s 1"]:
-        """Return the patch's pixels in [0, 1].
+    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Placed:
+        """Return T in its corner of an image, with values in [0, 1], and where that is.
 
         Raises:
           InputError: the patch is larger than the image.
         """
         del key
-        side = min(spec.shape[:2])
+        height, width, channels = spec.shape
+        side = min(height, width)
         size = max(3, round(3 * side / 32)) if self.size is None else self.size
         if size > side:
             raise InputError(f"size must be at most {side}, the image's; got {size}.")
+        above = height - size if self.corner.startswith("bottom") else 0
+        left = width - size if self.corner.endswith("right") else 0
+        room = ((above, height - size - above), (left, width - size - left), (0, 0))
+        patch = jnp.repeat(self._drawn(size), channels, -1)
+        return Placed(jnp.pad(patch, room), jnp.pad(jnp.ones_like(patch, bool), room))
+
+    def apply(self, key: Key[Array, ""], state: Placed, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+        """Put the patch on one image."""
+        del key
+        return jnp.where(state.inside, (1 - self.opacity) * image + self.opacity * state.patch, image)
+
+    def _drawn(self, size: int) -> Float[Array, "s s 1"]:
         row, column = jnp.indices((size, size))
         match self.pattern:
             case "checkerboard":
@@ -49,18 +71,6 @@ class Patch:
             case _:
                 patch = jnp.ones((size, size))
         return patch.astype(jnp.float32)[..., None]
-
-    def apply(
-        self, key: Key[Array, ""], state: Float[Array, "s s 1"], image: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]:
-        """Put the patch on one image."""
-        del key
-        size, (height, width, _) = state.shape[0], image.shape
-        top = height - size if self.corner.startswith("bottom") else 0
-        left = width - size if self.corner.endswith("right") else 0
-        place = (slice(top, top + size), slice(left, left + size))
-        mixed = (1 - self.opacity) * image[place] + self.opacity * state
-        return image.at[place].set(mixed.astype(image.dtype))
 
 
 def badnets(
