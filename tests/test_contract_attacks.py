@@ -33,7 +33,11 @@ class Facts(NamedTuple):
     uses_key: bool = False  # the trigger draws something for each image
 
 
-FACTS: dict[str, Facts] = {}
+FACTS: dict[str, Facts] = {
+    "input_aware": Facts(options={"width": 2}),
+    "lira": Facts(options={"width": 2}),
+    "ssba": Facts(options={"width": 4}),
+}
 
 
 def facts(name: str) -> Facts:
