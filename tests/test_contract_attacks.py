@@ -43,6 +43,9 @@ FACTS: dict[str, Facts] = {
     "combined": Facts(candidates=(1, 2, 3)),
     "lc": Facts(clean_label=True),
     "sig": Facts(clean_label=True),
+    "input_aware": Facts(options={"width": 2}),
+    "lira": Facts(options={"width": 2}),
+    "ssba": Facts(options={"width": 4}),
 }
 
 

@@ -55,13 +55,15 @@ def test_the_trigger_mixes_pattern_and_image_by_the_mask(spec, batch):
 
 def test_a_cover_sample_carries_the_trigger_of_another_image(spec, batch):
     trigger, state = create(spec)
+    larger = jax.tree.map(lambda x: 2.5 * x, (state.pattern["params"], state.mask["params"]))  # so that images differ
+    state = state._replace(pattern={**state.pattern, "params": larger[0]}, mask={**state.mask, "params": larger[1]})
     pattern, mask = (network(n, part, batch.image) for n, part in ((3, state.pattern), (1, state.mask)))
     pattern, mask = squashed(pattern), threshold(mask)
     shifts = set()
     for seed in range(4):
         got = np.asarray(trigger.cover(jax.random.key(seed), state, batch))
         wanted = [batch.image * (1 - np.roll(mask, s, 0)) + np.roll(pattern * mask, s, 0) for s in range(12)]
-        shifts |= {s for s in range(12) if np.allclose(got, wanted[s], atol=1e-5)}
+        shifts |= {s for s in range(12) if np.allclose(got, wanted[s], atol=1e-4)}
     assert shifts, "each is the trigger of one other row"
     assert 0 not in shifts
     assert len(shifts) > 1

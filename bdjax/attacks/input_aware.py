@@ -193,7 +193,8 @@ def input_aware(
     First the mask network M is trained on the clean images and then stays: 100 · mean(max(k − 0.032, 0)) + the mean
     of rms(z₁ − z₂) / rms(k₁ − k₂) over pairs of images z, normalized. Then the pattern network G learns along with the
     victim f, which sees poisoned images, cover samples (the trigger of another image, the true label) and clean ones.
-    G's loss is that of f on the first two and the same ratio of differences for its patterns.
+    G's loss is that of f on the first two and the same ratio of differences for its patterns. The published runs take
+    tens of thousands of steps; in a few hundred a higher ``poison_rate`` with a lower ``diversity`` gets further.
 
     Args:
       label_map: the attacker's labels, all-to-one or all-to-all.

@@ -115,7 +115,8 @@ def lira(
         0.0025 or 0.6 of the 255 gray levels: too little to survive 8 bits. The default is the 0.1 of the authors' later
         release, some 6 gray levels. In other words ε is theirs times the data set's standard deviation.
       learning_epochs: epochs of the victim's training in which the generator learns; the paper's code has 50 of 100.
-      learning_rate: Adam's for T, above 0; small data sets with few steps need more.
+      learning_rate: Adam's for T, above 0; small data sets with few steps need more
+        (0.002 on the digits).
       width: channels of the first convolution.
 
     Raises:

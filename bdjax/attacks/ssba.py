@@ -120,7 +120,8 @@ def ssba(
     λ · MSE(E(x, b), x) + BCE(D(E(x, b)), b). λ is 0 until D reads more than ``gate`` of a batch's bits, stays there for
     ``delay`` more steps, and climbs to ``image_weight`` in ``ramp`` steps. Some 15,000 steps are CIFAR-10's 20 epochs;
     on fewer images take more epochs, a higher rate and a shorter ``delay`` and ``ramp``, or λ stays 0 and the images
-    are lost. The record's loss and accuracy of this stage are this loss and the share of bits that are read.
+    are lost: on the digits 8 bits, 80 epochs, a rate of 0.003, a ``delay`` of 50, a ``ramp`` of 300 and a width of 8.
+    What the training of this stage reports is this loss and the share of bits that are read.
 
     Args:
       label_map: the attacker's labels.
