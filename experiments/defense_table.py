@@ -52,12 +52,14 @@ def main() -> None:
     parser.add_argument("--data-dir", help="where prepared data sets lie")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--attacks", nargs="+", default=["badnets", "blended"], help="or all")
+    parser.add_argument("--options", nargs="+", default=[], metavar="ATTACK.KEY=VALUE", help="of single attacks")
     parser.add_argument("--holdouts", nargs="+", type=float, default=[0.01, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--defenses", nargs="+", help="only these; all by default")
     parser.add_argument("--ablation", action="store_true", help="the variants of SFT instead")
     options = parser.parse_args()
     compilation.enable_cache()
+    given = schema.overrides([f"--{word}" for word in options.options])
     base = schema.read(options.config)
     rows = ABLATION if options.ablation else DEFENSES
     attacks = registry.names("bdjax.attacks") if options.attacks == ["all"] else options.attacks
@@ -66,7 +68,8 @@ def main() -> None:
         with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
             execution = run.Execution(options.out, on_epoch=on_epoch, should_stop=should_stop)
             for seed, share, attack in itertools.product(options.seeds, options.holdouts, attacks):
-                changes = {"seed": seed, "attack": attack, "holdout": {"share": share}}
+                own = {"name": attack, **given.get(attack, {})}
+                changes = {"seed": seed, "attack": own, "holdout": {"share": share}}
                 for defense, parts in rows:
                     carry_out(base, changes, options.data_dir, defense, parts, execution)
     except (InputError, loop.Stopped) as reason:

@@ -58,8 +58,9 @@ class InputAware:
             for key, count in zip(jax.random.split(key), (channels, 1), strict=True)
         )
         gradient = jax.tree.map(jnp.zeros_like, pattern["params"]) if self.accumulate_gradient else {}
-        optimizers = (_generators.adam_init(network["params"]) for network in (pattern, mask))
-        return InputAwareState(pattern, mask, *optimizers, gradient, jnp.int32(1), _generators.statistics(spec))
+        for_pattern, for_mask = (_generators.adam_init(network["params"]) for network in (pattern, mask))
+        statistics = _generators.statistics(spec)
+        return InputAwareState(pattern, mask, for_pattern, for_mask, gradient, jnp.int32(1), statistics)
 
     def pace(self, state: InputAwareState, steps_per_epoch: int) -> InputAwareState:
         """Keep the length of an epoch."""
