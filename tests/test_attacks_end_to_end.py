@@ -1,14 +1,18 @@
-"""Every attack from beginning to end on digits: its backdoor is there, and its trigger alone is not an adversary."""
+"""Every attack from beginning to end: its backdoor is there, and its trigger alone is not an adversary.
+
+On the 8×8 digits; what they are too small for, on a slice of CIFAR-10.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 
-from bdjax import attacks, evaluate, run
+from bdjax import attacks, evaluate, run, schema
 from bdjax import config as configs
 from bdjax.run import Execution
 
@@ -16,26 +20,39 @@ pytestmark = pytest.mark.slow
 
 
 class Facts(NamedTuple):
-    """What an attack needs on 8×8 digits, and what is true of it there."""
+    """What an attack needs on so few and small images, and what is true of it there."""
 
     options: Mapping[str, Any] = MappingProxyType({})
-    training: Mapping[str, Any] = MappingProxyType({})
+    epochs: int = 20
+    data: str = "digits"
+    least_success: float = 0.9
     most_accuracy_lost: float = 0.05
     fooled: float = 0.2  # a network without a backdoor, of images that show the trigger; chance is 0.1
 
 
-FACTS: dict[str, Facts] = {}
+_SSBA = {"width": 8, "bits": 8, "epochs": 80, "learning_rate": 0.003, "delay": 50, "ramp": 300, "image_weight": 20.0}
+FACTS: dict[str, Facts] = {
+    "bpp": Facts({"levels": 2}),  # the digits have 17 levels only: 8 change them too little
+    "cba": Facts({"poison_rate": 0.08}, epochs=60, least_success=0.8),  # of 45 images; SFT's weakest attack as well
+    "input_aware": Facts({"width": 8, "poison_rate": 0.3}, epochs=60),  # some thousand steps less than the paper's
+    "lc": Facts({"epsilon": 0.3, "step_size": 0.03}),  # ± 8 / 255 do not hide a digit
+    "lira": Facts({"learning_rate": 0.002}),
+    "sig": Facts(epochs=15, data="cifar10"),  # six waves do not fit into 8 pixels
+    "ssba": Facts(_SSBA),
+    "wanet": Facts(epochs=60),
+}
+CIFAR = {
+    "data": {"name": "cifar10", "train_count": 2000},
+    "model": {"name": "preact_resnet18", "width": 8},
+    "training": {"batch_size": 125, "learning_rate": 0.1},
+}
+DIGITS = {"training": {"batch_size": 64, "learning_rate": 0.05}}
 
 
 def config(name: str, **options: Any) -> configs.Config:
     facts = FACTS.get(name, Facts())
-    return configs.resolve(
-        {
-            "attack": {"name": name, **facts.options, **options},
-            "training": {"epochs": 20, "batch_size": 64, "learning_rate": 0.05, **facts.training},
-            "defense": "none",
-        }
-    )
+    own = {"attack": {"name": name, **facts.options, **options}, "training": {"epochs": facts.epochs}}
+    return configs.resolve(schema.merge(CIFAR if facts.data == "cifar10" else DIGITS, {**own, "defense": "none"}))
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +60,16 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module")
-def clean(out):
-    """A network trained without poison, and its accuracy."""
-    plan = run.prepare(config("badnets", poison_rate=0.0))
-    victim = run.attack(plan, Execution(out))
-    return victim.trained.variables, victim.metrics.clean_accuracy
-
-
 @pytest.mark.parametrize("name", attacks.names())
-def test_the_backdoor_is_planted_and_is_one(name, out, clean):
-    facts, (variables, accuracy) = FACTS.get(name, Facts()), clean
+def test_the_backdoor_is_planted_and_is_one(name, out):
+    facts, execution = FACTS.get(name, Facts()), Execution(out)
+    if facts.data == "cifar10" and "BDJAX_DATA_DIR" not in os.environ:
+        pytest.skip("needs CIFAR-10: set BDJAX_DATA_DIR")
+    like = name if facts.data == "cifar10" else "badnets"
+    clean = run.attack(run.prepare(config(like, poison_rate=0.0)), execution)  # restored but for the first time
     plan = run.prepare(config(name))
-    victim = run.attack(plan, Execution(out))
-    assert victim.metrics.attack_success_rate >= 0.9
-    assert victim.metrics.clean_accuracy >= accuracy - facts.most_accuracy_lost
-    without = evaluate.evaluate(plan.model, variables, plan.dataset.test, victim.triggered)
+    victim = run.attack(plan, execution)
+    assert victim.metrics.attack_success_rate >= facts.least_success
+    assert victim.metrics.clean_accuracy >= clean.metrics.clean_accuracy - facts.most_accuracy_lost
+    without = evaluate.evaluate(plan.model, clean.trained.variables, plan.dataset.test, victim.triggered)
     assert without.attack_success_rate <= facts.fooled

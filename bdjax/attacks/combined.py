@@ -103,7 +103,7 @@ class FittedMixture:
 def combined(
     label_map: LabelMap = AllToOne(),
     poison_rate: float = 0.1,
-    parts: str = "badnets+blended",
+    parts: str = "badnets+blended+trojan",
     model: Model | None = None,
 ) -> Attack:
     """Create a combined attack: k triggers, each on its share of the poisoned images, all with the same labels.
