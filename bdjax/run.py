@@ -256,6 +256,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     model = configs.build_model(config, spec)
     attack = configs.build_attack(config, spec, model)
     training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
+    _check_parametrization(config, model)
     rows = _holdout_rows(config, dataset)
     holdout = splits.take(dataset.train, rows)
     attackers = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
@@ -436,6 +437,14 @@ def _check_division(config: Config, stage: Defense, rows: int, num_classes: int)
     if (share := getattr(stage, "aside", None)) is not None:
         for size in sizes:
             aside.count(size, share, num_classes)
+
+
+def _check_parametrization(config: Config, model: Model) -> None:
+    """Refuse to freeze more convolutions than the network has."""
+    if config.training["frozen_convolutions"]:
+        variables = jax.eval_shape(model.init, jax.random.key(0))
+        with named("training", config.training):
+            jax.eval_shape(functools.partial(configs.build_training(config).parametrization.init, model), variables)
 
 
 def _check_rate(attack: Attack, attackers: Split) -> None:

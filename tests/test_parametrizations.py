@@ -18,7 +18,14 @@ from quick import quick_jit
 
 from bdjax import models, parametrizations, structure
 from bdjax.models._layers import Dense, LinenModel, conv
-from bdjax.parametrizations import Identity, KeptZeros, NeuronMasks, PrunedFilters, SingularValues
+from bdjax.parametrizations import (
+    FrozenConvolutions,
+    Identity,
+    KeptZeros,
+    NeuronMasks,
+    PrunedFilters,
+    SingularValues,
+)
 from bdjax.structure import FactoredKernel
 from bdjax.train.gradients import Perturbed
 from bdjax.train.supervised import supervised
@@ -505,7 +512,7 @@ def test_scaled_multiplies_the_named_leaves_along_their_last_axis():
 def test_parametrizations_are_trees_whose_floats_are_leaves():
     assert jax.tree.leaves(NeuronMasks(0.5, 1.0)) == [0.5, 1.0]
     assert all(dataclasses.is_dataclass(kind) for kind in ALL)
-    assert {Identity, KeptZeros, NeuronMasks, PrunedFilters, SingularValues} == set(ALL)
+    assert {FrozenConvolutions, Identity, KeptZeros, NeuronMasks, PrunedFilters, SingularValues} == set(ALL)
 
 
 def test_rounding_in_the_decomposition_is_no_direction():

@@ -387,7 +387,7 @@ def test_all_to_all_moves_every_label_by_one_and_counts_every_test_image():
 def test_samples_are_the_first_of_each_class_and_then_others():
     label = np.array([0, 1, 1, 2, 1, 0, 2])
     valid = np.array([True, True, True, False, True, True, True])
-    assert run._sample_rows(label, valid).tolist() == [0, 1, 6, 2, 4, 5]
+    assert run.sample_rows(label, valid, 5).tolist() == [0, 1, 6, 2, 4]
 
 
 def test_controls_are_not_repeated():

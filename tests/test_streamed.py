@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from quick import quick_jit
+from test_contract_attacks import create
 
 from bdjax import attacks, defenses, poison
 from bdjax.attacks import AllToAll
@@ -162,12 +163,11 @@ def test_eight_devices_share_each_batch(expected, learner, model, variables, str
 @pytest.mark.parametrize("label_map", [None, AllToAll(4)], ids=["all to one", "all to all"])
 @pytest.mark.parametrize("name", attacks.names())
 def test_rows_of_a_stream_are_poisoned_as_the_whole_split_is(spec, large, name, label_map):
-    attack = attacks.create(name, spec=spec, poison_rate=0.3)
+    attack, state = create(name, spec, poison_rate=0.3)
     if label_map:
         if attack.clean_label:
             pytest.skip("all-to-all keeps no image's label")
         attack = dataclasses.replace(attack, label_map=label_map)
-    state = attack.trigger.init(KEY, spec)
     whole, stream = (make(POISON_KEY, attack, state, large) for make in (poison_train, poison.poison_stream))
     assert same((whole.original_label, whole.is_poisoned), (stream.original_label, stream.is_poisoned))
     assert same(whole.visible[1:], stream.visible[1:])

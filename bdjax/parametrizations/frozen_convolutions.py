@@ -25,7 +25,7 @@ class FrozenConvolutions:
       NFT's supplement, table 13, which does not say what becomes of batch norm and the classifier.
     """
 
-    last: int = pytree.static(default=5)
+    last: int = pytree.static(default=1)
 
     def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
         """Return the parameters without the frozen kernels, and those."""
