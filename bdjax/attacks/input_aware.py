@@ -45,6 +45,7 @@ class InputAware:
     cover_rate: HParam
     label_map: LabelMap = pytree.static()
     epochs: int = pytree.static()
+    learning_epochs: int | None = pytree.static()
     batch_size: int = pytree.static()
     width: int = pytree.static()
     double_tanh: bool = pytree.static()
@@ -102,8 +103,21 @@ class InputAware:
     def update(
         self, key: Key[Array, ""], model: Model, variables: Variables, state: InputAwareState, batch: Split
     ) -> tuple[InputAwareState, Info]:
-        """Take one step of G: the first half of the batch with its own triggers, and with those of the second half."""
+        """Take one step of G, in the epochs in which it learns."""
         del key
+        if self.learning_epochs is None:
+            return self._learn(model, variables, state, batch)
+
+        def stay(state: InputAwareState) -> tuple[InputAwareState, Info]:
+            return state, Info(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+
+        learns = state.pattern_optimizer.count < self.learning_epochs * state.steps_per_epoch
+        return jax.lax.cond(learns, lambda state: self._learn(model, variables, state, batch), stay, state)
+
+    def _learn(
+        self, model: Model, variables: Variables, state: InputAwareState, batch: Split
+    ) -> tuple[InputAwareState, Info]:
+        """Take one step of G: the first half of the batch with its own triggers, and with those of the second half."""
         half = batch.label.shape[0] // 2
         image = batch.image[: 2 * half]
         x = _generators.normalized(image, state.statistics)
@@ -180,6 +194,7 @@ def input_aware(
     poison_rate: float = 0.1,
     cover_rate: float = 0.1,
     epochs: int = 25,
+    learning_epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 0.01,
     density: float = 0.032,
@@ -202,7 +217,9 @@ def input_aware(
       poison_rate: share of each batch, in [0, 1].
       cover_rate: share of cover samples in each batch, in [0, 1].
       epochs: of training M; its rate falls to a tenth after two and four fifths of them.
-      batch_size: images a step of it.
+      learning_epochs: epochs of the victim's training in which G learns; all of them by default, as published. Where
+        the victim's rate falls to zero, G had better stop before, or it moves away from what the victim has learned.
+      batch_size: images a step of M's training.
       learning_rate: Adam's for M and G (β = 0.5, 0.9), above 0; G's falls to a tenth after 200, 300, 400 and 500
         epochs of the victim's training.
       density: share of the pixels under the mask that costs nothing, in [0, 1].
@@ -227,11 +244,13 @@ def input_aware(
     """
     unit_interval(poison_rate=poison_rate, cover_rate=cover_rate, density=density)
     integer(epochs=epochs)
+    if learning_epochs is not None:
+        integer(learning_epochs=learning_epochs)
     integer(1, batch_size=batch_size, width=width)
     positive(learning_rate=learning_rate)
     non_negative(sparsity=sparsity, diversity=diversity)
     trigger = InputAware(
         learning_rate, density, sparsity, diversity, poison_rate, cover_rate,
-        label_map, epochs, batch_size, width, double_tanh, accumulate_gradient,
+        label_map, epochs, learning_epochs, batch_size, width, double_tanh, accumulate_gradient,
     )  # fmt: skip
     return Attack(trigger, label_map, poison_rate, controls_training=True, cover_rate=cover_rate)
