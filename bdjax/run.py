@@ -8,7 +8,7 @@ import functools
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,11 +158,12 @@ def attack(plan: Plan, execution: Execution) -> Victim:
 
 
 def trigger_state(plan: Plan, execution: Execution) -> TriggerState:
-    """Return the trigger's state when the victim is done; nothing is trained if nothing about it is learned."""
+    """Return the trigger's state when the victim is done; what does not decide it is not trained."""
     if _learns_nothing(plan):
         return plan.trigger_state
+    stages = plan.stages if isinstance(plan.attack.trigger, LearnedTrigger) else plan.stages[:-1]
     with _locked(execution.out / "victims" / plan.config.victim_id):
-        return plant(plan, execution)[1]
+        return _train(plan, stages, execution)[1]
 
 
 def arm(plan: Plan, state: TriggerState) -> Plan:
@@ -283,26 +284,35 @@ def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, TriggerState, 
 
     Where each batch is poisoned anew, that number is what an epoch has on average.
     """
+    result, state, images = _train(plan, plan.stages, execution)
+    if isinstance(images, PoisonedSplit):
+        return result, state, int(images.is_poisoned.sum())
+    return result, state, poison.expected_count(plan.attack, images)
+
+
+def _train(
+    plan: Plan, stages: Sequence[Stage], execution: Execution
+) -> tuple[loop.Result, TriggerState, Split | PoisonedSplit]:
+    """Train some first stages of the attacker; return the last network, the trigger, and the images of the last one."""
     config = plan.config
     folder = execution.out / "victims" / config.victim_id
     check_fingerprint(folder / "data.json", plan.fingerprint)
     fresh = variables = plan.model.init(key_for(config, "init"))
     state, history = plan.trigger_state, []
-    images = clean_training(plan)
-    for stage in plan.stages:
+    images: Split | PoisonedSplit = clean_training(plan)
+    for stage in stages:
         if stage.sees_poisoned:
-            poisoned = poison_training(plan._replace(trigger_state=state))
-            images = poisoned.visible
+            images = poison_training(plan._replace(trigger_state=state))
+        seen = images.visible if isinstance(images, PoisonedSplit) else images
         with Checkpoints(checkpoints_of(folder, stage), every=execution.checkpoint_seconds) as checkpoints:
             label = f"{config.attack.name} {stage.name}"
             options = _loop_options(execution, stage.learner, label, checkpoints)
             begin = attacker.start(stage, fresh, variables, state)
             feed = loop.run if plan.data_on == "device" else streamed.run
-            result = feed(_stage_key(config, stage), stage.learner, plan.model, begin, images, **options)
+            result = feed(_stage_key(config, stage), stage.learner, plan.model, begin, seen, **options)
         variables, state = attacker.parts(result.variables, state)
         history += result.history
-    rows = poisoned.is_poisoned.sum() if plan.stages[-1].sees_poisoned else poison.expected_count(plan.attack, images)
-    return loop.Result(variables, history), state, int(rows)
+    return loop.Result(variables, history), state, images
 
 
 def checkpoints_of(folder: Path, stage: Stage) -> Path:

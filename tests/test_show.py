@@ -65,3 +65,14 @@ def test_the_command_draws_attacks_by_name(tmp_path, capsys):
     assert "<svg" in file.read_text()
     assert cli.main(["show", "badnet", "--out", str(tmp_path)]) == 2
     assert "did you mean 'badnets'?" in capsys.readouterr().err
+
+
+def test_a_trigger_that_is_fitted_first_needs_no_victim(tmp_path):
+    words = ["--attack", "lf", "--attack.passes", "1", "--attack.images", "4", "--model.width", "2"]
+    config = configs.resolve(schema.overrides([*words, "--training.epochs", "1"]))
+    got = show.show(config, Execution(tmp_path))
+    assert got.stealth.changed_share > 0.5
+    (victim,) = (tmp_path / "victims").iterdir()
+    assert {path.name for path in victim.glob("checkpoints*")} == {"checkpoints-surrogate", "checkpoints-trigger"}
+    again = show.show(config, Execution(tmp_path))
+    np.testing.assert_array_equal(again.triggered, got.triggered)
