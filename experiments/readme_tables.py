@@ -6,8 +6,7 @@
     python experiments/bench_defenses.py --out experiments/results/defenses.json
     bdjax bench --out experiments/results/bench.json
     python experiments/defense_table.py --out runs
-    python experiments/defense_table.py --config configs/cifar10_attacks.yaml --attacks all --holdouts 0.05 --seeds 0 \
-        --defenses none ft ft_sam fast_sft nft --out attacks
+    (the command on top of configs/digits_attacks.yaml)
     python experiments/readme_tables.py --demo demo --cifar runs --attacks attacks
 
 Each table stands between ``<!-- name -->`` and ``<!-- end -->``; nothing else is touched.
@@ -90,11 +89,11 @@ def attack_table(rows: Sequence[report.Row]) -> str:
 
 def attack_defenses(rows: Sequence[report.Row]) -> str:
     """Write every attack against every defense: ACC / ASR / RA, and the rating."""
-    names = list(dict.fromkeys(row.name("defense") for row in rows))
+    names = list(dict.fromkeys(row.defense for row in rows))
     lines = ["| attack | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     best = report.best(rows)
     for title, group in report.victims(rows).items():
-        cells = {row.name("defense"): _rates(row, row in best) for row in group}
+        cells = {row.defense: _rates(row, row in best) for row in group}
         lines.append("| " + " | ".join([title, *(cells.get(name, "–") for name in names)]) + " |")
     return "\n".join(lines)
 
