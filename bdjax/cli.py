@@ -512,7 +512,7 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
     values = _values(options.config, rest)
     with _shallow():
         wanted = [configs.resolve(schema.merge(values, {"attack": {"name": name}})) for name in names]
-    file = options.file or f"{names[0] if len(names) == 1 else 'attacks'}.png"
+    file = contact_sheet.check(options.file or f"{names[0] if len(names) == 1 else 'attacks'}.png")
     shown: list[show.Shown] = []
     code = _carry_out(options, lambda execution: shown.extend(show.show(config, execution) for config in wanted))
     if code:

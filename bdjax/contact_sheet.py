@@ -29,12 +29,9 @@ def draw(shown: Sequence[Shown], path: str | Path, heading: str = "") -> Path:
     Raises:
       InputError: nothing to draw, another suffix than png, pdf or svg, no matplotlib, or an unwritable file.
     """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise InputError(f"file must end in {', '.join(FORMATS)}; got {str(path)!r}.")
+    path = check(path)
     if not shown:
         raise InputError("there is no attack to draw.")
-    need_matplotlib()
     import matplotlib
 
     try:
@@ -43,6 +40,19 @@ def draw(shown: Sequence[Shown], path: str | Path, heading: str = "") -> Path:
             return save(_page(shown, heading), path)
     except OSError as error:
         raise InputError(f"the sheet cannot be written to {path}: {error.strerror}.") from error
+
+
+def check(path: str | Path) -> Path:
+    """Return the path of a sheet that could be drawn, before anything is trained for it.
+
+    Raises:
+      InputError: another suffix than png, pdf or svg, or no matplotlib.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise InputError(f"file must end in {', '.join(FORMATS)}; got {str(path)!r}.")
+    need_matplotlib()
+    return path
 
 
 def scale(change: np.ndarray) -> int:

@@ -195,7 +195,7 @@ def poison_test(
     leaves out the target class, for all-to-all nothing. Arguments as for `poison_train`.
     """
     split = jax.tree.map(jnp.asarray, split)
-    trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
+    trigger = attack.trigger_at_test
     wanted = attack.label_map(split.label).astype(split.label.dtype)
     valid = split.valid & (wanted != split.label)
     image = _apply(_row_keys(key, split.image), jnp.cumsum(valid) - 1, trigger, state, split.image, rounding)

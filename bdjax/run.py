@@ -463,14 +463,13 @@ def _check_rate(attack: Attack, attackers: Split) -> None:
     if wanted > rows:
         which = "of the target class" if attack.clean_label else "whose label the map changes"
         raise InputError(
-            f"attack.poison_rate must be at most {math.floor(rows / whole * 1e4) / 1e4}: that are the {rows} images "
+            f"attack.poison_rate must be at most {math.floor(rows / whole * 1e4) / 1e4}: those are the {rows} images "
             f"{which} among {whole}; got {float(attack.poison_rate)}."
         )
 
 
 def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
-    trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
-    return defenses.with_trigger(defense, poison.Stamp(trigger, state, config.poison.rounding))
+    return defenses.with_trigger(defense, poison.Stamp(attack.trigger_at_test, state, config.poison.rounding))
 
 
 def _check_batches(path: str, learner: Defense, split: Split, devices: int) -> None:

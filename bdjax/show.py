@@ -34,10 +34,9 @@ def show(config: Config, execution: Execution, images: int = IMAGES) -> Shown:
     """
     plan = run.prepare(config, execution.devices, execution.data_on)
     plan = run.arm(plan, run.trigger_state(plan, execution))
-    test, attack = plan.dataset.test, plan.attack
+    test = plan.dataset.test
     rows = run.sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
     clean = np.asarray(test.image)[rows]
-    trigger = attack.trigger if attack.test_trigger is None else attack.test_trigger
-    stamp = poison.Stamp(trigger, plan.trigger_state, config.poison.rounding)
+    stamp = poison.Stamp(plan.attack.trigger_at_test, plan.trigger_state, config.poison.rounding)
     triggered = np.asarray(run.stamped(stamp, run.key_for(config, "test"), jnp.asarray(clean)))
     return Shown(config.attack.name, clean, triggered, stealth.measure(clean, triggered, np.ones(len(rows), bool)))

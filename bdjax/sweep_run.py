@@ -264,7 +264,8 @@ class _Sweep:
             with records.locked(self._victim_folder(config)):
                 try:
                     self._victims[config.victim_id] = single.attack(plan, alone)
-                except loop.Diverged as diverged:  # of a victim of several stages
+                except loop.Diverged as diverged:  # of a victim of several stages; its other runs are not to try again
+                    records.write_json(self._victim_folder(config) / "diverged.json", {"reason": str(diverged)})
                     self._mark(config, f"of the victim, {diverged}")
                     return None
         victim = self._victims[config.victim_id]

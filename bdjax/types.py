@@ -279,6 +279,11 @@ class Attack:
     cover_rate: HParam = 0.0
     surrogate: str = pytree.static(default="none")
 
+    @property
+    def trigger_at_test(self) -> Trigger:
+        """The trigger that test images get."""
+        return self.trigger if self.test_trigger is None else self.test_trigger
+
 
 @runtime_checkable
 class Learner(Protocol):

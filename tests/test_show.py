@@ -67,6 +67,12 @@ def test_the_command_draws_attacks_by_name(tmp_path, capsys):
     assert "did you mean 'badnets'?" in capsys.readouterr().err
 
 
+def test_a_file_that_cannot_be_drawn_is_refused_before_anything_is_trained(tmp_path, capsys):
+    assert cli.main(["show", "lf", "--file", "sheet.jpg", "--out", str(tmp_path / "runs")]) == 2
+    assert "file must end in" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_trigger_that_is_fitted_first_needs_no_victim(tmp_path):
     words = ["--attack", "lf", "--attack.passes", "1", "--attack.images", "4", "--model.width", "2"]
     config = configs.resolve(schema.overrides([*words, "--training.epochs", "1"]))
