@@ -318,10 +318,19 @@ def rank(row: Row) -> int:
 
 def best(rows: Sequence[Row]) -> set[Row]:
     """Return the rows whose mean defense effectiveness rating is the highest of their victim (``none`` competes)."""
+    return _at_place(rows, 0)
+
+
+def runners_up(rows: Sequence[Row]) -> set[Row]:
+    """Return the rows with the second highest mean rating of their victim, where there are two different ones."""
+    return _at_place(rows, 1)
+
+
+def _at_place(rows: Sequence[Row], place: int) -> set[Row]:
     marked = set()
     for group in victims(rows).values():
-        highest = max(map(_rating, group))
-        marked |= {row for row in group if _rating(row) == highest}
+        ratings = sorted(set(map(_rating, group)), reverse=True)
+        marked |= {row for row in group if [_rating(row)] == ratings[place : place + 1]}
     return marked
 
 

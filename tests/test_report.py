@@ -239,6 +239,14 @@ def test_best_of_each_victim(several):
     assert [row.defense for row in rows if row in report.best(rows)] == ["ft_sam ρ=10"] * 2
 
 
+def test_runner_up_is_the_second_rating(tmp_path):
+    ratings = {"ft": 0.7, "nft": 0.9, "sft": 0.7, "none": 0.5}
+    write(tmp_path, *(content(defense={"name": name}, rating=value) for name, value in ratings.items()))
+    rows = report.summarize(report.load([tmp_path]))
+    assert {row.defense for row in report.runners_up(rows)} == {"ft", "sft"}
+    assert not report.runners_up([row for row in rows if row.defense in ("ft", "sft")])
+
+
 def test_no_defense_is_best_where_all_do_harm(tmp_path):
     rows = rows_of(tmp_path, content(0, rating=0.5), content(0, defense={"name": "ft"}, rating=0.4))
     assert [row.defense for row in report.best(rows)] == ["none"]
