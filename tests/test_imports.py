@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "report": {"checks", "records"},
     "published": {"checks"},
     "tables": {"checks", "report"},
+    "comparison": {"checks", "published", "report", "tables"},
     "layout": {"checks"},
     "sensitivity": {"layout", "report", "tables"},
     "figures": {"checks", "layout", "report", "sensitivity", "tables"},
