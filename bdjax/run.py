@@ -554,6 +554,20 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return record if record is not None and record.get("status") == "finished" else None
 
 
+def mark_diverged(config: Config, out: Path, reason: str) -> None:
+    """Write the record of a run that has no result."""
+    record = {
+        "schema_version": records.SCHEMA_VERSION,
+        "run_id": config.run_id,
+        "victim_id": config.victim_id,
+        "status": "diverged",
+        "reason": reason,
+        "config": config.to_dict(),
+        "versions": records.versions(),
+    }
+    records.write_json(out / config.run_id / "record.json", record)
+
+
 def _warn_of_no_curve(folder: Path, execution: Execution) -> None:
     if (
         execution.smoothness

@@ -311,16 +311,7 @@ class _Sweep:
         """Write the record of a run that has no result."""
         if self._done(config):  # a group that is continued has all of its runs again
             return
-        record = {
-            "schema_version": records.SCHEMA_VERSION,
-            "run_id": config.run_id,
-            "victim_id": config.victim_id,
-            "status": "diverged",
-            "reason": reason,
-            "config": config.to_dict(),
-            "versions": records.versions(),
-        }
-        records.write_json(self._execution.out / config.run_id / "record.json", record)
+        single.mark_diverged(config, self._execution.out, reason)
 
     def _done(self, config: Config) -> bool:
         return _settled(self._execution.out, config)

@@ -18,31 +18,32 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from _runs import BATCHES_PER_HOLDOUT, carry_out
+
 from bdjax import config, progress, registry, run, schema
 from bdjax.checks import InputError
 from bdjax.train import compilation, loop
 
 ROOT = Path(__file__).resolve().parents[1]
-HALF, QUARTER = 2, 4  # parts of the holdout that make a batch
 
-DEFENSES: list[tuple[dict[str, Any], int | None]] = [
-    ({"name": "none"}, None),
-    ({"name": "ft"}, HALF),
-    ({"name": "ft_sam", "rho": 2}, HALF),
-    ({"name": "sft"}, QUARTER),
-    ({"name": "fast_sft"}, QUARTER),
-    ({"name": "fast_sft", "eta_f": "auto"}, QUARTER),  # chosen on clean images alone
-    ({"name": "nft"}, QUARTER),
-    ({"name": "grad_prune"}, None),
-    ({"name": "fine_pruning"}, HALF),
+DEFENSES: list[dict[str, Any]] = [
+    {"name": "none"},
+    {"name": "ft"},
+    {"name": "ft_sam", "rho": 2},
+    {"name": "sft"},
+    {"name": "fast_sft"},
+    {"name": "fast_sft", "eta_f": "auto"},  # chosen on clean images alone
+    {"name": "nft"},
+    {"name": "grad_prune"},
+    {"name": "fine_pruning"},
 ]
 # SFT's Table 6: without the trace, without the anchor, and all weights instead of the singular values.
-ABLATION: list[tuple[dict[str, Any], int | None]] = [
-    ({"name": "none"}, None),
-    ({"name": "fast_sft"}, QUARTER),
-    ({"name": "fast_sft", "eta_f": 0}, QUARTER),
-    ({"name": "fast_sft", "eta_r": 0}, QUARTER),
-    ({"name": "sft"}, QUARTER),
+ABLATION: list[dict[str, Any]] = [
+    {"name": "none"},
+    {"name": "fast_sft"},
+    {"name": "fast_sft", "eta_f": 0},
+    {"name": "fast_sft", "eta_r": 0},
+    {"name": "sft"},
 ]
 
 
@@ -63,45 +64,29 @@ def main() -> None:
     base = schema.read(options.config)
     rows = ABLATION if options.ablation else DEFENSES
     attacks = registry.names("bdjax.attacks") if options.attacks == ["all"] else options.attacks
-    rows = [row for row in rows if not options.defenses or row[0]["name"] in options.defenses]
+    rows = [row for row in rows if not options.defenses or row["name"] in options.defenses]
     try:
         with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
             execution = run.Execution(options.out, on_epoch=on_epoch, should_stop=should_stop)
             for seed, share, attack in itertools.product(options.seeds, options.holdouts, attacks):
                 own = {"name": attack, **given.get(attack, {})}
                 changes = {"seed": seed, "attack": own, "holdout": {"share": share}}
-                for defense, parts in rows:
-                    carry_out(base, changes, options.data_dir, defense, parts, execution)
+                for defense in rows:
+                    carry_out(resolved(base, changes, options.data_dir, defense), execution)
     except (InputError, loop.Stopped) as reason:
         raise SystemExit(f"defense_table: {reason}") from None
 
 
-def carry_out(
-    base: dict[str, Any],
-    changes: dict[str, Any],
-    data_dir: str | None,
-    defense: dict[str, Any],
-    parts: int | None,
-    execution: run.Execution,
-) -> None:
-    """Carry out one run; the defense of the base config is replaced as a whole."""
+def resolved(
+    base: dict[str, Any], changes: dict[str, Any], data_dir: str | None, defense: dict[str, Any]
+) -> config.Config:
+    """Return the config of one run; the defense of the base config is replaced as a whole."""
     values = schema.merge({key: value for key, value in base.items() if key != "defense"}, changes)
     values = schema.merge(values, {"data": {"data_dir": data_dir}} if data_dir else {})
-    if parts is not None:
+    if (parts := BATCHES_PER_HOLDOUT.get(defense["name"])) is not None:
         holdout = run.prepare(config.resolve({**values, "defense": "none"})).holdout
         defense = {**defense, "batch_size": holdout.label.shape[0] // parts}
-    resolved = config.resolve({**values, "defense": defense})
-    try:
-        record = run.run(resolved, execution)
-    except loop.Diverged as diverged:
-        print(f"{resolved.run_id} seed {resolved.seed}: {diverged}", flush=True)
-        return
-    after, cost = record["metrics"]["after"], record["cost"]
-    print(
-        f"{resolved.run_id} seed {resolved.seed}: ACC {after['clean_accuracy']:.1%}, "
-        f"ASR {after['attack_success_rate']:.1%}, RA {after['robust_accuracy']:.1%}, {cost['run_seconds']:.0f} s",
-        flush=True,
-    )
+    return config.resolve({**values, "defense": defense})
 
 
 if __name__ == "__main__":
