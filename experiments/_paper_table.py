@@ -1,0 +1,166 @@
+"""A published table from one command: what is missing is trained, and every value printed stands beside ours.
+
+A script gives a `Paper` (its protocol as values) and the tables that it may be asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _cost
+from _paper_configs import FULL, SIZES, Missing, Paper, Size, resolve, stand_in, values_of
+from _runs import carry_out
+
+from bdjax import comparison, progress, published, records, run
+from bdjax.checks import InputError, integer, one_of
+from bdjax.config import Config
+from bdjax.published import TASK, Value
+from bdjax.report import Record
+from bdjax.train import compilation, loop
+
+DEBUG_ATTACKS = ("badnets_a2o", "blended")  # the first of a table where it has neither
+Tables = Mapping[str, tuple[str, str]]  # name on the command line: paper and table
+
+
+class Plan(NamedTuple):
+    """A published value and the runs that answer it, by attack and seed; or why there are none."""
+
+    value: Value
+    groups: tuple[tuple[Config, ...], ...]
+    why: str
+
+
+def main(paper: Paper, tables: Tables, arguments: Sequence[str] | None = None, description: str | None = None) -> None:
+    """Read the command line, run what is missing and print the table."""
+    options = _parser(tables, description).parse_args(arguments)
+    try:
+        _print(paper, tables, options)
+    except (InputError, loop.Stopped) as reason:
+        raise SystemExit(f"{options.table}: {reason}") from None
+
+
+def _parser(tables: Tables, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    only = next(iter(tables)) if len(tables) == 1 else None
+    parser.add_argument("table", nargs="?" if only else None, default=only, help=", ".join(tables))
+    parser.add_argument("--debug", action="store_true", help="minutes on two CPU cores, to see that it runs")
+    parser.add_argument("--estimate", action="store_true", help="print what it would cost, and stop")
+    parser.add_argument("--attacks", nargs="+", help="only these, as the table's values name them")
+    parser.add_argument("--defenses", nargs="+", help="only these, likewise")
+    parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2, and with --debug 0")
+    parser.add_argument("--data-dir", help="where prepared data sets lie")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of the runs; what it has is not run again"
+    )
+    parser.add_argument("--format", default="console", help=", ".join(comparison.FORMATS))
+    return parser
+
+
+def _print(paper: Paper, tables: Tables, options: argparse.Namespace) -> None:
+    one_of(tables, table=options.table)
+    one_of(comparison.FORMATS, format=options.format)
+    seeds = dict.fromkeys(options.seeds if options.seeds is not None else [0] if options.debug else [0, 1, 2])
+    for seed in seeds:
+        integer(seeds=seed)
+    source, number = tables[options.table]
+    values = published.select(paper=source, table=number, task=TASK)
+    size = stand_in(options.data_dir) if options.debug else FULL
+    attacks, defenses = _asked(values, options)
+    asked = [value for value in values if value.attack in attacks and value.defense in defenses]
+    plans = [_plan(paper, values, value, seeds, size, options) for value in asked]
+    setting = f"{size.describe()} {paper.protocol}{_left_out(values, asked)}"
+    configs = list({config.run_id: config for plan in plans for group in plan.groups for config in group}.values())
+    if options.estimate or configs:
+        _tell(configs, options, setting)
+    if options.estimate:
+        return
+    _run(configs, options.out)
+    cells = [_cell(plan, options.out) for plan in plans]
+    print(comparison.table(cells, setting, options.format))
+
+
+def _asked(values: Sequence[Value], options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return the attacks and defenses that are to be in the table; the debug size has two attacks unless told."""
+    attacks = list(dict.fromkeys(value.attack for value in values))
+    defenses = list(dict.fromkeys(value.defense for value in values))
+    for word in options.attacks or ():
+        one_of(attacks, attacks=word)
+    for word in options.defenses or ():
+        one_of(defenses, defenses=word)
+    few = [attack for attack in DEBUG_ATTACKS if attack in attacks] or attacks[:1]
+    return options.attacks or (few if options.debug else attacks), options.defenses or defenses
+
+
+def _left_out(values: Sequence[Value], asked: Sequence[Value]) -> str:
+    """Say what of the table was not asked for."""
+    gone = {
+        name: [x for x in dict.fromkeys(getattr(v, name) for v in values) if x not in {getattr(v, name) for v in asked}]
+        for name in ("attack", "defense")
+    }
+    said = [f"{name}s {', '.join(words)}" for name, words in gone.items() if words]
+    return f" Not asked for: {'; '.join(said)}." if said else ""
+
+
+def _plan(
+    paper: Paper, values: Sequence[Value], value: Value, seeds: Iterable[int], size: Size, options: argparse.Namespace
+) -> Plan:
+    if value.attack == "benign" and value.metric == "asr":
+        return Plan(value, (), "no trigger")
+    attacks = _averaged(paper, values, value) if value.attack == "avg" else [value]
+    try:
+        groups = [
+            [resolve(values_of(paper, one, one.attack, size, options.data_dir), seed) for seed in seeds]
+            for one in attacks
+        ]
+    except Missing as missing:
+        return Plan(value, (), str(missing))
+    return Plan(value, tuple(map(tuple, groups)), "")
+
+
+def _averaged(paper: Paper, values: Sequence[Value], value: Value) -> list[Value]:
+    """Return a mean's values, one for each attack: those of the same defense, or the paper's where none is printed."""
+    rows = {
+        (one.attack, one.poison_rate): value._replace(attack=one.attack, poison_rate=one.poison_rate)
+        for one in values
+        if one.attack not in ("avg", "benign") and (one.dataset, one.defense) == (value.dataset, value.defense)
+    }
+    return list(rows.values()) or [value._replace(attack=attack) for attack in paper.averaged]
+
+
+def _tell(configs: Sequence[Config], options: argparse.Namespace, setting: str) -> None:
+    """Print the setting and what is still to be done, on standard error unless that is all."""
+    file = sys.stdout if options.estimate else sys.stderr
+    print(setting, file=file)
+    cost = _cost.of(configs, SIZES, options.out)
+    missing = [config for config in configs if run.finished(options.out / config.run_id) is None]
+    print(cost.describe(_cost.seconds(missing)), file=file, flush=True)
+
+
+def _run(configs: Sequence[Config], out: Path) -> None:
+    compilation.enable_cache()
+    with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
+        execution = run.Execution(out, on_epoch=on_epoch, should_stop=should_stop)
+        for config in configs:
+            if run.finished(out / config.run_id) is None:
+                carry_out(config, execution, sys.stderr)
+
+
+def _cell(plan: Plan, out: Path) -> comparison.Cell:
+    """Return the value beside the records of its runs."""
+    found = [[(config, _record(out / config.run_id)) for config in group] for group in plan.groups]
+    diverged = sum(record == "diverged" for group in found for _, record in group)
+    total = sum(map(len, found))
+    groups = [[record for _, record in group if isinstance(record, Record)] for group in found]
+    why = plan.why or (f"{diverged} of {total} diverged" if diverged else "")
+    return comparison.fill(plan.value, groups, why)
+
+
+def _record(folder: Path) -> Record | str:
+    """Return a finished run's record, or its status."""
+    content: dict[str, Any] = records.read_json(folder / "record.json") or {}
+    status = content.get("status", comparison.NOT_RUN)
+    return Record(folder, content) if status == "finished" else status
