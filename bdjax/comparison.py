@@ -132,10 +132,11 @@ def _lines(cells: Sequence[Cell]) -> list[_Line]:
     lines: dict[tuple[str, str], dict[str, Cell]] = {}
     for cell in cells:
         names = (
-            " ".join(_of(cell, column) for column in columns if column == columns[0] or column in varied).strip()
+            [_of(cell, column) for column in columns if column == columns[0] or column in varied]
             for columns in (attack, defense)
         )
-        lines.setdefault((*names,), {})[cell.value.metric] = cell  # type: ignore[arg-type]
+        planted, defended = (" ".join(filter(None, words)) for words in names)
+        lines.setdefault((planted, defended), {})[cell.value.metric] = cell
     order = list(dict.fromkeys(attack for attack, _ in lines))
     found = (_Line(attack, defense, of) for (attack, defense), of in lines.items())
     return sorted(found, key=lambda line: order.index(line.attack))

@@ -36,11 +36,11 @@ class Cost(NamedTuple):
         if not self.runs:
             return "Nothing is left to run."
         total = sum(self.gradients.values())
-        text = f"To run: {self.victims} victims and {self.runs} runs, {total / 1e6:.3g} million gradients of images"
+        text = f"To run: victims: {self.victims}, runs: {self.runs}, gradients of images: {total / 1e6:.3g} million"
         if seconds is None:
             return text + "."
         hours = sum(self.gradients[key] * seconds[key] for key in self.gradients) / 3600
-        how_long = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+        how_long = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
         return f"{text}; about {how_long} here (an estimate from {_STEPS} timed steps, without compiling)."
 
 

@@ -1,4 +1,6 @@
-"""What SFT and NFT share: how their victims are trained, and their baselines (SFT A.3 and A.5, NFT 2.1 and 2.3).
+"""What SFT and NFT share.
+
+Protocol of victims and baselines (SFT A.5, NFT 2.1 and 2.3):
 
 - SGD, momentum 0.9. CIFAR-10: 250 epochs, 0.01, a tenth every 100 epochs, weight decay 5e-4, batches of 128. GTSRB: 200
   epochs (NFT: 250), 0.01. Tiny-ImageNet: 150 epochs, 0.005, a tenth every 60, weight decay 1e-4. ImageNet: 200 epochs,

@@ -75,7 +75,8 @@ class Paper(NamedTuple):
     """What the tables of a paper and its supplement share.
 
     Attributes:
-      protocol: what is followed and where it is described, for the printed caption.
+      source: the paper's sections that describe the protocol, and the script that repeats it.
+      protocol: it in full.
       training: the victim's training, of (data set, bdjax's attack).
       attacks: options of bdjax's attacks.
       defense: options of a defense, of (value, its config so far), laid over it.
@@ -87,6 +88,7 @@ class Paper(NamedTuple):
       averaged: attacks of the means in tables that print nothing else.
     """
 
+    source: str
     protocol: str
     training: Callable[[str, str], Options]
     attacks: Mapping[str, Options] = {}
@@ -97,6 +99,11 @@ class Paper(NamedTuple):
     of_target_class: bool = False
     own_rate: tuple[str, ...] = ()
     averaged: tuple[str, ...] = ()
+
+
+def protocol(*descriptions: str | None) -> str:
+    """Return what descriptions of scripts say from the word Protocol on."""
+    return "\n".join("Protocol" + (text or "").partition("\nProtocol")[2].rstrip() for text in descriptions)
 
 
 class Size(NamedTuple):
@@ -128,8 +135,8 @@ FULL = Size()
 DEBUG = {"cifar10": Size("cifar10", 4_000, 8, 15, 30), "digits": Size("digits", SIZES["digits"][0], 16, 40, 60)}
 
 
-def values_of(paper: Paper, value: Value, attack: str, size: Size, data_dir: str | None) -> Options:
-    """Return the config, without seed, of the run that answers a published value under one attack.
+def values_of(paper: Paper, value: Value, size: Size, data_dir: str | None) -> Options:
+    """Return the config, without seed, of the run that answers a published value.
 
     Raises:
       Missing: bdjax has no such data set, network, attack or defense.
@@ -139,8 +146,8 @@ def values_of(paper: Paper, value: Value, attack: str, size: Size, data_dir: str
     network = value.model or paper.networks[value.dataset]
     if network not in models.names():
         raise Missing(f"no network {network}")
-    planted = _attack(paper, value, attack)
-    name = planted["name"]
+    planted = _attack(paper, value)
+    hidden = {"start": "clean", "frozen_convolutions": 5} if value.attack.startswith("adaptive:") else {}
     small = size.data is not None
     sizes = (size.train_count, SIZES[size.data][1]) if size.data and size.train_count else SIZES[value.dataset]
     holdout = _holdout(value.clean_data or paper.clean_data.get(value.dataset, "5%"), *sizes, exact=not small)
@@ -148,18 +155,16 @@ def values_of(paper: Paper, value: Value, attack: str, size: Size, data_dir: str
         "data": {"name": value.dataset, "data_dir": data_dir},
         "model": {"name": network},
         "attack": planted,
-        "training": paper.training(value.dataset, name),
+        "training": {**paper.training(value.dataset, planted["name"]), **hidden},
         "holdout": {**holdout, "held_out": paper.held_out},
         "defense": _defense(paper, value),
     }
-    if attack.startswith("adaptive:"):
-        values["training"] |= {"start": "clean", "frozen_convolutions": 5}
     values = _shrunk(values, size) if small else values
     rows = holdout["per_class"] * sizes[1] if "per_class" in holdout else int(holdout["share"] * sizes[0])
     varies_batch = value.defense.startswith("nft:bs=")
     defense = _batched(values["defense"], rows, by_share=small and not varies_batch)
     if varies_batch and defense["batch_size"] < values["defense"]["batch_size"]:
-        raise Missing(f"holdout of {rows}")  # less than the batch
+        raise Missing(f"a holdout of {rows} has no such batch")
     return {**values, "defense": defense}
 
 
@@ -173,11 +178,11 @@ def resolve(values: Options, seed: int) -> config.Config:
     return _resolved(json.dumps({**values, "seed": seed}))
 
 
-def _attack(paper: Paper, value: Value, attack: str) -> Options:
+def _attack(paper: Paper, value: Value) -> Options:
     """Return the config of an attack under its published name."""
-    kind, _, rest = attack.partition(":")
+    kind, _, rest = value.attack.partition(":")
     base = rest if kind == "adaptive" else kind.removesuffix("_a2a").removesuffix("_a2o")
-    if attack == "benign":
+    if value.attack == "benign":
         return {"name": "badnets", "poison_rate": 0.0}
     if base not in attacks.names():
         raise Missing(f"no attack {base}")

@@ -37,6 +37,7 @@ class Plan(NamedTuple):
 def main(paper: Paper, tables: Tables, arguments: Sequence[str] | None = None, description: str | None = None) -> None:
     """Read the command line, run what is missing and print the table."""
     options = _parser(tables, description).parse_args(arguments)
+    compilation.enable_cache()
     try:
         _print(paper, tables, options)
     except (InputError, loop.Stopped) as reason:
@@ -72,14 +73,17 @@ def _print(paper: Paper, tables: Tables, options: argparse.Namespace) -> None:
     attacks, defenses = _asked(values, options)
     asked = [value for value in values if value.attack in attacks and value.defense in defenses]
     plans = [_plan(paper, values, value, seeds, size, options) for value in asked]
-    setting = f"{size.describe()} {paper.protocol}{_left_out(values, asked)}"
-    configs = list({config.run_id: config for plan in plans for group in plan.groups for config in group}.values())
-    if options.estimate or configs:
-        _tell(configs, options, setting)
+    setting = f"{size.describe()} {paper.source}{_left_out(values, asked)}"
+    configs = {config.run_id: config for plan in plans for group in plan.groups for config in group}
+    unfinished = [config for config in configs.values() if run.finished(options.out / config.run_id) is None]
+    refused = _refused(unfinished)
+    print(f"{setting}\n{paper.protocol}", file=sys.stderr)
+    possible = [config for config in configs.values() if config.run_id not in refused]
+    _tell(possible, options)
     if options.estimate:
         return
-    _run(configs, options.out)
-    cells = [_cell(plan, options.out) for plan in plans]
+    _run(possible, options.out)
+    cells = [_cell(plan, options.out, refused) for plan in plans]
     print(comparison.table(cells, setting, options.format))
 
 
@@ -112,10 +116,7 @@ def _plan(
         return Plan(value, (), "no trigger")
     attacks = _averaged(paper, values, value) if value.attack == "avg" else [value]
     try:
-        groups = [
-            [resolve(values_of(paper, one, one.attack, size, options.data_dir), seed) for seed in seeds]
-            for one in attacks
-        ]
+        groups = [[resolve(values_of(paper, one, size, options.data_dir), seed) for seed in seeds] for one in attacks]
     except Missing as missing:
         return Plan(value, (), str(missing))
     return Plan(value, tuple(map(tuple, groups)), "")
@@ -131,17 +132,32 @@ def _averaged(paper: Paper, values: Sequence[Value], value: Value) -> list[Value
     return list(rows.values()) or [value._replace(attack=attack) for attack in paper.averaged]
 
 
-def _tell(configs: Sequence[Config], options: argparse.Namespace, setting: str) -> None:
-    """Print the setting and what is still to be done, on standard error unless that is all."""
-    file = sys.stdout if options.estimate else sys.stderr
-    print(setting, file=file)
+def _refused(configs: Sequence[Config]) -> dict[str, str]:
+    """Check every run before the first is begun; return why some cannot be, by their names.
+
+    Raises:
+      InputError: none of them can be, for the reason of the first.
+    """
+    refused: dict[str, str] = {}
+    for config in configs:
+        try:
+            run.prepare(config)
+        except InputError as reason:
+            refused[config.run_id] = str(reason)
+    if refused and len(refused) == len(configs):
+        raise InputError(next(iter(refused.values())))
+    return refused
+
+
+def _tell(configs: Sequence[Config], options: argparse.Namespace) -> None:
+    """Print what is still to be done, on standard error unless that is all that was asked for."""
     cost = _cost.of(configs, SIZES, options.out)
     missing = [config for config in configs if run.finished(options.out / config.run_id) is None]
-    print(cost.describe(_cost.seconds(missing)), file=file, flush=True)
+    told = cost.describe(_cost.seconds(missing))
+    print(told, file=sys.stdout if options.estimate else sys.stderr, flush=True)
 
 
 def _run(configs: Sequence[Config], out: Path) -> None:
-    compilation.enable_cache()
     with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
         execution = run.Execution(out, on_epoch=on_epoch, should_stop=should_stop)
         for config in configs:
@@ -149,14 +165,15 @@ def _run(configs: Sequence[Config], out: Path) -> None:
                 carry_out(config, execution, sys.stderr)
 
 
-def _cell(plan: Plan, out: Path) -> comparison.Cell:
+def _cell(plan: Plan, out: Path, refused: Mapping[str, str]) -> comparison.Cell:
     """Return the value beside the records of its runs."""
-    found = [[(config, _record(out / config.run_id)) for config in group] for group in plan.groups]
-    diverged = sum(record == "diverged" for group in found for _, record in group)
-    total = sum(map(len, found))
-    groups = [[record for _, record in group if isinstance(record, Record)] for group in found]
-    why = plan.why or (f"{diverged} of {total} diverged" if diverged else "")
-    return comparison.fill(plan.value, groups, why)
+    names = [[config.run_id for config in group] for group in plan.groups]
+    found = [[_record(out / name) for name in group] for group in names]
+    groups = [[record for record in group if isinstance(record, Record)] for group in found]
+    reasons = [refused[name] for group in names for name in group if name in refused]
+    diverged = sum(group.count("diverged") for group in found)
+    why = f"{diverged} of {sum(map(len, found))} diverged" if diverged else ""
+    return comparison.fill(plan.value, groups, plan.why or (reasons[0] if reasons else why))
 
 
 def _record(folder: Path) -> Record | str:

@@ -4,7 +4,7 @@
     python experiments/ft_sam_tables.py table1 --estimate --data-dir ~/tensorflow_datasets
     python experiments/ft_sam_tables.py table3 --attacks blended lf --data-dir ~/tensorflow_datasets --out runs
 
-Protocol (paper, sections 4.1 and A; victims as in BackdoorBench, which the paper uses):
+Protocol (paper, section 4.1, supplement, section B; victims as in BackdoorBench, which the paper uses):
 - PreAct-ResNet18 or VGG19-BN from scratch, SGD 0.01, momentum 0.9, weight decay 5e-4, batches of 128, cosine over 100
   epochs (GTSRB: 50 of them; Tiny-ImageNet: 200, less on a plateau). Input-aware trains its trigger for 25 epochs first,
   the victim at a constant rate for 75 (GTSRB 25, Tiny-ImageNet 175, a tenth from epoch 100 on), as do WaNet and LIRA.
@@ -17,7 +17,7 @@ Protocol (paper, sections 4.1 and A; victims as in BackdoorBench, which the pape
 
 from __future__ import annotations
 
-from _paper_configs import Options, Paper
+from _paper_configs import Options, Paper, protocol
 from _paper_table import main
 
 from bdjax.published import Value
@@ -48,7 +48,8 @@ def defense(value: Value, part: Options) -> Options:
 
 
 FT_SAM = Paper(
-    protocol="As in FT-SAM, sections 4.1 and A; all is written in experiments/ft_sam_tables.py.",
+    source="Protocol: FT-SAM, sections 4.1 and B (experiments/ft_sam_tables.py).",
+    protocol=protocol(__doc__),
     training=training,
     attacks={"blended": {"preset": "ft_sam"}},
     defense=defense,

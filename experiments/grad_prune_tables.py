@@ -4,7 +4,7 @@
     python experiments/grad_prune_tables.py table1 --estimate --data-dir ~/tensorflow_datasets
     python experiments/grad_prune_tables.py table2 --data-dir ~/tensorflow_datasets --seeds 0 1 2 3 4
 
-Protocol (section IV): attacks and baselines with BackdoorBench's defaults. PreAct-ResNet18 (II: VGG19-BN), SGD 0.01,
+Protocol (section V): attacks and baselines with BackdoorBench's defaults. PreAct-ResNet18 (II: VGG19-BN), SGD 0.01,
 momentum 0.9, weight decay 5e-4, batches of 128, cosine over 100 epochs (BPP: constant); poison rate 10 %, target 0. A
 tenth of the images is kept aside, one of 2. Grad-Prune has the attacker's trigger; it stops when accuracy has fallen by
 0.1 or after 10 rounds without gain (the paper names no values; these are its code's). The paper draws five sets of
@@ -13,7 +13,7 @@ images for one victim; here each seed has a victim of its own.
 
 from __future__ import annotations
 
-from _paper_configs import Options, Paper
+from _paper_configs import Options, Paper, protocol
 from _paper_table import main
 
 from bdjax.published import Value
@@ -32,7 +32,8 @@ def defense(value: Value, part: Options) -> Options:
 
 
 GRAD_PRUNE = Paper(
-    protocol="As in Grad-Prune, section IV; all is written in experiments/grad_prune_tables.py.",
+    source="Protocol: Grad-Prune, section V (experiments/grad_prune_tables.py).",
+    protocol=protocol(__doc__),
     training=training,
     defense=defense,
 )

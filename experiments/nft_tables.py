@@ -13,7 +13,7 @@ Table 18 varies eta_c; elsewhere it is 1e-3 over the images per class, as in the
 from __future__ import annotations
 
 import _karim
-from _paper_configs import Options, Paper
+from _paper_configs import Options, Paper, protocol
 from _paper_table import main
 
 from bdjax.published import Value
@@ -45,7 +45,8 @@ def defense(value: Value, part: Options) -> Options:
 
 
 NFT = Paper(
-    protocol="As in NFT's supplement, sections 2.1 to 2.3; all is written in experiments/nft_tables.py and _karim.py.",
+    source="Protocol: NFT's supplement, sections 2.1 to 2.3 (experiments/nft_tables.py).",
+    protocol=protocol(__doc__, _karim.__doc__),
     training=training,
     attacks=_karim.ATTACKS,
     defense=defense,

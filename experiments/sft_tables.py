@@ -4,7 +4,7 @@
     python experiments/sft_tables.py table1 --estimate --data-dir ~/tensorflow_datasets
     bdjax smoothness runs       (before table15, for its eigenvalues and traces)
 
-Protocol (sections 5 and A.2 to A.5; victims and baselines: `_karim.py`). SFT is there what bdjax calls fast SFT, of
+Protocol (sections 6.1, A.4 and A.5; victims and baselines: `_karim.py`). SFT is there what bdjax calls fast SFT, of
 singular values; Table 6 has that of all weights. 1 % of CIFAR-10, 100 epochs, SGD 0.01, a tenth every 40 epochs, eta_F
 0.001, eta_r 5, the trace's gradient every 10 steps; the batch, which is not said, is 128. GTSRB: 3 %. Tiny-ImageNet:
 5 %, 15 epochs, times 0.3 each. ImageNet: 3 %, 2 epochs at 0.001. Seconds (Tables 5, 6, 14) are of an RTX 3090 there.
@@ -13,7 +13,7 @@ singular values; Table 6 has that of all weights. 1 % of CIFAR-10, 100 epochs, S
 from __future__ import annotations
 
 import _karim
-from _paper_configs import Options, Paper
+from _paper_configs import Options, Paper, protocol
 from _paper_table import main
 
 from bdjax.published import Value
@@ -33,7 +33,8 @@ def defense(value: Value, part: Options) -> Options:
 
 
 SFT = Paper(
-    protocol="As in SFT, sections 5 and A.2 to A.5; all is written in experiments/sft_tables.py and _karim.py.",
+    source="Protocol: SFT, sections 6.1, A.4 and A.5 (experiments/sft_tables.py).",
+    protocol=protocol(__doc__, _karim.__doc__),
     training=_karim.training,
     attacks=_karim.ATTACKS,
     defense=defense,
