@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bdjax import published, run
+from bdjax import comparison, published, run
 from bdjax.checks import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -60,6 +60,13 @@ def test_every_value_has_a_run_of_the_same_thing_or_a_reason(script, name):
 def test_every_value_has_a_run_at_the_debug_size_too(script, name, size):
     for plan in planned(script, name, size):
         assert {config.data.name for group in plan.groups for config in group} <= {size}
+
+
+@pytest.mark.parametrize(("script", "name"), ALL)
+def test_every_value_has_a_place_of_its_own(script, name):
+    _, values = paper_and_values(script, name)
+    lines = comparison._lines([comparison.fill(value, []) for value in values])
+    assert sum(len(line.cells) for line in lines) == len(values)
 
 
 def first(script, name, **columns):
