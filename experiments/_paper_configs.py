@@ -297,9 +297,15 @@ def _shrunk(values: Options, size: Size) -> Options:
 
 
 def stand_in(data_dir: str | None) -> Size:
-    """Return the debug size: of CIFAR-10, or of the digits where it is not at hand."""
+    """Return the debug size: of CIFAR-10, or of the digits where it is not at hand.
+
+    Raises:
+      InputError: it is not in the folder that was named for it.
+    """
     try:
         data.load("cifar10", data_dir=data_dir)
     except InputError:
+        if data_dir is not None:
+            raise
         return DEBUG["digits"]
     return DEBUG["cifar10"]

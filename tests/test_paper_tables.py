@@ -115,6 +115,7 @@ def test_a_mean_is_taken_over_the_attacks_of_its_table():
         (["table1", "--seeds", "-1"], "seeds must be 0 or more, got -1"),
         (["table1", "--format", "html"], "format must be one of console"),
         (["table1", "--data-dir", "/nowhere"], "data_dir /nowhere is not a folder"),
+        (["table1", "--debug", "--data-dir", "/nowhere"], "data_dir /nowhere is not a folder"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, message):
