@@ -23,6 +23,7 @@ _KINDS = {
     "defenses": "bdjax.defenses",
     "models": "bdjax.models",
     "data": "bdjax.data.sources",
+    "analyses": "bdjax.analysis",
 }
 
 
@@ -81,7 +82,7 @@ def _answer(words: list[str]) -> int:
 def _call(words: list[str]) -> int:
     options, rest = _parser().parse_known_args(words)
     options.words = words[1:]
-    if rest and options.command not in (_run, _sweep, _show):
+    if rest and options.command not in (_run, _sweep, _show, _analyze):
         raise InputError(f"unknown option {rest[0]!r}; see bdjax {options.name} --help.")
     if options.command is _run and options.hosts and not options.show and not guard.is_watched():
         return guard.watch("bdjax.cli", words)
@@ -219,6 +220,23 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
     report.add_argument("--stealth", action="store_true", help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2")
     report.set_defaults(command=_report)
+
+    analyze = commands.add_parser(
+        "analyze",
+        usage="bdjax analyze ANALYSIS RUNS [RUNS ...] [--option VALUE ...] [--figures DIR] [--format FORMAT] ...",
+        help="look into the networks of finished runs, and draw what is there",
+        description="Measure finished runs and draw a figure of them. Needs their checkpoints and data; what has been "
+        "measured is kept beside the record and not measured again.",
+        epilog="An analysis' options are its own: see bdjax list analyses ANALYSIS.",
+        allow_abbrev=False,
+    )
+    analyze.add_argument("analysis", metavar="ANALYSIS", help="as bdjax list analyses names them")
+    analyze.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    analyze.add_argument("--figures", default="figures", metavar="DIR", help="of the figure (default: figures)")
+    analyze.add_argument("--format", default="png", help="png, pdf or svg (default: png)")
+    analyze.add_argument("--data-dir", help="where prepared data sets lie")
+    analyze.add_argument("--quiet", action="store_true", help="no progress")
+    analyze.set_defaults(command=_analyze)
 
     smoothness = commands.add_parser(
         "smoothness",
@@ -529,22 +547,44 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _analyze(options: argparse.Namespace, rest: list[str]) -> int:
+    from bdjax import analyze, schema
+    from bdjax.train import compilation
+
+    compilation.enable_cache()
+    for file in analyze.analyze(
+        options.analysis,
+        options.runs,
+        options.figures,
+        options=schema.overrides(rest),
+        format=options.format,
+        data_dir=options.data_dir,
+        on_run=_teller(options.quiet),
+    ):
+        print(file)
+    return 0
+
+
+def _teller(quiet: bool) -> Callable[[int, int, Any], None]:
+    def tell(number: int, count: int, record: Any) -> None:
+        if not quiet:
+            print(f"{number}/{count} {record.run_id}", file=sys.stderr, flush=True)
+
+    return tell
+
+
 def _smoothness(options: argparse.Namespace, rest: list[str]) -> int:
     del rest
     from bdjax import saved
     from bdjax.analysis.smoothness import VARIANTS, Settings
     from bdjax.train import compilation
 
-    def tell(number: int, count: int, record: Any) -> None:
-        if not options.quiet:
-            print(f"{number}/{count} {record.run_id}", file=sys.stderr, flush=True)
-
     compilation.enable_cache()
     given = {name: getattr(options, name) for name in ("images", "draws", "chunk")}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     variants = options.variant or VARIANTS
     for file in saved.smoothness(
-        options.runs, variants=variants, settings=settings, data_dir=options.data_dir, on_run=tell
+        options.runs, variants=variants, settings=settings, data_dir=options.data_dir, on_run=_teller(options.quiet)
     ):
         print(file)
     return 0

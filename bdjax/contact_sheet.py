@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from bdjax.checks import InputError
-from bdjax.layout import GREY, HEADING, MARGIN, STYLE, WIDTH, axes, need_matplotlib, save, write
+from bdjax.layout import FORMATS, GREY, HEADING, MARGIN, STYLE, WIDTH, axes, need_matplotlib, save, write
 from bdjax.show import Shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = (".png", ".pdf", ".svg")
 _NAMES, _GAP = 1.55, 0.04  # inches: the column of names, and between images
 _SCALES = (1, 2, 5, 10, 20, 50, 100)  # of the residual
 
@@ -49,8 +48,8 @@ def check(path: str | Path) -> Path:
       InputError: another suffix than png, pdf or svg, or no matplotlib.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise InputError(f"file must end in {', '.join(FORMATS)}; got {str(path)!r}.")
+    if path.suffix[1:] not in FORMATS:
+        raise InputError(f"file must end in .{', .'.join(FORMATS)}; got {str(path)!r}.")
     need_matplotlib()
     return path
 

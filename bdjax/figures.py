@@ -19,6 +19,7 @@ from bdjax import sensitivity
 from bdjax.checks import InputError, one_of
 from bdjax.layout import (
     BLUE,
+    FORMATS,
     GREEN,
     GREY,
     HEADING,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 SAMPLES = "samples.npz"
-FORMATS = ("png", "pdf", "svg")
 OVERVIEW_ATTACKS = 4  # more do not fit on one page
 
 _GAP, _LINE, _HEADER = 0.3, 0.155, 0.75  # inches

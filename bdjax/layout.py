@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 # Okabe and Ito's colors, three of them darkened until small print is easy to read on white
 BLUE, ORANGE, GREEN, GREY = "#0068A8", "#C44E00", "#007A5A", "#6B6B6B"
 STYLE = {"font.family": "DejaVu Sans", "font.size": 8.5, "pdf.fonttype": 42, "svg.hashsalt": "bdjax"}
+FORMATS = ("png", "pdf", "svg")
 WIDTH, MARGIN = 8.0, 0.15  # inches
 HEADING = {"size": 11, "weight": "bold"}
+KEY = 0.28  # inches from the bottom of a page of panels to its key
 
 
 def need_matplotlib() -> None:
@@ -74,6 +76,41 @@ def axes(page: Figure, left: float, top: float, width: float, height: float) -> 
     """Add axes whose place on the page is given in inches from the top left corner."""
     across, down = page.get_size_inches()
     return page.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def panels(
+    titles: Iterable[str], heading: str, *, columns: int = 2, height: float = 1.6, left: float = 0.5
+) -> tuple[Figure, list[Axes]]:
+    """Return a page of axes of equal size, one for each title, from left to right and down.
+
+    Args:
+      titles: above the panels.
+      heading: above all.
+      columns: panels side by side.
+      height: of a panel, and ``left``, the room for its numbers, in inches.
+
+    The strip of ``KEY`` inches at the bottom is left for a `legend`.
+    """
+    from matplotlib.figure import Figure
+
+    titles = list(titles)
+    below, above = 0.5, 0.3  # axis label and numbers; title
+    width = (WIDTH - 2 * MARGIN) / columns - left - 0.1
+    lines = -(-len(titles) // columns)
+    page = Figure(figsize=(WIDTH, 0.4 + lines * (above + height + below) + KEY), facecolor="white")
+    write(page, MARGIN, 0.12, cut(heading, 0.75 * (WIDTH - 2 * MARGIN)), **HEADING)
+    made = []
+    for number, title in enumerate(titles):
+        line, column = divmod(number, columns)
+        x, y = MARGIN + left + column * (width + left + 0.1), 0.4 + line * (above + height + below) + above
+        write(page, x, y - 0.2, cut(title, 0.9 * width), weight="bold")
+        ax = axes(page, x, y, width, height)
+        ax.grid(color="#D5D5D5", lw=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+        made.append(ax)
+    return page, made
 
 
 def write(page: Figure, left: float, top: float, words: str, **style: Any) -> None:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Key
 from bdjax import attacker, data, defenses, evaluate, poison, records, schema, stealth, strength
 from bdjax import config as configs
 from bdjax.analysis import smoothness
-from bdjax.analysis.curve import Curve
+from bdjax.analysis._curve import Curve
 from bdjax.attacker import Stage
 from bdjax.checks import InputError, named, one_of
 from bdjax.config import Config, DataConfig
@@ -49,7 +49,18 @@ _COMPARED = 500  # images on which a trigger of training is compared, which may 
 SAMPLES = 10  # test images whose predictions a run keeps for the figures
 
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
-_PURPOSES = ("trigger", "poison", "test", "init", "training", "holdout", "defense", "selection", "smoothness")
+_PURPOSES = (
+    "trigger",
+    "poison",
+    "test",
+    "init",
+    "training",
+    "holdout",
+    "defense",
+    "selection",
+    "smoothness",
+    "analysis",
+)
 
 
 @dataclasses.dataclass(frozen=True)

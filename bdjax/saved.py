@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdjax import config as configs
-from bdjax import records, report, run
+from bdjax import defenses, records, report, run
+from bdjax.analysis._subject import OnVariables, Subject
 from bdjax.analysis.smoothness import VARIANTS, Settings
 from bdjax.checks import InputError, one_of
 from bdjax.config import Config
@@ -67,6 +68,36 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
     if selection := record.content.get("selection"):
         plan = run.with_strength(plan, selection["chosen"])
     return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)
+
+
+def subject(record: Record, data_dir: str | None = None) -> Subject:
+    """Load a finished run as an analysis sees it. Errors as for `restore`."""
+    plan, victim, defended = restore(record, data_dir)
+    lengths = [stage.epochs for stage in stages(plan.defense)]
+
+    def replay(on_variables: OnVariables) -> None:
+        def options(number: int) -> dict[str, Any]:
+            earlier = sum(lengths[:number])
+            return {"on_variables": lambda epoch, variables: on_variables(earlier + epoch, variables)}
+
+        on_variables(0, lambda: victim)
+        key = run.key_for(plan.config, "defense")
+        defenses.purify(key, plan.defense, plan.model, victim, plan.holdout, options=options)
+
+    return Subject(
+        name=record.run_id,
+        config=record.config,
+        model=plan.model,
+        victim=victim,
+        defended=defended,
+        test=plan.dataset.test,
+        triggered=run.triggered_test(plan),
+        holdout=plan.holdout,
+        defense=plan.defense,
+        epochs=sum(lengths),
+        key=run.key_for(plan.config, "analysis"),
+        replay=replay,
+    )
 
 
 def smoothness(
