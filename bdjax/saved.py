@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdjax import config as configs
-from bdjax import defenses, records, report, run
+from bdjax import defenses, plans, records, report, run
 from bdjax.analysis._subject import OnVariables, Subject
 from bdjax.analysis.smoothness import VARIANTS, Settings
 from bdjax.checks import InputError, one_of
@@ -22,7 +22,7 @@ from bdjax.types import Variables
 class Networks(NamedTuple):
     """What a finished run made, with the plan that it followed."""
 
-    plan: run.Plan
+    plan: plans.Plan
     victim: Variables
     defended: Variables
 
@@ -53,7 +53,7 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
     """
     config = config_of(record, data_dir)
     out = record.folder.resolve().parent
-    plan = run.prepare(config)
+    plan = plans.prepare(config)
     victims = out / "victims" / config.victim_id
     folders = {run.checkpoints_of(victims, stage): stage.learner.epochs for stage in plan.stages}
     folders |= {out / config.run_id / f"checkpoints-{i}": stage.epochs for i, stage in enumerate(stages(plan.defense))}
@@ -64,9 +64,9 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
             )
     execution = run.Execution(out)  # with every loop at its end, these only load
     victim, trigger_state, _ = run.plant(plan, execution)
-    plan = run.arm(plan, trigger_state)
+    plan = plans.arm(plan, trigger_state)
     if selection := record.content.get("selection"):
-        plan = run.with_strength(plan, selection["chosen"])
+        plan = plans.with_strength(plan, selection["chosen"])
     return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)
 
 
@@ -81,7 +81,7 @@ def subject(record: Record, data_dir: str | None = None) -> Subject:
             return {"on_variables": lambda epoch, variables: on_variables(earlier + epoch, variables)}
 
         on_variables(0, lambda: victim)
-        key = run.key_for(plan.config, "defense")
+        key = plans.key_for(plan.config, "defense")
         defenses.purify(key, plan.defense, plan.model, victim, plan.holdout, options=options)
 
     return Subject(
@@ -91,11 +91,11 @@ def subject(record: Record, data_dir: str | None = None) -> Subject:
         victim=victim,
         defended=defended,
         test=plan.dataset.test,
-        triggered=run.triggered_test(plan),
+        triggered=plans.triggered_test(plan),
         holdout=plan.holdout,
         defense=plan.defense,
         epochs=sum(lengths),
-        key=run.key_for(plan.config, "analysis"),
+        key=plans.key_for(plan.config, "analysis"),
         replay=replay,
     )
 
@@ -153,7 +153,7 @@ class _Measure:
         if self._done(records.read_json(file) or {}):
             return file
         plan, victim, defended = restore(record, data_dir)
-        of = functools.partial(self._network, plan, run.triggered_test(plan))
+        of = functools.partial(self._network, plan, plans.triggered_test(plan))
         where = record.folder.resolve().parent / "victims" / plan.config.victim_id
         if where not in self._victims:
             self._victims[where] = of(victim)
@@ -174,7 +174,7 @@ class _Measure:
         has = all(variant in content.get(when, {}) for when in ("before", "after") for variant in self._variants)
         return has and content.get("settings") == self._settings.identity()
 
-    def _network(self, plan: run.Plan, triggered: Any, variables: Variables) -> dict[str, Any]:
+    def _network(self, plan: plans.Plan, triggered: Any, variables: Variables) -> dict[str, Any]:
         return {
             variant: run.measure(plan, variables, triggered, self._settings, variant).plain()
             for variant in self._variants

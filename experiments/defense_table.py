@@ -18,7 +18,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from bdjax import config, progress, registry, run, schema
+from bdjax import config, plans, progress, registry, run, schema
 from bdjax.checks import InputError
 from bdjax.train import compilation, loop
 
@@ -88,7 +88,7 @@ def carry_out(
     values = schema.merge({key: value for key, value in base.items() if key != "defense"}, changes)
     values = schema.merge(values, {"data": {"data_dir": data_dir}} if data_dir else {})
     if parts is not None:
-        holdout = run.prepare(config.resolve({**values, "defense": "none"})).holdout
+        holdout = plans.prepare(config.resolve({**values, "defense": "none"})).holdout
         defense = {**defense, "batch_size": holdout.label.shape[0] // parts}
     resolved = config.resolve({**values, "defense": defense})
     try:

@@ -54,15 +54,16 @@ MAY_IMPORT = {
     "guard": set(),
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
     "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
+    "plans": BASE | {"config", "data", "poison", "attacker", "train", "defenses"},
     "run": BASE
-    | {"schema", "config", "data", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
+    | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
     | {"analysis", "stealth"},
     "sweeps": BASE | {"defenses", "train"},
-    "sweep_run": BASE | {"schema", "config", "attacker", "run", "sweeps", "train", "defenses", "records"},
-    "show": {"config", "poison", "run", "stealth"},
+    "sweep_run": BASE | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"},
+    "show": {"config", "plans", "poison", "run", "stealth"},
     "contact_sheet": {"checks", "layout", "show"},
     "launch": {"checks"},
-    "saved": BASE | {"config", "run", "defenses", "records", "report", "analysis"},
+    "saved": BASE | {"config", "plans", "run", "defenses", "records", "report", "analysis"},
     "analyze": {"checks", "analysis", "layout", "records", "registry", "report", "saved", "schema"},
     "demo": {"checks", "schema", "config", "run"},
     "bench": BASE
