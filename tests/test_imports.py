@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "layout": {"checks"},
     "sensitivity": {"layout", "report", "tables"},
     "figures": {"checks", "layout", "report", "sensitivity", "tables"},
+    "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"},
     "progress": {"train"},
     "guard": set(),
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
@@ -68,7 +69,7 @@ MAY_IMPORT = {
     | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
-    | {"saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"},
+    | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -157,7 +158,7 @@ def test_importing_everything_imports_no_optional_library():
 
 
 def test_reports_and_the_command_line_start_without_jax():
-    names = ("cli", "checks", "figures", "guard", "layout", "published", "records", "registry")
+    names = ("cli", "checks", "figures", "guard", "layout", "page", "published", "records", "registry")
     names += ("report", "sensitivity", "tables")
     assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
 
