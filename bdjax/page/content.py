@@ -77,10 +77,13 @@ class Content:
         """The number of each data set: name, sizes and hashes, as canonical text."""
         return _numbered(map(fingerprint, self.records))
 
+    def path(self, record: Record) -> str:
+        """Return the path of a record's file from the folder of the page."""
+        return os.path.relpath((record.folder / RECORD).resolve(), self.folder.resolve())
+
     def link(self, record: Record) -> str:
         """Return the relative address of a record's file."""
-        path = os.path.relpath((record.folder / RECORD).resolve(), self.folder.resolve())
-        return urllib.parse.quote(os.fsencode(path))  # a : too, so that no folder's name is a scheme
+        return urllib.parse.quote(os.fsencode(self.path(record)))  # a : too, so that no folder's name is a scheme
 
 
 def gather(records: Iterable[Record], folder: Path) -> Content:

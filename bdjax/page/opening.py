@@ -46,8 +46,8 @@ def _measured(content: Content) -> str:
     networks, attacks, defenses = (_labels(rows, section) for section in ("model", "attack", "defense"))
     seeds = sorted({record.seed for record in records})
     return (
-        f"{count(len(records), 'run')} of {networks} on {_labels(rows, 'data')}: the attacks {attacks} against the "
-        f"defenses {defenses}, {count(len(seeds), 'seed')} ({_span(seeds)}). {_circumstances(records)}"
+        f"{count(len(records), 'run')} of {networks} on {_labels(rows, 'data')}: {attacks} against {defenses}; "
+        f"{count(len(seeds), 'seed')} ({_span(seeds)}). {_circumstances(records)}"
     )
 
 

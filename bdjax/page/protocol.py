@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from bdjax.page.content import Content, count, listed, mapping, percent
+from bdjax.page.content import Content, listed, mapping, percent
 from bdjax.page.markup import add, tag
-from bdjax.report import LOW_ATTACK_SUCCESS, flatten, plain
+from bdjax.report import CONFIG, LOW_ATTACK_SUCCESS, flatten, plain
 
 _HASH = 16  # hexadecimal digits of a fingerprint that are printed
 
@@ -19,7 +20,13 @@ def protocol(content: Content) -> Element:
     """Return the section."""
     section = tag("section", tag("h2", "Protocol"), id="protocol", aria_label="Protocol")
     add(section, _definitions(content), _statistics(content), tag("h3", "How to repeat a run"))
-    add(section, tag("p", "Each run folder has the resolved config beside its record; this makes the run again:"))
+    add(
+        section,
+        tag(
+            "p",
+            "Each run folder has the resolved config beside its record; from the folder of this page, this makes a run again:",
+        ),
+    )
     add(section, tag("pre", _command(content), tabindex=0))
     add(section, _settings(content), _environments(content), _data(content))
     licenses = (
@@ -67,7 +74,7 @@ def _statistics(content: Content) -> list[Element]:
 
 
 def _command(content: Content) -> str:
-    config = f"runs/{content.records[0].run_id}/config.yaml"
+    config = os.path.join(os.path.dirname(content.path(content.records[0])), CONFIG)
     return f"bdjax run --config {shlex.quote(config)} --out elsewhere"
 
 
@@ -91,7 +98,7 @@ def _settings(content: Content) -> list[Element]:
 
 def _folded(heading: str, settings: Mapping[str, str]) -> Element:
     lines = [tag("tr", tag("th", key, scope="row"), tag("td", value)) for key, value in settings.items()]
-    grid = tag("div", tag("table", tag("tbody", lines), class_="plain"), class_="scroll")
+    grid = tag("div", tag("table", tag("tbody", lines), class_="settings"), class_="scroll")
     return tag("details", tag("summary", heading), grid)
 
 
@@ -121,8 +128,7 @@ def _data(content: Content) -> list[Element]:
         hashes = [f"{name} {str(value)[:_HASH]}…" for name, value in mapping(found.pop("fingerprint", None)).items()]
         of = f"; SHA-256 of the images and labels: {', '.join(hashes)}" if hashes else ""
         lines.append(tag("li", ", ".join(_pairs(found)), of, value=number, id=f"data-{number}"))
-    counts = f"{count(len(content.records), 'run')}, each of whose records names its data."
-    return [tag("h3", "Data"), tag("p", counts, class_="note"), tag("ol", lines, class_="numbered")]
+    return [tag("h3", "Data"), tag("ol", lines, class_="numbered")]
 
 
 def _pairs(found: Any) -> Iterator[str]:

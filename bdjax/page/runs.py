@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -10,27 +10,26 @@ from xml.etree.ElementTree import Element
 from bdjax.page.content import Content, environment, fingerprint, mapping
 from bdjax.page.markup import Content as Markup
 from bdjax.page.markup import tag
-from bdjax.report import Record, Row, flatten, plain
+from bdjax.report import Record, Row, plain
 
-_HEADS = ("run", "seed", "ACC", "ASR", "RA", "DER", "seconds", "compiling", "gradients", "ran on", "data", "record")
+_HEADS = ("record", "seed", "ACC", "ASR", "RA", "DER", "seconds", "compiling", "gradients", "ran on", "data")
 
 
 def runs(content: Content, row: Row) -> Element:
     """Return the runs of a row, and the config that they share."""
     chosen = any(mapping(record.content.get("selection")) for record in row.records)
-    heads = (*_HEADS[:-1], *(["strength"] if chosen else []), _HEADS[-1])
+    heads = (*_HEADS, *(["strength"] if chosen else []))
     lines = [tag("tr", *_cells(content, record, chosen), id=content.run_anchors[record]) for record in row.records]
     head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in heads]))
     grid = tag("div", tag("table", head, tag("tbody", lines)), class_="scroll")
-    config = tag("details", tag("summary", "Config"), tag("pre", "\n".join(_config(row.records[0].config))))
-    note = tag("p", "Counts are of test images, before → after the defense.", class_="note")
-    close = tag("a", "close", href="#results", class_="close")
-    return tag("div", close, grid, note, config, class_="inside")
+    config = tag("details", tag("summary", "Config"), tag("pre", _yaml(row.records[0].config)))
+    words = "Counts are of test images, before → after the defense. "
+    note = tag("p", words, tag("a", "Close", href=f"#{content.anchors[row]}", class_="close"), class_="note")
+    return tag("div", grid, note, config, class_="inside")
 
 
 def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
-    anchor, link = content.run_anchors[record], content.link(record)
-    yield tag("th", tag("a", record.run_id, href=f"#{anchor}"), scope="row")
+    yield tag("th", tag("a", record.run_id, href=content.link(record)), scope="row")
     yield tag("td", record.seed)
     for hits, total in (
         ("clean_correct", "clean_total"),
@@ -46,7 +45,6 @@ def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
     yield tag("td", _reference("data", content.fingerprints[fingerprint(record)]))
     if chosen:
         yield tag("td", _strength(mapping(record.content.get("selection"))))
-    yield tag("td", tag("a", "record.json", href=link))
 
 
 def _counts(record: Record, hits: str, total: str) -> str:
@@ -64,9 +62,14 @@ def _strength(selection: Mapping[str, Any]) -> str:
     return "" if option is None else f"{plain(option)} = {plain(chosen)}"
 
 
-def _config(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a config without seed and data folder, a line for each section."""
-    flat = [(key.rpartition("."), plain(value)) for key, value in flatten(config).items()]
-    for section, group in itertools.groupby(flat, lambda item: item[0][0]):
-        parts = [f"{name}: {value}" for (_, _, name), value in group]
-        yield f"{section or 'run'}: {{{', '.join(parts)}}}"
+def _yaml(config: Mapping[str, Any]) -> str:
+    """Return a config as YAML that can be run, without seed and data folder."""
+    data = {key: value for key, value in config["data"].items() if key != "data_dir"}
+    lines = {key: value for key, value in {**config, "data": data}.items() if key != "seed"}
+    return "\n".join(f"{key}: {_flow(value)}" for key, value in lines.items())
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(one)}" for key, one in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)

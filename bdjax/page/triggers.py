@@ -51,9 +51,9 @@ def triggers(content: Content) -> Element | None:
 def _how_to_read() -> str:
     outcomes = ", ".join(f"{sign} {words}" for sign, words in _OUTCOMES.values())
     return (
-        "Of each image: without the trigger, with it, and the residual, which is the difference around a middle grey, "
-        "times the largest factor at which hardly anything is cut off. Below each stands what the network says before "
-        f"→ after the defense: {outcomes}."
+        "Of each image, under its true label: without the trigger, with it, and the residual, which is the difference "
+        "around a middle grey, times the largest factor at which hardly anything is cut off. Below each stands what "
+        f"the network says before → after the defense: {outcomes}."
     )
 
 
@@ -77,6 +77,7 @@ def _card(sample: Sample, i: int, change: np.ndarray, factor: int) -> Element:
     clean, triggered = (sample.arrays[which][i] for which in ("clean", "triggered"))
     return tag(
         "figure",
+        tag("b", name),
         _image(clean, f"{name}, without the trigger"),
         tag("figcaption", list(_verdicts(sample, "clean", i))),
         _image(triggered, f"{name}, with the trigger"),
@@ -85,15 +86,14 @@ def _card(sample: Sample, i: int, change: np.ndarray, factor: int) -> Element:
     )
 
 
-def _verdicts(sample: Sample, images: str, i: int) -> Iterator[Element | str]:
+def _verdicts(sample: Sample, images: str, i: int) -> Iterator[Element]:
     for when in ("before", "after"):
         prediction = f"{images}_{when}"
         outcome = sample.outcome(prediction, i)
         sign, words = _OUTCOMES[outcome]
         name = sample.class_name(sample.arrays[prediction][i])
-        yield "→ " if when == "after" else ""
-        yield tag("span", f"{sign} {name}", class_=outcome, title=f"{when} the defense: {name}, {words}")
-        yield " "
+        arrow = "→ " if when == "after" else ""
+        yield tag("span", f"{arrow}{sign} {name}", class_=outcome, title=f"{when} the defense: {name}, {words}")
 
 
 def _image(pixels: np.ndarray, words: str) -> Element:
