@@ -14,14 +14,9 @@ from pathlib import Path
 
 from bdjax import records as files
 from bdjax.checks import InputError
-from bdjax.page.analyses import analyses
-from bdjax.page.charts import charts
+from bdjax.page import analyses, charts, opening, protocol, summary, triggers
 from bdjax.page.content import Content, gather
 from bdjax.page.markup import add, tag, to_html
-from bdjax.page.opening import opening, title
-from bdjax.page.protocol import protocol
-from bdjax.page.summary import summary
-from bdjax.page.triggers import triggers
 from bdjax.report import Record
 
 
@@ -64,7 +59,7 @@ def html(records: Iterable[Record], folder: Path, figures: Mapping[str, bytes] |
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title(content)),
+        tag("title", opening.title(content)),
         tag("link", rel="icon", href="data:,"),
         tag("style", style),
     )
@@ -73,10 +68,11 @@ def html(records: Iterable[Record], folder: Path, figures: Mapping[str, bytes] |
 
 
 def _contents(content: Content, figures: Mapping[str, bytes]) -> list:
-    parts = [summary(content), charts(content), triggers(content), analyses(figures), protocol(content)]
+    before = [summary.section(content), charts.section(content), triggers.section(content)]
+    parts = [*before, analyses.section(figures), protocol.section(content)]
     sections = [part for part in parts if part is not None]
     links = [tag("a", part.get("aria-label"), href=f"#{part.get('id')}") for part in sections]
-    return [add(opening(content), tag("nav", links, aria_label="Sections")), tag("main", sections)]
+    return [add(opening.header(content), tag("nav", links, aria_label="Sections")), tag("main", sections)]
 
 
 def _own(name: str) -> str:

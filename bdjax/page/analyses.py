@@ -9,7 +9,7 @@ from bdjax.checks import InputError
 from bdjax.page.markup import add, data_uri, tag
 
 
-def analyses(figures: Mapping[str, bytes]) -> Element | None:
+def section(figures: Mapping[str, bytes]) -> Element | None:
     """Return the section of PNG or SVG files under their captions, in order, or None where there is none.
 
     An SVG stands in the page as an image, so that nothing in it can run. Captions are what a screen reader says too.
@@ -19,11 +19,11 @@ def analyses(figures: Mapping[str, bytes]) -> Element | None:
     """
     if not figures:
         return None
-    section = tag("section", tag("h2", "Analyses"), id="analyses", aria_label="Analyses")
+    made = tag("section", tag("h2", "Analyses"), id="analyses", aria_label="Analyses")
     for caption, file in figures.items():
         image = tag("img", src=data_uri(file, _kind(caption, file)), alt=caption)
-        add(section, tag("figure", tag("div", image, class_="scroll"), tag("figcaption", caption), class_="card made"))
-    return section
+        add(made, tag("figure", tag("div", image, class_="scroll"), tag("figcaption", caption), class_="card made"))
+    return made
 
 
 def _kind(caption: str, file: bytes) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from bdjax import sensitivity
@@ -47,16 +47,13 @@ def style(rows: Iterable[Row]) -> Style:
     return Style({name: colors[name] for name in defenses}, {name: i for i, name in enumerate(attacks)})
 
 
-def charts(content: Content) -> Element:
+def section(content: Content) -> Element:
     """Return the section of charts."""
-    made = style(content.rows)
-    section = tag("section", tag("h2", "Charts"), id="charts", aria_label="Charts")
-    add(section, tag("p", _how_to_read(content), class_="note"))
-    add(section, _legend(made))
-    add(section, tag("div", _trade_off(content, made), _cost(content, made), class_="grid"))
-    for found in sensitivity.find(content.rows):
-        add(section, _sensitivity(content, found))
-    return section
+    made = tag("section", tag("h2", "Charts"), id="charts", aria_label="Charts")
+    styled = style(content.rows)
+    add(made, tag("p", _how_to_read(content), class_="note"), _legend(styled))
+    add(made, tag("div", _trade_off(content, styled), _cost(content, styled), class_="grid"))
+    return add(made, [_sensitivity(content, found) for found in sensitivity.find(content.rows)])
 
 
 def _how_to_read(content: Content) -> str:
@@ -68,15 +65,19 @@ def _how_to_read(content: Content) -> str:
 
 
 def _legend(made: Style) -> Element:
-    """Return what the colors and the shapes mean."""
+    """Return what the colors and the shapes mean; where scripts run, an entry filters as the table's filters do."""
 
-    def entry(section: str, name: str, picture: Element) -> Element:
-        return tag("li", svg.sample(picture), name, data_filter=section, data_value=name)
+    def entries(section: str, pictures: Mapping[str, Element]) -> Element:
+        found = [
+            tag("li", svg.sample(picture), name, data_filter=section, data_value=name)
+            for name, picture in pictures.items()
+        ]
+        return tag("ul", tag("li", tag("b", section)), found, class_="legend")
 
-    entries = [entry("defense", name, svg.shape(0, color)) for name, color in made.colors.items()]
+    legends = [entries("defense", {name: svg.shape(0, color) for name, color in made.colors.items()})]
     if len(made.shapes) > 1:
-        entries += [entry("attack", name, svg.shape(number, "plain")) for name, number in made.shapes.items()]
-    return tag("ul", entries, class_="legend")
+        legends.append(entries("attack", {name: svg.shape(place, "plain") for name, place in made.shapes.items()}))
+    return tag("div", legends)
 
 
 # --- Rows as marks ---------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def _draw(
     ordered = sorted(content.rows, key=lambda row: row.name("defense") not in CONTROLS)  # controls lie below
     for row in ordered:
         across, up = x(row), y(row)
-        if math.isnan(across.mean) or math.isnan(up.mean):
+        if not (math.isfinite(across.mean) and math.isfinite(up.mean)):
             continue
         low, high = _ends(across, 100 if x is _success else math.inf)
         down, top = _ends(up, 100)
@@ -158,9 +159,10 @@ def _reach(rows: Iterable[Row], value: Callable[[Row], Statistic]) -> list[float
 def _of_trade_off(content: Content) -> str:
     words = "Up and to the left is better: the backdoor is gone, and the accuracy is not."
     defended = [row for row in content.rows if row.name("defense") != "none"]
-    if not defended:
+    known = [row for row in defended if not math.isnan(row.attack_success_rate.mean)]
+    if not known:
         return words
-    lowest = min(defended, key=lambda row: (row.attack_success_rate.mean, -row.clean_accuracy.mean))
+    lowest = min(known, key=lambda row: (row.attack_success_rate.mean, -row.clean_accuracy.mean))
     success, accuracy = (spread(value, 1, 100) for value in (lowest.attack_success_rate, lowest.clean_accuracy))
     where = f"{lowest.defense} on {content.titles[lowest]}"
     return f"{words} The lowest mean ASR is {success}{PERCENT}, of {where}, at an ACC of {accuracy}{PERCENT}."

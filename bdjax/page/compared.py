@@ -46,11 +46,12 @@ def of_row(row: Row) -> list[Reported]:
         values = [value for value in values if getattr(value, column) == wanted] or values
     tables: dict[tuple[str, ...], list[Value]] = {}
     for value in values:
-        key = (value.paper, value.model, value.poison_rate, _clean_data(value), value.defense, value.table)
+        key = (value.paper, value.table, value.poison_rate, value.clean_data, value.defense)
         tables.setdefault(key, []).append(value)
-    merged: dict[Any, list[Value]] = {}
-    for key, of in tables.items():
-        merged.setdefault((*key[:-1], *((value.metric, value.value) for value in of)), []).extend(of)
+    merged: dict[tuple[Any, ...], list[Value]] = {}
+    for of in tables.values():
+        one, numbers = of[0], frozenset((value.metric, value.value) for value in of)
+        merged.setdefault((one.paper, one.poison_rate, _clean_data(one), one.defense, numbers), []).extend(of)
     return list(map(_reported, merged.values()))
 
 

@@ -27,7 +27,7 @@ def title(content: Content) -> str:
     return f"Backdoors on {data}: {count(len(attacks), 'attack')}, {count(len(defenses), 'defense')}"
 
 
-def opening(content: Content) -> Element:
+def header(content: Content) -> Element:
     """Return the header: title, one sentence of what was measured, and the findings."""
     header = tag("header", tag("p", "bdjax report", class_="brand"), tag("h1", title(content)))
     add(header, tag("p", _measured(content), class_="lead"))

@@ -16,24 +16,18 @@ from bdjax.report import CONFIG, LOW_ATTACK_SUCCESS, flatten, plain
 _HASH = 16  # hexadecimal digits of a fingerprint that are printed
 
 
-def protocol(content: Content) -> Element:
-    """Return the section."""
-    section = tag("section", tag("h2", "Protocol"), id="protocol", aria_label="Protocol")
-    add(section, _definitions(content), _statistics(content), tag("h3", "How to repeat a run"))
-    add(
-        section,
-        tag(
-            "p",
-            "Each run folder has the resolved config beside its record; from the folder of this page, this makes a run again:",
-        ),
-    )
-    add(section, tag("pre", _command(content), tabindex=0))
-    add(section, _settings(content), _environments(content), _data(content))
+def section(content: Content) -> Element:
+    """Return the section of definitions, settings and circumstances."""
+    made = tag("section", tag("h2", "Protocol"), id="protocol", aria_label="Protocol")
+    add(made, _definitions(content), _statistics(content), tag("h3", "How to repeat a run"))
+    words = "Each run folder has the resolved config beside its record. From the folder of this page, this repeats one:"
+    add(made, tag("p", words), tag("pre", _command(content), tabindex=0))
+    add(made, _settings(content), _environments(content), _data(content))
     licenses = (
         "bdjax is free software under the Apache license 2.0. Test images belong to their data set, and its terms hold "
         "for those that are shown here."
     )
-    return add(section, tag("p", licenses, class_="note"))
+    return add(made, tag("p", licenses, class_="note"))
 
 
 def _definitions(content: Content) -> list[Element]:

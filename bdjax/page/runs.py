@@ -15,7 +15,7 @@ from bdjax.report import Record, Row, plain
 _HEADS = ("record", "seed", "ACC", "ASR", "RA", "DER", "seconds", "compiling", "gradients", "ran on", "data")
 
 
-def runs(content: Content, row: Row) -> Element:
+def of_row(content: Content, row: Row) -> Element:
     """Return the runs of a row, and the config that they share."""
     chosen = any(mapping(record.content.get("selection")) for record in row.records)
     heads = (*_HEADS, *(["strength"] if chosen else []))

@@ -8,6 +8,13 @@
   const results = one("#results");
   const groups = all("tbody", table).filter((body) => body.parentElement === table);
   const heads = all("thead th", table).filter((head) => head.closest("table") === table);
+  const whenPressed = (element, act) => {
+    element.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      act();
+    });
+  };
   const rowOf = (group) => one("tr.row", group);
 
   // --- Sorting: up or down, numbers from the highest first, and on the third time as it was ---
@@ -45,11 +52,7 @@
     head.tabIndex = 0;
     head.setAttribute("aria-sort", "none");
     head.addEventListener("click", () => sort(column));
-    head.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
-      sort(column);
-    });
+    whenPressed(head, () => sort(column));
   });
 
   // --- Filters, of the table and of the marks in the charts ---
@@ -78,6 +81,22 @@
   search.addEventListener("input", filter);
   for (const select of selects) select.addEventListener("change", filter);
   filter();
+
+  for (const entry of all("[data-filter]")) {
+    const select = one(`#filter-${entry.dataset.filter}`);
+    if (!select) continue; // there is only one
+    const press = () => {
+      select.value = select.value === entry.dataset.value ? "" : entry.dataset.value;
+      select.dispatchEvent(new Event("change"));
+    };
+    select.addEventListener("change", () => entry.setAttribute("aria-pressed", select.value === entry.dataset.value));
+    entry.setAttribute("role", "button");
+    entry.setAttribute("aria-pressed", false);
+    entry.tabIndex = 0;
+    entry.addEventListener("click", press);
+    whenPressed(entry, press);
+  }
+
   one(".controls").addEventListener("submit", (event) => event.preventDefault());
   for (const box of all("input[data-shows]")) {
     const show = () => results.classList.toggle(`with-${box.dataset.shows}`, box.checked);
@@ -98,11 +117,7 @@
       event.preventDefault();
       open(link, link.getAttribute("aria-expanded") !== "true");
     });
-    link.addEventListener("keydown", (event) => {
-      if (event.key !== " ") return;
-      event.preventDefault();
-      link.click();
-    });
+    whenPressed(link, () => link.click());
   }
   for (const link of all("a.close", table)) {
     link.addEventListener("click", (event) => {

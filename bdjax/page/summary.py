@@ -26,16 +26,16 @@ _DOWNLOADS = (
 )
 
 
-def summary(content: Content) -> Element:
+def section(content: Content) -> Element:
     """Return the section of the table, with what filters it and the same numbers as files."""
     grid = _Grid(content)
-    section = tag("section", tag("h2", "Results"), id="results", aria_label="Results")
-    add(section, tag("p", _how_to_read(content), class_="note"), _controls(content, grid.switches))
+    made = tag("section", tag("h2", "Results"), id="results", aria_label="Results")
+    add(made, tag("p", _how_to_read(content), class_="note"), _controls(content, grid.switches))
     scroll = {"class_": "scroll", "tabindex": 0, "role": "region", "aria_label": "Table of results"}
-    add(section, tag("div", grid.element(), **scroll))
-    add(section, tag("p", "No row is left: choose less.", id="nothing", hidden=True))
-    add(section, compared.footnote(grid.notes) if grid.published else None)
-    return add(section, _downloads(content))
+    add(made, tag("div", grid.element(), **scroll))
+    add(made, tag("p", "No row is left: choose less.", id="nothing", hidden=True))
+    add(made, compared.footnote(grid.notes) if grid.published else None)
+    return add(made, _downloads(content))
 
 
 def _how_to_read(content: Content) -> str:
@@ -103,7 +103,7 @@ class _Grid:
         before = [section for section, _ in self.names]
         after = [(column.metric, column.class_) for column in self.numbers]
         said = [compared.line(row, one, self.notes, before, after) for one in self.published.get(row, ())]
-        opened = tag("td", runs.runs(content, row), colspan=len(before) + len(after))
+        opened = tag("td", runs.of_row(content, row), colspan=len(before) + len(after))
         below = tag("tr", opened, class_="runs", id=f"{anchor}-runs")
         return tag("tbody", head, said, below, **{f"data_{section}": row.name(section) for section, _ in _FILTERS})
 

@@ -61,7 +61,7 @@ def rates() -> Scale:
 
 def costs(values: Iterable[float]) -> Scale:
     """Return a scale of what is 0 or more and may differ by orders of magnitude."""
-    found = sorted(values)
+    found = sorted(filter(math.isfinite, values)) or [0.0]
     positive = [value for value in found if value > 0]
     if not positive:
         return linear(found, least=0)

@@ -20,11 +20,11 @@ BUDGET = 4_000_000  # characters of images in a page
 _OUTCOMES = {"right": ("✓", "the true label"), "hit": ("✗", "what the attacker wants"), "other": ("–", "another label")}
 
 
-def triggers(content: Content) -> Element | None:
+def section(content: Content) -> Element | None:
     """Return the section of images, or None where no run folder holds any.
 
-    Victims are shown in the order of the table, until the images have `BUDGET` characters; the others are
-    named.
+    Victims are shown in the order of the table, until the images have `BUDGET` characters; the others
+    are named.
 
     Raises:
         InputError: damaged test images.
@@ -32,8 +32,8 @@ def triggers(content: Content) -> Element | None:
     samples = figures.read_samples(content.rows)
     if not samples:
         return None
-    section = tag("section", tag("h2", "Triggers"), id="triggers", aria_label="Triggers")
-    add(section, tag("p", _how_to_read(), class_="note"))
+    made = tag("section", tag("h2", "Triggers"), id="triggers", aria_label="Triggers")
+    add(made, tag("p", _how_to_read(), class_="note"))
     left_out, used = [], 0
     for title, sample in samples.items():
         if used > BUDGET:
@@ -41,11 +41,11 @@ def triggers(content: Content) -> Element | None:
             continue
         block = _victim(title, sample)
         used += sum(len(image.get("src", "")) for image in block.iter("img"))
-        add(section, block)
+        add(made, block)
     if left_out:
         words = f"Not shown, to keep the page small: {listed(left_out)}."
-        add(section, tag("p", words, class_="note"))
-    return section
+        add(made, tag("p", words, class_="note"))
+    return made
 
 
 def _how_to_read() -> str:
