@@ -339,7 +339,6 @@ def test_sparse_records_make_a_page(tmp_path):
     document = of(tmp_path, bare)
     assert table_cells(lines(document)[0])[:4] == ["90.0", "–", "75.0", "–"]
     assert not list(document.all("a", "mark"))
-    assert "is a backdoor" in document.text
 
 
 def test_runs_of_the_same_name_keep_their_anchors_apart(tmp_path):
@@ -590,9 +589,12 @@ def test_filters_and_search_leave_rows_and_marks(opened, rows):
     assert sum(mark.is_displayed() for mark in marks) == 2 * len(left)
     find(opened, "#search").send_keys("FT_SAM ρ=2")
     assert defenses(opened) == ["blended ft_sam ρ=2"]
-    find(opened, "#search").send_keys(" nowhere")
+    find(opened, "#search").send_keys(" weight_decay")  # which is in all configs, and in no label
     assert defenses(opened) == []
     assert find(opened, "#nothing").is_displayed()
+    find(opened, "#search").clear()
+    find(opened, "#search").send_keys("blended-ft_sam-1-4")
+    assert defenses(opened) == ["blended ft_sam ρ=4"]
 
 
 def test_an_entry_of_the_legend_filters(opened, rows):

@@ -69,7 +69,7 @@ def _legend(made: Style) -> Element:
 
     def entries(section: str, pictures: Mapping[str, Element]) -> Element:
         found = [
-            tag("li", svg.sample(picture), name, data_filter=section, data_value=name)
+            tag("li", tag("span", svg.sample(picture), name, data_filter=section, data_value=name))
             for name, picture in pictures.items()
         ]
         return tag("ul", tag("li", tag("b", section)), found, class_="legend")

@@ -82,7 +82,7 @@ def _dates(records: Iterable[Record]) -> str:
 
 
 def _findings(content: Content) -> Iterator[str]:
-    defended = [row for row in content.rows if row.name("defense") != "none"]
+    defended = _defended(content.rows)
     attacked = [row for row in content.rows if row.name("defense") == "none"]
     if attacked:
         yield f"Without a defense the mean ASR is {_reach(row.attack_success_rate for row in attacked)}."
@@ -95,12 +95,16 @@ def _findings(content: Content) -> Iterator[str]:
     yield from _overall(content, defended)
 
 
+def _defended(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row.name("defense") != "none"]
+
+
 def _winners(content: Content) -> Iterator[str]:
     """Say whose rating is the highest, on how many victims."""
-    victims = content.victims
+    victims = [group for group in content.victims.values() if _defended(group)]
     if len(victims) < 2:
         return
-    wins = Counter(name for group in victims.values() for name in {row.name("defense") for row in best(group)})
+    wins = Counter(name for group in victims for name in {row.name("defense") for row in best(group)})
     (name, times), *others = wins.most_common()
     also = "".join(f", {other} on {number}" for other, number in others[:3])
     yield f"Highest mean DER: {name} on {times} of {count(len(victims), 'victim')}{also}."
@@ -132,7 +136,9 @@ def _card(victim: str, group: Sequence[Row]) -> Element:
     row = winners[0]
     equal = f" and {len(winners) - 1} more" if len(winners) > 1 else ""
     card = tag("div", tag("h2", victim), class_="card finding")
-    name = row.defense if row.name("defense") != "none" else "no defense did better than none"
+    name = row.defense
+    if row.name("defense") == "none":
+        name = "no defense did better than none" if _defended(group) else "no defense was run"
     add(card, tag("p", name, equal, class_="winner"))
     add(card, tag("p", tag("b", spread(row.defense_effectiveness_rating, 1, 100)), " DER, ", f"n = {row.n}"))
     rates = (("ASR", "attack_success_rate"), ("ACC", "clean_accuracy"))

@@ -60,7 +60,8 @@
   const search = one("#search");
   const selects = all("select[id^='filter-']");
   const marks = all(".mark[data-row]");
-  const texts = new Map(groups.map((group) => [group, group.textContent.toLowerCase()]));
+  const textOf = (group) => all(".row > .text, .runs tbody th", group).map((one) => one.textContent).join(" ");
+  const texts = new Map(groups.map((group) => [group, textOf(group).toLowerCase()])); // labels and names of runs
 
   const filter = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);

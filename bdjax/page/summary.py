@@ -143,7 +143,7 @@ def _marked(content: Content, row: Row, column: Column, text: str) -> Markup:
 def _controls(content: Content, switches: Iterable[str]) -> Element:
     """Return what filters the rows and shows more of them; it works, and is shown, only where scripts run."""
     form = tag("form", class_="controls scripted", role="search", aria_label="Filter the table")
-    add(form, tag("label", "Search", tag("input", type="search", id="search", placeholder="ft_sam, 0.1, seed …")))
+    add(form, tag("label", "Search", tag("input", type="search", id="search", placeholder="name, setting or run")))
     for section, head in _FILTERS:
         names = dict.fromkeys(row.name(section) for row in content.rows)
         if len(names) > 1:
