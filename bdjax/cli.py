@@ -217,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--figures", metavar="DIR", help="also draw the figures here, with a curve of each swept option"
     )
+    report.add_argument("--html", metavar="FILE", help="also write one page with tables, charts, triggers and records")
     report.add_argument("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
     report.add_argument("--stealth", action="store_true", help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2")
     report.set_defaults(command=_report)
@@ -544,6 +545,10 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
     _print_table(options.runs, options.format, options.smoothness, options.stealth)
     if options.figures:
         _draw(options.runs, Path(options.figures))
+    if options.html:
+        from bdjax import page, report
+
+        print(page.write(report.load(options.runs), options.html))
     return 0
 
 

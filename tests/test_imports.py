@@ -46,10 +46,12 @@ MAY_IMPORT = {
     # a file that it writes, and nothing that it could change
     | {"chunks", "data", "evaluate", "fisher", "layout", "optim", "parametrizations", "records", "structure", "train"},
     "report": {"checks", "records"},
+    "published": {"checks"},
     "tables": {"checks", "report"},
     "layout": {"checks"},
     "sensitivity": {"layout", "report", "tables"},
     "figures": {"checks", "layout", "report", "sensitivity", "tables"},
+    "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"},
     "progress": {"train"},
     "guard": set(),
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
@@ -70,7 +72,7 @@ MAY_IMPORT = {
     | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
-    | {"saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet", "analyze"},
+    | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet", "analyze"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -159,7 +161,8 @@ def test_importing_everything_imports_no_optional_library():
 
 
 def test_reports_and_the_command_line_start_without_jax():
-    names = ("cli", "checks", "figures", "guard", "layout", "records", "registry", "report", "sensitivity", "tables")
+    names = ("cli", "checks", "figures", "guard", "layout", "page", "published", "records", "registry")
+    names += ("report", "sensitivity", "tables")
     assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
 
 

@@ -503,7 +503,7 @@ def test_pictured_run_falls_back_to_one_with_images(several):
     for record in records:
         if record.config["defense"].get("rho") == 10.0:
             (record.folder / "samples.npz").unlink()
-    sample = figures._samples(report.summarize(records))["badnets"]
+    sample = figures.read_samples(report.summarize(records))["badnets"]
     assert (sample.row.defense, sample.record.seed, sample.best) == ("ft", 0, False)
 
 
@@ -520,9 +520,9 @@ def test_outcomes(tmp_path, label_map, expected):
 
 def test_columns_show_many_classes_and_no_target(several):
     add_samples(several)
-    sample = figures._samples(report.summarize(report.load([several])))["badnets"]
-    assert figures._columns(sample, 5) == [1, 2, 3, 4, 5]  # image 0 is of the target class
-    assert figures._columns(sample, 99) == [*range(1, 10), 11]
+    sample = figures.read_samples(report.summarize(report.load([several])))["badnets"]
+    assert figures.choose(sample, 5) == [1, 2, 3, 4, 5]  # image 0 is of the target class
+    assert figures.choose(sample, 99) == [*range(1, 10), 11]
 
 
 @pytest.mark.parametrize(
