@@ -1,23 +1,17 @@
-"""Analyses of finished runs: measured once for each run, kept beside its record, drawn together on a page."""
+"""Analyses of finished runs: each run is measured once, and all are drawn together on a page."""
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
-from bdjax import records, registry, report, saved, schema
-from bdjax.analysis._subject import Analysis, Findings
+from bdjax import findings, registry, report, saved, schema
+from bdjax.analysis._subject import Analysis
 from bdjax.checks import InputError, one_of
-from bdjax.layout import FORMATS, STYLE, need_matplotlib, save
+from bdjax.findings import PACKAGE, Found
+from bdjax.layout import FORMATS, need_matplotlib
 from bdjax.report import Record
-
-PACKAGE = "bdjax.analysis"
-_SETTINGS = "settings"  # the array of a file that tells with which options it was made
 
 
 def analyze(
@@ -51,57 +45,20 @@ def analyze(
     need_matplotlib()
     choice = schema.read_choice("analysis", PACKAGE, {**(options or {}), "name": name})
     analysis = cast(Analysis, registry.create(PACKAGE, name, **choice.options))
-    runs = report.load(paths)
-    found: dict[str, Findings] = {}
-    files = []
-    for number, (title, record) in enumerate(titles(runs).items(), 1):
-        file = record.folder / f"analysis-{name}.npz"
-        findings = _stored(file, choice.options)
-        if findings is None:
+    runs = findings.titles(report.load(paths))
+    found: dict[str, Found] = {}
+    for number, (title, record) in enumerate(runs.items(), 1):
+        file = findings.file_of(record, name)
+        stored = findings.read(file)
+        if stored is None or stored.options != choice.options:
             on_run(number, len(runs), record)
-            findings = analysis.measure(saved.subject(record, data_dir))
-            settings = np.asarray(json.dumps(choice.options, sort_keys=True))
-            records.write_arrays(file, **findings, **{_SETTINGS: settings})
-        found[title] = findings
-        files.append(file)
-    return [_draw(analysis, found, Path(folder) / f"{name}.{format}"), *files]
-
-
-def stored(name: str, runs: Sequence[Record]) -> dict[str, Findings]:
-    """Return what has been measured of runs with whatever options, by title."""
-    found = {title: _stored(record.folder / f"analysis-{name}.npz") for title, record in titles(runs).items()}
-    return {title: findings for title, findings in found.items() if findings is not None}
-
-
-def titles(runs: Sequence[Record]) -> dict[str, Record]:
-    """Return the runs in the order of a summary, by titles that tell them apart: attack, defense, seed."""
-    found: dict[str, Record] = {}
-    for victim, rows in report.victims(report.summarize(runs)).items():
-        for row in rows:
-            for record in row.records:
-                found[" · ".join([victim, row.defense] + ([f"seed {record.seed}"] if row.n > 1 else []))] = record
-    return found
-
-
-def _draw(analysis: Analysis, found: Mapping[str, Findings], file: Path) -> Path:
-    import matplotlib
-
+            stored = Found(analysis.measure(saved.subject(record, data_dir)), dict(choice.options))
+            findings.write(file, stored)
+        found[title] = stored
+    figure = Path(folder) / f"{name}.{format}"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(cast(Any, STYLE)):
-            return save(analysis.draw(found), file)
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        findings.draw(name, found, figure)
     except OSError as error:
-        raise InputError(f"the figure cannot be written to {file}: {error.strerror}.") from error
-
-
-def _stored(file: Path, options: Mapping[str, Any] | None = None) -> Findings | None:
-    """Return the arrays in a file, None where there is none or, if options are given, it was made with others."""
-    if not file.is_file():
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            findings = {key: content[key] for key in content.files}
-        settings = json.loads(str(findings.pop(_SETTINGS)))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} is damaged ({error}); delete it to make it again.") from error
-    return findings if options is None or settings == dict(options) else None
+        raise InputError(f"the figure cannot be written to {figure}: {error.strerror}.") from error
+    return [figure, *(findings.file_of(record, name) for record in runs.values())]

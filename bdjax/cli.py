@@ -546,9 +546,10 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
     if options.figures:
         _draw(options.runs, Path(options.figures))
     if options.html:
-        from bdjax import page, report
+        from bdjax import findings, page, report
 
-        print(page.write(report.load(options.runs), options.html))
+        runs = report.load(options.runs)
+        print(page.write(runs, options.html, findings.pictures(runs)))
     return 0
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax import analyze, cli, config, registry, report, run, saved
+from bdjax import analyze, cli, config, findings, registry, report, run, saved
 from bdjax.analysis._subject import Analysis
 from bdjax.checks import InputError
 
@@ -45,12 +45,14 @@ def test_history_begins_and_ends_with_the_rates_of_the_record(finished, tmp_path
     assert figure.name == "history.png"
     assert figure.stat().st_size > 10_000
     runs = report.load([finished])
-    found = analyze.stored("history", runs)
-    assert [len(findings["epoch"]) for findings in found.values()] == [1, 3, 3]  # none, ft, ft_sam
-    for title, record in analyze.titles(runs).items():
+    found = {
+        title: findings.read(findings.file_of(record, "history")) for title, record in findings.titles(runs).items()
+    }
+    assert [len(one.arrays["epoch"]) for one in found.values()] == [1, 3, 3]  # none, ft, ft_sam
+    for title, record in titles.items():
         for rate in report.RATES[:3]:
-            assert found[title][rate][0] == pytest.approx(record.before[rate])
-            assert found[title][rate][-1] == pytest.approx(record.after[rate])
+            assert found[title].arrays[rate][0] == pytest.approx(record.before[rate])
+            assert found[title].arrays[rate][-1] == pytest.approx(record.after[rate])
     assert len(files) == 3
 
 
@@ -63,6 +65,17 @@ def test_what_was_measured_is_not_measured_again_but_with_other_options(finished
 
     measured(1)
     assert [measured(1), measured(2), measured(2), measured(1)] == [0, 3, 0, 3]
+
+
+def test_what_was_found_is_drawn_for_the_page(finished, tmp_path):
+    analyze.analyze("history", [finished], tmp_path)
+    captions = findings.pictures(report.load([finished]))
+    (caption,) = [caption for caption in captions if caption.startswith("history: ")]
+    assert caption.endswith("Options: every = 1.")
+    assert captions[caption].startswith(b"\x89PNG")
+    (record, *_) = report.load([finished])
+    (record.folder / "analysis-unknown.npz").write_bytes(b"whatever")  # of a later bdjax
+    assert set(findings.pictures(report.load([finished]))) == set(captions)
 
 
 def test_a_damaged_file_is_named(finished, tmp_path):

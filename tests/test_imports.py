@@ -66,13 +66,26 @@ MAY_IMPORT = {
     "contact_sheet": {"checks", "layout", "show"},
     "launch": {"checks"},
     "saved": BASE | {"config", "plans", "run", "defenses", "records", "report", "analysis"},
-    "analyze": {"checks", "analysis", "layout", "records", "registry", "report", "saved", "schema"},
+    "findings": {"checks", "layout", "records", "registry", "report"},
+    "analyze": {"checks", "analysis", "findings", "layout", "registry", "report", "saved", "schema"},
     "demo": {"checks", "schema", "config", "run"},
     "bench": BASE
     | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
-    | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet", "analyze"},
+    | {
+        "page",
+        "saved",
+        "analysis",
+        "bench",
+        "sweep_run",
+        "launch",
+        "guard",
+        "show",
+        "contact_sheet",
+        "findings",
+        "analyze",
+    },
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -80,7 +93,7 @@ ONLY = {
     "tensorflow_datasets": "data/sources/",
     "array_record": "data/sources/",
     "grain": "data/streams.py",
-    "matplotlib": ("analysis/", "analyze.py", "contact_sheet.py", "figures.py", "layout.py", "sensitivity.py"),
+    "matplotlib": ("analysis/", "contact_sheet.py", "figures.py", "findings.py", "layout.py", "sensitivity.py"),
     "flax.linen": ("models/", "attacks/_generators.py"),
     "orbax": "train/",
     "rich": ("tables.py", "progress.py"),
