@@ -9,14 +9,14 @@ import logging
 import math
 import os
 import re
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bdjax.checks import InputError
 from bdjax.records import SCHEMA_VERSION, SMOOTHNESS, read_json
+from bdjax.uncertainty import Interval, Statistic, interval, statistic
 
 SECTIONS = ("data", "model", "attack", "defense")
 RECORD, CONFIG = "record.json", "config.yaml"
@@ -207,13 +207,6 @@ def _plural(number: int, noun: str) -> str:
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
-class Statistic(NamedTuple):
-    """Mean over seeds and sample standard deviation (n - 1), which one run does not have."""
-
-    mean: float
-    std: float | None
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """The runs that differ only in their seed.
@@ -239,11 +232,14 @@ class Row:
     low_attack_success_share: float  # share of the runs with an attack success rate below 10 %
     sharpness: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)  # of SHARPNESS, where asked for
     stealth: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)  # of STEALTH, likewise
+    intervals: Mapping[str, Interval | None] = dataclasses.field(default_factory=dict)  # of RATES, likewise
+    ranges: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)  # `sensitivity.with_ranges`
+    mean_rank: float | None = None  # `ranking.with_mean_ranks`
 
     def without(self, option: str) -> Row:
         """Return the same row with a setting neither in its labels nor among its settings."""
         settings = {key: value for key, value in self.settings.items() if key != option}
-        data, model, attack, defense = (_label(self.records[0], section, settings) for section in SECTIONS)
+        data, model, attack, defense = (label(self.records[0], section, settings) for section in SECTIONS)
         return dataclasses.replace(self, data=data, model=model, attack=attack, defense=defense, settings=settings)
 
     @property
@@ -269,12 +265,15 @@ class Row:
         return self.records[0].config[section]["name"]
 
 
-def summarize(records: Iterable[Record], *, sharpness: bool = False, stealth: bool = False) -> list[Row]:
+def summarize(
+    records: Iterable[Record], *, sharpness: bool = False, stealth: bool = False, intervals: bool = False
+) -> list[Row]:
     """Sum up runs that differ only in their seed (and data folder).
 
     The order is that of the names of data, model and attack, then ``none``, ``ft`` and the other defenses, each with
     its settings in natural order (ρ = 2 before ρ = 10), whatever the order of the records. With ``sharpness`` or
-    ``stealth`` each row has that too; it is NaN unless every seed was measured.
+    ``stealth`` each row has that too; it is NaN unless every seed was measured. With ``intervals`` each row has the
+    95 % interval of each mean rate (`bdjax.uncertainty.interval`), None for one seed.
     """
     ordered = sorted(distinct(records), key=lambda record: (identity(record), record.seed))
     groups: dict[str, list[Record]] = {}
@@ -287,6 +286,8 @@ def summarize(records: Iterable[Record], *, sharpness: bool = False, stealth: bo
         rows = (dataclasses.replace(row, sharpness=_measured(row, Record.sharpness)) for row in rows)
     if stealth:
         rows = (dataclasses.replace(row, stealth=_measured(row, Record.stealth)) for row in rows)
+    if intervals:
+        rows = (dataclasses.replace(row, intervals=_intervals(row)) for row in rows)
     return sorted(rows, key=_order)
 
 
@@ -340,27 +341,26 @@ def _rating(row: Row) -> float:
 
 
 def _row(records: list[Record], settings: dict[str, Any]) -> Row:
-    data, model, attack, defense = (_label(records[0], section, settings) for section in SECTIONS)
+    data, model, attack, defense = (label(records[0], section, settings) for section in SECTIONS)
     values = {name: [record.value(name) for record in records] for name in RATES + COSTS}
     low = sum(rate < LOW_ATTACK_SUCCESS for rate in values["attack_success_rate"]) / len(records)
-    summed: dict[str, Any] = {name: _statistic(of_seeds) for name, of_seeds in values.items()}
+    summed: dict[str, Any] = {name: statistic(of_seeds) for name, of_seeds in values.items()}
     return Row(data, model, attack, defense, settings, tuple(records), low_attack_success_share=low, **summed)
 
 
 def _measured(row: Row, values: Callable[[Record], Mapping[str, float]]) -> dict[str, Statistic]:
     found = list(map(values, row.records))
-    return {name: _statistic([of[name] for of in found]) for name in found[0]}
+    return {name: statistic([of[name] for of in found]) for name in found[0]}
 
 
-def _label(record: Record, section: str, settings: Mapping[str, Any]) -> str:
+def _intervals(row: Row) -> dict[str, Interval | None]:
+    return {name: interval([record.value(name) for record in row.records]) for name in RATES}
+
+
+def label(record: Record, section: str, settings: Mapping[str, Any]) -> str:
+    """Return the name of a record's ``data``, ``model``, ``attack`` or ``defense`` and what settings of it are told."""
     shown = [f"{SYMBOLS.get(key, key)}={plain(value)}" for key, value in _of(section, settings)]
     return " ".join([record.config[section]["name"], *shown])
-
-
-def _statistic(values: list[float]) -> Statistic:
-    if any(map(math.isnan, values)):
-        return Statistic(math.nan, None)  # statistics.stdev fails on it, in Python 3.11
-    return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def identity(record: Record, *aside: str) -> str:
@@ -370,6 +370,16 @@ def identity(record: Record, *aside: str) -> str:
     """
     settings = {key: plain(value) for key, value in flatten(record.config).items() if key not in aside}
     return json.dumps(settings, sort_keys=True)
+
+
+def without_defense(record: Record, *aside: str) -> str:
+    """Return what decides the attacked network and what the defender has, as canonical text; some options aside."""
+    return identity(record, *aside, *(key for key in flatten(record.config) if of_defense(key)))
+
+
+def of_defense(key: str) -> bool:
+    """Say whether a dotted key of a config is an option of the defense, or of how its strength is chosen."""
+    return key.startswith(("defense.", "selection."))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,10 +44,11 @@ MAY_IMPORT = {
     "records": {"checks"},
     "analysis": BASE
     | {"chunks", "data", "fisher", "train", "records"},  # a file that it writes, and nothing that it could change
-    "report": {"checks", "records"},
-    "tables": {"checks", "report"},
+    "uncertainty": set(),
+    "report": {"checks", "records", "uncertainty"},
+    "tables": {"checks", "report", "uncertainty"},
     "layout": {"checks"},
-    "sensitivity": {"layout", "report", "tables"},
+    "sensitivity": {"layout", "report", "tables", "uncertainty"},
     "figures": {"checks", "layout", "report", "sensitivity", "tables"},
     "progress": {"train"},
     "guard": set(),
@@ -67,7 +68,7 @@ MAY_IMPORT = {
     | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
-    | {"saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"},
+    | {"saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -156,7 +157,8 @@ def test_importing_everything_imports_no_optional_library():
 
 
 def test_reports_and_the_command_line_start_without_jax():
-    names = ("cli", "checks", "figures", "guard", "layout", "records", "registry", "report", "sensitivity", "tables")
+    names = ("cli", "checks", "figures", "guard", "layout", "records", "registry", "report")
+    names += ("sensitivity", "tables", "uncertainty")
     assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
 
 
