@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bdjax import __version__, guard
-from bdjax.checks import InputError, integer, non_negative
+from bdjax.checks import InputError, integer, non_negative, one_of
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 143
 _KINDS = {
@@ -218,7 +218,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
     report.add_argument("--stealth", action="store_true", help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2")
+    report.add_argument(
+        "--statistics",
+        action="store_true",
+        help="add 95 %% intervals, runs below 10 %% ASR and ranges over swept options; rank the defenses below",
+    )
     report.set_defaults(command=_report)
+
+    compare = commands.add_parser(
+        "compare",
+        usage="bdjax compare RUNS [RUNS ...] --defenses FIRST SECOND [--metric METRIC ...] [--format FORMAT]",
+        help="two defenses on the same victims and seeds",
+        description="Compare two defenses over the runs that differ in nothing else, and test their differences by "
+        "flipping signs.",
+        allow_abbrev=False,
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    compare.add_argument(
+        "--defenses",
+        nargs=2,
+        required=True,
+        metavar=("FIRST", "SECOND"),
+        help="as the table of the report labels them, such as ft_sam, or 'ft_sam rho=2' where there are several",
+    )
+    compare.add_argument(
+        "--metric", nargs="+", metavar="METRIC", help="clean_accuracy, attack_success_rate (default: these and DER), …"
+    )
+    compare.add_argument("--format", default="console", help="console, markdown, csv or latex")
+    compare.set_defaults(command=_compare)
 
     smoothness = commands.add_parser(
         "smoothness",
@@ -523,9 +550,20 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
     del rest
-    _print_table(options.runs, options.format, options.smoothness, options.stealth)
+    _print_table(options.runs, options.format, options.smoothness, options.stealth, options.statistics)
     if options.figures:
         _draw(options.runs, Path(options.figures))
+    return 0
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from bdjax import paired, report, tables
+
+    one_of(tables.FORMATS, format=options.format)
+    first, second = options.defenses
+    found = paired.compare(report.load(options.runs), first, second, options.metric or paired.METRICS)
+    print(paired.table(found, options.format))
     return 0
 
 
@@ -569,10 +607,21 @@ def _bench(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _print_table(runs: Sequence[Any], style: str = "console", sharpness: bool = False, stealth: bool = False) -> None:
-    from bdjax import report, tables
+def _print_table(
+    runs: Sequence[Any],
+    style: str = "console",
+    sharpness: bool = False,
+    stealth: bool = False,
+    statistics: bool = False,
+) -> None:
+    from bdjax import ranking, report, sensitivity, tables
 
-    print(tables.table(report.summarize(report.load(runs), sharpness=sharpness, stealth=stealth), style))
+    rows = report.summarize(report.load(runs), sharpness=sharpness, stealth=stealth, intervals=statistics)
+    if statistics:
+        rows = ranking.with_mean_ranks(sensitivity.with_ranges(rows))
+    print(tables.table(rows, style))
+    if statistics and style != "csv":  # which has the mean ranks in a column
+        print("\n" + ranking.table(ranking.rank(rows), style))
 
 
 def _draw(runs: Sequence[Any], folder: Path) -> None:
