@@ -18,6 +18,7 @@ from bdjax import __version__, guard
 from bdjax.checks import InputError, integer, non_negative, one_of
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 143
+_RUNS = "run folders, folders of run folders, or bundles of records (.jsonl)"
 _KINDS = {
     "attacks": "bdjax.attacks",
     "defenses": "bdjax.defenses",
@@ -211,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_show)
 
     report = commands.add_parser("report", help="tables and figures of finished runs", allow_abbrev=False)
-    report.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    report.add_argument("runs", nargs="+", metavar="RUNS", help=_RUNS)
     report.add_argument("--format", default="console", help="console, markdown, csv or latex")
     report.add_argument(
         "--figures", metavar="DIR", help="also draw the figures here, with a curve of each swept option"
@@ -233,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
         "flipping signs.",
         allow_abbrev=False,
     )
-    compare.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    compare.add_argument("runs", nargs="+", metavar="RUNS", help=_RUNS)
     compare.add_argument(
         "--defenses",
         nargs=2,
@@ -246,6 +247,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--format", default="console", help="console, markdown, csv or latex")
     compare.set_defaults(command=_compare)
+
+    export = commands.add_parser(
+        "export",
+        help="records of finished runs as one file",
+        description="Write the records of finished runs to one file, a line of JSON each, without checkpoints, images "
+        "and the epochs' losses. bdjax report and bdjax compare read it like the runs.",
+        allow_abbrev=False,
+    )
+    export.add_argument("runs", nargs="+", metavar="RUNS", help=_RUNS)
+    export.add_argument("--out", default="records.jsonl", metavar="FILE", help="replaced if there (records.jsonl)")
+    export.set_defaults(command=_export)
 
     smoothness = commands.add_parser(
         "smoothness",
@@ -564,6 +576,16 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     first, second = options.defenses
     found = paired.compare(report.load(options.runs), first, second, options.metric or paired.METRICS)
     print(paired.table(found, options.format))
+    return 0
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from bdjax import bundle, report
+
+    file = bundle.check(options.out)
+    found = report.load(options.runs)
+    print(f"{bundle.write(found, file)}: {len(found)} {'run' if len(found) == 1 else 'runs'}")
     return 0
 
 

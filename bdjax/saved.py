@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +30,11 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
     """Return a record's config, with the data in another folder if one is given.
 
     Raises:
-      InputError: this version of bdjax does not read it, or reads another run from it, or its folder was renamed.
+      InputError: this version of bdjax does not read it, or reads another run from it, its folder was renamed, or it
+        is of a bundle.
     """
+    if record.line is not None:
+        raise InputError(f"{record.source} is a record alone; its networks are in the run's folder {record.run_id}.")
     values = {**record.config, "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})}}
     try:
         config = configs.resolve(values)
@@ -119,7 +122,7 @@ class _Measure:
 
     def __call__(self, record: Record, data_dir: str | None) -> Path:
         file = record.folder / records.SMOOTHNESS
-        if self._done(records.read_json(file) or {}):
+        if self._done(record.smoothness()):
             return file
         plan, victim, defended = restore(record, data_dir)
         of = functools.partial(self._network, plan, run.triggered_test(plan))
@@ -139,7 +142,7 @@ class _Measure:
             records.write_json(file, {**content, **measured})
         return file
 
-    def _done(self, content: dict[str, Any]) -> bool:
+    def _done(self, content: Mapping[str, Any]) -> bool:
         has = all(variant in content.get(when, {}) for when in ("before", "after") for variant in self._variants)
         return has and content.get("settings") == self._settings.identity()
 

@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "uncertainty": set(),
     "report": {"checks", "records", "uncertainty"},
     "tables": {"checks", "report", "uncertainty"},
+    "bundle": {"checks", "records", "report"},
     "ranking": {"report", "tables", "uncertainty"},
     "paired": {"checks", "report", "tables", "uncertainty"},
     "layout": {"checks"},
@@ -71,7 +72,7 @@ MAY_IMPORT = {
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
-    | {"sensitivity", "ranking", "paired"},
+    | {"bundle", "sensitivity", "ranking", "paired"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -160,7 +161,19 @@ def test_importing_everything_imports_no_optional_library():
 
 
 def test_reports_and_the_command_line_start_without_jax():
-    names = ("cli", "checks", "figures", "guard", "layout", "paired", "ranking", "records", "registry", "report")
+    names = (
+        "bundle",
+        "cli",
+        "checks",
+        "figures",
+        "guard",
+        "layout",
+        "paired",
+        "ranking",
+        "records",
+        "registry",
+        "report",
+    )
     names += ("sensitivity", "tables", "uncertainty")
     assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
 
