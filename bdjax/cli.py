@@ -243,7 +243,11 @@ def _parser() -> argparse.ArgumentParser:
         help="as the table of the report labels them, such as ft_sam, or 'ft_sam rho=2' where there are several",
     )
     compare.add_argument(
-        "--metric", nargs="+", metavar="METRIC", help="clean_accuracy, attack_success_rate (default: these and DER), …"
+        "--metric",
+        nargs="+",
+        metavar="METRIC",
+        help="clean_accuracy, attack_success_rate, robust_accuracy, defense_effectiveness_rating (default: all but the "
+        "third)",
     )
     compare.add_argument("--format", default="console", help="console, markdown, csv or latex")
     compare.set_defaults(command=_compare)

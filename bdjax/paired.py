@@ -199,7 +199,9 @@ def _caption(paired: Paired) -> str:
     parts = (
         f"{paired.where}{': ' if paired.where else ''}{paired.first} less {paired.second} on the same victims, "
         f"holdouts and seeds{', mean ± sample standard deviation over pairs' if repeated else ''}, in % and points.",
-        "95 %: bootstrap percentile interval of the mean difference." if repeated else "",
+        "95 %: bootstrap percentile interval of the mean difference (of two or three, their range)."
+        if repeated
+        else "",
         "p: two-sided, from flipping the signs of the differences"
         + (f" (of more than {EXACT_PAIRS}, {DRAWS} times at random)." if large else ", in all ways."),
         "smallest p: the least that so many differences can give, however large they are.",

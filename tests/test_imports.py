@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "show": {"config", "poison", "run", "stealth"},
     "contact_sheet": {"checks", "layout", "show"},
     "launch": {"checks"},
-    "saved": BASE | {"config", "run", "defenses", "records", "report", "analysis"},
+    "saved": BASE | {"config", "run", "defenses", "evaluate", "records", "report", "analysis"},
     "demo": {"checks", "schema", "config", "run"},
     "bench": BASE
     | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
