@@ -167,8 +167,8 @@ def conclude(
         "device": {**records.device(execution.devices), **records.memory(), "data_on": plan.data_on},
         "data": _describe(plan, victim.poisoned_count),
         "metrics": {
-            "before": _metrics(victim.metrics),
-            "after": _metrics(after),
+            "before": plain_metrics(victim.metrics),
+            "after": plain_metrics(after),
             "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(victim.metrics, after)),
         },
         "stealth": victim.stealth,
@@ -454,7 +454,8 @@ def _describe(plan: Plan, poisoned_count: int) -> dict[str, Any]:
     }
 
 
-def _metrics(metrics: Metrics) -> dict[str, Any]:
+def plain_metrics(metrics: Metrics) -> dict[str, Any]:
+    """Return counts and rates as a record has them."""
     return {
         **{name: int(count) for name, count in metrics._asdict().items()},
         "clean_accuracy": float(metrics.clean_accuracy),

@@ -23,7 +23,6 @@ from bdjax.report import (
     RATES,
     SYMBOLS,
     Row,
-    Statistic,
     common,
     flatten,
     identity,
@@ -31,8 +30,10 @@ from bdjax.report import (
     rank,
     summarize,
     victims,
+    without_defense,
 )
 from bdjax.tables import write_csv
+from bdjax.uncertainty import Statistic
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -165,9 +166,7 @@ def _controls(option: str, line: Line, of_victim: Sequence[Line]) -> list[Line]:
 
 
 def _victim(option: str, row: Row) -> str:
-    """Return what decides the attacked network and what the defender has, as canonical text."""
-    config = _config(row)
-    return identity(row.records[0], option, *(key for key in config if key.startswith(("defense.", "selection."))))
+    return without_defense(row.records[0], option)
 
 
 def _shares_options(option: str, control: Row, row: Row) -> bool:
@@ -180,6 +179,22 @@ def _options(option: str, row: Row) -> dict[str, str]:
     last = re.compile(r"defense\.(second\.)*")
     config = {key: value for key, value in _config(row).items() if key not in ("defense.name", option)}
     return {last.sub("", key, count=1): plain(value) for key, value in config.items() if last.match(key)}
+
+
+def with_ranges(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with how far a swept option moves them: their stability, the smaller the better.
+
+    ``ranges`` of a row holds, for each option over which it lies on a line (``defense.rho``), max - min over the line's
+    values of the mean accuracy and of the mean attack success rate, in [0, 1]; all rows of a line have the same.
+    """
+    ranges: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for found in find(rows):
+        for line in (one for one in found.everything if one.values):
+            means = {rate: [getattr(row, rate).mean for row in line.rows] for rate, _ in _PANELS}
+            width = {rate: max(values) - min(values) for rate, values in means.items()}
+            for row in line.rows:
+                ranges[identity(row.records[0])][found.option] = width
+    return [dataclasses.replace(row, ranges=ranges.get(identity(row.records[0]), {})) for row in rows]
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------

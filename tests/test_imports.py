@@ -45,11 +45,15 @@ MAY_IMPORT = {
     "analysis": BASE
     # a file that it writes, and nothing that it could change
     | {"chunks", "data", "evaluate", "fisher", "layout", "optim", "parametrizations", "records", "structure", "train"},
-    "report": {"checks", "records"},
+    "uncertainty": set(),
+    "report": {"checks", "records", "uncertainty"},
     "published": {"checks"},
-    "tables": {"checks", "report"},
+    "tables": {"checks", "report", "uncertainty"},
+    "bundle": {"checks", "records", "report"},
+    "ranking": {"report", "tables", "uncertainty"},
+    "paired": {"checks", "report", "tables", "uncertainty"},
     "layout": {"checks"},
-    "sensitivity": {"layout", "report", "tables"},
+    "sensitivity": {"layout", "report", "tables", "uncertainty"},
     "figures": {"checks", "layout", "report", "sensitivity", "tables"},
     "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"},
     "progress": {"train"},
@@ -65,7 +69,7 @@ MAY_IMPORT = {
     "show": {"config", "plans", "poison", "run", "stealth"},
     "contact_sheet": {"checks", "layout", "show"},
     "launch": {"checks"},
-    "saved": BASE | {"config", "plans", "run", "defenses", "records", "report", "analysis"},
+    "saved": BASE | {"config", "plans", "run", "defenses", "evaluate", "records", "report", "analysis"},
     "findings": {"checks", "layout", "records", "registry", "report"},
     "analyze": {"checks", "analysis", "findings", "layout", "registry", "report", "saved", "schema"},
     "demo": {"checks", "schema", "config", "run"},
@@ -73,19 +77,8 @@ MAY_IMPORT = {
     | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
-    | {
-        "page",
-        "saved",
-        "analysis",
-        "bench",
-        "sweep_run",
-        "launch",
-        "guard",
-        "show",
-        "contact_sheet",
-        "findings",
-        "analyze",
-    },
+    | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
+    | {"analyze", "bundle", "findings", "paired", "ranking", "sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -174,8 +167,8 @@ def test_importing_everything_imports_no_optional_library():
 
 
 def test_reports_and_the_command_line_start_without_jax():
-    names = ("cli", "checks", "figures", "guard", "layout", "page", "published", "records", "registry")
-    names += ("report", "sensitivity", "tables")
+    names = ("bundle", "checks", "cli", "figures", "findings", "guard", "layout", "page", "paired", "published")
+    names += ("ranking", "records", "registry", "report", "sensitivity", "tables", "uncertainty")
     assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bdjax.report import RECORD, Record, Row, best, runners_up, summarize, victims
+from bdjax.report import Record, Row, best, runners_up, summarize, victims
 
 PERCENT = "\N{NO-BREAK SPACE}%"
 
@@ -79,7 +79,7 @@ class Content:
 
     def path(self, record: Record) -> str:
         """Return the path of a record's file from the folder of the page."""
-        return os.path.relpath((record.folder / RECORD).resolve(), self.folder.resolve())
+        return os.path.relpath(record.file.resolve(), self.folder.resolve())
 
     def link(self, record: Record) -> str:
         """Return the relative address of a record's file."""

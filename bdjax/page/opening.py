@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from bdjax.page.content import PERCENT, Content, count, listed, mapping, percent
 from bdjax.page.markup import add, tag
-from bdjax.report import LOW_ATTACK_SUCCESS, RECORD, Record, Row, Statistic, best
+from bdjax.report import LOW_ATTACK_SUCCESS, Record, Row, Statistic, best
 from bdjax.tables import spread
 
 CARDS = 12  # victims that are shown at once
@@ -73,7 +73,7 @@ def _circumstances(records: Sequence[Record]) -> str:
 
 def _dates(records: Iterable[Record]) -> str:
     """Return when the records were written: one day in UTC, or the first and the last."""
-    written = [(record.folder / RECORD).stat().st_mtime for record in records]
+    written = [record.file.stat().st_mtime for record in records]
     days = [time.strftime("%Y-%m-%d", time.gmtime(moment)) for moment in (min(written), max(written))]
     return " to ".join(dict.fromkeys(days))
 
