@@ -102,7 +102,7 @@ def test_balanced_rows():
 
 
 def test_too_few_images_for_the_classes(subject):
-    with pytest.raises(InputError, match="images must be enough for one of each class"):
+    with pytest.raises(InputError, match="images must be 2 or more, one of each class"):
         tac.pairs(subject, 1)
 
 

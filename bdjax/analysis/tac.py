@@ -155,10 +155,11 @@ def pairs(subject: Subject, images: int) -> Pairs:
     Raises:
       InputError: there would be less than one of each class.
     """
-    visible = subject.triggered.visible
-    rows = splits.balanced(subject.key, visible._replace(label=subject.triggered.original_label), images)
+    visible, label = subject.triggered.visible, subject.triggered.original_label
+    rows = splits.balanced(subject.key, visible._replace(label=label), images)
     if not rows.size:
-        raise InputError(f"images must be enough for one of each class that the attack changes; got {images}.")
+        classes = len(np.unique(np.asarray(label)[np.asarray(visible.valid)]))
+        raise InputError(f"images must be {classes} or more, one of each class that the attack changes; got {images}.")
     return Pairs(*(np.asarray(array)[rows] for array in (subject.test.image, visible.image, visible.label)))
 
 
