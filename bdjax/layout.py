@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colors, three of them darkened until small print is easy to read on white
 BLUE, ORANGE, GREEN, GREY = "#0068A8", "#C44E00", "#007A5A", "#6B6B6B"
+# Dots, and rings around those that are at the same place
+BEFORE = {"label": "before the defense", "color": BLUE, "marker": "o", "ms": 2.8, "mew": 0, "ls": "", "alpha": 0.65}
+AFTER = {**BEFORE, "label": "after the defense", "color": ORANGE, "mfc": "none", "mew": 0.6, "ms": 3.2}
+WEIGHT_NORM = r"weight norm $\|W_k\|_2$"
 STYLE = {"font.family": "DejaVu Sans", "font.size": 8.5, "pdf.fonttype": 42, "svg.hashsalt": "bdjax"}
 FORMATS = ("png", "pdf", "svg")
 WIDTH, MARGIN = 8.0, 0.15  # inches
@@ -125,3 +129,18 @@ def legend(page: Figure, key: Sequence[Artist], top: float) -> None:
     page.legend(
         handles=key, loc="upper center", bbox_to_anchor=at, ncol=len(key), frameon=False, borderpad=0, handletextpad=0.4
     )
+
+
+def remark(ax: Axes, words: str) -> None:
+    """Write words into the top right corner of a panel, for which its contents make room."""
+    ax.margins(y=0.2)
+    box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
+    small = 0.85 * STYLE["font.size"]
+    ax.text(0.99, 0.97, words, transform=ax.transAxes, ha="right", va="top", size=small, color=GREY, bbox=box)
+
+
+def key(*styles: Mapping[str, Any]) -> list[Artist]:
+    """Return a key of lines and marks that are drawn in these styles, each with its label."""
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], **style) for style in styles]
