@@ -147,6 +147,7 @@ def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, stat
 
 
 def learns_nothing(plan: Plan) -> bool:
+    """Return whether the trigger is made by formula alone, so that its state is known before anything is trained."""
     return not isinstance(plan.attack.trigger, FittedTrigger | LearnedTrigger)
 
 

@@ -190,7 +190,7 @@ def with_ranges(rows: Sequence[Row]) -> list[Row]:
     ranges: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for found in find(rows):
         for line in (one for one in found.everything if one.values):
-            means = {rate: [getattr(row, rate).mean for row in line.rows] for rate, _ in _PANELS}
+            means = {rate: [getattr(row, rate).mean for row in line.rows] for rate, _ in PANELS}
             width = {rate: max(values) - min(values) for rate, values in means.items()}
             for row in line.rows:
                 ranges[identity(row.records[0])][found.option] = width

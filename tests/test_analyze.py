@@ -45,9 +45,8 @@ def test_history_begins_and_ends_with_the_rates_of_the_record(finished, tmp_path
     assert figure.name == "history.png"
     assert figure.stat().st_size > 10_000
     runs = report.load([finished])
-    found = {
-        title: findings.read(findings.file_of(record, "history")) for title, record in findings.titles(runs).items()
-    }
+    titles = findings.titles(runs)
+    found = {title: findings.read(findings.file_of(record, "history")) for title, record in titles.items()}
     assert [len(one.arrays["epoch"]) for one in found.values()] == [1, 3, 3]  # none, ft, ft_sam
     for title, record in titles.items():
         for rate in report.RATES[:3]:

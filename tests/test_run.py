@@ -202,7 +202,7 @@ def test_a_report_reads_what_runs_write(first, capsys):
 
 def test_a_finished_run_returns_at_once_and_touches_no_file(first, monkeypatch):
     before = snapshot(first.folder)
-    monkeypatch.setattr(run, "prepare", None)  # not even the data are loaded
+    monkeypatch.setattr(plans, "prepare", None)  # not even the data are loaded
     again = bdjax(first.folder, *SIZES)
     assert (again.code, again.out) == (0, first.out)
     assert snapshot(first.folder) == before
@@ -336,11 +336,11 @@ def test_a_holdout_that_is_held_out_is_not_among_the_attackers_images():
 
 
 def test_a_smaller_training_set_is_the_same_for_every_seed():
-    plans = []
+    made = []
     for seed in ("1", "2"):
         plans._load.cache_clear()
-        plans.append(plans.prepare(resolve("--data.train_count", "500", "--seed", seed)))
-    one, other = plans
+        made.append(plans.prepare(resolve("--data.train_count", "500", "--seed", seed)))
+    one, other = made
     assert one.attackers.label.shape == (500,)
     assert rows_of(one.attackers) == rows_of(other.attackers)
     assert rows_of(one.holdout) != rows_of(other.holdout)

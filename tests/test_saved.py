@@ -6,7 +6,7 @@ import jax
 import pytest
 from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, write
 
-from bdjax import cli, evaluate, report, saved, tables
+from bdjax import cli, evaluate, plans, report, saved, tables
 from bdjax.checks import InputError
 from bdjax.types import Metrics
 

@@ -89,7 +89,7 @@ def test_a_single_run_goes_on_from_a_sweep(swept, tmp_path):
 def test_what_is_finished_is_not_looked_at_again(swept, monkeypatch):
     out, (_, said, _) = swept
     before = everything(out)
-    monkeypatch.setattr(run, "prepare", lambda *_: pytest.fail("data were loaded"))
+    monkeypatch.setattr(plans, "prepare", lambda *_: pytest.fail("data were loaded"))
     assert bdjax(out, *OVER)[:2] == (0, said)
     assert everything(out) == before
 
@@ -132,7 +132,7 @@ def test_a_point_that_diverges_is_marked_and_not_tried_again(tmp_path, monkeypat
     assert sorted(status for status, *_ in everything(tmp_path).values()) == ["diverged", "finished", "finished"]
     (reason,) = {json.loads(file.read_text()).get("reason") for file in tmp_path.glob("*/record.json")} - {None}
     assert "not finite after epoch 1 of 3: lower the learning rate" in reason
-    monkeypatch.setattr(run, "prepare", lambda *_: pytest.fail("it was tried again"))
+    monkeypatch.setattr(plans, "prepare", lambda *_: pytest.fail("it was tried again"))
     assert bdjax(tmp_path, *words)[:2] == (0, said)
 
 
