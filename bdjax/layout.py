@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,10 +54,12 @@ def print_width(words: str) -> float:
 
 
 def cut(words: str, room: float) -> str:
-    """Return words that print no wider than the room, ending in … where they were cut."""
-    while len(words) > 3 and print_width(words) > room:
-        words = words[:-2].rstrip("… ") + "…"
-    return words
+    """Return words that print no wider than the room, ending in … where they were cut; two letters always stay."""
+    if len(words) <= 3 or print_width(words) <= room:
+        return words
+    shortened = [words[:length].rstrip() + "…" for length in range(2, len(words))]
+    fitting = bisect.bisect_right(shortened, room, key=print_width)
+    return shortened[max(fitting - 1, 0)]
 
 
 def wrap(words: str, room: float) -> list[str]:
