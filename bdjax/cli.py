@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bdjax import __version__, guard
-from bdjax.checks import InputError, integer, non_negative
+from bdjax.checks import InputError, integer, non_negative, one_of
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 143
+_RUNS = "run folders, folders of run folders, or bundles of records (.jsonl)"
 _KINDS = {
     "attacks": "bdjax.attacks",
     "defenses": "bdjax.defenses",
     "models": "bdjax.models",
     "data": "bdjax.data.sources",
+    "analyses": "bdjax.analysis",
 }
 
 
@@ -81,7 +83,7 @@ def _answer(words: list[str]) -> int:
 def _call(words: list[str]) -> int:
     options, rest = _parser().parse_known_args(words)
     options.words = words[1:]
-    if rest and options.command not in (_run, _sweep, _show):
+    if rest and options.command not in (_run, _sweep, _show, _analyze):
         raise InputError(f"unknown option {rest[0]!r}; see bdjax {options.name} --help.")
     if options.command is _run and options.hosts and not options.show and not guard.is_watched():
         return guard.watch("bdjax.cli", words)
@@ -211,14 +213,74 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_show)
 
     report = commands.add_parser("report", help="tables and figures of finished runs", allow_abbrev=False)
-    report.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    report.add_argument("runs", nargs="+", metavar="RUNS", help=_RUNS)
     report.add_argument("--format", default="console", help="console, markdown, csv or latex")
     report.add_argument(
         "--figures", metavar="DIR", help="also draw the figures here, with a curve of each swept option"
     )
+    report.add_argument("--html", metavar="FILE", help="also write one page with tables, charts, triggers and records")
     report.add_argument("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
     report.add_argument("--stealth", action="store_true", help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2")
+    report.add_argument(
+        "--statistics",
+        action="store_true",
+        help="add 95 %% intervals, runs below 10 %% ASR and ranges over swept options; rank the defenses below",
+    )
     report.set_defaults(command=_report)
+
+    analyze = commands.add_parser(
+        "analyze",
+        usage="bdjax analyze ANALYSIS RUNS [RUNS ...] [--option VALUE ...] [--figures DIR] [--format FORMAT] ...",
+        help="look into the networks of finished runs, and draw what is there",
+        description="Measure finished runs and draw a figure of them. Needs their checkpoints and data; what has been "
+        "measured is kept beside the record and not measured again.",
+        epilog="An analysis' options are its own: see bdjax list analyses ANALYSIS.",
+        allow_abbrev=False,
+    )
+    analyze.add_argument("analysis", metavar="ANALYSIS", help="as bdjax list analyses names them")
+    analyze.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    analyze.add_argument("--figures", default="figures", metavar="DIR", help="of the figure (default: figures)")
+    analyze.add_argument("--format", default="png", help="png, pdf or svg (default: png)")
+    analyze.add_argument("--data-dir", help="where prepared data sets lie")
+    analyze.add_argument("--quiet", action="store_true", help="no progress")
+    analyze.set_defaults(command=_analyze)
+
+    compare = commands.add_parser(
+        "compare",
+        usage="bdjax compare RUNS [RUNS ...] --defenses FIRST SECOND [--metric METRIC ...] [--format FORMAT]",
+        help="two defenses on the same victims and seeds",
+        description="Compare two defenses over the runs that differ in nothing else, and test their differences by "
+        "flipping signs.",
+        allow_abbrev=False,
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUNS", help=_RUNS)
+    compare.add_argument(
+        "--defenses",
+        nargs=2,
+        required=True,
+        metavar=("FIRST", "SECOND"),
+        help="as the table of the report labels them, such as ft_sam, or 'ft_sam rho=2' where there are several",
+    )
+    compare.add_argument(
+        "--metric",
+        nargs="+",
+        metavar="METRIC",
+        help="clean_accuracy, attack_success_rate, robust_accuracy, defense_effectiveness_rating (default: all but the "
+        "third)",
+    )
+    compare.add_argument("--format", default="console", help="console, markdown, csv or latex")
+    compare.set_defaults(command=_compare)
+
+    export = commands.add_parser(
+        "export",
+        help="records of finished runs as one file",
+        description="Write the records of finished runs to one file, a line of JSON each, without checkpoints, images "
+        "and the epochs' losses. bdjax report and bdjax compare read it like the runs.",
+        allow_abbrev=False,
+    )
+    export.add_argument("runs", nargs="+", metavar="RUNS", help=_RUNS)
+    export.add_argument("--out", default="records.jsonl", metavar="FILE", help="replaced if there (records.jsonl)")
+    export.set_defaults(command=_export)
 
     smoothness = commands.add_parser(
         "smoothness",
@@ -523,9 +585,61 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
     del rest
-    _print_table(options.runs, options.format, options.smoothness, options.stealth)
+    _print_table(options.runs, options.format, options.smoothness, options.stealth, options.statistics)
     if options.figures:
         _draw(options.runs, Path(options.figures))
+    if options.html:
+        from bdjax import findings, page, report
+
+        runs = report.load(options.runs)
+        print(page.write(runs, options.html, findings.pictures(runs)))
+    return 0
+
+
+def _analyze(options: argparse.Namespace, rest: list[str]) -> int:
+    from bdjax import analyze, schema
+    from bdjax.train import compilation
+
+    compilation.enable_cache()
+    for file in analyze.analyze(
+        options.analysis,
+        options.runs,
+        options.figures,
+        options=schema.overrides(rest),
+        format=options.format,
+        data_dir=options.data_dir,
+        on_run=_teller(options.quiet),
+    ):
+        print(file)
+    return 0
+
+
+def _teller(quiet: bool) -> Callable[[int, int, Any], None]:
+    def tell(number: int, count: int, record: Any) -> None:
+        if not quiet:
+            print(f"{number}/{count} {record.run_id}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from bdjax import paired, report, tables
+
+    one_of(tables.FORMATS, format=options.format)
+    first, second = options.defenses
+    found = paired.compare(report.load(options.runs), first, second, options.metric or paired.METRICS)
+    print(paired.table(found, options.format))
+    return 0
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    del rest
+    from bdjax import bundle, report
+
+    file = bundle.check(options.out)
+    found = report.load(options.runs)
+    print(f"{bundle.write(found, file)}: {len(found)} {'run' if len(found) == 1 else 'runs'}")
     return 0
 
 
@@ -535,16 +649,12 @@ def _smoothness(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax.analysis.smoothness import VARIANTS, Settings
     from bdjax.train import compilation
 
-    def tell(number: int, count: int, record: Any) -> None:
-        if not options.quiet:
-            print(f"{number}/{count} {record.run_id}", file=sys.stderr, flush=True)
-
     compilation.enable_cache()
     given = {name: getattr(options, name) for name in ("images", "draws", "chunk")}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     variants = options.variant or VARIANTS
     for file in saved.smoothness(
-        options.runs, variants=variants, settings=settings, data_dir=options.data_dir, on_run=tell
+        options.runs, variants=variants, settings=settings, data_dir=options.data_dir, on_run=_teller(options.quiet)
     ):
         print(file)
     return 0
@@ -569,10 +679,21 @@ def _bench(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _print_table(runs: Sequence[Any], style: str = "console", sharpness: bool = False, stealth: bool = False) -> None:
-    from bdjax import report, tables
+def _print_table(
+    runs: Sequence[Any],
+    style: str = "console",
+    sharpness: bool = False,
+    stealth: bool = False,
+    statistics: bool = False,
+) -> None:
+    from bdjax import ranking, report, sensitivity, tables
 
-    print(tables.table(report.summarize(report.load(runs), sharpness=sharpness, stealth=stealth), style))
+    rows = report.summarize(report.load(runs), sharpness=sharpness, stealth=stealth, intervals=statistics)
+    if statistics:
+        rows = ranking.with_mean_ranks(sensitivity.with_ranges(rows))
+    print(tables.table(rows, style))
+    if statistics and style != "csv":  # which has the mean ranks in a column
+        print("\n" + ranking.table(ranking.rank(rows), style))
 
 
 def _draw(runs: Sequence[Any], folder: Path) -> None:

@@ -246,7 +246,7 @@ def _latex(cells: Sequence[Cell], setting: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return tables._escape(text).replace(_NOTED, r"$^\dagger$").replace("−", "$-$")
+    return tables.escape_latex(text).replace(_NOTED, r"$^\dagger$").replace("−", "$-$")
 
 
 def _csv(cells: Sequence[Cell], setting: str) -> str:

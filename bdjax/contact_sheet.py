@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from bdjax.checks import InputError
-from bdjax.layout import GREY, HEADING, MARGIN, STYLE, WIDTH, axes, need_matplotlib, save, write
-from bdjax.show import Shown
+from bdjax.layout import FORMATS, GREY, HEADING, MARGIN, STYLE, WIDTH, axes, need_matplotlib, save, write
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what is shown is made with JAX, which drawing it does not need
     from matplotlib.figure import Figure
 
-FORMATS = (".png", ".pdf", ".svg")
+    from bdjax.show import Shown
+
 _NAMES, _GAP = 1.55, 0.04  # inches: the column of names, and between images
 _SCALES = (1, 2, 5, 10, 20, 50, 100)  # of the residual
 
@@ -49,8 +49,8 @@ def check(path: str | Path) -> Path:
       InputError: another suffix than png, pdf or svg, or no matplotlib.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise InputError(f"file must end in {', '.join(FORMATS)}; got {str(path)!r}.")
+    if path.suffix[1:] not in FORMATS:
+        raise InputError(f"file must end in .{', .'.join(FORMATS)}; got {str(path)!r}.")
     need_matplotlib()
     return path
 
@@ -60,6 +60,13 @@ def scale(change: np.ndarray) -> int:
     size = np.abs(change[change != 0])
     reach = float(np.quantile(size, 0.99)) if size.size else 0.0
     return max((k for k in _SCALES if k * reach <= 127), default=1)
+
+
+def residual(clean: np.ndarray, triggered: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return what a trigger changes on uint8 images, 128 + k (x' − x), and k of `scale`."""
+    change = triggered.astype(np.int32) - clean
+    k = scale(change)
+    return np.clip(128 + k * change, 0, 255).astype(np.uint8), k
 
 
 def _page(shown: Sequence[Shown], heading: str) -> Figure:
@@ -94,10 +101,9 @@ def _lines(shown: Sequence[Shown]) -> Any:
             last = one.clean
         seen = one.stealth
         yield one.attack, (f"PSNR {seen.psnr:.1f} dB", f"SSIM {seen.ssim:.3f}"), one.triggered, 0.1
-        change = one.triggered.astype(np.int32) - one.clean
-        k = scale(change)
+        change, k = residual(one.clean, one.triggered)
         words = (f"ℓ∞ {255 * seen.linf:.0f} levels", f"{seen.changed_share:.0%} changed")
-        yield f"residual × {k}", words, np.clip(128 + k * change, 0, 255).astype(np.uint8), 0.0
+        yield f"residual × {k}", words, change, 0.0
 
 
 def _image(page: Figure, image: np.ndarray, left: float, top: float, width: float, height: float) -> None:

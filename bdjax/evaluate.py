@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from bdjax.checks import InputError, integer
@@ -14,6 +16,7 @@ from bdjax.train import compilation
 from bdjax.types import Images, Metrics, Model, PoisonedSplit, Split, Variables
 
 BATCH = 500
+Function: TypeAlias = Callable[[np.ndarray], Any]  # float32 images [n, h, w, c] in [0, 1] → logits [n, k]
 
 
 def evaluate(
@@ -36,6 +39,51 @@ def evaluate(
     on_clean = predict(model, variables, clean.image, batch_size=batch_size)
     on_triggered = predict(model, variables, triggered.visible.image, batch_size=batch_size)
     return count(on_clean, on_triggered, clean, triggered)
+
+
+def evaluate_function(
+    function: Function,
+    clean: Split,
+    triggered: PoisonedSplit,
+    *,
+    num_classes: int | None = None,
+    batch_size: int = BATCH,
+) -> Metrics:
+    """Count as `evaluate` does what any function makes of the images: a model of your own, whatever computes it.
+
+    The function gets NumPy batches of float32 images in [0, 1], NHWC, each a new array. All have the same shape (the
+    last one repeats its last image), so that a jitted function is compiled once. It does what its model needs before
+    (normalize, transpose) and returns logits, in evaluation mode: anything that `numpy.asarray` takes.
+
+    Args:
+      function: images [n, h, w, c] → logits [n, k].
+      clean: the test split.
+      triggered: of `bdjax.poison.poison_test`.
+      num_classes: k; if not given, any k that has a logit for each label.
+      batch_size: images a call.
+
+    Raises:
+      InputError: as `evaluate`; or what the function returns is no array of numbers, has another shape or number of
+        classes, or is NaN for an image that counts. What the function itself raises passes through.
+
+    >>> from bdjax import data
+    >>> test = data.load("digits").test
+    >>> triggered = PoisonedSplit(test, test.label, test.valid)  # no trigger at all
+    >>> always_three = lambda image: np.eye(10)[[3] * len(image)]
+    >>> metrics = evaluate_function(always_three, test, triggered)
+    >>> int(metrics.clean_correct) == int((test.label == 3).sum())
+    True
+    """
+    integer(1, batch_size=batch_size)
+    size = max(1, min(batch_size, max(clean.label.shape[0], triggered.visible.label.shape[0])))
+    if num_classes is None:
+        labels = (clean.label, triggered.visible.label, triggered.original_label)
+        enough = max((int(label.max()) + 1 for label in labels if label.shape[0]), default=1)
+        classes = range(enough, np.iinfo(np.int32).max)
+    else:
+        classes = range(num_classes, num_classes + 1)
+    ask = _Ask(function, size, classes)
+    return count(ask(clean, "clean"), ask(triggered.visible, "triggered"), clean, triggered)
 
 
 def count(
@@ -85,6 +133,46 @@ def predictions(model: Model, variables: Variables, image: Array, batch_size: in
         return logits.argmax(-1)
 
     return jax.lax.map(step, padded.reshape(steps, batch_size, *image.shape[1:])).reshape(-1)[:rows]
+
+
+class _Ask:
+    """Asks a function for the classes of images, a batch at a time, and checks its answers."""
+
+    def __init__(self, function: Function, size: int, classes: range):
+        self._function, self._size, self._classes = function, size, classes
+
+    def __call__(self, split: Split, kind: str) -> Int[Array, " n"]:
+        valid = np.asarray(split.valid)
+        found = [np.zeros(0, np.int32)]
+        for start in range(0, len(valid), self._size):
+            image = as_float(jnp.asarray(split.image[start : start + self._size]))
+            rows = len(image)
+            batch = np.empty((self._size, *image.shape[1:]), np.float32)  # its own, to be written to
+            batch[:rows], batch[rows:] = image, image[-1]
+            logits = self._checked(self._function(batch))[:rows]
+            undefined = np.isnan(logits).any(-1) & valid[start : start + rows]
+            if undefined.any():
+                first = start + int(undefined.argmax())
+                raise InputError(f"function must return numbers, got NaN for {kind} test image {first}.")
+            found.append(logits.argmax(-1).astype(np.int32))
+        return jnp.asarray(np.concatenate(found))
+
+    def _checked(self, returned: Any) -> np.ndarray:
+        try:
+            logits = np.asarray(returned)
+        except Exception as error:  # whatever a foreign array raises
+            reason = " ".join(str(error).split())
+            raise InputError(f"function must return an array, got {type(returned).__name__} ({reason}).") from error
+        if not (jnp.issubdtype(logits.dtype, jnp.floating) or jnp.issubdtype(logits.dtype, jnp.integer)):
+            what = f"{type(returned).__name__} of {logits.dtype}"
+            raise InputError(f"function must return an array of real numbers, got {what}.")
+        if logits.ndim != 2 or logits.shape[0] != self._size:
+            wanted = f"({self._size}, classes) for {self._size} images"
+            raise InputError(f"function must return logits of the shape {wanted}, got {logits.shape}.")
+        if logits.shape[1] not in self._classes:
+            wanted = f"{self._classes.start}{'' if len(self._classes) == 1 else ' or more'}"
+            raise InputError(f"function must return logits of {wanted} classes, got {logits.shape[1]}.")
+        return logits
 
 
 _predict = compilation.jit(predictions, static_argnames=("model", "batch_size"))

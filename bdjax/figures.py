@@ -19,6 +19,7 @@ from bdjax import sensitivity
 from bdjax.checks import InputError, one_of
 from bdjax.layout import (
     BLUE,
+    FORMATS,
     GREEN,
     GREY,
     HEADING,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 SAMPLES = "samples.npz"
-FORMATS = ("png", "pdf", "svg")
 OVERVIEW_ATTACKS = 4  # more do not fit on one page
 
 _GAP, _LINE, _HEADER = 0.3, 0.155, 0.75  # inches
@@ -79,7 +79,7 @@ def draw(records: Iterable[Record], folder: str | Path, format: str = "png") -> 
     rows = summarize(records)
     if not rows:
         raise InputError("There are no records to draw.")
-    samples = _samples(rows)
+    samples = read_samples(rows)
     curves = sensitivity.find(rows)
     folder = Path(folder)
     try:
@@ -121,10 +121,13 @@ class Sample:
         return str(names[label]) if 0 <= label < len(names) else str(label)
 
 
-def _samples(rows: Sequence[Row]) -> dict[str, Sample]:
+def read_samples(rows: Sequence[Row]) -> dict[str, Sample]:
     """Return one run with test images per victim: the lowest seed of the defense with the highest mean DER.
 
     Where that one has no images, it is the first row that has.
+
+    Raises:
+        InputError: damaged test images.
     """
     found, lacking = {}, []
     for title, group in victims(rows).items():
@@ -172,7 +175,7 @@ def _attacker_label(record: Record, label: np.ndarray) -> np.ndarray:
     return np.full_like(label, -1)
 
 
-def _columns(sample: Sample, most: int) -> list[int]:
+def choose(sample: Sample, most: int) -> list[int]:
     """Choose images that the attack is meant to change, one of each class first; predictions play no part."""
     label = sample.arrays["label"]
     changed = [i for i in range(len(label)) if label[i] != sample.attacker_label[i]] or list(range(len(label)))
@@ -185,7 +188,7 @@ def _cells(sample: Sample, width: float) -> tuple[list[int], float, float]:
     names = [sample.class_name(label) for label in np.unique(sample.arrays["label"])]
     least = min(max(0.5, 0.14 + max(print_width(f"✗ {name}") for name in names)), 1.2)
     room = width - _HEADER
-    chosen = _columns(sample, min(int(room / least), 10))
+    chosen = choose(sample, min(int(room / least), 10))
     column = min(room / len(chosen), 1.2)
     height, across = sample.arrays["clean"].shape[1:3]
     return chosen, column, min(0.9 * column * height / across, 1.5 * column)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colors, three of them darkened until small print is easy to read on white
 BLUE, ORANGE, GREEN, GREY = "#0068A8", "#C44E00", "#007A5A", "#6B6B6B"
+# Dots, and rings around those that are at the same place
+BEFORE = {"label": "before the defense", "color": BLUE, "marker": "o", "ms": 2.8, "mew": 0, "ls": "", "alpha": 0.65}
+AFTER = {**BEFORE, "label": "after the defense", "color": ORANGE, "mfc": "none", "mew": 0.6, "ms": 3.2}
+WEIGHT_NORM = r"weight norm $\|W_k\|_2$"
 STYLE = {"font.family": "DejaVu Sans", "font.size": 8.5, "pdf.fonttype": 42, "svg.hashsalt": "bdjax"}
+FORMATS = ("png", "pdf", "svg")
 WIDTH, MARGIN = 8.0, 0.15  # inches
 HEADING = {"size": 11, "weight": "bold"}
+KEY = 0.28  # inches from the bottom of a page of panels to its key
 
 
 def need_matplotlib() -> None:
@@ -47,10 +54,12 @@ def print_width(words: str) -> float:
 
 
 def cut(words: str, room: float) -> str:
-    """Return words that print no wider than the room, ending in … where they were cut."""
-    while len(words) > 3 and print_width(words) > room:
-        words = words[:-2].rstrip("… ") + "…"
-    return words
+    """Return words that print no wider than the room, ending in … where they were cut; two letters always stay."""
+    if len(words) <= 3 or print_width(words) <= room:
+        return words
+    shortened = [words[:length].rstrip() + "…" for length in range(2, len(words))]
+    fitting = bisect.bisect_right(shortened, room, key=print_width)
+    return shortened[max(fitting - 1, 0)]
 
 
 def wrap(words: str, room: float) -> list[str]:
@@ -76,6 +85,41 @@ def axes(page: Figure, left: float, top: float, width: float, height: float) -> 
     return page.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
+def panels(
+    titles: Iterable[str], heading: str, *, columns: int = 2, height: float = 1.6, left: float = 0.5
+) -> tuple[Figure, list[Axes]]:
+    """Return a page of axes of equal size, one for each title, from left to right and down.
+
+    Args:
+      titles: above the panels.
+      heading: above all.
+      columns: panels side by side.
+      height: of a panel, and ``left``, the room for its numbers, in inches.
+
+    The strip of ``KEY`` inches at the bottom is left for a `legend`.
+    """
+    from matplotlib.figure import Figure
+
+    titles = list(titles)
+    below, above = 0.5, 0.3  # axis label and numbers; title
+    width = (WIDTH - 2 * MARGIN) / columns - left - 0.1
+    lines = -(-len(titles) // columns)
+    page = Figure(figsize=(WIDTH, 0.4 + lines * (above + height + below) + KEY), facecolor="white")
+    write(page, MARGIN, 0.12, cut(heading, 0.75 * (WIDTH - 2 * MARGIN)), **HEADING)
+    made = []
+    for number, title in enumerate(titles):
+        line, column = divmod(number, columns)
+        x, y = MARGIN + left + column * (width + left + 0.1), 0.4 + line * (above + height + below) + above
+        write(page, x, y - 0.2, cut(title, 0.9 * width), weight="bold")
+        ax = axes(page, x, y, width, height)
+        ax.grid(color="#D5D5D5", lw=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+        made.append(ax)
+    return page, made
+
+
 def write(page: Figure, left: float, top: float, words: str, **style: Any) -> None:
     """Write words whose top left corner is given in inches from that of the page."""
     across, down = page.get_size_inches()
@@ -88,3 +132,18 @@ def legend(page: Figure, key: Sequence[Artist], top: float) -> None:
     page.legend(
         handles=key, loc="upper center", bbox_to_anchor=at, ncol=len(key), frameon=False, borderpad=0, handletextpad=0.4
     )
+
+
+def remark(ax: Axes, words: str) -> None:
+    """Write words into the top right corner of a panel, for which its contents make room."""
+    ax.margins(y=0.2)
+    box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
+    small = 0.85 * STYLE["font.size"]
+    ax.text(0.99, 0.97, words, transform=ax.transAxes, ha="right", va="top", size=small, color=GREY, bbox=box)
+
+
+def key(*styles: Mapping[str, Any]) -> list[Artist]:
+    """Return a key of lines and marks that are drawn in these styles, each with its label."""
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], **style) for style in styles]

@@ -9,17 +9,17 @@ import logging
 import math
 import os
 import re
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bdjax.checks import InputError
 from bdjax.records import SCHEMA_VERSION, SMOOTHNESS, read_json
+from bdjax.uncertainty import Interval, Statistic, interval, statistic
 
 SECTIONS = ("data", "model", "attack", "defense")
-RECORD, CONFIG = "record.json", "config.yaml"
+RECORD, CONFIG, BUNDLE = "record.json", "config.yaml", ".jsonl"
 RATES = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "defense_effectiveness_rating")
 COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
 SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the defended network, in its smoothness.json
@@ -35,10 +35,26 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """One finished run: one victim, one defense, one seed. ``content`` is its whole ``record.json``, checked."""
+    """One finished run: one victim, one defense, one seed.
+
+    ``content`` is its whole ``record.json``, checked, and ``folder`` what else the run has left. Of a record that was
+    read from a bundle (`bdjax.bundle`), ``folder`` is that file, ``line`` where it stands there, and ``content`` holds
+    the ``smoothness`` too and has no ``history``.
+    """
 
     folder: Path
     content: Mapping[str, Any]
+    line: int | None = None
+
+    @property
+    def file(self) -> Path:
+        """The file that the record stands in: its own, or that of many."""
+        return self.folder / RECORD if self.line is None else self.folder
+
+    @property
+    def source(self) -> str:
+        """Say where the record stands, for messages."""
+        return f"{self.file}" if self.line is None else f"{self.file} line {self.line}"
 
     @property
     def run_id(self) -> str:
@@ -76,14 +92,26 @@ class Record:
         Raises:
             InputError: ``smoothness.json`` is damaged.
         """
-        file = self.folder / SMOOTHNESS
-        content = read_json(file) or {}
+        content = self.smoothness()
         try:
             measured = content.get("after", {}).get("mixed", {})
             values = {name: measured.get(name) for name in SHARPNESS}
             return {name: math.nan if value is None else float(value) for name, value in values.items()}
         except (AttributeError, TypeError, ValueError) as error:
+            if self.line is not None:
+                raise InputError(f"smoothness in {self.source} is damaged ({error}).") from error
+            file = self.folder / SMOOTHNESS
             raise InputError(f"{file} is damaged ({error}); delete it to make it again.") from error
+
+    def smoothness(self) -> Mapping[str, Any]:
+        """Return all that was measured of the loss surface, as ``smoothness.json`` has it; empty if nothing was.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if self.line is not None:
+            return self.content.get("smoothness", {})
+        return read_json(self.folder / SMOOTHNESS) or {}
 
     def stealth(self) -> Mapping[str, float]:
         """Return ``STEALTH``; NaN where there is no finite value or an older bdjax did not measure it.
@@ -95,23 +123,24 @@ class Record:
             measured = self.content.get("stealth", {}).get("test", {})
             return {name: math.nan if measured.get(name) is None else float(measured[name]) for name in STEALTH}
         except (AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"stealth in {self.folder / RECORD} is damaged ({error}).") from error
+            raise InputError(f"stealth in {self.source} is damaged ({error}).") from error
 
 
 def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
     """Read the records of finished runs.
 
-    Each path is a run folder, a folder that holds run folders at any depth, or a ``record.json``. Unfinished runs are
-    left out and counted in a warning, and so are repetitions (see ``distinct``).
+    Each path is a run folder, a folder that holds run folders at any depth, a ``record.json``, or a bundle of records
+    (``.jsonl``, of `bdjax.bundle.write`). Unfinished runs are left out and counted in a warning, and so are repetitions
+    (see ``distinct``).
 
     Raises:
         InputError: no such path, nothing finished under it, or a record that cannot be read or lacks a key.
     """
-    records: dict[Path, Record] = {}
+    records: dict[tuple[Path, int | None], Record] = {}
     unfinished = diverged = 0
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         files, started = _find(Path(path))
-        found = list(map(_read, files))
+        found = [record for file in files for record in _read(file)]
         finished = [record for record in found if isinstance(record, Record)]
         diverged += found.count("diverged")
         started += len(found) - len(finished) - found.count("diverged")
@@ -119,7 +148,7 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
             also = f" ({started} unfinished)" if started else ""
             raise InputError(f"There is no record of a finished run under {path}{also}.")
         unfinished += started
-        records.update((record.folder.resolve(), record) for record in finished)
+        records.update(((record.folder.resolve(), record.line), record) for record in finished)
     if unfinished:
         _log.warning("Left out %s without a finished record.", _plural(unfinished, "run"))
     if diverged:
@@ -157,24 +186,43 @@ def _find(path: Path) -> tuple[list[Path], int]:
     return files, started
 
 
-def _read(file: Path) -> Record | str:
-    """Return the record in a file, or its status where the run is not finished."""
+def _read(file: Path) -> Iterator[Record | str]:
+    """Yield each record in a file, or its status where the run is not finished."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{file} is not valid JSON: {error}.") from error
-    _require(file, content, "schema_version", int)
+    if file.suffix != BUNDLE:
+        yield _checked(Record(file.parent, _parsed(str(file), text)), str(file))
+        return
+    for number, line in enumerate(text.split("\n"), 1):  # a text may hold what splitlines would split at
+        if line.strip():
+            source = f"{file} line {number}"
+            yield _checked(Record(file, _parsed(source, line), number), source)
+
+
+def _parsed(source: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source} is not valid JSON: {error}.") from error
+
+
+def _checked(record: Record, source: str) -> Record | str:
+    """Return a record that has all that the report reads, or its status where the run is not finished."""
+    content = record.content
+    _require(source, content, "schema_version", int)
     if content["schema_version"] != SCHEMA_VERSION:
         version = content["schema_version"]
-        raise InputError(f"{file} has schema_version {version}, and this bdjax reads only {SCHEMA_VERSION}.")
-    _require(file, content, "status", str)
+        raise InputError(f"{source} has schema_version {version}, and this bdjax reads only {SCHEMA_VERSION}.")
+    _require(source, content, "status", str)
     if content["status"] != "finished":
         return content["status"]
     for key, kind in _required().items():
-        _require(file, content, key, kind)
-    return Record(file.parent, content)
+        _require(source, content, key, kind)
+    return record
 
 
 def _required() -> dict[str, type]:
@@ -188,16 +236,16 @@ def _required() -> dict[str, type]:
     return keys | {"data.num_classes": int, "data.class_names": list}
 
 
-def _require(file: Path, content: Any, dotted: str, kind: type) -> None:
+def _require(source: str, content: Any, dotted: str, kind: type) -> None:
     value = content
     for key in dotted.split("."):
         if not isinstance(value, Mapping) or key not in value:
-            raise InputError(f"{file} lacks the key {dotted}.")
+            raise InputError(f"{source} lacks the key {dotted}.")
         value = value[key]
     accepted = (int, float) if kind is float else kind
     if isinstance(value, bool) or not isinstance(value, accepted):
         what = {int: "a whole number", float: "a number", str: "a text", list: "a list"}[kind]
-        raise InputError(f"{dotted} in {file} must be {what}, got {value!r}.")
+        raise InputError(f"{dotted} in {source} must be {what}, got {value!r}.")
 
 
 def _plural(number: int, noun: str) -> str:
@@ -205,13 +253,6 @@ def _plural(number: int, noun: str) -> str:
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
-
-
-class Statistic(NamedTuple):
-    """Mean over seeds and sample standard deviation (n - 1), which one run does not have."""
-
-    mean: float
-    std: float | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -239,11 +280,14 @@ class Row:
     low_attack_success_share: float  # share of the runs with an attack success rate below 10 %
     sharpness: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)  # of SHARPNESS, where asked for
     stealth: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)  # of STEALTH, likewise
+    intervals: Mapping[str, Interval | None] = dataclasses.field(default_factory=dict)  # of RATES, likewise
+    ranges: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)  # `sensitivity.with_ranges`
+    mean_rank: float | None = None  # `ranking.with_mean_ranks`
 
     def without(self, option: str) -> Row:
         """Return the same row with a setting neither in its labels nor among its settings."""
         settings = {key: value for key, value in self.settings.items() if key != option}
-        data, model, attack, defense = (_label(self.records[0], section, settings) for section in SECTIONS)
+        data, model, attack, defense = (label(self.records[0], section, settings) for section in SECTIONS)
         return dataclasses.replace(self, data=data, model=model, attack=attack, defense=defense, settings=settings)
 
     @property
@@ -269,12 +313,15 @@ class Row:
         return self.records[0].config[section]["name"]
 
 
-def summarize(records: Iterable[Record], *, sharpness: bool = False, stealth: bool = False) -> list[Row]:
+def summarize(
+    records: Iterable[Record], *, sharpness: bool = False, stealth: bool = False, intervals: bool = False
+) -> list[Row]:
     """Sum up runs that differ only in their seed (and data folder).
 
     The order is that of the names of data, model and attack, then ``none``, ``ft`` and the other defenses, each with
     its settings in natural order (ρ = 2 before ρ = 10), whatever the order of the records. With ``sharpness`` or
-    ``stealth`` each row has that too; it is NaN unless every seed was measured.
+    ``stealth`` each row has that too; it is NaN unless every seed was measured. With ``intervals`` each row has the
+    95 % interval of each mean rate (`bdjax.uncertainty.interval`), None for one seed.
     """
     ordered = sorted(distinct(records), key=lambda record: (identity(record), record.seed))
     groups: dict[str, list[Record]] = {}
@@ -287,6 +334,8 @@ def summarize(records: Iterable[Record], *, sharpness: bool = False, stealth: bo
         rows = (dataclasses.replace(row, sharpness=_measured(row, Record.sharpness)) for row in rows)
     if stealth:
         rows = (dataclasses.replace(row, stealth=_measured(row, Record.stealth)) for row in rows)
+    if intervals:
+        rows = (dataclasses.replace(row, intervals=_intervals(row)) for row in rows)
     return sorted(rows, key=_order)
 
 
@@ -340,27 +389,26 @@ def _rating(row: Row) -> float:
 
 
 def _row(records: list[Record], settings: dict[str, Any]) -> Row:
-    data, model, attack, defense = (_label(records[0], section, settings) for section in SECTIONS)
+    data, model, attack, defense = (label(records[0], section, settings) for section in SECTIONS)
     values = {name: [record.value(name) for record in records] for name in RATES + COSTS}
     low = sum(rate < LOW_ATTACK_SUCCESS for rate in values["attack_success_rate"]) / len(records)
-    summed: dict[str, Any] = {name: _statistic(of_seeds) for name, of_seeds in values.items()}
+    summed: dict[str, Any] = {name: statistic(of_seeds) for name, of_seeds in values.items()}
     return Row(data, model, attack, defense, settings, tuple(records), low_attack_success_share=low, **summed)
 
 
 def _measured(row: Row, values: Callable[[Record], Mapping[str, float]]) -> dict[str, Statistic]:
     found = list(map(values, row.records))
-    return {name: _statistic([of[name] for of in found]) for name in found[0]}
+    return {name: statistic([of[name] for of in found]) for name in found[0]}
 
 
-def _label(record: Record, section: str, settings: Mapping[str, Any]) -> str:
+def _intervals(row: Row) -> dict[str, Interval | None]:
+    return {name: interval([record.value(name) for record in row.records]) for name in RATES}
+
+
+def label(record: Record, section: str, settings: Mapping[str, Any]) -> str:
+    """Return the name of a record's ``data``, ``model``, ``attack`` or ``defense`` and what settings of it are told."""
     shown = [f"{SYMBOLS.get(key, key)}={plain(value)}" for key, value in _of(section, settings)]
     return " ".join([record.config[section]["name"], *shown])
-
-
-def _statistic(values: list[float]) -> Statistic:
-    if any(map(math.isnan, values)):
-        return Statistic(math.nan, None)  # statistics.stdev fails on it, in Python 3.11
-    return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def identity(record: Record, *aside: str) -> str:
@@ -370,6 +418,16 @@ def identity(record: Record, *aside: str) -> str:
     """
     settings = {key: plain(value) for key, value in flatten(record.config).items() if key not in aside}
     return json.dumps(settings, sort_keys=True)
+
+
+def without_defense(record: Record, *aside: str) -> str:
+    """Return what decides the attacked network and what the defender has, as canonical text; some options aside."""
+    return identity(record, *aside, *(key for key in flatten(record.config) if of_defense(key)))
+
+
+def of_defense(key: str) -> bool:
+    """Say whether a dotted key of a config is an option of the defense, or of how its strength is chosen."""
+    return key.startswith(("defense.", "selection."))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

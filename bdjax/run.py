@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,26 +17,22 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from bdjax import attacker, data, defenses, evaluate, poison, records, schema, stealth, strength
+from bdjax import attacker, defenses, evaluate, plans, poison, records, schema, stealth, strength
 from bdjax import config as configs
 from bdjax.analysis import smoothness
-from bdjax.analysis.curve import Curve
+from bdjax.analysis._curve import Curve
 from bdjax.attacker import Stage
-from bdjax.checks import InputError, named, one_of
-from bdjax.config import Config, DataConfig
-from bdjax.data import aside, splits
+from bdjax.checks import InputError
+from bdjax.config import Config
 from bdjax.defenses import stage_key
-from bdjax.defenses.chain import Chain, stages
-from bdjax.train import hosts, loop, residence, sharding, streamed
+from bdjax.defenses.chain import stages
+from bdjax.plans import Plan
+from bdjax.train import hosts, loop, sharding, streamed
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import (
-    Attack,
-    Dataset,
     Defense,
-    FittedTrigger,
     LearnedTrigger,
     Metrics,
-    Model,
     PoisonedSplit,
     Split,
     TriggerState,
@@ -47,9 +42,6 @@ from bdjax.types import (
 _log = logging.getLogger(__name__)
 _COMPARED = 500  # images on which a trigger of training is compared, which may take long to put on
 SAMPLES = 10  # test images whose predictions a run keeps for the figures
-
-# One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
-_PURPOSES = ("trigger", "poison", "test", "init", "training", "holdout", "defense", "selection", "smoothness")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,22 +67,6 @@ class Execution:
     should_stop: Callable[[], bool] | None = None
     smoothness: int = 0
     data_on: str = "auto"
-
-
-class Plan(NamedTuple):
-    """Everything that a run needs, built and checked before anything is compiled."""
-
-    config: Config
-    dataset: Dataset
-    fingerprint: dict[str, str]
-    attack: Attack
-    trigger_state: TriggerState  # as it is before anything is trained, or as `arm` was given it
-    model: Model
-    stages: list[Stage]  # of the attacker's training; the last is the victim's
-    defense: Defense | Chain
-    attackers: Split  # clean rows that the attacker poisons and trains on
-    holdout: Split
-    data_on: str  # where those of the attacker are
 
 
 class Guesses(NamedTuple):
@@ -130,7 +106,7 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
     if (record := finished(folder)) is not None:
         _warn_of_no_curve(folder, execution)
         return record
-    plan = prepare(config, execution.devices, execution.data_on)
+    plan = plans.prepare(config, execution.devices, execution.data_on)
     hosts.check_same(data=plan.fingerprint, versions=records.versions())
     with _locked(folder):
         if (record := finished(folder)) is not None:  # another process was faster
@@ -140,7 +116,7 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
         _check_curve(plan, execution)
         with _locked(execution.out / "victims" / config.victim_id):
             victim = attack(plan, execution)
-        plan = arm(plan, victim.trigger_state)
+        plan = plans.arm(plan, victim.trigger_state)
         curve = _curve(plan, victim.triggered, execution)
         plan, selection = select_strength(plan, victim.trained.variables, folder / "selection.json")
         purified = defend(plan, victim.trained.variables, execution, curve)
@@ -150,8 +126,8 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
 def attack(plan: Plan, execution: Execution) -> Victim:
     """Train the victim, or restore it, and test it."""
     trained, trigger_state, poisoned_count = plant(plan, execution)
-    plan = arm(plan, trigger_state)
-    triggered = triggered_test(plan)
+    plan = plans.arm(plan, trigger_state)
+    triggered = plans.triggered_test(plan)
     metrics, guesses = _score(plan, trained.variables, triggered)
     seen = _stealth(plan, triggered)
     return Victim(trained, trigger_state, poisoned_count, triggered, metrics, guesses, seen)
@@ -159,23 +135,11 @@ def attack(plan: Plan, execution: Execution) -> Victim:
 
 def trigger_state(plan: Plan, execution: Execution) -> TriggerState:
     """Return the trigger's state when the victim is done; what does not decide it is not trained."""
-    if _learns_nothing(plan):
+    if plans.learns_nothing(plan):
         return plan.trigger_state
     stages = plan.stages if isinstance(plan.attack.trigger, LearnedTrigger) else plan.stages[:-1]
     with _locked(execution.out / "victims" / plan.config.victim_id):
         return _train(plan, stages, execution)[1]
-
-
-def arm(plan: Plan, state: TriggerState) -> Plan:
-    """Return the plan with the trigger as the attacker has made it; a defender who knows the trigger knows this one."""
-    if _learns_nothing(plan):
-        return plan
-    defense = _with_trigger(configs.build_defense(plan.config), plan.config, plan.attack, state)
-    return plan._replace(trigger_state=state, defense=defense)
-
-
-def _learns_nothing(plan: Plan) -> bool:
-    return not isinstance(plan.attack.trigger, FittedTrigger | LearnedTrigger)
 
 
 def conclude(
@@ -203,8 +167,8 @@ def conclude(
         "device": {**records.device(execution.devices), **records.memory(), "data_on": plan.data_on},
         "data": _describe(plan, victim.poisoned_count),
         "metrics": {
-            "before": _metrics(victim.metrics),
-            "after": _metrics(after),
+            "before": plain_metrics(victim.metrics),
+            "after": plain_metrics(after),
             "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(victim.metrics, after)),
         },
         "stealth": victim.stealth,
@@ -231,7 +195,7 @@ def run_with_controls(config: Config, execution: Execution) -> list[dict[str, An
     rows = with_controls(config)
     for row in reversed(rows):  # whatever is wrong with one should not wait for the others
         if finished(execution.out / row.run_id) is None:
-            prepare(row, execution.devices, execution.data_on)
+            plans.prepare(row, execution.devices, execution.data_on)
     return [run(row, execution) for row in rows]
 
 
@@ -240,43 +204,8 @@ def _control(config: Config) -> Config:
     control = config.control()
     if any(stage.batch_size is not None for stage in stages(configs.build_defense(config))):
         return control
-    images = int(_holdout_rows(config, _load(config.data, False)[0]).size)
-    batch_size = min(control.defense.options["batch_size"], images)
+    batch_size = min(control.defense.options["batch_size"], plans.holdout_size(config))
     return control.with_defense(**{**control.to_dict()["defense"], "batch_size": batch_size})
-
-
-def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
-    """Load the data, build every part and check them against each other, the devices and where the data are to be.
-
-    Raises:
-      InputError: something asked for cannot be.
-    """
-    one_of(residence.PLACES, data_on=data_on)
-    dataset, fingerprint = _load(config.data, data_on == "disk")
-    spec = dataset.spec
-    model = configs.build_model(config, spec)
-    attack = configs.build_attack(config, spec, model)
-    training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
-    _check_parametrization(config, model)
-    rows = _holdout_rows(config, dataset)
-    holdout = splits.take(dataset.train, rows)
-    attackers = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
-    _check_rate(attack, attackers)
-    for stage in training:
-        _check_batches("attack" if stage.name == "trigger" else "training", stage.learner, attackers, devices)
-    for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
-        _check_batches(path, stage, holdout, devices)
-        _check_division(config, stage, holdout.label.shape[0], spec.num_classes)
-    with named("attack", config.attack.options):
-        trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
-    if (data_on := residence.choose(data_on, attackers)) != "device":
-        fresh = jax.eval_shape(model.init, jax.random.key(0))
-        for stage in training:
-            streamed.check(stage.learner, model, attacker.start(stage, fresh, fresh, trigger_state), attackers)
-    defense = _with_trigger(defense, config, attack, trigger_state)
-    return Plan(
-        config, dataset, fingerprint, attack, trigger_state, model, training, defense, attackers, holdout, data_on
-    )
 
 
 def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, TriggerState, int]:
@@ -297,12 +226,12 @@ def _train(
     config = plan.config
     folder = execution.out / "victims" / config.victim_id
     check_fingerprint(folder / "data.json", plan.fingerprint)
-    fresh = variables = plan.model.init(key_for(config, "init"))
+    fresh = variables = plan.model.init(plans.key_for(config, "init"))
     state, history = plan.trigger_state, []
-    images: Split | PoisonedSplit = clean_training(plan)
+    images: Split | PoisonedSplit = plans.clean_training(plan)
     for stage in stages:
         if stage.sees_poisoned:
-            images = poison_training(plan._replace(trigger_state=state))
+            images = plans.poison_training(plan._replace(trigger_state=state))
         seen = images.visible if isinstance(images, PoisonedSplit) else images
         with Checkpoints(checkpoints_of(folder, stage), every=execution.checkpoint_seconds) as checkpoints:
             label = f"{config.attack.name} {stage.name}"
@@ -323,20 +252,7 @@ def checkpoints_of(folder: Path, stage: Stage) -> Path:
 def _stage_key(config: Config, stage: Stage) -> Key[Array, ""]:
     """Return the key of a stage: training's own for the victim, others that no epoch of it folds in for the rest."""
     number = ("victim", "surrogate", "trigger").index(stage.name)
-    return stage_key(key_for(config, "training"), number)
-
-
-def clean_training(plan: Plan) -> Split:
-    """Return the attacker's clean images, on the device or as a stream."""
-    return plan.attackers if plan.data_on == "device" else poison.clean_stream(plan.attackers)
-
-
-def poison_training(plan: Plan) -> PoisonedSplit:
-    """Return the poisoned training split; the same bits for the same seed and trigger, so it is never stored."""
-    key, rounding = key_for(plan.config, "poison"), plan.config.poison.rounding
-    if plan.data_on == "device":
-        return _poison_train(key, plan.attack, plan.trigger_state, plan.attackers, rounding)
-    return poison.poison_stream(key, plan.attack, plan.trigger_state, plan.attackers, rounding=rounding)
+    return stage_key(plans.key_for(config, "training"), number)
 
 
 def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan, dict[str, Any] | None]:
@@ -346,8 +262,8 @@ def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan,
         return plan, None
     if (selection := hosts.from_first(lambda: records.read_json(path))) is None:
         found = strength.choose(
-            key_for(config, "selection"),
-            lambda value: with_strength(plan, value).defense,
+            plans.key_for(config, "selection"),
+            lambda value: plans.with_strength(plan, value).defense,
             config.strength.values,
             plan.model,
             variables,
@@ -359,13 +275,7 @@ def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan,
         own = {"option": config.strength.path, **dataclasses.asdict(found), "trials": trials}
         selection = hosts.from_first(lambda: own)  # that of another may differ, by rounding
         _write(records.write_json, path, selection)
-    return with_strength(plan, selection["chosen"]), selection
-
-
-def with_strength(plan: Plan, value: float) -> Plan:
-    """Return the plan with this value for the strength that is ``auto``."""
-    defense = configs.build_defense(plan.config, value)
-    return plan._replace(defense=_with_trigger(defense, plan.config, plan.attack, plan.trigger_state))
+    return plans.with_strength(plan, selection["chosen"]), selection
 
 
 def defend(plan: Plan, variables: Variables, execution: Execution, curve: Curve | None = None) -> loop.Result:
@@ -384,13 +294,8 @@ def defend(plan: Plan, variables: Variables, execution: Execution, curve: Curve 
             options = _loop_options(execution, stage, config.defense.name, checkpoints)
             return options if curve is None else {**options, "on_variables": curve.after(earlier)}
 
-        key = key_for(config, "defense")
+        key = plans.key_for(config, "defense")
         return defenses.purify(key, plan.defense, plan.model, variables, plan.holdout, options=options)
-
-
-def key_for(config: Config, purpose: str) -> Key[Array, ""]:
-    """Return the key of one purpose; it depends on the seed and on nothing else."""
-    return jax.random.fold_in(jax.random.key(config.seed), _PURPOSES.index(purpose))
 
 
 @contextlib.contextmanager
@@ -411,101 +316,11 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, previous[number])
 
 
-@functools.lru_cache(maxsize=2)
-def _load(wanted: DataConfig, on_disk: bool) -> tuple[Dataset, dict[str, str]]:
-    """Load data with the config's changes; the runs of one process share the arrays."""
-    dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
-    changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
-    spec = dataclasses.replace(dataset.spec, **changes)
-    if wanted.train_count is not None:
-        available = dataset.train.label.shape[0]
-        if wanted.train_count > available:
-            raise InputError(f"data.train_count must be at most {available}; got {wanted.train_count}.")
-        rows = splits.subset(jax.random.key(0), dataset.train, wanted.train_count, num_classes=spec.num_classes)
-        dataset = dataset._replace(train=splits.take(dataset.train, rows))
-    return dataset._replace(spec=spec), data.fingerprint(dataset)
-
-
-def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
-    wanted = config.holdout
-    with named("holdout", ("share", "per_class")):
-        return splits.holdout(
-            key_for(config, "holdout"),
-            dataset.train,
-            share=wanted.share,
-            per_class=wanted.per_class,
-            balanced=wanted.balanced,
-            num_classes=dataset.spec.num_classes,
-        )
-
-
-def _check_division(config: Config, stage: Defense, rows: int, num_classes: int) -> None:
-    """Refuse a holdout that is too small for what a stage, or the choice of a strength, keeps aside of it."""
-    sizes = [rows]
-    if config.selection is not None:  # the stage then runs on the rest of the holdout first
-        sizes.append(rows - aside.count(rows, config.selection.aside, num_classes))
-    if (share := getattr(stage, "aside", None)) is not None:
-        for size in sizes:
-            aside.count(size, share, num_classes)
-
-
-def _check_parametrization(config: Config, model: Model) -> None:
-    """Refuse to freeze more convolutions than the network has."""
-    if config.training["frozen_convolutions"]:
-        variables = jax.eval_shape(model.init, jax.random.key(0))
-        with named("training", config.training):
-            jax.eval_shape(functools.partial(configs.build_training(config).parametrization.init, model), variables)
-
-
-def _check_rate(attack: Attack, attackers: Split) -> None:
-    """Refuse a poison rate for which there are too few images that the attack may poison."""
-    rows, wanted, whole = poison.reach(attack, attackers)
-    if wanted > rows:
-        which = "of the target class" if attack.clean_label else "whose label the map changes"
-        raise InputError(
-            f"attack.poison_rate must be at most {math.floor(rows / whole * 1e4) / 1e4}: those are the {rows} images "
-            f"{which} among {whole}; got {float(attack.poison_rate)}."
-        )
-
-
-def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
-    return defenses.with_trigger(defense, poison.Stamp(attack.trigger_at_test, state, config.poison.rounding))
-
-
-def _check_batches(path: str, learner: Defense, split: Split, devices: int) -> None:
-    loop.check_batch(learner, split, f"{path}.batch_size")
-    if learner.epochs:
-        with named(path, ("batch_size",)):
-            sharding.batch_mesh(devices, learner.batch_size)
-
-
-@functools.partial(jax.jit, static_argnames="rounding")
-def _poison_train(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
-    return poison.poison_train(key, attack, state, split, rounding=rounding)
-
-
-@functools.partial(jax.jit, static_argnames="rounding")
-def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
-    return poison.poison_test(key, attack, state, split, rounding=rounding)
-
-
-@jax.jit
-def stamped(stamp: poison.Stamp, key: Any, image: Any) -> Any:
-    """Return a batch of images with the trigger."""
-    return stamp(key, image)
-
-
-def triggered_test(plan: Plan) -> PoisonedSplit:
-    """Return the test split with triggers; the same bits for the same seed and attack."""
-    key, rounding = key_for(plan.config, "test"), plan.config.poison.rounding
-    return _poison_test(key, plan.attack, plan.trigger_state, plan.dataset.test, rounding)
-
-
 def measure(
     plan: Plan, variables: Variables, triggered: PoisonedSplit, settings: smoothness.Settings, variant: str = "mixed"
 ) -> smoothness.Smoothness:
     """Measure the loss surface of a network on test images; the same ones and the same draws for the same seed."""
-    key, test = key_for(plan.config, "smoothness"), plan.dataset.test
+    key, test = plans.key_for(plan.config, "smoothness"), plan.dataset.test
     return smoothness.measure(key, plan.model, variables, test, triggered, variant=variant, settings=settings)
 
 
@@ -513,7 +328,7 @@ def _check_curve(plan: Plan, execution: Execution) -> None:
     """Refuse a curve for which there are too few test images; how many count is known before a trigger is made."""
     if execution.smoothness:
         images = smoothness.Settings().images
-        smoothness.sample(jax.random.key(0), plan.dataset.test, triggered_test(plan), images=images)
+        smoothness.sample(jax.random.key(0), plan.dataset.test, plans.triggered_test(plan), images=images)
 
 
 def _curve(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Curve | None:
@@ -611,7 +426,7 @@ def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:
         rows = np.flatnonzero(poison.candidates(attack, jnp.asarray(test.label), jnp.asarray(test.valid)))[:_COMPARED]
         image = jnp.asarray(test.image)[rows]
         stamp = poison.Stamp(attack.trigger, plan.trigger_state, plan.config.poison.rounding)
-        changed = stamped(stamp, key_for(plan.config, "test"), image)
+        changed = plans.stamped(stamp, plans.key_for(plan.config, "test"), image)
         found["train"] = stealth.measure(image, changed, np.ones(len(rows), bool)).plain()
     return found
 
@@ -653,7 +468,8 @@ def _describe(plan: Plan, poisoned_count: int) -> dict[str, Any]:
     }
 
 
-def _metrics(metrics: Metrics) -> dict[str, Any]:
+def plain_metrics(metrics: Metrics) -> dict[str, Any]:
+    """Return counts and rates as a record has them."""
     return {
         **{name: int(count) for name, count in metrics._asdict().items()},
         "clean_accuracy": float(metrics.clean_accuracy),

@@ -1,27 +1,29 @@
-"""Finished runs, loaded again from their checkpoints to be measured; nothing is trained here."""
+"""Finished runs, loaded again from their checkpoints to be measured or defended otherwise; nothing is trained here."""
 
 from __future__ import annotations
 
 import functools
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdjax import config as configs
-from bdjax import records, report, run
+from bdjax import defenses, evaluate, plans, records, report, run
+from bdjax.analysis._subject import OnVariables, Subject
 from bdjax.analysis.smoothness import VARIANTS, Settings
 from bdjax.checks import InputError, one_of
 from bdjax.config import Config
 from bdjax.defenses.chain import stages
 from bdjax.report import Record
-from bdjax.types import Variables
+from bdjax.types import Metrics, Variables
 
 
 class Networks(NamedTuple):
     """What a finished run made, with the plan that it followed."""
 
-    plan: run.Plan
+    plan: plans.Plan
     victim: Variables
     defended: Variables
 
@@ -30,8 +32,11 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
     """Return a record's config, with the data in another folder if one is given.
 
     Raises:
-      InputError: this version of bdjax does not read it, or reads another run from it, or its folder was renamed.
+      InputError: this version of bdjax does not read it, or reads another run from it, its folder was renamed, or it
+        is of a bundle.
     """
+    if record.line is not None:
+        raise InputError(f"{record.source} is a record alone; its networks are in the run's folder {record.run_id}.")
     values = {**record.config, "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})}}
     try:
         config = configs.resolve(values)
@@ -52,7 +57,7 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
     """
     config = config_of(record, data_dir)
     out = record.folder.resolve().parent
-    plan = run.prepare(config)
+    plan = plans.prepare(config)
     victims = out / "victims" / config.victim_id
     folders = {run.checkpoints_of(victims, stage): stage.learner.epochs for stage in plan.stages}
     folders |= {out / config.run_id / f"checkpoints-{i}": stage.epochs for i, stage in enumerate(stages(plan.defense))}
@@ -63,10 +68,94 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
             )
     execution = run.Execution(out)  # with every loop at its end, these only load
     victim, trigger_state, _ = run.plant(plan, execution)
-    plan = run.arm(plan, trigger_state)
+    plan = plans.arm(plan, trigger_state)
     if selection := record.content.get("selection"):
-        plan = run.with_strength(plan, selection["chosen"])
+        plan = plans.with_strength(plan, selection["chosen"])
     return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)
+
+
+def subject(record: Record, data_dir: str | None = None) -> Subject:
+    """Load a finished run as an analysis sees it. Errors as for `restore`."""
+    plan, victim, defended = restore(record, data_dir)
+    lengths = [stage.epochs for stage in stages(plan.defense)]
+
+    def replay(on_variables: OnVariables) -> None:
+        def options(number: int) -> dict[str, Any]:
+            earlier = sum(lengths[:number])
+            return {"on_variables": lambda epoch, variables: on_variables(earlier + epoch, variables)}
+
+        on_variables(0, lambda: victim)
+        key = plans.key_for(plan.config, "defense")
+        defenses.purify(key, plan.defense, plan.model, victim, plan.holdout, options=options)
+
+    return Subject(
+        name=record.run_id,
+        config=record.config,
+        model=plan.model,
+        victim=victim,
+        defended=defended,
+        test=plan.dataset.test,
+        triggered=plans.triggered_test(plan),
+        holdout=plan.holdout,
+        defense=plan.defense,
+        epochs=sum(lengths),
+        key=plans.key_for(plan.config, "analysis"),
+        replay=replay,
+    )
+
+
+def with_defense(
+    record: Record,
+    name: str,
+    after: Metrics,
+    *,
+    options: Mapping[str, Any] | None = None,
+    run_seconds: float = math.nan,
+    compile_seconds: float = math.nan,
+    gradient_evaluations: float = math.nan,
+) -> Record:
+    """Return a record with another defense's result in place of the run's: one of yours, to stand in our tables.
+
+    It is in memory alone: `bdjax.report.summarize` takes it among others.
+
+    Args:
+      record: of a run on the same victim, holdout and seed, such as that of ``none``.
+      name: what the tables are to call the defense; not one of bdjax's own.
+      after: of `bdjax.evaluate.evaluate_function`, on the test images of `restore`'s plan and its
+        `bdjax.plans.triggered_test`.
+      options: of the defense, which tell its rows apart.
+      run_seconds: what it took without compiling; NaN, which prints as a dash, where nobody measured it.
+      compile_seconds: likewise.
+      gradient_evaluations: likewise.
+
+    Raises:
+      InputError: the name is taken, or the counts are of other test images.
+    """
+    if name in defenses.names():
+        raise InputError(f"name must not be that of a defense of bdjax, got {name!r}.")
+    counts: tuple[list[Any], list[Any]] = ([record.before[one] for one in Metrics._fields], list(map(int, after)))
+    before, after = (Metrics(*own) for own in counts)
+    for total in ("clean_total", "attack_total"):
+        if (got := getattr(after, total)) != getattr(before, total):
+            raise InputError(f"after must count the run's test images: {total} is {getattr(before, total)}, got {got}.")
+    kept = {key: value for key, value in record.config.items() if key != "selection"}
+    content = {key: value for key, value in record.content.items() if key not in ("selection", "history")}
+    rating = float(evaluate.defense_effectiveness_rating(before, after))
+    content |= {
+        "run_id": f"{record.content['victim_id']}-{name}",
+        "config": {**kept, "defense": {"name": name, **(options or {})}},
+        "metrics": {
+            "before": record.before,
+            "after": run.plain_metrics(after),
+            "defense_effectiveness_rating": rating,
+        },
+        "cost": {
+            "run_seconds": run_seconds,
+            "compile_seconds": compile_seconds,
+            "gradient_evaluations": gradient_evaluations,
+        },
+    }
+    return Record(record.folder / name, content)  # where nothing is, as images and smoothness are the other defense's
 
 
 def smoothness(
@@ -119,10 +208,10 @@ class _Measure:
 
     def __call__(self, record: Record, data_dir: str | None) -> Path:
         file = record.folder / records.SMOOTHNESS
-        if self._done(records.read_json(file) or {}):
+        if self._done(record.smoothness()):
             return file
         plan, victim, defended = restore(record, data_dir)
-        of = functools.partial(self._network, plan, run.triggered_test(plan))
+        of = functools.partial(self._network, plan, plans.triggered_test(plan))
         where = record.folder.resolve().parent / "victims" / plan.config.victim_id
         if where not in self._victims:
             self._victims[where] = of(victim)
@@ -139,11 +228,11 @@ class _Measure:
             records.write_json(file, {**content, **measured})
         return file
 
-    def _done(self, content: dict[str, Any]) -> bool:
+    def _done(self, content: Mapping[str, Any]) -> bool:
         has = all(variant in content.get(when, {}) for when in ("before", "after") for variant in self._variants)
         return has and content.get("settings") == self._settings.identity()
 
-    def _network(self, plan: run.Plan, triggered: Any, variables: Variables) -> dict[str, Any]:
+    def _network(self, plan: plans.Plan, triggered: Any, variables: Variables) -> dict[str, Any]:
         return {
             variant: run.measure(plan, variables, triggered, self._settings, variant).plain()
             for variant in self._variants

@@ -23,7 +23,6 @@ from bdjax.report import (
     RATES,
     SYMBOLS,
     Row,
-    Statistic,
     common,
     flatten,
     identity,
@@ -31,8 +30,10 @@ from bdjax.report import (
     rank,
     summarize,
     victims,
+    without_defense,
 )
 from bdjax.tables import write_csv
+from bdjax.uncertainty import Statistic
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -48,7 +49,7 @@ _NAMES = {"target_label"}  # numbers that name something, so that no curve leads
 _COLORS = (BLUE, ORANGE, GREEN, "#A8457F", "#C08A00", "#2E9BD6", "#1A1A1A", "#8A5A2B")
 _MARKERS = ("o", "D", "s", "^", "v", "P", "X", "h")
 _DASHES = {"none": ":", "ft": "--"}
-_PANELS = (
+PANELS = (
     ("clean_accuracy", "ACC: clean accuracy"),
     ("attack_success_rate", "ASR: attack success rate"),
 )
@@ -165,9 +166,7 @@ def _controls(option: str, line: Line, of_victim: Sequence[Line]) -> list[Line]:
 
 
 def _victim(option: str, row: Row) -> str:
-    """Return what decides the attacked network and what the defender has, as canonical text."""
-    config = _config(row)
-    return identity(row.records[0], option, *(key for key in config if key.startswith(("defense.", "selection."))))
+    return without_defense(row.records[0], option)
 
 
 def _shares_options(option: str, control: Row, row: Row) -> bool:
@@ -180,6 +179,22 @@ def _options(option: str, row: Row) -> dict[str, str]:
     last = re.compile(r"defense\.(second\.)*")
     config = {key: value for key, value in _config(row).items() if key not in ("defense.name", option)}
     return {last.sub("", key, count=1): plain(value) for key, value in config.items() if last.match(key)}
+
+
+def with_ranges(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with how far a swept option moves them: their stability, the smaller the better.
+
+    ``ranges`` of a row holds, for each option over which it lies on a line (``defense.rho``), max - min over the line's
+    values of the mean accuracy and of the mean attack success rate, in [0, 1]; all rows of a line have the same.
+    """
+    ranges: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for found in find(rows):
+        for line in (one for one in found.everything if one.values):
+            means = {rate: [getattr(row, rate).mean for row in line.rows] for rate, _ in PANELS}
+            width = {rate: max(values) - min(values) for rate, values in means.items()}
+            for row in line.rows:
+                ranges[identity(row.records[0])][found.option] = width
+    return [dataclasses.replace(row, ranges=ranges.get(identity(row.records[0]), {})) for row in rows]
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------
@@ -215,7 +230,12 @@ class Panels:
     """One pair of panels and what stands above and beside it: a title, lines and their labels."""
 
     title: str
-    lines: Mapping[Line, str]  # to labels, each on one or several lines
+    lines: Mapping[Line, str]  # to labels
+
+    def wrapped(self) -> Panels:
+        """Return the same with labels on as many lines as the room beside the panels asks for."""
+        lines = {line: "\n".join(wrap(label, _BESIDE)) for line, label in self.lines.items()}
+        return dataclasses.replace(self, lines=lines)
 
     @property
     def height(self) -> float:
@@ -244,34 +264,34 @@ def draw(found: Sensitivity) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    panels = _panels(found)
-    if len(panels) > MOST_PANELS:
-        left_out = sum(len(one.lines) for one in panels[MOST_PANELS:])
+    drawn = [one.wrapped() for one in panels(found)]
+    if len(drawn) > MOST_PANELS:
+        left_out = sum(len(one.lines) for one in drawn[MOST_PANELS:])
         _log.warning("%s shows the first lines; %d more are in the csv beside it.", found.name, left_out)
-        panels = panels[:MOST_PANELS]
-    labels = list(dict.fromkeys(label for one in panels for label in one.lines.values()))
+        drawn = drawn[:MOST_PANELS]
+    labels = list(dict.fromkeys(label for one in drawn for label in one.lines.values()))
     # the same label has the same color in all panels, while there are colors
     palette = {label: i for i, label in enumerate(labels)} if len(labels) <= len(_COLORS) else {}
     beside = 0.5 + max(print_width(part) for label in labels for part in label.splitlines())
     width = (WIDTH - 2 * MARGIN - _LEFT - _GAP - beside) / 2
-    titled = 0.22 if any(one.title for one in panels) else 0.0
-    heights = [titled + 0.2 + one.height + 0.3 for one in panels]
+    titled = 0.22 if any(one.title for one in drawn) else 0.0
+    heights = [titled + 0.2 + one.height + 0.3 for one in drawn]
     page = Figure(figsize=(WIDTH, 0.62 + sum(heights) + 0.55), facecolor="white")
-    write(page, MARGIN, 0.12, cut(_heading(found), 0.65 * (WIDTH - 2 * MARGIN)), **HEADING)
-    write(page, MARGIN, 0.34, cut(_circumstances(found), WIDTH - 2 * MARGIN), color=GREY)
+    write(page, MARGIN, 0.12, cut(heading(found), 0.65 * (WIDTH - 2 * MARGIN)), **HEADING)
+    write(page, MARGIN, 0.34, cut(circumstances(found), WIDTH - 2 * MARGIN), color=GREY)
     top = 0.62
-    for one, height in zip(panels, heights, strict=True):
+    for one, height in zip(drawn, heights, strict=True):
         write(page, MARGIN, top, cut(one.title, 0.7 * (WIDTH - 2 * MARGIN)), size=10, weight="bold")
         styles = one.colors(palette)
-        for i, (rate, title) in enumerate(_PANELS):
+        for i, (rate, title) in enumerate(PANELS):
             left = MARGIN + _LEFT + i * (width + _GAP)
             ax = axes(page, left, top + titled + 0.2, width, one.height)
             _draw_lines(ax, rate, one.lines, styles)
             ax.set_title(title, size=8.5, loc="left", pad=4)
             _value_axis(ax, found, width)
             _rate_axis(ax, numbers=i == 0)
-            if one is panels[-1]:
-                ax.set_xlabel(_axis_label(found.option))
+            if one is drawn[-1]:
+                ax.set_xlabel(axis_label(found.option))
         _lines_key(page, one, styles, WIDTH - MARGIN - beside + 0.08, top + titled + 0.2)
         top += height
     if key := _marks_key(found):
@@ -279,21 +299,22 @@ def draw(found: Sensitivity) -> Figure:
     return page
 
 
-def _panels(found: Sensitivity) -> list[Panels]:
+def panels(found: Sensitivity) -> list[Panels]:
+    """Return what is drawn together: all lines, or those of each victim, in parts that panels can hold."""
     titles = _titles(found)
     by_victim: dict[str, list[Line]] = {}
     for line in found.lines:
         by_victim.setdefault(titles[line.row], []).append(line)
     apart = len(by_victim) > 1 and max(map(len, by_victim.values())) > 1
     groups = by_victim if apart else {"": list(found.lines)}
-    panels = []
+    made = []
     for title, lines in groups.items():
         parts = list(_parts(lines))
         for i, part in enumerate(parts, 1):
             count = f" ({i} of {len(parts)})" if title and len(parts) > 1 else ""
             labels = {line: _label(found, line, "" if apart else titles[line.row]) for line in part}
-            panels.append(Panels(title + count, labels))
-    return panels
+            made.append(Panels(title + count, labels))
+    return made
 
 
 def _parts(lines: list[Line]) -> Iterator[list[Line]]:
@@ -304,7 +325,7 @@ def _parts(lines: list[Line]) -> Iterator[list[Line]]:
 
 
 def _label(found: Sensitivity, line: Line, title: str) -> str:
-    """Return what tells a line from the others: its victim, its defense, its settings, on lines of the key's width."""
+    """Return what tells a line from the others: its victim, its defense, its settings."""
     rows = [line.row for line in found.lines]
     defense = line.row.defense
     if len({row.name("defense") for row in rows}) == 1:
@@ -313,7 +334,7 @@ def _label(found: Sensitivity, line: Line, title: str) -> str:
     label = " · ".join([*shown, *([defense] if defense else [])]) or line.row.defense
     if len({row.n for other in found.everything for row in other.rows}) > 1:
         label += f" (n={_range(row.n for row in line.rows)})"
-    return "\n".join(wrap(label, _BESIDE))
+    return label
 
 
 def _range(numbers: Iterable[int]) -> str:
@@ -321,13 +342,14 @@ def _range(numbers: Iterable[int]) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _heading(found: Sensitivity) -> str:
+def heading(found: Sensitivity) -> str:
+    """Return the title of a figure."""
     names = dict.fromkeys(line.row.name("defense") for line in found.lines)
     of = f" of {', '.join(names)}" if found.option.startswith("defense.") else ""
     return f"Sensitivity{of} to {_words(found.option)}"
 
 
-def _circumstances(found: Sensitivity) -> str:
+def circumstances(found: Sensitivity) -> str:
     """Return what the lines share, how often each run was repeated, and what the rates are shares of."""
     rows = [row for line in found.lines for row in line.rows]
     shared = list(victims(rows)) if len(victims(rows)) == 1 else []
@@ -357,7 +379,8 @@ def _words(option: str) -> str:
     return words if section in ("attack", "defense") else f"{section} {words}"  # of what the share is, or the rate
 
 
-def _axis_label(option: str) -> str:
+def axis_label(option: str) -> str:
+    """Return an option in words and under its full key."""
     return f"{_words(option)}  ({option})"
 
 
@@ -415,7 +438,7 @@ def _rate_axis(ax: Axes, numbers: bool) -> None:
 def _value_axis(ax: Axes, found: Sensitivity, width: float) -> None:
     """Scale the axis to the values and mark them, with a number at each that has room for it."""
     values = sorted({value for line in found.lines for value in line.values})
-    name, options = _scale(values)
+    name, options = scale(values)
     ax.set_xscale(name, **options)
     transform = ax.xaxis.get_transform()
     places = transform.transform(np.array(values, float))
@@ -432,7 +455,7 @@ def _value_axis(ax: Axes, found: Sensitivity, width: float) -> None:
     ax.minorticks_off()
 
 
-def _scale(values: Sequence[float]) -> tuple[str, dict[str, float]]:
+def scale(values: Sequence[float]) -> tuple[str, dict[str, float]]:
     """Return the scale for rising values, by its name in matplotlib and its options.
 
     It is logarithmic where they span a factor of ten and lie more evenly so; a zero before them then stands

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax import poison, run, stealth
+from bdjax import plans, poison, run, stealth
 from bdjax.config import Config
 from bdjax.run import Execution
 from bdjax.stealth import Stealth
@@ -32,11 +32,11 @@ def show(config: Config, execution: Execution, images: int = IMAGES) -> Shown:
     Raises:
       InputError, Stopped, Diverged: as for `bdjax.run.run`.
     """
-    plan = run.prepare(config, execution.devices, execution.data_on)
-    plan = run.arm(plan, run.trigger_state(plan, execution))
+    plan = plans.prepare(config, execution.devices, execution.data_on)
+    plan = plans.arm(plan, run.trigger_state(plan, execution))
     test = plan.dataset.test
     rows = run.sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
     clean = np.asarray(test.image)[rows]
     stamp = poison.Stamp(plan.attack.trigger_at_test, plan.trigger_state, config.poison.rounding)
-    triggered = np.asarray(run.stamped(stamp, run.key_for(config, "test"), jnp.asarray(clean)))
+    triggered = np.asarray(plans.stamped(stamp, plans.key_for(config, "test"), jnp.asarray(clean)))
     return Shown(config.attack.name, clean, triggered, stealth.measure(clean, triggered, np.ones(len(rows), bool)))

@@ -19,14 +19,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from bdjax import attacker, records, schema
+from bdjax import attacker, plans, records, schema
 from bdjax import config as configs
 from bdjax import run as single
 from bdjax.checks import InputError, integer
 from bdjax.config import Config, DataConfig
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
-from bdjax.run import Execution, Plan, Victim
+from bdjax.plans import Plan
+from bdjax.run import Execution, Victim
 from bdjax.sweeps import check_axis
 from bdjax.train import group, loop
 from bdjax.train.checkpoints import Checkpoints
@@ -101,7 +102,7 @@ def run(wanted: Sequence[Config], execution: Execution, spread: Spread) -> list[
     sweep = _Sweep(execution, spread, rows)
     if waiting := _by_victim([row for row in rows.values() if not _settled(execution.out, row)]):
         for row in reversed(waiting):  # whatever is wrong with one should not wait for the others
-            single.prepare(row, spread.batch_devices, "device")
+            plans.prepare(row, spread.batch_devices, "device")
         sweep.plant({row.victim_id: row for row in waiting})
         sweep.defend(waiting)
     sweep.tidy()
@@ -123,7 +124,7 @@ class _Row(NamedTuple):
 
     def point(self, number: int) -> Point:
         """Return what the group is given for a stage of the defense."""
-        key = stage_key(single.key_for(self.plan.config, "defense"), number)
+        key = stage_key(plans.key_for(self.plan.config, "defense"), number)
         stage = stages(self.plan.defense)[number]
         return Point(key, stage, self.purified.variables, loop.valid_rows(self.plan.holdout))
 
@@ -207,14 +208,14 @@ class _Sweep:
 
     def _plant(self, folder: Path, members: list[Config]) -> None:
         """Train a group of victims; each then lies where a run of its own would have left it."""
-        plans = [single.prepare(config, self._spread.batch_devices, "device") for config in members]
+        planned = [plans.prepare(config, self._spread.batch_devices, "device") for config in members]
         own = [self._victim_folder(config) for config in members]
-        for plan, path in zip(plans, own, strict=True):
+        for plan, path in zip(planned, own, strict=True):
             single.check_fingerprint(path / "data.json", plan.fingerprint)
-        _open(folder, {plan.config.victim_id: plan.fingerprint for plan in plans})
-        points = [_victim_point(plan) for plan in plans]
+        _open(folder, {plan.config.victim_id: plan.fingerprint for plan in planned})
+        points = [_victim_point(plan) for plan in planned]
         checkpoints = [path / "checkpoints" for path in own]
-        outcomes, _ = self._train(points, plans[0].model, f"{len(members)} victims", folder, checkpoints)
+        outcomes, _ = self._train(points, planned[0].model, f"{len(members)} victims", folder, checkpoints)
         for config, path, outcome in zip(members, own, outcomes, strict=True):
             if isinstance(outcome, loop.Diverged) and not self._planted(config):
                 records.write_json(path / "diverged.json", {"reason": str(outcome)})
@@ -253,7 +254,7 @@ class _Sweep:
         if diverged is not None and not self._trained(config):
             self._mark(config, f"of the victim, {diverged['reason']}")
             return None
-        plan = single.prepare(config, self._spread.batch_devices, "device")
+        plan = plans.prepare(config, self._spread.batch_devices, "device")
         records.write_text(folder / "config.yaml", schema.to_yaml(config.to_dict()))
         if not self._done(config):
             single.check_fingerprint(folder / "data.json", plan.fingerprint)
@@ -269,7 +270,7 @@ class _Sweep:
                     self._mark(config, f"of the victim, {diverged}")
                     return None
         victim = self._victims[config.victim_id]
-        plan = single.arm(plan, victim.trigger_state)
+        plan = plans.arm(plan, victim.trigger_state)
         plan, selection = single.select_strength(plan, victim.trained.variables, folder / "selection.json")
         return _Row(plan, victim, loop.Result(victim.trained.variables, []), selection, [])
 
@@ -367,21 +368,21 @@ def _settled(out: Path, config: Config) -> bool:
 
 
 def _victim_point(plan: Plan) -> Point:
-    key, variables = single.key_for(plan.config, "training"), plan.model.init(single.key_for(plan.config, "init"))
+    key, variables = plans.key_for(plan.config, "training"), plan.model.init(plans.key_for(plan.config, "init"))
     stage = plan.stages[-1]
-    images = single.poison_training(plan).visible if stage.sees_poisoned else plan.attackers
+    images = plans.poison_training(plan).visible if stage.sees_poisoned else plan.attackers
     begin = attacker.start(stage, variables, variables, plan.trigger_state)
     return Point(key, stage.learner, begin, loop.valid_rows(jax.device_get(images)))
 
 
 def _victim_structure(config: Config, spread: Spread) -> Hashable:
-    plan = single.prepare(config, spread.batch_devices, "device")
+    plan = plans.prepare(config, spread.batch_devices, "device")
     point = Point(jax.random.key(0), plan.stages[-1].learner, {}, loop.valid_rows(plan.attackers))
     return plan.model, group.structure(point)
 
 
 def _defense_structure(config: Config, spread: Spread) -> Hashable:
-    plan = single.prepare(config, spread.batch_devices, "device")
+    plan = plans.prepare(config, spread.batch_devices, "device")
     holdout = loop.valid_rows(plan.holdout)
     each = (group.structure(Point(jax.random.key(0), stage, {}, holdout)) for stage in stages(plan.defense))
     return plan.model, tuple(each)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -15,21 +17,27 @@ from rich.table import Table
 from rich.text import Text
 
 from bdjax.checks import InputError, one_of
-from bdjax.report import COSTS, RATES, SECTIONS, STEALTH, Row, Statistic, best, common, victims
+from bdjax.report import COSTS, RATES, SECTIONS, STEALTH, SYMBOLS, Row, best, common, runners_up, victims
+from bdjax.uncertainty import RESAMPLES, Interval, Statistic
 
 
 def table(rows: Sequence[Row], format: str = "console", decimals: int = 1) -> str:
     """Write rows as a table: ``console``, ``markdown``, ``csv`` or ``latex`` (needs the package booktabs).
 
-    Printed rates are percentages with ``decimals`` digits; CSV has full names and unrounded values in [0, 1].
+    Printed rates are percentages with ``decimals`` digits; CSV has full names and unrounded values in [0, 1]. The best
+    mean DER of each victim is bold and the second best underlined; a console without either still shows * and +. What
+    rows have beyond rates and seconds (sharpness, stealth, intervals, ranges) gets columns of its own.
 
     Raises:
         InputError: an unknown format, or no rows.
     """
-    one_of(_FORMATS, format=format)
+    one_of(FORMATS, format=format)
     if not rows:
         raise InputError("There are no rows to write a table of.")
-    return _FORMATS[format](rows, decimals)
+    return _csv(rows) if format == "csv" else write(_grid(rows, decimals), format)
+
+
+# --- Cells -----------------------------------------------------------------------------------------------------------
 
 
 def spread(statistic: Statistic, decimals: int = 1, scale: float = 1.0) -> str:
@@ -38,13 +46,6 @@ def spread(statistic: Statistic, decimals: int = 1, scale: float = 1.0) -> str:
         return "–"
     mean = f"{scale * statistic.mean:.{decimals}f}"
     return mean if statistic.std is None else f"{mean} ± {scale * statistic.std:.{decimals}f}"
-
-
-_HEADS = ("ACC", "ASR", "RA", "DER", "n", "seconds")
-_DER = _HEADS.index("DER")
-_SHARPNESS_HEADS = ("λ_max", "Tr(H)", "Tr(F)")
-_STEALTH_HEADS = ("PSNR", "SSIM", "ℓ∞", "ℓ2", "changed")
-_SMALLEST = 1e-3  # below it a mean is written with an exponent
 
 
 def significant(statistic: Statistic) -> str:
@@ -57,15 +58,12 @@ def significant(statistic: Statistic) -> str:
     return spread(statistic, max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 2)
 
 
-def _heads(rows: Sequence[Row]) -> tuple[str, ...]:
-    more = _SHARPNESS_HEADS if any(row.sharpness for row in rows) else ()
-    return _HEADS + more + (_STEALTH_HEADS if any(row.stealth for row in rows) else ())
-
-
-def _cells(row: Row, decimals: int) -> list[str]:
-    rates = [spread(getattr(row, name), decimals, 100) for name in RATES]
-    sharpness = [significant(statistic) for statistic in row.sharpness.values()]
-    return [*rates, str(row.n), spread(row.run_seconds), *sharpness, *stealth_cells(row)]
+def bounds(interval: Interval | None, decimals: int = 1, scale: float = 1.0) -> str:
+    """Write ``[low, high]`` of values times ``scale``; a dash where there is no interval."""
+    if interval is None:
+        return "–"
+    low, high = (f"{scale * bound:.{decimals}f}" for bound in interval)
+    return f"[{low}, {high}]"
 
 
 def stealth_cells(row: Row) -> list[str]:
@@ -76,7 +74,57 @@ def stealth_cells(row: Row) -> list[str]:
     return [spread(psnr), spread(ssim, 3), spread(linf, 3), spread(l2, 2), spread(changed, 1, 100)]
 
 
-def _caption(rows: Sequence[Row], mark: str) -> str:
+ABBREVIATIONS: dict[str, str] = dict(zip(RATES, ("ACC", "ASR", "RA", "DER"), strict=True))
+_HEADS = (*ABBREVIATIONS.values(), "n", "seconds")
+_SHARPNESS_HEADS = ("λ_max", "Tr(H)", "Tr(F)")
+_STEALTH_HEADS = ("PSNR", "SSIM", "ℓ∞", "ℓ2", "changed")
+_WITH_INTERVAL = ("clean_accuracy", "attack_success_rate", "defense_effectiveness_rating")
+_INTERVAL_HEADS = (*(f"{ABBREVIATIONS[name]} 95 %" for name in _WITH_INTERVAL), "ASR < 10 %")
+_SMALLEST = 1e-3  # below it a mean is written with an exponent
+
+
+def _heads(rows: Sequence[Row]) -> list[str]:
+    heads = [*_HEADS]
+    heads += [*_SHARPNESS_HEADS] if any(row.sharpness for row in rows) else []
+    heads += [*_STEALTH_HEADS] if any(row.stealth for row in rows) else []
+    heads += [*_INTERVAL_HEADS] if any(row.intervals for row in rows) else []
+    return heads + [f"{ABBREVIATIONS[rate]} over {_short(option)}" for option, rate in _ranges(rows)]
+
+
+def _ranges(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return the swept options and, for each, the rates whose ranges rows have."""
+    return list(dict.fromkeys((option, rate) for row in rows for option, of in row.ranges.items() for rate in of))
+
+
+def _short(option: str) -> str:
+    name = option.removeprefix("defense.").removeprefix("attack.")
+    return SYMBOLS.get(name, name)
+
+
+def _cells(row: Row, ranges: Iterable[tuple[str, str]], decimals: int) -> list[str]:
+    rates = [spread(getattr(row, name), decimals, 100) for name in RATES]
+    sharpness = [significant(statistic) for statistic in row.sharpness.values()]
+    cells = [*rates, str(row.n), spread(row.run_seconds), *sharpness, *stealth_cells(row)]
+    if row.intervals:
+        cells += [bounds(row.intervals[name], decimals, 100) for name in _WITH_INTERVAL]
+        cells.append(f"{round(row.low_attack_success_share * row.n)}/{row.n}")
+    widths = [row.ranges.get(option, {}).get(rate, math.nan) for option, rate in ranges]
+    return cells + [spread(Statistic(width, None), decimals, 100) for width in widths]
+
+
+def _grid(rows: Sequence[Row], decimals: int) -> Grid:
+    ranges = _ranges(rows)
+    marks = dict.fromkeys(runners_up(rows), SECOND) | dict.fromkeys(best(rows), BEST)
+    groups = {
+        title: [Line([row.defense, *_cells(row, ranges, decimals)], marks.get(row, "")) for row in group]
+        for title, group in victims(rows).items()
+    }
+    heads = ["defense", *_heads(rows)]
+    meaning = ("highest mean DER of each attack", "second highest")
+    return Grid("attack", heads, groups, _caption(rows), heads.index("DER"), meaning)
+
+
+def _caption(rows: Sequence[Row]) -> str:
     where = common(rows)
     seeds = "mean ± sample standard deviation over n seeds" if any(row.n > 1 for row in rows) else "one seed"
     sharpness = (
@@ -90,12 +138,20 @@ def _caption(rows: Sequence[Row], mark: str) -> str:
         if any(row.stealth for row in rows)
         else ""
     )
+    intervals = (
+        f"95 %: bootstrap percentile interval of the mean ({RESAMPLES} resamples; of two or three seeds, their range). "
+        "ASR < 10 %: runs that come so low. "
+        if any(row.intervals for row in rows)
+        else ""
+    )
+    ranges = ", ".join(_short(option) for option in dict.fromkeys(option for option, _ in _ranges(rows)))
     return (
         f"{where}{': ' if where else ''}{seeds}. ACC: clean accuracy (% of {_denominator(rows, 'clean_total')} test "
         f"images). ASR, RA: attack success rate and robust accuracy (% of {_denominator(rows, 'attack_total')} "
         f"triggered ones). DER: defense effectiveness rating (%). seconds: the defense's run without compiling. "
-        f"{sharpness}{stealth}{mark}: highest mean DER of each attack."
-    )
+        f"{sharpness}{stealth}{intervals}"
+        + (f"Over {ranges}: largest less smallest of the means over its values (points). " if ranges else "")
+    ).rstrip()
 
 
 def _denominator(rows: Sequence[Row], which: str) -> str:
@@ -109,31 +165,90 @@ def _denominator(rows: Sequence[Row], which: str) -> str:
     return "; ".join(f"{total} for {', '.join(of)}" for total, of in titles.items())
 
 
-def _console(rows: Sequence[Row], decimals: int) -> str:
-    marked = best(rows)
-    heads = ["defense", *_heads(rows)]
+# --- Print -----------------------------------------------------------------------------------------------------------
+
+BEST, SECOND = "best", "second"
+
+
+class Line(NamedTuple):
+    """The cells of one line and its mark: ``BEST``, ``SECOND`` or none."""
+
+    cells: Sequence[str]
+    mark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A table as text, to be written in any format but CSV.
+
+    Attributes:
+      group: head of the column that names the groups.
+      heads: of the other columns; the first holds names, the others numbers.
+      groups: the lines under their titles; a single group without a title has no such column.
+      caption: what stands below.
+      marked: the column whose cells show the marks of their lines.
+      meaning: what the two marks mean, for the caption.
+    """
+
+    group: str
+    heads: Sequence[str]
+    groups: Mapping[str, Sequence[Line]]
+    caption: str
+    marked: int = 0
+    meaning: tuple[str, str] = ("", "")
+
+    @property
+    def lines(self) -> list[Line]:
+        """Return the lines of all groups."""
+        return [line for group in self.groups.values() for line in group]
+
+    def described(self, best: str, second: str) -> str:
+        """Return the caption with what the marks look like, where there are any."""
+        marks = {line.mark for line in self.lines}
+        if BEST not in marks:
+            return self.caption
+        also = f", {second}: {self.meaning[1]}" if SECOND in marks else ""
+        return f"{self.caption} {best[:1].upper()}{best[1:]}: {self.meaning[0]}{also}."
+
+
+def write(grid: Grid, format: str) -> str:
+    """Write a grid as text for the ``console``, as ``markdown``, or as ``latex`` (needs the package booktabs)."""
+    one_of(_WRITERS, format=format)
+    return _WRITERS[format](grid)
+
+
+_STARS = {BEST: " *", SECOND: " +"}
+
+
+def _console(grid: Grid) -> str:
     columns = [
-        [row.defense for row in rows],
-        *map(_aligned, zip(*(_cells(row, decimals) for row in rows), strict=True)),
+        column if i == 0 else _aligned(column)
+        for i, column in enumerate(zip(*(line.cells for line in grid.lines), strict=True))
     ]
-    # a star survives where bold does not
-    columns[1 + _DER] = [
-        cell + (" *" if row in marked else "  ") for row, cell in zip(rows, columns[1 + _DER], strict=True)
-    ]
-    heads[1 + _DER] += "  "
+    heads = list(grid.heads)
+    if any(line.mark for line in grid.lines):
+        # signs survive where bold and underlined print does not
+        signs = (_STARS.get(line.mark, "  ") for line in grid.lines)
+        columns[grid.marked] = [cell + sign for cell, sign in zip(columns[grid.marked], signs, strict=True)]
+        heads[grid.marked] += "  "
     widths = [max(map(len, (head, *column))) for head, column in zip(heads, columns, strict=True)]
-    cells = dict(zip(rows, zip(*columns, strict=True), strict=True))
     text = io.StringIO()
     # as wide as the numbers need, whatever the terminal: a cut number would be worse than a broken line
     console = Console(file=text, width=10_000, force_terminal=sys.stdout.isatty(), highlight=False)
-    for title, group in victims(rows).items():
-        grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for head, width in zip(heads, widths, strict=True):
-            grid.add_column(head, justify="left" if head == "defense" else "right", min_width=width, no_wrap=True)
-        for row in group:
-            grid.add_row(*map(Text, cells[row]), style="bold" if row in marked else "")
-        console.print(Text(title, "bold"), grid, "")
-    console.print(Text(_caption(rows, "*"), "dim"), width=max(79, sum(widths) + 2 * (len(widths) - 1)))
+    printed = iter(zip(*columns, strict=True))
+    for title, group in grid.groups.items():
+        shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for i, (head, width) in enumerate(zip(heads, widths, strict=True)):
+            shown.add_column(Text(head), justify="right" if i else "left", min_width=width, no_wrap=True)
+        for line, cells in zip(group, printed, strict=False):
+            written = list(map(Text, cells))
+            if line.mark == SECOND:
+                cell = cells[grid.marked]
+                written[grid.marked].stylize("underline", len(cell) - len(cell.lstrip()), len(cell) - 2)
+            shown.add_row(*written, style="bold" if line.mark == BEST else "")
+        console.print(*([Text(title, "bold")] if title else []), shown, "")
+    caption = Text(grid.described("*", "+"), "dim")
+    console.print(caption, width=max(79, sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
@@ -144,39 +259,34 @@ def _aligned(column: Sequence[str]) -> list[str]:
     return [f"{mean}{sign or '   '}{std:>{width}}" if width else mean for mean, sign, std in parts]
 
 
-def _markdown(rows: Sequence[Row], decimals: int) -> str:
-    marked = best(rows)
-    heads = _heads(rows)
-    written = ["| attack | defense | " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * len(heads)]
-    for title, group in victims(rows).items():
-        for row in group:
-            cells = [cell.replace("|", "\\|") for cell in (title, row.defense, *_cells(row, decimals))]
-            if row in marked:
-                cells[2 + _DER] = f"**{cells[2 + _DER]}**"
-            written.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*written, "", _caption(rows, "Bold")])
+_MARKDOWN = {BEST: "**{}**", SECOND: "<u>{}</u>"}
+# what Markdown would take for its own
+_MARKUP = re.compile(r"[\\`*|~]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\](?=\()")
 
 
-def _latex(rows: Sequence[Row], decimals: int) -> str:
-    marked, written = best(rows), []
-    for title, group in victims(rows).items():
-        written.append(r"\midrule")
-        for row in group:
-            cells = [_escape(cell) for cell in (title if row is group[0] else "", row.defense, *_cells(row, decimals))]
-            if row in marked:
-                cells[2 + _DER] = rf"\textbf{{{cells[2 + _DER]}}}"
-            written.append(" & ".join(cells) + r" \\")
-    heads = " & ".join(map(_escape, ("attack", "defense", *_heads(rows)))) + r" \\"
-    columns = "ll" + "r" * len(_heads(rows))
-    top = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heads]
-    caption = rf"\caption{{{_escape(_caption(rows, 'Bold'))}}}"
-    return "\n".join([*top, *written, r"\bottomrule", r"\end{tabular}", caption, r"\end{table}"])
+def _markdown(grid: Grid) -> str:
+    front = [grid.group] if "" not in grid.groups else []
+    rule = ["---"] * (len(front) + 1) + ["---:"] * (len(grid.heads) - 1)
+    written = [[*front, *grid.heads], rule]
+    for title, group in grid.groups.items():
+        for line in group:
+            cells = [_MARKUP.sub(r"\\\g<0>", cell) for cell in line.cells]
+            if line.mark:
+                cells[grid.marked] = _MARKDOWN[line.mark].format(cells[grid.marked])
+            written.append([*([_MARKUP.sub(r"\\\g<0>", title)] if front else []), *cells])
+    lines = ["| " + " | ".join(cells) + " |" for cells in written]
+    return "\n".join([*lines, "", grid.described("bold", "underlined")])
 
 
+_LATEX_MARKS = {BEST: r"\textbf{%s}", SECOND: r"\underline{%s}"}
 _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "`": r"\textasciigrave{}",
+    "|": r"\textbar{}",
+    "<": r"$<$",
+    ">": r"$>$",
     "±": r"$\pm$",
     "ℓ": r"$\ell$",
     "∞": r"$\infty$",
@@ -189,27 +299,70 @@ _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
 }
 
 
-def _escape(text: str) -> str:
+def _latex(grid: Grid) -> str:
+    front = [grid.group] if "" not in grid.groups else []
+    heads = " & ".join(map(escape_latex, [*front, *grid.heads])) + r" \\"
+    columns = "l" * (len(front) + 1) + "r" * (len(grid.heads) - 1)
+    written = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heads]
+    for title, group in grid.groups.items():
+        written.append(r"\midrule")
+        for i, line in enumerate(group):
+            cells = list(map(escape_latex, line.cells))
+            if line.mark:
+                cells[grid.marked] = _LATEX_MARKS[line.mark] % cells[grid.marked]
+            text = " & ".join([*([escape_latex(title) if i == 0 else ""] if front else []), *cells])
+            # after the \\ of the line before, [ and * would be its arguments
+            written.append(("{}" if text[:1] in ("[", "*") else "") + text + r" \\")
+    caption = rf"\caption{{{escape_latex(grid.described('bold', 'underlined'))}}}"
+    return "\n".join([*written, r"\bottomrule", r"\end{tabular}", caption, r"\end{table}"])
+
+
+def escape_latex(text: str) -> str:
+    """Return text that LaTeX prints as it is."""
     pieces = ("".join(_LATEX.get(character, character) for character in piece) for piece in text.split("λ_max"))
     return r"$\lambda_{\max}$".join(pieces)
 
 
-def _csv(rows: Sequence[Row], decimals: int) -> str:
-    del decimals  # nothing is rounded
+_WRITERS: dict[str, Callable[[Grid], str]] = {"console": _console, "markdown": _markdown, "latex": _latex}
+FORMATS = ("console", "markdown", "csv", "latex")
+
+
+# --- Values ----------------------------------------------------------------------------------------------------------
+
+
+def _csv(rows: Sequence[Row]) -> str:
     settings = list(dict.fromkeys(key for row in rows for key in row.settings))
     asked = tuple(dict.fromkeys(name for row in rows for name in (*row.sharpness, *row.stealth)))
     measured = [f"{name}_{part}" for name in RATES + COSTS + asked for part in Statistic._fields]
     head = [*SECTIONS, *settings, "n", "seeds", *measured, "low_attack_success_share", "clean_total", "attack_total"]
+    more = _more_columns(rows)
     lines = []
     for row in rows:
         values = [value for name in RATES + COSTS for value in getattr(row, name)]
-        more = {**row.sharpness, **row.stealth}
-        values += [None if math.isnan(value or 0) else value for name in asked for value in more[name]]
+        measures = {**row.sharpness, **row.stealth}
+        values += [None if math.isnan(value or 0) else value for name in asked for value in measures[name]]
         names = [row.name(section) for section in SECTIONS]
         front = [*names, *(row.settings.get(key) for key in settings), row.n, _joined(row.seeds)]
         totals = [_joined(row.clean_total), _joined(row.attack_total)]
-        lines.append([*front, *values, row.low_attack_success_share, *totals])
-    return write_csv(head, lines)
+        own = [value(row) for value in more.values()]
+        lines.append([*front, *values, row.low_attack_success_share, *totals, *own])
+    return write_csv([*head, *more], lines)
+
+
+def _more_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], float | None]]:
+    """Return the columns of intervals, ranges and mean ranks that rows have, and how each is read from a row."""
+    columns: dict[str, Callable[[Row], float | None]] = {}
+    if any(row.intervals for row in rows):
+        for name in RATES:
+            for part in Interval._fields:
+                columns[f"{name}_{part}"] = lambda row, name=name, part=part: getattr(row.intervals[name], part, None)
+    for option, rate in _ranges(rows):
+        columns[f"{rate}_range_over_{option}"] = lambda row, option=option, rate=rate: row.ranges.get(option, {}).get(
+            rate
+        )
+    if any(row.mean_rank is not None for row in rows):
+        columns["mean_rank"] = lambda row: row.mean_rank
+    return columns
 
 
 def _joined(numbers: Iterable[int]) -> str:
@@ -223,12 +376,3 @@ def write_csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     writer.writerow(head)
     writer.writerows(lines)
     return text.getvalue().rstrip("\n")
-
-
-_FORMATS: dict[str, Callable[[Sequence[Row], int], str]] = {
-    "console": _console,
-    "markdown": _markdown,
-    "csv": _csv,
-    "latex": _latex,
-}
-FORMATS = tuple(_FORMATS)

@@ -129,6 +129,16 @@ class Model(Protocol):
         """Return what the last layer, the classifier, takes in, in evaluation mode."""
         ...
 
+    def probe(
+        self, variables: Variables, image: Float[Array, "n h w c"], layer: tuple[str, ...], shift: Any = 0.0
+    ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:
+        """Return the logits, and what a layer puts out, ``shift`` added to it, in evaluation mode.
+
+        ``layer`` is the path of its kernel. The gradient with respect to ``shift`` at 0 is that with respect to the
+        output.
+        """
+        ...
+
 
 @runtime_checkable
 class Parametrization(Protocol):

@@ -15,7 +15,7 @@ import _cost
 from _paper_configs import FULL, SIZES, Missing, Paper, Size, resolve, stand_in, values_of
 from _runs import carry_out
 
-from bdjax import comparison, progress, published, records, run
+from bdjax import comparison, plans, progress, published, records, run
 from bdjax.checks import InputError, integer, one_of
 from bdjax.config import Config
 from bdjax.published import TASK, Value
@@ -141,7 +141,7 @@ def _refused(configs: Sequence[Config]) -> dict[str, str]:
     refused: dict[str, str] = {}
     for config in configs:
         try:
-            run.prepare(config)
+            plans.prepare(config)
         except InputError as reason:
             refused[config.run_id] = str(reason)
     if refused and len(refused) == len(configs):

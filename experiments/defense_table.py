@@ -20,7 +20,7 @@ from typing import Any
 
 from _runs import BATCHES_PER_HOLDOUT, carry_out
 
-from bdjax import config, progress, registry, run, schema
+from bdjax import config, plans, progress, registry, run, schema
 from bdjax.checks import InputError
 from bdjax.train import compilation, loop
 
@@ -84,7 +84,7 @@ def resolved(
     values = schema.merge({key: value for key, value in base.items() if key != "defense"}, changes)
     values = schema.merge(values, {"data": {"data_dir": data_dir}} if data_dir else {})
     if (parts := BATCHES_PER_HOLDOUT.get(defense["name"])) is not None:
-        holdout = run.prepare(config.resolve({**values, "defense": "none"})).holdout
+        holdout = plans.prepare(config.resolve({**values, "defense": "none"})).holdout
         defense = {**defense, "batch_size": holdout.label.shape[0] // parts}
     return config.resolve({**values, "defense": defense})
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bdjax import attacks, evaluate, run, schema
+from bdjax import attacks, evaluate, plans, run, schema
 from bdjax import config as configs
 from bdjax.run import Execution
 
@@ -68,8 +68,8 @@ def test_the_backdoor_is_planted_and_is_one(name, out):
     if facts.data == "cifar10" and "BDJAX_DATA_DIR" not in os.environ:
         pytest.skip("needs CIFAR-10: set BDJAX_DATA_DIR")
     like = name if facts.data == "cifar10" else "badnets"
-    clean = run.attack(run.prepare(config(like, poison_rate=0.0)), execution)  # restored but for the first time
-    plan = run.prepare(config(name))
+    clean = run.attack(plans.prepare(config(like, poison_rate=0.0)), execution)  # restored but for the first time
+    plan = plans.prepare(config(name))
     victim = run.attack(plan, execution)
     assert victim.metrics.attack_success_rate >= facts.least_success
     assert victim.metrics.clean_accuracy >= clean.metrics.clean_accuracy - facts.most_accuracy_lost

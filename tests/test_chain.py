@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bdjax import config as configs
-from bdjax import defenses, run, schema
+from bdjax import defenses, plans, schema
 from bdjax.checks import InputError
 from bdjax.defenses.chain import chain, stages
 from bdjax.defenses.fine_pruning import FeaturePruning
@@ -32,14 +32,14 @@ def test_a_nested_chain_of_a_file_is_that_of_the_command_line(tmp_path):
     assert [type(stage).__name__ for stage in made] == ["Supervised", "GradPrune", "FeaturePruning", "Supervised"]
     assert made[2] == FeaturePruning(max_share=0.5)
     assert configs.stage_paths(config) == ["defense.first.first", "defense.first.second", *["defense.second"] * 2]
-    assert len(stages(run.prepare(config).defense)) == 4
+    assert len(stages(plans.prepare(config).defense)) == 4
 
 
 def test_a_mistake_in_one_of_several_stages_is_named_by_its_path():
     with pytest.raises(InputError, match=r"^defense\.second\.max_share must lie between 0 and 1, got 2\.0"):
         configs.resolve(schema.overrides([*WORDS[:-1], "2"]))
     with pytest.raises(InputError, match=r"^defense\.second\.batch_size must be at most 200"):
-        run.prepare(configs.resolve(schema.overrides([*WORDS, "--defense.second.batch_size", "201"])))
+        plans.prepare(configs.resolve(schema.overrides([*WORDS, "--defense.second.batch_size", "201"])))
 
 
 @pytest.mark.parametrize("name", [name for name in defenses.names() if name not in ("chain", "grad_prune")])

@@ -86,7 +86,7 @@ def test_list_shows_what_a_preset_changes():
     assert released.startswith("preset reference_code: weight_decay=0.0005, label_smoothing=0.1, schedule=")
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("run",), ("list",), ("report",)])
+@pytest.mark.parametrize("command", [(), ("demo",), ("run",), ("list",), ("report",), ("compare",), ("export",)])
 def test_help_of_every_command(command):
     answer = bdjax(*command, "--help")
     assert (answer.code, answer.err) == (0, "")
@@ -147,6 +147,8 @@ def test_a_reader_who_has_gone_ends_it_quietly(words):
         ("report",),
         ("report", "no/such/folder"),
         ("report", "--format", "pdf"),
+        ("compare", "runs"),
+        ("export",),
     ],
     ids=" ".join,
 )

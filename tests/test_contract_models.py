@@ -15,8 +15,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from quick import quick_jit
 
-from bdjax import models, optim, registry
+from bdjax import models, optim, registry, structure
 from bdjax.analysis import smoothness
+from bdjax.analysis._subject import convolution
 from bdjax.checks import InputError
 from bdjax.optim.sgd import Schedule
 from bdjax.train.supervised import mean_loss, supervised
@@ -438,3 +439,24 @@ def test_sgd_steps_and_statistics_equal_pytorch(pair):
         assert float(info.loss) == pytest.approx(loss.item(), abs=1e-5)
         expected = from_torch(theirs.state_dict())
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), learner.finalize(model, state), expected)
+
+
+def test_probe_shows_and_shifts_what_a_layer_puts_out(name, images):
+    (model, variables), images = tiny(name), jnp.asarray(images)
+    layer = convolution(model, variables)
+    logits, output = model.probe(variables, images, layer)
+    np.testing.assert_allclose(logits, evaluated(model, variables, images)[0], atol=1e-5)
+    assert output.shape[0] == len(images)
+    assert output.shape[-1] == structure.convolutions(variables["params"])[layer].shape[-1]
+    shift = jnp.zeros_like(output).at[..., 0].set(1.0)
+    moved, shifted = model.probe(variables, images, layer, shift)
+    np.testing.assert_allclose(shifted - output, shift, atol=1e-5)
+    assert (moved != logits).any()
+
+
+def test_probe_of_no_layer(name, images):
+    (model, variables), images = tiny(name), jnp.asarray(images)
+    with pytest.raises(InputError, match="layer must be the path of a kernel"):
+        model.probe(variables, images, ("nothing", "kernel"))
+    with pytest.raises(InputError, match=r"no convolution 'nothing'.*known: conv1"):
+        convolution(model, variables, "nothing")

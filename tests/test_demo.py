@@ -72,7 +72,7 @@ def test_a_tiny_demo_writes_table_and_figures_and_is_not_repeated(tmp_path, monk
     records = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
     assert len(records) == 4
 
-    monkeypatch.setattr("bdjax.run.prepare", None)  # whatever loads data or trains would fail
+    monkeypatch.setattr("bdjax.plans.prepare", None)  # whatever loads data or trains would fail
     assert cli.main(["demo", "--out", str(tmp_path)]) == 0
     again = capsys.readouterr()
     assert again.err == ""

@@ -113,6 +113,132 @@ def test_a_batch_size_of_zero_is_refused():
         evaluate.predict(Reader(), VARIABLES, CLEAN.image, batch_size=0)
 
 
+# --- Any function ---
+
+
+def pixel(image):
+    """Give the logits of `Reader`, in NumPy."""
+    return np.eye(4)[np.rint(image[:, 0, 0, 0] * 255).astype(int)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 7, 500])
+def test_a_function_counts_as_a_network_does(batch_size):
+    metrics = evaluate.evaluate_function(pixel, CLEAN, TRIGGERED, batch_size=batch_size)
+    assert jax.tree.map(int, metrics) == Metrics(
+        clean_correct=3, clean_total=5, attack_hits=2, robust_correct=2, attack_total=5
+    )
+
+
+def test_a_linear_model_in_numpy_by_hand():
+    image = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.25]], np.float32).reshape(3, 1, 2, 1)
+    weight = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 2.0]])
+    clean = Split(image, np.array([0, 2, 1], np.int32), np.ones(3, bool))  # logits of the third: 0.5 0.25 0.5
+    triggered = PoisonedSplit(clean._replace(label=np.zeros(3, np.int32)), clean.label, np.ones(3, bool))
+    metrics = evaluate.evaluate_function(lambda image: image.reshape(len(image), -1) @ weight, clean, triggered)
+    assert jax.tree.map(int, metrics) == Metrics(
+        clean_correct=2, clean_total=3, attack_hits=2, robust_correct=2, attack_total=3
+    )
+
+
+def test_a_jitted_network_counts_the_same_and_is_traced_once(model, variables, split):
+    traces = []
+
+    @jax.jit
+    def logits(image):
+        traces.append(image.shape)
+        return model.apply(variables, image)[0]
+
+    triggered = PoisonedSplit(split._replace(image=255 - split.image), (split.label + 1) % 4, split.valid)
+    shorter = jax.tree.map(lambda array: array[:29], triggered)
+    for poisoned in (triggered, shorter):
+        ours = evaluate.evaluate(model, variables, split, poisoned)
+        theirs = evaluate.evaluate_function(logits, split, poisoned, num_classes=4, batch_size=20)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert traces == [(20, 8, 8, 3)]
+
+
+def test_a_function_gets_float_images_of_its_own():
+    seen = []
+
+    def spoil(image):
+        answer = pixel(image)
+        seen.append((image.dtype, image.shape, float(image.max())))
+        image[:] = 9
+        return answer
+
+    before = CLEAN.image.copy()
+    evaluate.evaluate_function(spoil, CLEAN, TRIGGERED, batch_size=4)
+    assert seen == [(np.float32, (4, 1, 1, 1), pytest.approx(most / 255)) for most in (3, 1, 2, 3)]
+    np.testing.assert_array_equal(CLEAN.image, before)
+
+
+KINDS = [lambda x: x.astype(np.float16), jnp.bfloat16, lambda x: x.astype(int), np.ndarray.tolist]
+
+
+@pytest.mark.parametrize("change", KINDS)
+def test_logits_may_be_of_any_kind(change):
+    metrics = evaluate.evaluate_function(lambda image: change(pixel(image)), CLEAN, TRIGGERED)
+    assert int(metrics.clean_correct) == 3
+
+
+class Untouchable:
+    """An array that NumPy cannot have."""
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("it requires\ngrad")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda image: pixel(image)[:, 0], r"function must return logits of the shape \(7, classes\) .* got \(7,\)"),
+        (lambda image: pixel(image)[:2], r"shape \(7, classes\) for 7 images, got \(2, 4\)"),
+        (lambda image: pixel(image)[:, :3], r"function must return logits of 4 or more classes, got 3"),
+        (lambda image: (pixel(image), {}), r"function must return an array, got tuple"),
+        (lambda image: pixel(image).astype(str), r"function must return an array of real numbers, got ndarray of <U"),
+        (lambda image: pixel(image) * 1j, r"real numbers, got ndarray of complex128"),
+        (lambda image: None, r"real numbers, got NoneType of object"),
+        (lambda image: Untouchable(), r"function must return an array, got Untouchable \(it requires grad\)"),
+        (lambda image: np.where(image[:, 0, 0] > 1.5 / 255, np.nan, pixel(image)), r"NaN for clean test image 2\."),
+    ],
+)
+def test_an_answer_that_is_no_logits_is_refused(answer, message):
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate.evaluate_function(answer, CLEAN, TRIGGERED)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_number_of_classes_is_held_if_it_is_given():
+    wide = lambda image: np.pad(pixel(image), ((0, 0), (0, 1)))  # noqa: E731
+    assert int(evaluate.evaluate_function(wide, CLEAN, TRIGGERED).clean_correct) == 3
+    with pytest.raises(InputError, match=r"logits of 4 classes, got 5\."):
+        evaluate.evaluate_function(wide, CLEAN, TRIGGERED, num_classes=4)
+
+
+def test_padding_may_be_undefined_and_infinity_is_a_number():
+    def answer(image):
+        logits = np.where(pixel(image) > 0, np.inf, -np.inf)
+        logits[5:] = np.nan  # the sixth clean row is padding, and so are the sixth and seventh triggered ones
+        return logits
+
+    assert int(evaluate.evaluate_function(answer, CLEAN, TRIGGERED).clean_correct) == 3
+
+
+def test_what_a_function_raises_passes_through():
+    def fail(image):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        evaluate.evaluate_function(fail, CLEAN, TRIGGERED)
+    with pytest.raises(InputError, match="batch_size must be 1 or more"):
+        evaluate.evaluate_function(fail, CLEAN, TRIGGERED, batch_size=0)
+
+
+def test_nothing_to_count_is_refused_for_a_function_too():
+    with pytest.raises(InputError, match="there is no test image to count"):
+        evaluate.evaluate_function(pixel, split_of([], []), TRIGGERED)
+
+
 EIGHT_ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=8, max_size=8)
 
 

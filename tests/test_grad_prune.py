@@ -13,7 +13,7 @@ import planted
 import pytest
 from planted import Corner, Net
 
-from bdjax import attacks, defenses, poison, run, schema, structure
+from bdjax import attacks, defenses, plans, poison, schema, structure
 from bdjax import config as configs
 from bdjax.checks import InputError
 from bdjax.defenses.grad_prune import Images, _without_largest, grad_prune
@@ -308,7 +308,7 @@ def test_a_run_fills_in_the_attacks_test_trigger_with_its_rounding(monkeypatch, 
     words = ("--defense", "chain", "--defense.first", "none", "--defense.second", "grad_prune", "--poison", rounding)
     config = configs.resolve(schema.overrides(words))
     attack = configs.build_attack(config)
-    plan = run.prepare(config)
+    plan = plans.prepare(config)
     stamp = poison.Stamp(attack.trigger, plan.trigger_state, rounding)
     assert plan.defense.stages[1].trigger.trigger == stamp.trigger
     image = plan.holdout.image[:3]
@@ -316,7 +316,7 @@ def test_a_run_fills_in_the_attacks_test_trigger_with_its_rounding(monkeypatch, 
     assert plan.defense.stages[1].trigger.rounding == rounding
     other = attacks.create("badnets", size=2).trigger
     monkeypatch.setattr(configs, "build_attack", lambda *_, **__: dataclasses.replace(attack, test_trigger=other))
-    assert run.prepare(config).defense.stages[1].trigger.trigger == other
+    assert plans.prepare(config).defense.stages[1].trigger.trigger == other
 
 
 @pytest.mark.parametrize("word", ["true", True])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bdjax import comparison, published, run
+from bdjax import comparison, plans, published, run
 from bdjax.checks import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -148,7 +148,7 @@ def test_a_run_that_diverged_or_cannot_be_marks_its_cell(tmp_path, monkeypatch):
         if one is config:
             raise InputError("attack.poison_rate must be lower.")
 
-    monkeypatch.setattr(run, "prepare", refuse)
+    monkeypatch.setattr(plans, "prepare", refuse)
     other = config.with_defense(name="none")
     refused = _paper_table._refused([config, other])
     assert list(refused) == [config.run_id]

@@ -262,7 +262,7 @@ def test_console(several):
     assert lines[0] == "badnets"
     assert lines[1].split() == ["defense", "ACC", "ASR", "RA", "DER", "n", "seconds"]
     # hits 8, 6, 4 of 80: 7.5 ± 2.5 %
-    assert re.sub(" +", " ", lines[5]) == "ft_sam ρ=2 90.0 ± 0.0 7.5 ± 2.5 75.0 ± 0.0 90.0 ± 0.0 3 2.0 ± 0.0"
+    assert re.sub(" +", " ", lines[5]) == "ft_sam ρ=2 90.0 ± 0.0 7.5 ± 2.5 75.0 ± 0.0 90.0 ± 0.0 + 3 2.0 ± 0.0"
     assert [line.split()[1] for line in lines if " * " in line] == ["ρ=10", "ρ=10"]
     assert "% of 100 test images" in text
     assert "% of 80 triggered ones" in text
@@ -276,7 +276,8 @@ def test_markdown(several):
     lines = grid.splitlines()
     assert {line.count("|") for line in lines} == {9}
     assert len(lines) == 2 + len(rows)
-    assert lines[4] == "| badnets | ft_sam ρ=2 | 90.0 ± 0.0 | 7.5 ± 2.5 | 75.0 ± 0.0 | 90.0 ± 0.0 | 3 | 2.0 ± 0.0 |"
+    rates = "90.0 ± 0.0 | 7.5 ± 2.5 | 75.0 ± 0.0 | <u>90.0 ± 0.0</u>"
+    assert lines[4] == f"| badnets | ft_sam ρ=2 | {rates} | 3 | 2.0 ± 0.0 |"
     assert "| **93.0 ± 0.0** |" in lines[5]
     assert caption.startswith("digits, preact_resnet18: mean ± sample standard deviation over n seeds.")
 
@@ -292,7 +293,8 @@ def test_latex(several):
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {7}
     assert body[3] == (
-        r" & ft\_sam $\rho$=2 & 90.0 $\pm$ 0.0 & 7.5 $\pm$ 2.5 & 75.0 $\pm$ 0.0 & 90.0 $\pm$ 0.0 & 3 & 2.0 $\pm$ 0.0 \\"
+        r" & ft\_sam $\rho$=2 & 90.0 $\pm$ 0.0 & 7.5 $\pm$ 2.5 & 75.0 $\pm$ 0.0 & \underline{90.0 $\pm$ 0.0}"
+        r" & 3 & 2.0 $\pm$ 0.0 \\"
     )
     assert r"\textbf{93.0 $\pm$ 0.0}" in body[4]
     assert text.count(r"\midrule") == 2
@@ -503,7 +505,7 @@ def test_pictured_run_falls_back_to_one_with_images(several):
     for record in records:
         if record.config["defense"].get("rho") == 10.0:
             (record.folder / "samples.npz").unlink()
-    sample = figures._samples(report.summarize(records))["badnets"]
+    sample = figures.read_samples(report.summarize(records))["badnets"]
     assert (sample.row.defense, sample.record.seed, sample.best) == ("ft", 0, False)
 
 
@@ -520,9 +522,9 @@ def test_outcomes(tmp_path, label_map, expected):
 
 def test_columns_show_many_classes_and_no_target(several):
     add_samples(several)
-    sample = figures._samples(report.summarize(report.load([several])))["badnets"]
-    assert figures._columns(sample, 5) == [1, 2, 3, 4, 5]  # image 0 is of the target class
-    assert figures._columns(sample, 99) == [*range(1, 10), 11]
+    sample = figures.read_samples(report.summarize(report.load([several])))["badnets"]
+    assert figures.choose(sample, 5) == [1, 2, 3, 4, 5]  # image 0 is of the target class
+    assert figures.choose(sample, 99) == [*range(1, 10), 11]
 
 
 @pytest.mark.parametrize(

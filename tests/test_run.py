@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from bdjax import cli, data, run, schema
+from bdjax import cli, data, plans, run, schema
 from bdjax import config as configs
 from bdjax.checks import InputError
 from bdjax.run import Execution
@@ -202,7 +202,7 @@ def test_a_report_reads_what_runs_write(first, capsys):
 
 def test_a_finished_run_returns_at_once_and_touches_no_file(first, monkeypatch):
     before = snapshot(first.folder)
-    monkeypatch.setattr(run, "prepare", None)  # not even the data are loaded
+    monkeypatch.setattr(plans, "prepare", None)  # not even the data are loaded
     again = bdjax(first.folder, *SIZES)
     assert (again.code, again.out) == (0, first.out)
     assert snapshot(first.folder) == before
@@ -275,7 +275,7 @@ def test_a_damaged_record_is_named_and_not_overwritten(copied):
 
 
 def test_a_victim_of_other_data_is_refused(copied):
-    plan = run.prepare(resolve())
+    plan = plans.prepare(resolve())
     other = plan._replace(fingerprint={**plan.fingerprint, "train": "0" * 64})
     with pytest.raises(InputError, match=r"^the data have changed since .*delete that folder"):
         run.plant(other, Execution(copied))
@@ -328,7 +328,7 @@ def rows_of(split):
 
 def test_a_holdout_that_is_held_out_is_not_among_the_attackers_images():
     train = rows_of(data.load("digits").train)
-    shared, apart = (run.prepare(resolve("--holdout.held_out", word)) for word in ("false", "true"))
+    shared, apart = (plans.prepare(resolve("--holdout.held_out", word)) for word in ("false", "true"))
     assert rows_of(shared.attackers) == train
     assert rows_of(apart.attackers) + rows_of(apart.holdout) == train
     assert rows_of(apart.holdout) == rows_of(shared.holdout)
@@ -336,23 +336,23 @@ def test_a_holdout_that_is_held_out_is_not_among_the_attackers_images():
 
 
 def test_a_smaller_training_set_is_the_same_for_every_seed():
-    plans = []
+    made = []
     for seed in ("1", "2"):
-        run._load.cache_clear()
-        plans.append(run.prepare(resolve("--data.train_count", "500", "--seed", seed)))
-    one, other = plans
+        plans._load.cache_clear()
+        made.append(plans.prepare(resolve("--data.train_count", "500", "--seed", seed)))
+    one, other = made
     assert one.attackers.label.shape == (500,)
     assert rows_of(one.attackers) == rows_of(other.attackers)
     assert rows_of(one.holdout) != rows_of(other.holdout)
 
 
 def test_a_seed_decides_the_poison_set_the_holdout_the_network_and_the_trigger():
-    one, again, other = (run.prepare(resolve("--attack", "blended", "--seed", seed)) for seed in ("1", "1", "2"))
+    one, again, other = (plans.prepare(resolve("--attack", "blended", "--seed", seed)) for seed in ("1", "1", "2"))
 
     def draws(plan):
-        network = plan.model.init(run.key_for(plan.config, "init"))
+        network = plan.model.init(plans.key_for(plan.config, "init"))
         return (
-            np.flatnonzero(run.poison_training(plan).is_poisoned).tolist(),
+            np.flatnonzero(plans.poison_training(plan).is_poisoned).tolist(),
             sorted(rows_of(plan.holdout)),
             np.asarray(network["params"]["conv1"]["kernel"]).tolist(),
             np.asarray(plan.trigger_state).tolist(),
@@ -364,24 +364,24 @@ def test_a_seed_decides_the_poison_set_the_holdout_the_network_and_the_trigger()
 
 def test_the_poison_set_depends_on_the_seed_alone():
     config = resolve()
-    poisoned = run.poison_training(run.prepare(config)).is_poisoned
+    poisoned = plans.poison_training(plans.prepare(config)).is_poisoned
     for words in (("--training.learning_rate", "1"), ("--model.width", "5"), ("--holdout.per_class", "11")):
-        other = run.poison_training(run.prepare(resolve(*words))).is_poisoned
+        other = plans.poison_training(plans.prepare(resolve(*words))).is_poisoned
         np.testing.assert_array_equal(other, poisoned)
 
 
 def test_every_purpose_has_its_own_key():
-    keys = [jax.random.key_data(run.key_for(resolve(), purpose)).tolist() for purpose in run._PURPOSES]
+    keys = [jax.random.key_data(plans.key_for(resolve(), purpose)).tolist() for purpose in plans._PURPOSES]
     assert len({tuple(key) for key in keys}) == len(keys)
 
 
 def test_all_to_all_moves_every_label_by_one_and_counts_every_test_image():
-    plan = run.prepare(resolve("--attack.label_map", "all_to_all"))
-    poisoned = run.poison_training(plan)
+    plan = plans.prepare(resolve("--attack.label_map", "all_to_all"))
+    poisoned = plans.poison_training(plan)
     moved = np.asarray(poisoned.visible.label) - np.asarray(poisoned.original_label)
     np.testing.assert_array_equal(moved % CLASSES, poisoned.is_poisoned)
     assert poisoned.is_poisoned.sum() == round(0.1 * TRAIN)
-    assert run.triggered_test(plan).visible.valid.sum() == TEST
+    assert plans.triggered_test(plan).visible.valid.sum() == TEST
 
 
 def test_samples_are_the_first_of_each_class_and_then_others():
@@ -402,7 +402,7 @@ def test_the_control_of_a_defense_that_takes_any_holdout_fits_the_holdout():
     config = configs.resolve({"defense": "grad_prune", "holdout": {"per_class": 2}})
     control = run.with_controls(config)[1]
     assert control.defense.options["batch_size"] == 20
-    assert len(run.prepare(control).holdout.label) == 20
+    assert len(plans.prepare(control).holdout.label) == 20
 
 
 def test_a_mistake_is_found_before_the_controls_run(tmp_path):
@@ -413,11 +413,11 @@ def test_a_mistake_is_found_before_the_controls_run(tmp_path):
 
 def test_a_batch_that_the_devices_do_not_divide_is_named_with_its_section():
     with pytest.raises(InputError, match=r"^training\.batch_size must be a multiple of devices = 3"):
-        run.prepare(resolve(), devices=3)
+        plans.prepare(resolve(), devices=3)
     second = {"name": "ft", "batch_size": HOLDOUT + 1}
     chained = configs.resolve({"defense": {"name": "chain", "first": "none", "second": second}})
     with pytest.raises(InputError, match=r"^defense\.second\.batch_size must be at most"):
-        run.prepare(chained)
+        plans.prepare(chained)
 
 
 def test_the_config_file_is_plain_yaml(first):

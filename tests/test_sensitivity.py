@@ -304,7 +304,7 @@ def test_no_words_lie_on_others_or_leave_the_page(case, monkeypatch):
 
 
 def panels(*contents):
-    return [(one.title, list(one.lines.values())) for one in sensitivity._panels(only(*contents))]
+    return [(one.title, list(one.lines.values())) for one in sensitivity.panels(only(*contents))]
 
 
 def test_victims_of_several_lines_have_panels_of_their_own():
@@ -323,7 +323,7 @@ def test_more_lines_than_colors_are_shared_out(caplog, monkeypatch):
     assert panels(*sweep((1, 2, 4), nine, 1)) == [("", nine[:4]), ("", nine[4:])]
     rates = [i / 10 for i in range(1, 18)]
     found = next(one for one in find(*sweep((1, 2, 4), ("badnets",), 1, rates)) if one.option == "defense.rho")
-    assert [len(one.lines) for one in sensitivity._panels(found)] == [5, 6, 6]
+    assert [len(one.lines) for one in sensitivity.panels(found)] == [5, 6, 6]
     monkeypatch.setattr(sensitivity, "MOST_PANELS", 2)
     with caplog.at_level(logging.WARNING):
         page = drawn(found)
@@ -335,14 +335,14 @@ def test_more_lines_than_colors_are_shared_out(caplog, monkeypatch):
 
 def test_controls_have_the_color_of_their_line_where_they_are_its_alone():
     found = only(*sweep((1, 2, 4), ("badnets", "blended"), 1))
-    (one,) = sensitivity._panels(found)
+    (one,) = sensitivity.panels(found)
     styles = one.colors({})
     first, second = found.lines
     assert styles[first][0] != styles[second][0]
     assert styles[first][1] != styles[second][1]
     assert {styles[control][0] for control in first.controls} == {styles[first][0]}
     two = sweep((1, 2, 4), ("badnets",), 1, (0.1, 0.2))
-    (one,) = sensitivity._panels(only(*two))
+    (one,) = sensitivity.panels(only(*two))
     styles = one.colors({})
     shared = {control.row.name("defense"): styles[control][0] for line in one.lines for control in line.controls}
     assert shared["none"] == layout.GREY
@@ -374,7 +374,7 @@ def test_controls_that_lie_on_each_other_are_grey():
     ],
 )
 def test_the_axis_is_logarithmic_where_the_values_are(values, name):
-    assert sensitivity._scale(values)[0] == name
+    assert sensitivity.scale(values)[0] == name
 
 
 def test_labels_that_have_no_room_are_left_out_but_never_the_last():

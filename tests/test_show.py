@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax import cli, contact_sheet, data, poison, run, schema, show
+from bdjax import cli, contact_sheet, data, plans, poison, run, schema, show
 from bdjax import config as configs
 from bdjax.checks import InputError
 from bdjax.run import Execution
@@ -22,12 +22,12 @@ def shown(change=51, name="badnets"):
 def test_the_images_are_those_of_the_test_split_with_the_runs_own_trigger(tmp_path):
     config = configs.resolve(schema.overrides(["--attack", "blended", "--attack.test_alpha", "0.5"]))
     got = show.show(config, Execution(tmp_path))
-    plan = run.prepare(config)
+    plan = plans.prepare(config)
     test = data.load("digits").test
     rows = run.sample_rows(test.label, test.valid, 8)
     np.testing.assert_array_equal(got.clean, test.image[rows])
     stamp = poison.Stamp(plan.attack.test_trigger, plan.trigger_state)
-    np.testing.assert_array_equal(got.triggered, stamp(run.key_for(config, "test"), jnp.asarray(got.clean)))
+    np.testing.assert_array_equal(got.triggered, stamp(plans.key_for(config, "test"), jnp.asarray(got.clean)))
     assert len(set(test.label[rows])) == 8, "of different classes"
     assert not list(tmp_path.iterdir()), "nothing is trained for a trigger that is not learned"
 

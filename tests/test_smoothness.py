@@ -15,7 +15,7 @@ from quick import quick_jit
 from bdjax import cli, models, records, run, schema
 from bdjax import config as configs
 from bdjax.analysis import smoothness
-from bdjax.analysis.curve import Curve
+from bdjax.analysis._curve import Curve
 from bdjax.analysis.smoothness import Settings
 from bdjax.checks import InputError
 from bdjax.run import Execution

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from bdjax import cli, config, defenses, pytree, registry, run, schema, strength
+from bdjax import cli, config, defenses, plans, pytree, registry, run, schema, strength
 from bdjax.checks import InputError
 from bdjax.defenses.chain import chain
 from bdjax.train import compilation
@@ -228,7 +228,7 @@ def test_a_selection_out_of_range_is_refused(key, value):
 def test_a_holdout_too_small_to_divide_is_refused_before_anything_is_trained(defense):
     values = {"defense": defense, "holdout": {"per_class": 1}}
     with pytest.raises(InputError, match="holdout must have more than 10 images"):
-        run.prepare(config.resolve(values))
+        plans.prepare(config.resolve(values))
 
 
 def test_a_run_records_what_was_tried_and_a_second_one_tries_nothing(tmp_path: Path, capsys, monkeypatch):

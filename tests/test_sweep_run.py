@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from bdjax import cli, data, run, schema, sweep_run
+from bdjax import cli, data, plans, run, schema, sweep_run
 from bdjax.checks import InputError
 from bdjax.train import loop
 
@@ -89,7 +89,7 @@ def test_a_single_run_goes_on_from_a_sweep(swept, tmp_path):
 def test_what_is_finished_is_not_looked_at_again(swept, monkeypatch):
     out, (_, said, _) = swept
     before = everything(out)
-    monkeypatch.setattr(run, "prepare", lambda *_: pytest.fail("data were loaded"))
+    monkeypatch.setattr(plans, "prepare", lambda *_: pytest.fail("data were loaded"))
     assert bdjax(out, *OVER)[:2] == (0, said)
     assert everything(out) == before
 
@@ -132,7 +132,7 @@ def test_a_point_that_diverges_is_marked_and_not_tried_again(tmp_path, monkeypat
     assert sorted(status for status, *_ in everything(tmp_path).values()) == ["diverged", "finished", "finished"]
     (reason,) = {json.loads(file.read_text()).get("reason") for file in tmp_path.glob("*/record.json")} - {None}
     assert "not finite after epoch 1 of 3: lower the learning rate" in reason
-    monkeypatch.setattr(run, "prepare", lambda *_: pytest.fail("it was tried again"))
+    monkeypatch.setattr(plans, "prepare", lambda *_: pytest.fail("it was tried again"))
     assert bdjax(tmp_path, *words)[:2] == (0, said)
 
 
@@ -223,12 +223,12 @@ def test_what_a_group_learned_from_other_data_is_not_continued(swept, tmp_path, 
 
     wanted = sweep_run.points(schema.overrides(SIZES), {"defense.rho": ["1", "4"], "seed": ["0", "1"]})
     stopped = run.Execution(tmp_path, checkpoint_seconds=0.0, should_stop=lambda: next(answers))
-    run._load.cache_clear()
+    plans._load.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(data, "load", other)
         with pytest.raises(loop.Stopped, match="after epoch 1 of 3"):
             sweep_run.run(wanted, stopped, sweep_run.Spread())
-    run._load.cache_clear()
+    plans._load.cache_clear()
     assert list(tmp_path.glob("groups/*/checkpoints/1"))
     with pytest.raises(InputError, match="the data have changed since"):
         sweep_run.run(wanted, run.Execution(tmp_path), sweep_run.Spread())

@@ -1,4 +1,4 @@
-"""Which rows: the defender's holdout, what is left without it, smaller training sets, padding.
+"""Which rows: the defender's holdout, what is left without it, smaller and balanced sets, padding.
 
 Rows decide shapes, so all of this happens on the host, before anything is compiled. The draws come from ``jax.random``
 and depend on the key and the labels only.
@@ -92,6 +92,22 @@ def subset(key: Key[Array, ""], split: Split, size: int, *, num_classes: int) ->
     return _first_of_each_class(rows, label, quota)
 
 
+def balanced(key: Key[Array, ""], split: Split, most: int) -> Rows:
+    """Draw at most so many valid rows, equally many of each class that has any; return them in rising order.
+
+    With c such classes that is the smaller of ⌊most/c⌋ and the size of the smallest of each; it may be none.
+
+    Raises:
+      InputError: ``most`` below 1.
+    """
+    checks.integer(1, most=most)
+    label, rows = _shuffled(key, split)
+    counts = np.bincount(label)
+    there = counts[counts > 0]
+    per_class = min(most // len(there), there.min()) if len(there) else 0
+    return _first_of_each_class(rows, label, np.full(len(counts), per_class))
+
+
 def take(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:
     """Return the rows ``index`` of a split, in that order, as host arrays.
 
@@ -134,7 +150,7 @@ def _shuffled(key: Key[Array, ""], split: Split) -> tuple[np.ndarray, np.ndarray
 
 def _first_of_each_class(rows: np.ndarray, label: np.ndarray, quota: np.ndarray) -> Rows:
     chosen = [rows[label == name][:number] for name, number in enumerate(quota)]
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate([rows[:0], *chosen]))
 
 
 def _whole(number: float) -> int:

@@ -21,9 +21,9 @@ import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from bdjax.checks import integer, one_of
+from bdjax.checks import InputError, integer, one_of
 from bdjax.models._convolution import conv_general_dilated
-from bdjax.structure import FactoredKernel
+from bdjax.structure import FactoredKernel, Path
 from bdjax.types import BatchStats, ImageSpec, Variables
 
 DTYPES = ("float32", "bfloat16")
@@ -177,6 +177,25 @@ class LinenModel:
         with nn.intercept_methods(keep_input):
             self.apply(variables, image)
         return _wide(seen[-1])
+
+    def probe(
+        self, variables: Variables, image: Float[Array, "n h w c"], layer: Path, shift: Any = 0.0
+    ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:
+        """Return the logits with ``shift`` added to what one layer puts out, and that output, in evaluation mode."""
+        seen: list[Array] = []
+
+        def shifted(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            out = next_call(*args, **kwargs)
+            if context.method_name != "__call__" or context.module.path != layer[:-1]:
+                return out
+            seen.append(out + jnp.asarray(shift, out.dtype))
+            return seen[-1]
+
+        with nn.intercept_methods(shifted):
+            logits, _ = self.apply(variables, image)
+        if not seen:
+            raise InputError(f"layer must be the path of a kernel of the network; got {'/'.join(layer)}.")
+        return logits, _wide(seen[-1])
 
     def _normalize(self, image: Array) -> Array:
         """Normalize in the images' own type, and round the result only."""

@@ -1,0 +1,91 @@
+"""What an analysis sees of a finished run, and what it is: one file per analysis, found by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Key
+
+from bdjax import structure
+from bdjax.checks import InputError, did_you_mean
+from bdjax.structure import Path
+from bdjax.types import Model, PoisonedSplit, Split, Variables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Findings: TypeAlias = dict[str, np.ndarray]  # arrays by name, without objects, so that a file of them is only data
+OnVariables: TypeAlias = Callable[[int, Callable[[], Variables]], None]
+
+
+class Subject(NamedTuple):
+    """A finished run, loaded again.
+
+    Attributes:
+      name: the run's id.
+      config: its resolved config, plain values.
+      model: the network.
+      victim, defended: its variables before and after the defense; the same ones where the defense is ``none``.
+      test: clean test images (uint8) with their labels.
+      triggered: the same images with the trigger; ``visible.valid`` are those that count for the attack success rate.
+      holdout: the defender's clean images.
+      defense: the defense itself, of `bdjax.defenses.create`.
+      epochs: of the defense.
+      key: decides what the analysis draws; one for all runs of a seed.
+      replay: carries out the defense again, bit for bit, and calls a function with each number of epochs done, 0 first,
+        and what returns the variables after them.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    model: Model
+    victim: Variables
+    defended: Variables
+    test: Split
+    triggered: PoisonedSplit
+    holdout: Split
+    defense: Any
+    epochs: int
+    key: Key[Array, ""]
+    replay: Callable[[OnVariables], None]
+
+
+@runtime_checkable
+class Analysis(Protocol):
+    """Measures one run at a time and draws several together.
+
+    A frozen dataclass of plain options, made by the function that its file is named after.
+    """
+
+    def measure(self, subject: Subject) -> Findings:
+        """Return the arrays that are to be kept of a run, and drawn."""
+        ...
+
+    def draw(self, found: Mapping[str, Findings]) -> Figure:
+        """Draw the findings of runs, by their titles, on one page."""
+        ...
+
+
+def convolution(model: Model, variables: Variables, layer: str | None = None) -> Path:
+    """Return the path of a convolution's kernel: the last one that the network computes, or that of a layer's name.
+
+    Args:
+      model: the network.
+      variables: any of its variables.
+      layer: such as ``layer4_1/conv2``; None for the last.
+
+    Raises:
+      InputError: no such convolution, or none at all.
+    """
+    found = structure.convolutions(variables["params"])
+    order = [path for path in structure.execution_order(model, variables) if path in found]
+    if not order:
+        raise InputError("the network must have a convolution for this analysis.")
+    names = {"/".join(path[:-1]): path for path in order}
+    if layer is None:
+        return order[-1]
+    if layer not in names:
+        raise InputError(f"no convolution {layer!r}{did_you_mean(layer, list(names))}; known: {', '.join(names)}.")
+    return names[layer]

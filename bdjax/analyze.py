@@ -1,0 +1,64 @@
+"""Analyses of finished runs: each run is measured once, and all are drawn together on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from bdjax import findings, registry, report, saved, schema
+from bdjax.analysis._subject import Analysis
+from bdjax.checks import InputError, one_of
+from bdjax.findings import PACKAGE, Found
+from bdjax.layout import FORMATS, need_matplotlib
+from bdjax.report import Record
+
+
+def analyze(
+    name: str,
+    paths: Iterable[Any],
+    folder: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    format: str = "png",
+    data_dir: str | None = None,
+    on_run: Callable[[int, int, Record], None] = lambda number, count, record: None,
+) -> list[Path]:
+    """Measure finished runs and draw what was found; return the files, the figure first.
+
+    What was measured of a run is kept in its folder as ``analysis-<name>.npz``, and not measured again with the same
+    options.
+
+    Args:
+      name: of a file in `bdjax.analysis`.
+      paths: as for `bdjax.report.load`.
+      folder: of the figure.
+      options: the analysis' own, over its defaults.
+      format: of the figure: png, pdf or svg.
+      data_dir: where the data lie now.
+      on_run: called with (its number, how many there are, the record) before a run is measured.
+
+    Raises:
+      InputError: an unknown name, option or format, no matplotlib, or a run that cannot be loaded.
+    """
+    one_of(FORMATS, format=format)
+    need_matplotlib()
+    choice = schema.read_choice("analysis", PACKAGE, {**(options or {}), "name": name})
+    analysis = cast(Analysis, registry.create(PACKAGE, name, **choice.options))
+    runs = findings.titles(report.load(paths))
+    found: dict[str, Found] = {}
+    for number, (title, record) in enumerate(runs.items(), 1):
+        file = findings.file_of(record, name)
+        stored = findings.read(file)
+        if stored is None or stored.options != choice.options:
+            on_run(number, len(runs), record)
+            stored = Found(analysis.measure(saved.subject(record, data_dir)), dict(choice.options))
+            findings.write(file, stored)
+        found[title] = stored
+    figure = Path(folder) / f"{name}.{format}"
+    try:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        findings.draw(name, found, figure)
+    except OSError as error:
+        raise InputError(f"the figure cannot be written to {figure}: {error.strerror}.") from error
+    return [figure, *(findings.file_of(record, name) for record in runs.values())]

@@ -1,0 +1,108 @@
+"""Analyses of finished runs: what every analysis keeps to, and that nothing is measured twice."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from bdjax import analyze, cli, config, findings, registry, report, run, saved
+from bdjax.analysis._subject import Analysis
+from bdjax.checks import InputError
+
+VALUES = {
+    "data": "digits",
+    "model": {"name": "small_cnn", "width": 4},
+    "training": {"epochs": 2},
+    "defense": {"name": "ft_sam", "epochs": 2, "batch_size": 50},
+}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a run of two epochs and its control rows."""
+    out = tmp_path_factory.mktemp("runs")
+    run.run_with_controls(config.resolve(VALUES), run.Execution(out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def subject(finished):
+    (record,) = [record for record in report.load([finished]) if record.config["defense"]["name"] == "ft_sam"]
+    return saved.subject(record)
+
+
+def test_replay_ends_where_the_run_did(subject):
+    seen = {}
+    subject.replay(lambda epoch, variables: seen.update({epoch: jax.device_get(variables())}))
+    assert list(seen) == [0, 1, 2]
+    jax.tree.map(np.testing.assert_array_equal, seen[0], subject.victim)
+    jax.tree.map(np.testing.assert_array_equal, seen[2], subject.defended)
+
+
+def test_history_begins_and_ends_with_the_rates_of_the_record(finished, tmp_path):
+    figure, *files = analyze.analyze("history", [finished], tmp_path)
+    assert figure.name == "history.png"
+    assert figure.stat().st_size > 10_000
+    runs = report.load([finished])
+    titles = findings.titles(runs)
+    found = {title: findings.read(findings.file_of(record, "history")) for title, record in titles.items()}
+    assert [len(one.arrays["epoch"]) for one in found.values()] == [1, 3, 3]  # none, ft, ft_sam
+    for title, record in titles.items():
+        for rate in report.RATES[:3]:
+            assert found[title].arrays[rate][0] == pytest.approx(record.before[rate])
+            assert found[title].arrays[rate][-1] == pytest.approx(record.after[rate])
+    assert len(files) == 3
+
+
+def test_what_was_measured_is_not_measured_again_but_with_other_options(finished, tmp_path):
+    def measured(every: int) -> int:
+        seen = []
+        options = {"every": every}
+        analyze.analyze("history", [finished], tmp_path, options=options, on_run=lambda *what: seen.append(what))
+        return len(seen)
+
+    measured(1)
+    assert [measured(1), measured(2), measured(2), measured(1)] == [0, 3, 0, 3]
+
+
+def test_what_was_found_is_drawn_for_the_page(finished, tmp_path):
+    analyze.analyze("history", [finished], tmp_path)
+    captions = findings.pictures(report.load([finished]))
+    (caption,) = [caption for caption in captions if caption.startswith("history: ")]
+    assert caption.endswith("Options: every = 1.")
+    assert captions[caption].startswith(b"\x89PNG")
+    (record, *_) = report.load([finished])
+    (record.folder / "analysis-unknown.npz").write_bytes(b"whatever")  # of a later bdjax
+    assert set(findings.pictures(report.load([finished]))) == set(captions)
+
+
+def test_a_damaged_file_is_named(finished, tmp_path):
+    path = report.load([finished])[0].folder / "analysis-history.npz"
+    path.write_bytes(b"PK nothing")
+    with pytest.raises(InputError, match=r"analysis-history\.npz is damaged"):
+        analyze.analyze("history", [finished], tmp_path)
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["history", "--every", "0"], "every must be 1 or more, got 0"),
+        (["history", "--evry", "1"], "did you mean 'every'"),
+        (["histroy"], "did you mean 'history'"),
+        (["history", "--format", "jpg"], "format must be one of"),
+    ],
+)
+def test_mistakes_are_one_line(finished, tmp_path, capsys, words, message):
+    name, *options = words
+    assert cli.main(["analyze", name, str(finished), "--figures", str(tmp_path), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize("name", registry.names("bdjax.analysis"))
+def test_every_analysis_is_listed_and_made_with_its_defaults(name):
+    assert registry.summary("bdjax.analysis", name).endswith(".")
+    assert isinstance(registry.create("bdjax.analysis", name), Analysis)

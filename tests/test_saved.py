@@ -1,0 +1,79 @@
+"""A result from elsewhere on the victim of a finished run, and its row in the table."""
+
+import functools
+
+import jax
+import pytest
+from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, write
+
+from bdjax import cli, evaluate, plans, report, saved, tables
+from bdjax.checks import InputError
+from bdjax.types import Metrics
+
+SIZES = ("--model.width", "2", "--training.epochs", "1", "--defense", "none")
+AFTER = Metrics(95, CLEAN_TOTAL, 8, 60, ATTACK_TOTAL)
+
+
+@pytest.fixture
+def attacked(tmp_path):
+    (record,) = report.load([write(tmp_path, content(3, defense={"name": "none"}, hits=80))])
+    (record.folder / "smoothness.json").write_text('{"after": {"mixed": {"fisher_trace": 3.0}}}')
+    return record
+
+
+def test_a_result_of_ones_own_stands_among_the_others(attacked):
+    mine = saved.with_defense(attacked, "mine", AFTER, run_seconds=1.5)
+    none, own = report.summarize([mine, attacked])
+    assert (own.defense, own.seeds, own.n) == ("mine", (3,), 1)
+    assert (own.clean_accuracy.mean, own.attack_success_rate.mean, own.robust_accuracy.mean) == (0.95, 0.1, 0.75)
+    # before: 99 of 100 and 80 of 80
+    assert own.defense_effectiveness_rating.mean == pytest.approx((0.9 - 0.04 + 1) / 2)
+    assert list(report.victims([none, own])) == ["badnets"]
+    text = tables.table([none, own], "markdown")
+    assert "| badnets | mine | 95.0 | 10.0 | 75.0 | **93.0** | 1 | 1.5 |" in text
+    assert "| – |" in tables.table(report.summarize([saved.with_defense(attacked, "mine", AFTER)]), "markdown")
+
+
+def test_nothing_of_the_run_itself_is_taken_for_the_defense(attacked):
+    mine = saved.with_defense(attacked, "mine", AFTER)
+    assert mine.smoothness() == {}
+    assert attacked.smoothness() != {}
+    assert attacked.config["defense"] == {"name": "none"}
+    assert attacked.content["metrics"]["after"]["attack_hits"] == 80
+
+
+def test_options_tell_rows_apart(attacked):
+    swept = [saved.with_defense(attacked, "mine", AFTER, options={"strength": value}) for value in (1, 2)]
+    assert [row.defense for row in report.summarize(swept)] == ["mine strength=1", "mine strength=2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "message"),
+    [
+        ("ft_sam", AFTER, "name must not be that of a defense of bdjax, got 'ft_sam'"),
+        ("mine", AFTER._replace(clean_total=90), "clean_total is 100, got 90"),
+        ("mine", AFTER._replace(attack_total=81), "attack_total is 80, got 81"),
+    ],
+)
+def test_what_would_mislead_is_refused(attacked, name, after, message):
+    with pytest.raises(InputError, match=message):
+        saved.with_defense(attacked, name, after)
+
+
+def test_the_network_of_a_run_as_a_function_gives_its_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
+    assert cli.main(["run", *SIZES, "--quiet", "--out", str(tmp_path)]) == 0
+    (record,) = report.load([tmp_path])
+    networks = saved.restore(record)
+    plan = networks.plan
+
+    @jax.jit
+    def logits(image):
+        return plan.model.apply(networks.victim, image)[0]
+
+    measure = functools.partial(
+        evaluate.evaluate_function, clean=plan.dataset.test, triggered=plans.triggered_test(plan)
+    )
+    mine = saved.with_defense(record, "mine", measure(logits))
+    assert mine.after == record.after
+    assert mine.value("defense_effectiveness_rating") == 0.5
