@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bdjax import tables
 from bdjax.checks import InputError, one_of
 from bdjax.published import Value
-from bdjax.report import RATES, Record, Statistic
+from bdjax.report import RATES, Record
+from bdjax.uncertainty import Statistic, statistic
 
 NOT_RUN, NOT_MEASURED = "not run", "not measured"
 _ACC, _ASR, _RA, _DER = RATES
@@ -26,7 +26,6 @@ _HEADS = {
     "lambda_max": "λ_max",
     "trace_h": "Tr(H)",
 }
-_PARTS = ("published", "ours", "difference")
 _NOTED = "†"
 
 
@@ -48,9 +47,7 @@ class Cell(NamedTuple):
     @property
     def statistic(self) -> Statistic:
         """Mean and sample standard deviation of ours; NaN where there is none."""
-        if not self.ours:
-            return Statistic(math.nan, None)
-        return Statistic(statistics.fmean(self.ours), statistics.stdev(self.ours) if len(self.ours) > 1 else None)
+        return statistic(self.ours) if self.ours else Statistic(math.nan, None)
 
     @property
     def difference(self) -> float:
@@ -107,39 +104,25 @@ def table(cells: Sequence[Cell], setting: str, format: str = "console") -> str:
     Raises:
         InputError: an unknown format, or no cells.
     """
-    one_of(_FORMATS, format=format)
+    one_of(tables.FORMATS, format=format)
     if not cells:
         raise InputError("There are no published values to compare with.")
-    return _FORMATS[format](cells, setting)
+    return _csv(cells) if format == "csv" else tables.write(_grid(cells, setting), format)
 
 
-class _Line(NamedTuple):
-    """One attack and defense in one setting: its cells by metric."""
-
-    attack: str
-    defense: str
-    cells: dict[str, Cell]
-
-    @property
-    def why(self) -> str:
-        return ", ".join(dict.fromkeys(cell.why for cell in self.cells.values() if cell.why))
-
-
-def _lines(cells: Sequence[Cell]) -> list[_Line]:
-    """Return the lines by attack; settings that differ within the table are part of the names."""
+def _groups(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, Cell]]]:
+    """Return the cells by attack, defense and metric; settings that differ within the table are part of the names."""
     attack, defense = ("attack", "poison_rate", "dataset", "model"), ("defense", "clean_data")
     varied = {column for column in (*attack, *defense) if len({_of(cell, column) for cell in cells}) > 1}
-    lines: dict[tuple[str, str], dict[str, Cell]] = {}
+    groups: dict[str, dict[str, dict[str, Cell]]] = {}
     for cell in cells:
         names = (
             [_of(cell, column) for column in columns if column == columns[0] or column in varied]
             for columns in (attack, defense)
         )
         planted, defended = (" ".join(filter(None, words)) for words in names)
-        lines.setdefault((planted, defended), {})[cell.value.metric] = cell
-    order = list(dict.fromkeys(attack for attack, _ in lines))
-    found = (_Line(attack, defense, of) for (attack, defense), of in lines.items())
-    return sorted(found, key=lambda line: order.index(line.attack))
+        groups.setdefault(planted, {}).setdefault(defended, {})[cell.value.metric] = cell
+    return groups
 
 
 def _of(cell: Cell, column: str) -> str:
@@ -150,14 +133,6 @@ def _of(cell: Cell, column: str) -> str:
     ):
         return ""
     return getattr(value, column)
-
-
-def _metrics(cells: Iterable[Cell]) -> list[str]:
-    return list(dict.fromkeys(cell.value.metric for cell in cells))
-
-
-def _head(metric: str) -> str:
-    return _HEADS.get(metric, metric.upper())
 
 
 def _written(cell: Cell | None) -> tuple[str, str, str]:
@@ -174,12 +149,17 @@ def _written(cell: Cell | None) -> tuple[str, str, str]:
     return published, f"{ours} ({len(cell.ours)})", f"{cell.difference:+.3g}" if raw else f"{cell.difference:+.1f}"
 
 
-def _rows(cells: Sequence[Cell]) -> Iterator[list[str]]:
-    """Write each line: attack, defense, three columns for each metric, what is missing."""
-    metrics = _metrics(cells)
-    for line in _lines(cells):
-        numbers = (text for metric in metrics for text in _written(line.cells.get(metric)))
-        yield [line.attack, line.defense, *numbers, line.why]
+def _grid(cells: Sequence[Cell], setting: str) -> tables.Grid:
+    metrics = list(dict.fromkeys(cell.value.metric for cell in cells))
+
+    def line(defense: str, of: Mapping[str, Cell]) -> tables.Line:
+        numbers = (text for metric in metrics for text in _written(of.get(metric)))
+        why = ", ".join(dict.fromkeys(cell.why for cell in of.values() if cell.why))
+        return tables.Line([defense, *numbers, why])
+
+    heads = (text for m in metrics for text in (f"{_HEADS.get(m, m.upper())} published", "ours", "difference"))
+    groups = {attack: [line(*one) for one in group.items()] for attack, group in _groups(cells).items()}
+    return tables.Grid("attack", ["defense", *heads, "missing"], groups, _caption(cells, setting))
 
 
 def _caption(cells: Sequence[Cell], setting: str) -> str:
@@ -190,7 +170,7 @@ def _caption(cells: Sequence[Cell], setting: str) -> str:
     means = any(cell.value.attack == "avg" for cell in cells)
     sentences = (
         f"{value.paper}, {value.table}. Ours: {setting}",
-        "Rates in %, ours as mean ± sample standard deviation (number of seeds); difference: ours − published.",
+        "Rates in %, ours as mean ± sample standard deviation (number of seeds); difference: ours less the published.",
         "avg: mean over the attacks." if means else "",
         f"{_NOTED}: doubtful as printed; the note stands in the CSV." if noted else "",
         f"{len(cells) - missing.total()} of {len(cells)} values have ours.",
@@ -199,58 +179,7 @@ def _caption(cells: Sequence[Cell], setting: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _console(cells: Sequence[Cell], setting: str) -> str:
-    heads = ["defense", *(part for _ in _metrics(cells) for part in _PARTS), "missing"]
-    rows = list(_rows(cells))
-    widths = [max(map(len, column)) for column in zip(heads, *(row[1:] for row in rows), strict=True)]
-    groups = (_head(metric).center(sum(widths[1 + 3 * i : 4 + 3 * i]) + 4) for i, metric in enumerate(_metrics(cells)))
-    written = ["  ".join([" " * widths[0], *groups]), _aligned(heads, widths)]
-    last = None
-    for attack, *row in rows:
-        written += ["", attack] if attack != last else []
-        written.append(_aligned(row, widths))
-        last = attack
-    caption = textwrap.wrap(_caption(cells, setting), max(79, *map(len, written)))
-    return "\n".join(line.rstrip() for line in [*written, "", *caption])
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    words = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
-    return "  ".join([row[0].ljust(widths[0]), *words[1:-1], row[-1]])
-
-
-def _markdown(cells: Sequence[Cell], setting: str) -> str:
-    heads = ["attack", "defense", *(f"{_head(m)} {part}" for m in _metrics(cells) for part in _PARTS), "missing"]
-    rule = "| --- | --- |" + " ---: |" * (len(heads) - 3) + " --- |"
-    rows = ("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in _rows(cells))
-    return "\n".join(["| " + " | ".join(heads) + " |", rule, *rows, "", _caption(cells, setting)])
-
-
-def _latex(cells: Sequence[Cell], setting: str) -> str:
-    metrics, last = _metrics(cells), None
-    written = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\begin{{tabular}}{{ll{'rrr' * len(metrics)}l}}",
-        r"\toprule",
-        " & ".join(["", "", *(rf"\multicolumn{{3}}{{c}}{{{_escape(_head(metric))}}}" for metric in metrics), ""])
-        + r" \\",
-        " & ".join(["attack", "defense", *_PARTS * len(metrics), "missing"]) + r" \\",
-    ]
-    for attack, *row in _rows(cells):
-        written += [r"\midrule"] if attack != last else []
-        written.append(" & ".join(map(_escape, ["" if attack == last else attack, *row])) + r" \\")
-        last = attack
-    caption = rf"\caption{{{_escape(_caption(cells, setting))}}}"
-    return "\n".join([*written, r"\bottomrule", r"\end{tabular}", caption, r"\end{table}"])
-
-
-def _escape(text: str) -> str:
-    return tables.escape_latex(text).replace(_NOTED, r"$^\dagger$").replace("−", "$-$")
-
-
-def _csv(cells: Sequence[Cell], setting: str) -> str:
-    del setting  # no caption
+def _csv(cells: Sequence[Cell]) -> str:
     ours = ("ours", "ours_std", "n", "seeds", "difference")
     lines = []
     for cell in cells:
@@ -259,12 +188,3 @@ def _csv(cells: Sequence[Cell], setting: str) -> str:
         lines.append([*names, published, std, *(values if cell.ours else [None] * len(ours)), cell.why, note])
     head = [*Value._fields[:-3], "published", "published_std", *ours, "missing", "note"]
     return tables.write_csv(head, lines)
-
-
-_FORMATS: dict[str, Callable[[Sequence[Cell], str], str]] = {
-    "console": _console,
-    "markdown": _markdown,
-    "csv": _csv,
-    "latex": _latex,
-}
-FORMATS = tuple(_FORMATS)

@@ -295,6 +295,7 @@ _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
     "γ": r"$\gamma$",
     "η": r"$\eta$",
     "·": r"$\cdot$",
+    "†": r"$^\dagger$",
     "–": "--",
 }
 

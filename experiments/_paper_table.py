@@ -20,6 +20,7 @@ from bdjax.checks import InputError, integer, one_of
 from bdjax.config import Config
 from bdjax.published import TASK, Value
 from bdjax.report import Record
+from bdjax.tables import FORMATS
 from bdjax.train import compilation, loop
 
 DEBUG_ATTACKS = ("badnets_a2o", "blended")  # the first of a table where it has neither
@@ -57,13 +58,13 @@ def _parser(tables: Tables, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), help="folder of the runs; what it has is not run again"
     )
-    parser.add_argument("--format", default="console", help=", ".join(comparison.FORMATS))
+    parser.add_argument("--format", default="console", help=", ".join(FORMATS))
     return parser
 
 
 def _print(paper: Paper, tables: Tables, options: argparse.Namespace) -> None:
     one_of(tables, table=options.table)
-    one_of(comparison.FORMATS, format=options.format)
+    one_of(FORMATS, format=options.format)
     seeds = dict.fromkeys(options.seeds if options.seeds is not None else [0] if options.debug else [0, 1, 2])
     for seed in seeds:
         integer(seeds=seed)

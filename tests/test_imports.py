@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "bundle": {"checks", "records", "report"},
     "ranking": {"report", "tables", "uncertainty"},
     "paired": {"checks", "report", "tables", "uncertainty"},
-    "comparison": {"checks", "published", "report", "tables"},
+    "comparison": {"checks", "published", "report", "tables", "uncertainty"},
     "layout": {"checks"},
     "sensitivity": {"layout", "report", "tables", "uncertainty"},
     "figures": {"checks", "layout", "report", "sensitivity", "tables"},

@@ -65,8 +65,8 @@ def test_every_value_has_a_run_at_the_debug_size_too(script, name, size):
 @pytest.mark.parametrize(("script", "name"), ALL)
 def test_every_value_has_a_place_of_its_own(script, name):
     _, values = paper_and_values(script, name)
-    lines = comparison._lines([comparison.fill(value, []) for value in values])
-    assert sum(len(line.cells) for line in lines) == len(values)
+    groups = comparison._groups([comparison.fill(value, []) for value in values])
+    assert sum(len(of) for group in groups.values() for of in group.values()) == len(values)
 
 
 def first(script, name, **columns):
