@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--holdouts", nargs="+", type=float, default=[0.01, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--defenses", nargs="+", help="only these; all by default")
+    parser.add_argument("--no-auto", action="store_true", help="without the strengths that are chosen on clean images")
     parser.add_argument("--ablation", action="store_true", help="the variants of SFT instead")
     options = parser.parse_args()
     compilation.enable_cache()
@@ -65,6 +66,7 @@ def main() -> None:
     rows = ABLATION if options.ablation else DEFENSES
     attacks = registry.names("bdjax.attacks") if options.attacks == ["all"] else options.attacks
     rows = [row for row in rows if not options.defenses or row["name"] in options.defenses]
+    rows = [row for row in rows if not (options.no_auto and schema.AUTO in row.values())]
     try:
         with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
             execution = run.Execution(options.out, on_epoch=on_epoch, should_stop=should_stop)

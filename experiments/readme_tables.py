@@ -22,26 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bdjax import records, report, tables
+from bdjax import published, records, report, tables
 from bdjax.bench import table
 
 ROOT = Path(__file__).resolve().parents[1]
-# ACC / ASR in % of PreActResNet18 on CIFAR-10 at 10 % poison: FT-SAM's Table 1, and below the line SFT's Table 1.
-PUBLISHED = {
-    "badnets": "91.8 / 93.8",
-    "blended": "93.4 / 97.7",
-    "input_aware": "94.0 / 98.4",
-    "lc": "84.6 / 99.9",
-    "lf": "93.0 / 99.1",
-    "sig": "84.5 / 97.9",
-    "ssba": "92.9 / 97.1",
-    "trojan": "93.5 / 100.0",
-    "wanet": "92.8 / 98.9",
-    "lira": "92.2 / 99.3 *",
-    "bpp": "93.8 / 99.7 *",
-    "cba": "90.2 / 93.2 *",
-    "fba": "90.8 / 100.0 *",
-}
 RESULTS = ROOT / "experiments" / "results"
 
 
@@ -82,9 +66,20 @@ def attack_table(rows: Sequence[report.Row]) -> str:
         if row.name("defense") == "none":
             seconds = [record.content["victim"]["run_seconds"] for record in row.records]
             rates = (f"{100 * getattr(row, rate).mean:.1f}" for rate in ("clean_accuracy", "attack_success_rate"))
-            cells = (row.attack, PUBLISHED.get(row.name("attack"), "–"), *rates, *tables.stealth_cells(row))
+            cells = (row.attack, published_rates(row), *rates, *tables.stealth_cells(row))
             lines.append("| " + " | ".join([*cells, f"{sum(seconds) / len(seconds):.0f}"]) + " |")
     return "\n".join(lines)
+
+
+def published_rates(row: report.Row) -> str:
+    """Write the ACC / ASR in % that FT-SAM's Table 1 has of an attack, or else SFT's, marked with a star."""
+    attack = published.names(row.records[0].config).attack
+    for paper, mark in (("ft-sam", ""), ("sft", " *")) if attack else ():
+        found = published.select(paper=paper, table="Table 1", dataset="cifar10", attack=attack, defense="none")
+        rates = {value.metric: value.value for value in found}
+        if {"acc", "asr"} <= set(rates):
+            return f"{rates['acc']:.1f} / {rates['asr']:.1f}{mark}"
+    return "–"
 
 
 def attack_defenses(rows: Sequence[report.Row]) -> str:
