@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "optim": BASE,
     "chunks": set(),
     "fisher": {"chunks"},
+    "hessian": BASE,
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
     "train": BASE | {"adversarial", "data", "fisher", "optim", "parametrizations"},
@@ -44,7 +45,8 @@ MAY_IMPORT = {
     "records": {"checks"},
     "analysis": BASE
     # a file that it writes, and nothing that it could change
-    | {"chunks", "data", "evaluate", "fisher", "layout", "optim", "parametrizations", "records", "structure", "train"},
+    | {"chunks", "data", "evaluate", "fisher", "hessian", "layout", "optim", "parametrizations", "records", "structure"}
+    | {"train"},
     "report": {"checks", "records"},
     "tables": {"checks", "report"},
     "layout": {"checks"},
