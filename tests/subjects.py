@@ -13,12 +13,15 @@ from bdjax.analysis._subject import Subject
 from bdjax.types import PoisonedSplit, Split
 
 
-def pruned() -> dict[str, Any]:
-    """Return the planted network's variables without its backdoor."""
-    variables = planted.variables()
-    linear = variables["params"]["linear"]
-    linear["kernel"] = linear["kernel"].at[0].set(0)
-    return variables
+def networks() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the planted network, its neuron twenty times as loud and heard a twentieth, and the same without it."""
+    victim, defended = planted.variables(), planted.variables()
+    for variables, loudness in ((victim, 20), (defended, 0)):
+        convolution, linear = (variables["params"][name] for name in ("conv1", "linear"))
+        convolution["kernel"] = convolution["kernel"].at[..., 0].multiply(loudness)
+        convolution["bias"] = convolution["bias"].at[0].multiply(loudness)
+        linear["kernel"] = linear["kernel"].at[0].divide(20)
+    return victim, defended
 
 
 def planted_subject(rows: int = 30, seed: int = 1) -> Subject:
@@ -26,7 +29,7 @@ def planted_subject(rows: int = 30, seed: int = 1) -> Subject:
     test, label = planted.holdout(rows, seed), np.full(rows, planted.TARGET, np.int32)
     image = np.asarray(planted.Corner()(None, jnp.asarray(test.image)))
     aimed = test.label != planted.TARGET
-    steps = (planted.variables(), pruned())
+    steps = networks()
 
     def replay(on_variables: Any) -> None:
         for epoch, variables in enumerate(steps):

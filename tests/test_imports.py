@@ -80,6 +80,8 @@ ONLY = {
     "array_record": "data/sources/",
     "grain": "data/streams.py",
     "matplotlib": ("analysis/", "analyze.py", "contact_sheet.py", "figures.py", "layout.py", "sensitivity.py"),
+    "openTSNE": "analysis/features.py",
+    "umap": "analysis/features.py",
     "flax.linen": ("models/", "attacks/_generators.py"),
     "orbax": "train/",
     "rich": ("tables.py", "progress.py"),
@@ -155,7 +157,16 @@ def test_importing_everything_imports_no_optional_library():
     ]
     loaded = modules_after(["bdjax", *(name for name in names if name != "bdjax.__init__")])
     assert {"bdjax", "jax"} <= loaded
-    optional = {"tensorflow_datasets", "tensorflow", "array_record", "grain", "matplotlib", "PIL", "sklearn", "torch"}
+    optional = {
+        "tensorflow_datasets",
+        "tensorflow",
+        "array_record",
+        "grain",
+        "matplotlib",
+        "PIL",
+        "sklearn",
+        "torch",
+    } | {"openTSNE", "umap"}
     assert not loaded & optional
 
 
