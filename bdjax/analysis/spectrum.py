@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -87,15 +87,16 @@ def _draw(ax: Axes, findings: Findings, name: str, when: str, color: str) -> Non
     """Draw one network's density and write between what its Ritz values lie; nothing where its loss is no number."""
     of = Spectrum(*(jnp.asarray(findings[f"{name}_{part}"]) for part in Spectrum._fields))
     ax.set_xlabel("eigenvalue")
+    corner: dict[str, Any] = {"ha": "right", "va": "top"}  # where few eigenvalues are
     if not jnp.isfinite(of.nodes).all():
-        ax.text(0.02, 0.95, f"{when}: the loss is not finite", transform=ax.transAxes, va="top", color=color)
+        ax.text(0.98, 0.95, f"{when}: the loss is not finite", transform=ax.transAxes, color=color, **corner)
         return
     grid, density = map(np.asarray, smoothed(of))
     ax.fill_between(grid, _FLOOR, density + _FLOOR, color=color, alpha=0.25, lw=0)
     ax.plot(grid, density + _FLOOR, color=color, lw=0.8)
     nodes = of.nodes[of.weights > 0]
     words = f"{when}: λ from {nodes.min():.3g} to {nodes.max():.3g}".replace("-", "−")
-    ax.text(0.02, 0.95, words, transform=ax.transAxes, va="top", color=color)
+    ax.text(0.98, 0.95, words, transform=ax.transAxes, color=color, **corner)
 
 
 def _of_sample(
