@@ -126,12 +126,11 @@ def write(page: Figure, left: float, top: float, words: str, **style: Any) -> No
     page.text(left / across, 1 - top / down, words, va="top", **style)
 
 
-def legend(page: Figure, key: Sequence[Artist], top: float) -> None:
+def legend(page: Figure, key: Sequence[Artist], top: float, **style: Any) -> None:
     """Write a key in one line, in the middle of the page."""
     at = (0.5, 1 - top / page.get_figheight())
-    page.legend(
-        handles=key, loc="upper center", bbox_to_anchor=at, ncol=len(key), frameon=False, borderpad=0, handletextpad=0.4
-    )
+    plain: dict[str, Any] = {"frameon": False, "borderpad": 0, "handletextpad": 0.4}
+    page.legend(handles=key, loc="upper center", bbox_to_anchor=at, ncol=len(key), **plain, **style)
 
 
 def remark(ax: Axes, words: str) -> None:

@@ -26,6 +26,7 @@ CHECKED = (
     "defenses",
     "evaluate",
     "fisher",
+    "hessian",
     "models",
     "optim",
     "parametrizations",

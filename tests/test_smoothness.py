@@ -1,4 +1,4 @@
-"""The loss surface: known matrices, a network against its dense Hessian, runs measured on the way and afterwards."""
+"""The loss surface: a network against its dense Hessian, runs measured on the way and afterwards."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from quick import quick_jit
+from subjects import planted_subject
 
 from bdjax import cli, models, records, run, schema
 from bdjax import config as configs
@@ -18,103 +19,13 @@ from bdjax.analysis import smoothness
 from bdjax.analysis._curve import Curve
 from bdjax.analysis.smoothness import Settings
 from bdjax.checks import InputError
+from bdjax.hessian import hessian_vector_product, spectral_density
+from bdjax.layout import BLUE, ORANGE
 from bdjax.run import Execution
 from bdjax.train import loop
 from bdjax.types import PoisonedSplit, Split
 
 KEY = jax.random.key(0)
-MATRIX = jnp.array([[2.0, 1.0], [1.0, 3.0]])
-EIGENVALUES = [1.381966, 3.618034]
-
-
-def quadratic(matrix):
-    """Return a loss whose Hessian is the matrix, or has the vector as its diagonal."""
-    matrix = jnp.asarray(matrix, jnp.float32)
-    return lambda x: 0.5 * x @ (matrix @ x if matrix.ndim == 2 else matrix * x)
-
-
-# --- Known matrices --------------------------------------------------------------------------------------------------
-
-
-def test_power_iteration_finds_the_largest_eigenvalue():
-    found = smoothness.largest_eigenvalue(KEY, quadratic(MATRIX), jnp.ones(2), tolerance=1e-8)
-    assert found.converged
-    assert found.value == pytest.approx(EIGENVALUES[1], rel=1e-6)
-    assert found.residual <= 1e-4 * found.value
-
-
-def test_a_negative_eigenvalue_keeps_its_sign():
-    found = smoothness.largest_eigenvalue(KEY, quadratic([1.0, -4.0, 2.0]), jnp.ones(3))
-    assert found.converged
-    assert found.value == pytest.approx(-4, rel=2e-3)
-
-
-def test_eigenvalues_that_differ_only_in_sign_do_not_converge():
-    found = smoothness.largest_eigenvalue(KEY, quadratic([1.0, -1.0]), jnp.ones(2))
-    assert (int(found.iterations), bool(found.converged)) == (100, False)
-
-
-def test_no_curvature_and_no_number():
-    flat = smoothness.largest_eigenvalue(KEY, quadratic(jnp.zeros(3)), jnp.ones(3))
-    assert (float(flat.value), bool(flat.converged)) == (0.0, True)
-    broken = smoothness.largest_eigenvalue(KEY, quadratic([jnp.nan, 1.0]), jnp.ones(2))
-    assert np.isnan(broken.value)
-    assert not broken.converged
-
-
-def test_hutchinson_draws_seven_and_three():
-    found = smoothness.trace(KEY, quadratic(MATRIX), jnp.ones(2), draws=400)
-    np.testing.assert_allclose(np.unique(np.round(found.draws, 4)), [3, 7])
-    assert found.mean == pytest.approx(5, abs=4 * 0.1)
-    assert found.error == pytest.approx(np.std(np.asarray(found.draws), ddof=1) / 20, rel=1e-5)
-
-
-def test_hutchinson_is_exact_on_a_diagonal():
-    found = smoothness.trace(KEY, quadratic([1.0, -4.0, 2.5]), jnp.ones(3), draws=1)
-    assert found.mean == pytest.approx(-0.5)
-    assert np.isnan(found.error)
-
-
-def test_lanczos_from_ones():
-    diagonal, beside = smoothness._tridiagonal(lambda v: MATRIX @ v, jnp.ones(2), 2)
-    np.testing.assert_allclose(diagonal, [3.5, 1.5], rtol=1e-6)
-    np.testing.assert_allclose(beside, [0.5, 0], atol=1e-6)
-    nodes, weights = smoothness.spectral_density(KEY, quadratic(MATRIX), jnp.ones(2), steps=9)
-    np.testing.assert_allclose(nodes[0], EIGENVALUES, rtol=1e-6)
-    np.testing.assert_allclose(np.sort(weights[0]), [0.0527864, 0.9472136], rtol=1e-5)
-
-
-def test_quadrature_on_a_diagonal_gives_each_eigenvalue_its_share():
-    spectrum = smoothness.spectral_density(KEY, quadratic([5.0, -3.0, 1.0, 0.5]), jnp.ones(4), steps=4, starts=2)
-    np.testing.assert_allclose(spectrum.nodes, [[-3, 0.5, 1, 5]] * 2, rtol=1e-5)
-    np.testing.assert_allclose(spectrum.weights, np.full((2, 4), 1 / 8), rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("diagonal", "shares"), [([1.0, 1, 5, -3, 0, 0, 0, 0], {-3: 1, 0: 4, 1: 2, 5: 1}), ([0.0] * 8, {0: 8})]
-)
-def test_an_exhausted_space_adds_no_eigenvalue(diagonal, shares):
-    nodes, weights = smoothness.spectral_density(KEY, quadratic(diagonal), jnp.ones(8), steps=8)
-    found = {value: float(weights[jnp.abs(nodes - value) < 1e-4].sum()) for value in shares}
-    assert found == pytest.approx({value: count / 8 for value, count in shares.items()}, abs=1e-5)
-
-
-def test_smoothing_puts_a_bump_at_each_node():
-    spectrum = smoothness.Spectrum(jnp.array([[-1.0, 3.0]]), jnp.array([[0.25, 0.75]]))
-    grid, density = smoothness.smoothed(spectrum, points=2001, padding=0.2, variance=1e-4)
-    width = grid[1] - grid[0]
-    assert (float(grid[0]), float(grid[-1])) == pytest.approx((-1.2, 3.2))
-    assert density.sum() * width == pytest.approx(1, rel=1e-5)
-    assert density[grid < 1].sum() * width == pytest.approx(0.25, rel=1e-4)
-    assert np.sqrt((density * width) @ (grid - 2) ** 2) == pytest.approx(np.sqrt(3), rel=1e-3)
-
-
-@pytest.mark.parametrize("call", [smoothness.trace, smoothness.spectral_density])
-def test_counts_below_one_are_refused(call):
-    name = {"trace": "draws", "spectral_density": "steps"}[call.__name__]
-    with pytest.raises(InputError, match=f"{name} must be 1 or more, got 0"):
-        call(KEY, quadratic(MATRIX), jnp.ones(2), **{name: 0})
-
 
 # --- A network -------------------------------------------------------------------------------------------------------
 
@@ -179,7 +90,7 @@ def test_a_network_has_the_smoothness_of_its_dense_hessian(measured, dense):
 def test_a_networks_density_has_the_moments_of_its_dense_hessian(tiny, few, dense):
     model, variables = tiny
     loss, hessian = smoothness.mean_loss(model, variables, few), dense[1]
-    spectrum = quick_jit(lambda params: smoothness.spectral_density(KEY, loss, params, steps=60))(variables["params"])
+    spectrum = quick_jit(lambda params: spectral_density(KEY, loss, params, steps=60))(variables["params"])
     eigenvalues, size = np.linalg.eigvalsh(hessian), len(hessian)
     scale = float(abs(eigenvalues).max())
     assert spectrum.nodes.max() == pytest.approx(eigenvalues.max(), rel=1e-3)
@@ -198,7 +109,7 @@ def test_chunks_do_not_change_the_result(tiny, split):
 
     def of(split, chunk):
         loss = smoothness.mean_loss(model, variables, split, chunk=chunk)
-        product = quick_jit(lambda vector: smoothness.hessian_vector_product(loss, params, vector))
+        product = quick_jit(lambda vector: hessian_vector_product(loss, params, vector))
         return loss(params), product(jax.tree.map(jnp.ones_like, params))
 
     (value, product), (whole_value, whole_product) = of(longer, 7), of(part, 100)
@@ -209,7 +120,7 @@ def test_chunks_do_not_change_the_result(tiny, split):
 def test_products_run_at_full_precision(tiny, split):
     loss = smoothness.mean_loss(*tiny, split, chunk=20)
     params = tiny[1]["params"]
-    text = str(jax.make_jaxpr(lambda v: smoothness.hessian_vector_product(loss, params, v))(params))
+    text = str(jax.make_jaxpr(lambda v: hessian_vector_product(loss, params, v))(params))
     assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in text.replace("<", "").replace(": 2>", "")
     assert "precision=None" not in text
 
@@ -416,3 +327,53 @@ def test_a_renamed_run_is_refused(copied, capsys):
 def test_a_run_refuses_a_negative_number_of_epochs(capsys):
     assert cli.main(["run", *SIZES, "--smoothness-every", "-1"]) == 2
     assert "smoothness_every must be 0 or more, got -1" in capsys.readouterr().err
+
+
+# --- The analysis ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def curves():
+    return smoothness.smoothness(every=5, images=12, draws=2)
+
+
+@pytest.fixture(scope="module")
+def found(curves):
+    return curves.measure(planted_subject())
+
+
+def test_the_curves_are_those_of_the_network_at_each_epoch(curves, found):
+    subject = planted_subject()
+    assert found["epoch"].tolist() == [0, 1]  # the last one is no multiple
+    assert found["attack_success_rate"].tolist() == [1, 0]
+    assert found["clean_accuracy"].tolist() == [1, 1]
+    assert found["fisher_trace"][0] > 100 * found["fisher_trace"][1]  # a planted neuron is wrong and very sure
+    of = (subject.model, subject.defended, subject.test, subject.triggered)
+    after = smoothness.measure(subject.key, *of, settings=curves.settings)
+    for name, value in after._asdict().items():
+        np.testing.assert_array_equal(found[name][-1], np.asarray(value))
+
+
+def test_what_a_logarithmic_axis_cannot_show_is_a_gap(curves, found):
+    broken = {**found, "largest_eigenvalue": np.array([np.nan, 2.0]), "hessian_trace": np.array([-3.0, 4.0])}
+    page = curves.draw({"run": found, "broken": broken})
+    assert len(page.axes) == 4
+    lines = page.axes[2].get_lines()
+    drawn = {line.get_color(): line.get_ydata() for line in lines if line.get_linestyle() == "-"}
+    np.testing.assert_array_equal(drawn[BLUE], [np.nan, 2])
+    np.testing.assert_array_equal(drawn[ORANGE], [np.nan, 4])
+    assert page.axes[2].get_ylim() == page.axes[0].get_ylim()
+    assert 0 < page.axes[0].get_ylim()[0] < 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every": 0}, "every must be 1 or more, got 0"),
+        ({"variant": "cleen"}, r"variant must be one of .*did you mean 'clean'"),
+        ({"draws": 1}, "draws must be 2 or more, got 1"),
+    ],
+)
+def test_the_analysis_refuses(options, words):
+    with pytest.raises(InputError, match=words):
+        smoothness.smoothness(**options)

@@ -1,67 +1,44 @@
-"""Sharpness of the loss around given parameters: eigenvalues, trace and density of the Hessian, trace of the Fisher.
+"""Smoothness of a network's loss surface: λ_max and Tr(H) of the Hessian and Tr(F), over the epochs of a defense too.
 
-`largest_eigenvalue`, `trace` and `spectral_density` take any ``loss_fn(params) -> scalar``. They are pure functions of
-a key, need only Hessian-vector products, and hold a few vectors as long as the parameters (`spectral_density` one a
-step). `measure` applies them to a network as the papers on sharpness and backdoors do.
-
-Matrix products run at precision "highest": the noise of TF32 is enough to keep an iteration from ever settling on a
-flat loss. The tridiagonalization is written out here because that of matfree 0.6 goes on when the Krylov space is
-exhausted, as that of a Hessian of low rank soon is: it then returns eigenvalues beyond the true ones, or NaN.
+`measure` applies `bdjax.hessian` and `bdjax.fisher` to a network as the papers on sharpness and backdoors do; the
+analysis `smoothness` repeats it while a defense is carried out again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from bdjax import fisher
+from bdjax import evaluate, fisher, layout
+from bdjax.analysis._subject import Findings, Subject
 from bdjax.checks import InputError, integer, one_of, positive
 from bdjax.chunks import accumulate
 from bdjax.data import splits
 from bdjax.data.augment import as_float
+from bdjax.hessian import Loss, largest_eigenvalue, trace
+from bdjax.layout import BLUE, GREEN, ORANGE
 from bdjax.train import compilation
-from bdjax.types import HParam, Model, PoisonedSplit, Split, Variables
+from bdjax.types import Model, Params, PoisonedSplit, Split, Variables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 VARIANTS = ("clean", "triggered", "mixed")
-_ROUNDING = 16  # a Lanczos vector shorter than this many rounding errors of what it is left over from is no direction
-
-Params: TypeAlias = Any
-Loss: TypeAlias = Callable[[Params], Float[Array, ""]]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-class Eigenvalue(NamedTuple):
-    """An approximate eigenvalue: some eigenvalue lies within ``residual`` = ‖Hv − λv‖ of ``value`` = λ, ‖v‖ = 1."""
-
-    value: Float[Array, ""]
-    residual: Float[Array, ""]
-    iterations: Int[Array, ""]
-    converged: Bool[Array, ""]
-
-
-class Trace(NamedTuple):
-    """An estimated trace: the mean of the draws and its standard error, which a single draw does not have (NaN)."""
-
-    mean: Float[Array, ""]
-    error: Float[Array, ""]
-    draws: Float[Array, " n"]
-
-
-class Spectrum(NamedTuple):
-    """A discrete approximation of a spectrum: nodes, and weights that sum to one over all starts."""
-
-    nodes: Float[Array, "starts steps"]
-    weights: Float[Array, "starts steps"]
+_SHARPNESS = (
+    ("largest_eigenvalue", r"$\lambda_{\max}$", BLUE, "o"),
+    ("hessian_trace", "Tr(H) ± 2 standard errors", ORANGE, "s"),
+    ("fisher_trace", "Tr(F)", GREEN, "^"),
+)
+_RATES = (("clean_accuracy", "ACC", BLUE, ""), ("attack_success_rate", "ASR", ORANGE, ""))
 
 
 class Smoothness(NamedTuple):
@@ -110,183 +87,6 @@ class Settings:
     def identity(self) -> dict[str, int | float]:
         """Return what decides the result, as plain values: all but the chunk."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "chunk"}
-
-
-# --- Any loss --------------------------------------------------------------------------------------------------------
-
-
-def _precise(function: _Function) -> _Function:
-    """Trace a function with matrix products and convolutions at full precision."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
-            return function(*args, **kwargs)
-
-    return call  # type: ignore[return-value]
-
-
-@_precise
-def hessian_vector_product(loss_fn: Loss, params: Params, vector: Params) -> Params:
-    """Return H v, H = ∇² loss_fn(params): the directional derivative of the gradient (forward over reverse).
-
-    It costs about two gradients. The reverse pass comes first, so a function with a rule for it alone
-    (`jax.custom_vjp`) is no obstacle. ``vector`` has the structure of ``params``.
-
-    >>> import jax.numpy as jnp
-    >>> hessian_vector_product(lambda x: x[0] ** 2 * x[1], jnp.array([1.0, 3.0]), jnp.array([1.0, 0.0])).tolist()
-    [6.0, 2.0]
-    """
-    return jax.jvp(jax.grad(loss_fn), (params,), (vector,))[1]
-
-
-@_precise
-def largest_eigenvalue(
-    key: Key[Array, ""], loss_fn: Loss, params: Params, *, iterations: HParam = 100, tolerance: HParam = 1e-3
-) -> Eigenvalue:
-    """Return the eigenvalue of largest magnitude of the Hessian, with its sign, by power iteration.
-
-    From a normal vector, v ← Hv / ‖Hv‖ and λ = vᵀHv, until ‖Hv − λv‖² ≤ tolerance · λ² or for ``iterations`` products.
-    With q = |λ₂ / λ₁| the relative error of λ is then about tolerance / (1 − q), near that of PyHessian's rule
-    |Δλ| < tolerance · |λ| (Yao et al., 2020), which this replaces because that one also stops, at a meaningless number,
-    where two eigenvalues differ only in their sign. Such a pair never converges here. A Hessian of zeros has λ = 0.
-
-    Both keywords may be traced. A loss that is not finite gives NaN, not converged.
-    """
-    multiply, start = _operator(loss_fn, params)
-
-    def unsettled(state: tuple[Array, Eigenvalue]) -> Array:
-        _, found = state
-        return (found.iterations < iterations) & (found.residual > limit(found.value))  # false for NaN
-
-    def limit(value: Array) -> Array:
-        return jnp.sqrt(tolerance) * jnp.abs(value)
-
-    def step(state: tuple[Array, Eigenvalue]) -> tuple[Array, Eigenvalue]:
-        vector, found = state
-        image = multiply(vector)
-        value = vector @ image
-        residual = jnp.linalg.norm(image - value * vector)
-        return _unit(image), Eigenvalue(value, residual, found.iterations + 1, residual <= limit(value))
-
-    vector = _unit(jax.random.normal(key, start.shape, start.dtype))
-    zero = jnp.zeros((), start.dtype)
-    nothing = Eigenvalue(zero, zero + jnp.inf, jnp.int32(0), jnp.bool_(False))
-    return jax.lax.while_loop(unsettled, step, (vector, nothing))[1]
-
-
-@_precise
-def trace(key: Key[Array, ""], loss_fn: Loss, params: Params, *, draws: int = 100) -> Trace:
-    """Estimate Tr(H) by the mean of vᵀHv over Rademacher vectors v (Hutchinson, 1990).
-
-    Unbiased; exact with one draw where H is diagonal. The number of draws is fixed, where PyHessian stops once the
-    running mean moves little, which biases it.
-
-    Raises:
-      InputError: ``draws`` below 1.
-    """
-    integer(1, draws=draws)
-    multiply, start = _operator(loss_fn, params)
-
-    def draw(key: Key[Array, ""]) -> Array:
-        vector = jax.random.rademacher(key, start.shape, start.dtype)
-        return vector @ multiply(vector)
-
-    values = jax.lax.map(draw, jax.random.split(key, draws))
-    error = values.std(ddof=1) / math.sqrt(draws) if draws > 1 else jnp.full_like(values[0], jnp.nan)
-    return Trace(values.mean(), error, values)
-
-
-@_precise
-def spectral_density(
-    key: Key[Array, ""], loss_fn: Loss, params: Params, *, steps: int = 100, starts: int = 1
-) -> Spectrum:
-    """Approximate the density of H's eigenvalues by stochastic Lanczos quadrature (Golub and Meurant, 2010).
-
-    For each of ``starts`` Rademacher vectors, ``steps`` Lanczos steps with full reorthogonalization (at most as many as
-    there are parameters) give the Ritz values as nodes and the squared first components of their eigenvectors as
-    weights. With as many steps as parameters the nodes are the eigenvalues. Once the Krylov space is exhausted what is
-    left are nodes at 0 that weigh nothing. Holds ``steps`` vectors as long as the parameters: 100 steps on 11 million
-    parameters take 4.5 GB.
-
-    Raises:
-      InputError: ``steps`` or ``starts`` below 1.
-    """
-    integer(1, steps=steps, starts=starts)
-    multiply, like = _operator(loss_fn, params)
-
-    def quadrature(key: Key[Array, ""]) -> tuple[Array, Array]:
-        start = jax.random.rademacher(key, like.shape, like.dtype)
-        diagonal, beside = _tridiagonal(multiply, start, min(steps, like.size))
-        matrix = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
-        nodes, vectors = jnp.linalg.eigh(matrix)
-        return nodes, vectors[0] ** 2
-
-    nodes, weights = jax.lax.map(quadrature, jax.random.split(key, starts))
-    return Spectrum(nodes, weights / weights.sum())
-
-
-def smoothed(
-    spectrum: Spectrum, *, points: int = 10_000, variance: HParam = 1e-5, padding: HParam = 0.01
-) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
-    """Return a grid and the spectrum's density on it, each node a Gaussian, normalized to unit mass on the grid.
-
-    As PyHessian draws it: the Gaussians' variance is ``variance`` · max(1, range of the nodes), and the grid reaches
-    ``padding`` beyond the nodes.
-
-    Raises:
-      InputError: fewer than two points.
-    """
-    integer(2, points=points)
-    nodes, weights = spectrum.nodes.ravel(), spectrum.weights.ravel()
-    weighty = jnp.where(weights > 0, nodes, nodes[weights.argmax()])
-    low, high = weighty.min(), weighty.max()
-    grid = jnp.linspace(low - padding, high + padding, points)
-    deviation = jnp.sqrt(variance * jnp.maximum(1, high - low))
-    height = weights @ jax.scipy.stats.norm.pdf(grid, nodes[:, None], deviation)
-    return grid, height / (height.sum() * (grid[1] - grid[0]))
-
-
-def _operator(loss_fn: Loss, params: Params) -> tuple[Callable[[Array], Array], Array]:
-    """Return v ↦ Hv on flat vectors, and the flat parameters."""
-    flat, unravel = ravel_pytree(params)
-    return functools.partial(hessian_vector_product, lambda at: loss_fn(unravel(at)), flat), flat
-
-
-def _unit(vector: Array) -> Array:
-    """Scale to unit length; zeros stay."""
-    length = jnp.linalg.norm(vector)
-    return vector / jnp.where(length > 0, length, 1)
-
-
-def _tridiagonal(multiply: Callable[[Array], Array], start: Array, steps: int) -> tuple[Array, Array]:
-    """Take Lanczos steps from a vector; return the diagonal and, shifted by one, what stands beside it.
-
-    Each new vector is made orthogonal to all earlier ones, twice. One that is rounding error and nothing else becomes
-    zero, and all that follow with it.
-    """
-
-    def step(
-        state: tuple[Array, Array, Array], number: Array
-    ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
-        basis, vector, scale = state
-        basis = basis.at[number].set(vector)
-        image = multiply(vector)
-        along = vector @ image
-        scale = jnp.maximum(scale, jnp.linalg.norm(image))
-        for _ in range(2):
-            image = image - (basis @ image) @ basis
-        length = jnp.linalg.norm(image)
-        length = jnp.where(length > _ROUNDING * jnp.finfo(image.dtype).eps * scale, length, 0)
-        vector = jnp.where(length > 0, image / jnp.where(length > 0, length, 1), 0)
-        return (basis, vector, scale), (along, length)
-
-    basis = jnp.zeros((steps, start.size), start.dtype)
-    init = (basis, _unit(start), jnp.zeros((), start.dtype))
-    return jax.lax.scan(step, init, jnp.arange(steps))[1]
-
-
-# --- A network -------------------------------------------------------------------------------------------------------
 
 
 def measure(
@@ -394,3 +194,111 @@ def _measure_sample(
 
 
 _measure = compilation.jit(_measure_sample, static_argnames=("model", "settings"))
+
+
+# --- Over the epochs of a defense ------------------------------------------------------------------------------------
+
+
+def smoothness(every: int = 10, images: int = 200, draws: int = 100, variant: str = "mixed") -> Curves:
+    """Draw λ_max, Tr(H) and Tr(F), with ACC and ASR, over the epochs of a defense, which is carried out again.
+
+    The same images and random vectors at each epoch, after figure 2 of SFT (Karim et al., 2023). One point costs up to
+    100 + ``draws`` Hessian-vector products on the images.
+
+    Args:
+      every: epochs between two points; the first and the last are always measured.
+      images: in the sample.
+      draws: Hutchinson's, for Tr(H).
+      variant: ``clean``, ``triggered`` or ``mixed``, half of each; with true labels.
+
+    Raises:
+      InputError: a value out of range or an unknown variant.
+    """
+    integer(1, every=every)
+    one_of(VARIANTS, variant=variant)
+    settings = Settings(images=images, draws=draws)
+    settings.check()
+    return Curves(every, variant, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """The analysis `smoothness`."""
+
+    every: int
+    variant: str
+    settings: Settings
+
+    def measure(self, subject: Subject) -> Findings:
+        """Return ``epoch`` [k], and [k] of each field of `Smoothness`, of ACC and of ASR after so many epochs."""
+        rows = {}
+
+        def row(epoch: int, variables: Callable[[], Variables]) -> None:
+            if epoch % self.every and epoch != subject.epochs:
+                return
+            of = (subject.model, jax.device_get(variables()), subject.test, subject.triggered)
+            rates = evaluate.evaluate(*of)
+            surface = measure(subject.key, *of, variant=self.variant, settings=self.settings)
+            rows[epoch] = {**surface._asdict(), **{name: getattr(rates, name) for name, *_ in _RATES}}
+
+        subject.replay(row)
+        names = next(iter(rows.values()))
+        return {
+            "epoch": np.asarray(list(rows)),
+            **{name: np.asarray([np.asarray(found[name]) for found in rows.values()]) for name in names},
+        }
+
+    def draw(self, found: Mapping[str, Findings]) -> Figure:
+        """Draw two panels for each run, all with the same axes: the sharpness, logarithmic, and the rates."""
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import MaxNLocator
+
+        titles = [title for run in found for title in (run, "")]
+        page, panels = layout.panels(titles, f"Sharpness of the loss on {self.variant} test images during the defense")
+        last = max(1, *(int(findings["epoch"][-1]) for findings in found.values()))
+        limits = _limits([_positive(findings[name]) for findings in found.values() for name, *_ in _SHARPNESS])
+        for findings, left, right in zip(found.values(), panels[::2], panels[1::2], strict=True):
+            _draw_sharpness(left, findings)
+            left.set_ylim(*limits)
+            left.tick_params(which="both", length=0)
+            for name, _, color, _ in _RATES:
+                right.plot(findings["epoch"], 100 * findings[name], color=color, marker=".", lw=1.4)
+            right.set_ylim(-3, 103)
+            right.set_yticks(range(0, 101, 25), ["0", "25", "50", "75", "100 %"])
+            for ax in (left, right):
+                ax.set_xlim(-0.02 * last, 1.02 * last)
+                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+                ax.set_xlabel("epochs")
+        key = [
+            Line2D([], [], color=color, marker=mark, ms=3, label=words)
+            for _, words, color, mark in (*_SHARPNESS, *_RATES)
+        ]
+        layout.legend(page, key, page.get_figheight() - layout.KEY)
+        return page
+
+
+def _draw_sharpness(ax: Axes, findings: Findings) -> None:
+    """Draw the three curves; points of a λ_max that did not settle are hollow."""
+    epoch = findings["epoch"]
+    for name, _, color, mark in _SHARPNESS:
+        shown = _positive(findings[name])
+        settled = findings["eigenvalue_converged"] if name == "largest_eigenvalue" else np.ones(len(epoch), bool)
+        ax.plot(epoch, shown, color=color, lw=1.4)
+        for fill, rows in ((color, settled), ("white", ~settled)):
+            ax.plot(epoch[rows], shown[rows], mark, color=color, ms=3, mfc=fill)
+        if name == "hessian_trace":
+            error = 2 * findings["hessian_trace_error"]
+            low = np.maximum(shown - error, np.finfo(np.float32).tiny)
+            ax.fill_between(epoch, low, shown + error, color=color, alpha=0.15, lw=0)
+    ax.set_yscale("log")
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """Return the values with NaN, a gap, where a logarithmic axis has no place for them."""
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def _limits(curves: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return the ends of a logarithmic axis for all points of curves with gaps."""
+    points = np.concatenate([curve[np.isfinite(curve)] for curve in curves])
+    return (float(points.min()) / 2, 2 * float(points.max())) if points.size else (0.1, 10.0)
