@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax import __version__, cli, registry, run, schema
+from bdjax import __version__, cli, plans, registry, run, schema
 from bdjax import config as configs
 
 
@@ -58,7 +58,7 @@ def nothing_is_compiled(tmp_path_factory):
         raise AssertionError("this call should have been refused before")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "triggered_test", refuse)
+        patch.setattr(plans, "triggered_test", refuse)
         patch.setattr(run, "plant", refuse)
         patch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
         patch.setenv("BDJAX_DATA_DIR", str(tmp_path_factory.mktemp("no data")))
