@@ -106,3 +106,42 @@ def test_mistakes_are_one_line(finished, tmp_path, capsys, words, message):
 def test_every_analysis_is_listed_and_made_with_its_defaults(name):
     assert registry.summary("bdjax.analysis", name).endswith(".")
     assert isinstance(registry.create("bdjax.analysis", name), Analysis)
+
+
+# --- What every analysis keeps to ------------------------------------------------------------------------------------
+
+OPTIONS = {  # so that it is quick; a new analysis is tested with its defaults
+    "smoothness": {"every": 2, "images": 8, "draws": 2},
+    "spectrum": {"images": 8, "steps": 4},
+    "features": {"images": 60, "perplexity": 5.0},
+    "gradient_norms": {"epochs": 1, "batch_size": 20},
+    "rho_gradients": {"rho": "0,1", "batch_size": 20},
+    "perturbations": {"batch_size": 20},
+    "weight_histogram": {"bins": 5},
+    "tac": {"images": 40},
+    "grad_cam": {"images": 2},
+}
+
+
+@pytest.mark.parametrize("name", registry.names("bdjax.analysis"))
+def test_every_analysis_finds_plain_arrays_and_draws_them(name, subject, tmp_path):
+    if name == "features":
+        pytest.importorskip("openTSNE")
+    options = OPTIONS.get(name, {})
+    analysis = registry.create("bdjax.analysis", name, **options)
+    found = analysis.measure(subject)
+    assert found
+    for array in found.values():
+        assert np.asarray(array).dtype.kind in "fiubU"
+    file = tmp_path / "analysis.npz"
+    findings.write(file, findings.Found(found, options))
+    again = findings.read(file)
+    assert again is not None
+    assert set(again.arrays) == set(found)
+    drawn = tmp_path / "figure.png"
+    findings.draw(name, {"one · ft_sam": again, "two · ft_sam · with a title that is far too long " * 3: again}, drawn)
+    assert drawn.stat().st_size > 5000
+
+
+def test_the_options_above_are_of_analyses_that_exist():
+    assert set(OPTIONS) <= set(registry.names("bdjax.analysis"))
