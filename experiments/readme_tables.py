@@ -7,7 +7,8 @@
     bdjax bench --out experiments/results/bench.json
     python experiments/defense_table.py --out runs
     (the command on top of configs/digits_attacks.yaml)
-    python experiments/readme_tables.py --demo demo --cifar runs --attacks attacks
+    (the command on top of configs/cifar10_attacks.yaml)
+    python experiments/readme_tables.py --demo demo --cifar runs --attacks attacks --cifar-attacks cifar10_attacks
 
 Each table stands between ``<!-- name -->`` and ``<!-- end -->``; nothing else is touched.
 """
@@ -34,6 +35,9 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
     parser.add_argument("--cifar", type=Path, help="folder of finished runs of defense_table.py, likewise")
     parser.add_argument("--attacks", type=Path, help="folder of finished runs of every attack, likewise")
+    parser.add_argument(
+        "--cifar-attacks", type=Path, help="the same on CIFAR-10, or the file that bdjax export makes of it"
+    )
     parser.add_argument("--smoothness", action="store_true", help="with the columns of `bdjax smoothness`")
     parser.add_argument("--bench", action="store_true", help="of the benchmarks, only that of `bdjax bench`")
     options = parser.parse_args()
@@ -46,10 +50,11 @@ def main() -> None:
     if options.cifar:
         rows = report.summarize(report.load([options.cifar]), sharpness=options.smoothness)
         texts["cifar table"] = tables.table(rows, "markdown")
-    if options.attacks:
-        rows = report.summarize(report.load([options.attacks]), stealth=True)
-        texts["attack table"] = attack_table(rows)
-        texts["attack defenses"] = attack_defenses(rows)
+    for prefix, folder in (("", options.attacks), ("cifar ", options.cifar_attacks)):
+        if folder:
+            rows = report.summarize(report.load([folder]), stealth=True)
+            texts[f"{prefix}attack table"] = attack_table(rows)
+            texts[f"{prefix}attack defenses"] = attack_defenses(rows)
     if options.demo:
         shutil.copyfile(options.demo / "figures" / "overview.png", RESULTS / "demo.png")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
