@@ -139,7 +139,7 @@ def with_defense(
         if (got := getattr(after, total)) != getattr(before, total):
             raise InputError(f"after must count the run's test images: {total} is {getattr(before, total)}, got {got}.")
     kept = {key: value for key, value in record.config.items() if key != "selection"}
-    content = {key: value for key, value in record.content.items() if key not in ("selection", "history")}
+    content = {key: value for key, value in record.content.items() if key not in ("selection", "history", "smoothness")}
     rating = float(evaluate.defense_effectiveness_rating(before, after))
     content |= {
         "run_id": f"{record.content['victim_id']}-{name}",
@@ -155,7 +155,8 @@ def with_defense(
             "gradient_evaluations": gradient_evaluations,
         },
     }
-    return Record(record.folder / name, content)  # where nothing is, as images and smoothness are the other defense's
+    beside = record.folder if record.line is None else record.folder.parent
+    return Record(beside / name, content)  # where nothing is, as images and smoothness are the other defense's
 
 
 def smoothness(
@@ -193,8 +194,7 @@ def smoothness(
         except InputError as error:
             failures.append(error)
     if failures:
-        more = len(failures) - 1
-        others = f" (and {more} more {'run' if more == 1 else 'runs'})" if more else ""
+        others = f" (and {report.count(len(failures) - 1, 'more run')})" if failures[1:] else ""
         raise InputError(f"{failures[0]}{others}") from failures[0]
     return files
 
