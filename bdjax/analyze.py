@@ -50,12 +50,13 @@ def analyze(
         raise InputError(f"figures must be a folder; {figure.parent} is a file.")
     runs = findings.titles(report.load(paths))
     found: dict[str, Found] = {}
+    known: saved.Known = {}
     for number, (title, record) in enumerate(runs.items(), 1):
         file = findings.file_of(record, name)
         stored = findings.read(file)
         if stored is None or stored.options != choice.options:
             on_run(number, len(runs), record)
-            stored = Found(analysis.measure(saved.subject(record, data_dir)), dict(choice.options))
+            stored = Found(analysis.measure(saved.subject(record, data_dir, known)), dict(choice.options))
             findings.write(file, stored)
         found[title] = stored
     picture = findings.draw(name, found, format)

@@ -66,6 +66,17 @@ def test_what_was_measured_is_not_measured_again_but_with_other_options(finished
     assert [measured(1), measured(2), measured(2), measured(1)] == [0, 3, 0, 3]
 
 
+def test_a_victim_that_runs_share_is_measured_once(finished):
+    known, measured = {}, []
+    for record in report.load([finished]):
+        subject = saved.subject(record, known=known)
+        subject.once("victim", lambda name=record.run_id: measured.append(name))
+    assert len(measured) == 1
+    assert list(known) == [finished / "victims" / record.content["victim_id"]]
+    saved.subject(record).once("victim", lambda: measured.append("again"))  # in another memory
+    assert len(measured) == 2
+
+
 def test_what_was_found_is_drawn_for_the_page(finished, tmp_path):
     analyze.analyze("history", [finished], tmp_path)
     captions = findings.pictures(report.load([finished]))
