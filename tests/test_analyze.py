@@ -103,6 +103,7 @@ def test_a_damaged_file_is_named(finished, tmp_path):
         (["history", "--evry", "1"], "did you mean 'every'"),
         (["histroy"], "did you mean 'history'"),
         (["history", "--format", "jpg"], "format must be one of"),
+        (["history", "--every"], "option --every needs a value, and must stand after RUNS"),
     ],
 )
 def test_mistakes_are_one_line(finished, tmp_path, capsys, words, message):
