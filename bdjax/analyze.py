@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from bdjax import findings, registry, report, saved, schema
+from bdjax import findings, records, registry, report, saved, schema
 from bdjax.analysis._subject import Analysis
 from bdjax.checks import InputError, one_of
 from bdjax.findings import PACKAGE, Found
@@ -45,20 +45,23 @@ def analyze(
     need_matplotlib()
     choice = schema.read_choice("analysis", PACKAGE, {**(options or {}), "name": name})
     analysis = cast(Analysis, registry.create(PACKAGE, name, **choice.options))
+    figure = Path(folder) / f"{name}.{format}"
+    if figure.parent.exists() and not figure.parent.is_dir():
+        raise InputError(f"figures must be a folder; {figure.parent} is a file.")
     runs = findings.titles(report.load(paths))
     found: dict[str, Found] = {}
+    known: saved.Known = {}
     for number, (title, record) in enumerate(runs.items(), 1):
         file = findings.file_of(record, name)
         stored = findings.read(file)
         if stored is None or stored.options != choice.options:
             on_run(number, len(runs), record)
-            stored = Found(analysis.measure(saved.subject(record, data_dir)), dict(choice.options))
+            stored = Found(analysis.measure(saved.subject(record, data_dir, known)), dict(choice.options))
             findings.write(file, stored)
         found[title] = stored
-    figure = Path(folder) / f"{name}.{format}"
+    picture = findings.draw(name, found, format)
     try:
-        figure.parent.mkdir(parents=True, exist_ok=True)
-        findings.draw(name, found, figure)
+        records.write_bytes(figure, picture)
     except OSError as error:
         raise InputError(f"the figure cannot be written to {figure}: {error.strerror}.") from error
     return [figure, *(findings.file_of(record, name) for record in runs.values())]

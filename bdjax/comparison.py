@@ -157,9 +157,10 @@ def _grid(cells: Sequence[Cell], setting: str) -> tables.Grid:
         why = ", ".join(dict.fromkeys(cell.why for cell in of.values() if cell.why))
         return tables.Line([defense, *numbers, why])
 
-    heads = (text for m in metrics for text in (f"{_HEADS.get(m, m.upper())} published", "ours", "difference"))
+    heads = [text for m in metrics for text in (f"{_HEADS.get(m, m.upper())} published", "ours", "difference")]
     groups = {attack: [line(*one) for one in group.items()] for attack, group in _groups(cells).items()}
-    return tables.Grid("attack", ["defense", *heads, "missing"], groups, _caption(cells, setting))
+    heads = ["defense", *heads, "missing"]
+    return tables.Grid("attack", heads, groups, _caption(cells, setting), words=(0, len(heads) - 1))
 
 
 def _caption(cells: Sequence[Cell], setting: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,11 @@ import numpy as np
 
 from bdjax import records, registry, report
 from bdjax.checks import InputError
-from bdjax.layout import STYLE, need_matplotlib, save
+from bdjax.layout import STYLE, encode, need_matplotlib
 from bdjax.report import Record
 
 PACKAGE = "bdjax.analysis"
+_ON_A_PAGE = 130  # dots to an inch, where many figures share one page
 _SETTINGS = "settings"  # the array of a file that tells with which options it was made
 
 
@@ -63,8 +63,8 @@ def titles(runs: Sequence[Record]) -> dict[str, Record]:
     return found
 
 
-def draw(name: str, found: Mapping[str, Found], file: Path | io.BytesIO) -> None:
-    """Draw findings that were made with the same options, by titles, into a file or, as PNG, into memory."""
+def draw(name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200) -> bytes:
+    """Return the figure of findings that were made with the same options, by titles, as a file in a format."""
     need_matplotlib()
     import matplotlib
 
@@ -73,10 +73,7 @@ def draw(name: str, found: Mapping[str, Found], file: Path | io.BytesIO) -> None
     analysis = registry.create(PACKAGE, name, **options)
     with matplotlib.rc_context(cast(Any, STYLE)):
         page = analysis.draw({title: one.arrays for title, one in found.items()})
-        if isinstance(file, Path):
-            save(page, file)
-        else:
-            page.savefig(file, format="png", dpi=130)
+        return encode(page, format, dpi)
 
 
 def pictures(runs: Sequence[Record]) -> dict[str, bytes]:
@@ -90,8 +87,6 @@ def pictures(runs: Sequence[Record]) -> dict[str, bytes]:
     drawn = {}
     for (name, options), found in sorted(groups.items()):
         values = ", ".join(f"{key} = {value}" for key, value in json.loads(options).items() if value is not None)
-        picture = io.BytesIO()
-        draw(name, found, picture)
-        summary = registry.summary(PACKAGE, name)
-        drawn[f"{name}: {summary}" + (f" Options: {values}." if values else "")] = picture.getvalue()
+        caption = f"{name}: {registry.summary(PACKAGE, name)}" + (f" Options: {values}." if values else "")
+        drawn[caption] = draw(name, found, dpi=_ON_A_PAGE)
     return drawn

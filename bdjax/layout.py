@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 import functools
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdjax.checks import InputError
+from bdjax.records import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -37,11 +39,18 @@ def need_matplotlib() -> None:
 
 
 def save(page: Figure, path: Path) -> Path:
-    """Write a page in the format that the suffix names."""
-    # no date, so that the same records give the same file
-    metadata = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[path.suffix]
-    page.savefig(path, dpi=min(200, 30_000 / page.get_figheight()), metadata=metadata)
+    """Write a page, whole or not at all, in the format that the suffix names."""
+    write_bytes(path, encode(page, path.suffix[1:]))
     return path
+
+
+def encode(page: Figure, format: str = "png", dpi: float = 200) -> bytes:
+    """Return a page as a file in one of ``FORMATS``; a long one has fewer dots than asked, as a raster has an end."""
+    # no date, so that the same records give the same file
+    metadata = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[format]
+    file = io.BytesIO()
+    page.savefig(file, format=format, dpi=min(dpi, 30_000 / page.get_figheight()), metadata=metadata)
+    return file.getvalue()
 
 
 @functools.cache

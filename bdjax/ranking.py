@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bdjax.report import Row, victims
+from bdjax.report import Row, count, victims
 from bdjax.tables import BEST, SECOND, Grid, Line, write
 from bdjax.uncertainty import ranks
 
@@ -74,10 +74,9 @@ def table(ranking: Ranking, format: str = "console") -> str:
     for one in ranking.defenses:
         cells = [one.defense, f"{one.mean_rank:.2f}", *(f"{place:g}" for place in one.ranks)]
         lines.append(Line(cells, marks.get(one.mean_rank, "")))
-    count = len(ranking.attacks)
     caption = (
         f"Rank of {len(lines)} defenses by mean DER, 1 for the highest, ties averaged, and its mean over "
-        f"{count} {'attack' if count == 1 else 'attacks'}."
+        f"{count(len(ranking.attacks), 'attack')}."
     )
     if ranking.left_out:
         caption += f" Left out, without some of the defenses: {', '.join(ranking.left_out)}."

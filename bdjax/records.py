@@ -41,6 +41,13 @@ def write_arrays(path: Path, **arrays: Any) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, such as a picture's, as `write_text` does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the mapping in a JSON file, None if there is no file.
 

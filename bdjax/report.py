@@ -150,9 +150,9 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
         unfinished += started
         records.update(((record.folder.resolve(), record.line), record) for record in finished)
     if unfinished:
-        _log.warning("Left out %s without a finished record.", _plural(unfinished, "run"))
+        _log.warning("Left out %s without a finished record.", count(unfinished, "run"))
     if diverged:
-        _log.warning("Left out %s that diverged.", _plural(diverged, "run"))
+        _log.warning("Left out %s that diverged.", count(diverged, "run"))
     return distinct(records.values())
 
 
@@ -164,7 +164,7 @@ def distinct(records: Iterable[Record]) -> list[Record]:
         if kept.setdefault((identity(record), record.seed), record) is not record:
             repeated.append(record.run_id)
     if repeated:
-        others = _plural(len(repeated), "record")
+        others = count(len(repeated), "record")
         _log.warning("Left out %s with the config and seed of another: %s.", others, ", ".join(repeated))
     return list(kept.values())
 
@@ -248,8 +248,14 @@ def _require(source: str, content: Any, dotted: str, kind: type) -> None:
         raise InputError(f"{dotted} in {source} must be {what}, got {value!r}.")
 
 
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def count(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> from bdjax.report import count
+    >>> count(1, "run"), count(3000, "run")
+    ('1 run', '3,000 runs')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------

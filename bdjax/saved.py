@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from bdjax import config as configs
 from bdjax import defenses, evaluate, plans, records, report, run
@@ -18,6 +18,8 @@ from bdjax.config import Config
 from bdjax.defenses.chain import stages
 from bdjax.report import Record
 from bdjax.types import Metrics, Variables
+
+Known: TypeAlias = dict[Path, dict[Hashable, Any]]  # of victims, by their folders
 
 
 class Networks(NamedTuple):
@@ -58,7 +60,7 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
     config = config_of(record, data_dir)
     out = record.folder.resolve().parent
     plan = plans.prepare(config)
-    victims = out / "victims" / config.victim_id
+    victims = _victim_folder(record, plan)
     folders = {run.checkpoints_of(victims, stage): stage.learner.epochs for stage in plan.stages}
     folders |= {out / config.run_id / f"checkpoints-{i}": stage.epochs for i, stage in enumerate(stages(plan.defense))}
     for folder, epochs in folders.items():
@@ -74,9 +76,13 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
     return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)
 
 
-def subject(record: Record, data_dir: str | None = None) -> Subject:
-    """Load a finished run as an analysis sees it. Errors as for `restore`."""
+def subject(record: Record, data_dir: str | None = None, known: Known | None = None) -> Subject:
+    """Load a finished run as an analysis sees it; what is known of its victim is looked up and kept in ``known``.
+
+    Errors as for `restore`.
+    """
     plan, victim, defended = restore(record, data_dir)
+    kept = {} if known is None else known.setdefault(_victim_folder(record, plan), {})
     lengths = [stage.epochs for stage in stages(plan.defense)]
 
     def replay(on_variables: OnVariables) -> None:
@@ -87,6 +93,11 @@ def subject(record: Record, data_dir: str | None = None) -> Subject:
         on_variables(0, lambda: victim)
         key = plans.key_for(plan.config, "defense")
         defenses.purify(key, plan.defense, plan.model, victim, plan.holdout, options=options)
+
+    def once(analysis: Hashable, find: Callable[[], Any]) -> Any:
+        if analysis not in kept:
+            kept[analysis] = find()
+        return kept[analysis]
 
     return Subject(
         name=record.run_id,
@@ -101,6 +112,7 @@ def subject(record: Record, data_dir: str | None = None) -> Subject:
         epochs=sum(lengths),
         key=plans.key_for(plan.config, "analysis"),
         replay=replay,
+        once=once,
     )
 
 
@@ -139,7 +151,7 @@ def with_defense(
         if (got := getattr(after, total)) != getattr(before, total):
             raise InputError(f"after must count the run's test images: {total} is {getattr(before, total)}, got {got}.")
     kept = {key: value for key, value in record.config.items() if key != "selection"}
-    content = {key: value for key, value in record.content.items() if key not in ("selection", "history")}
+    content = {key: value for key, value in record.content.items() if key not in ("selection", "history", "smoothness")}
     rating = float(evaluate.defense_effectiveness_rating(before, after))
     content |= {
         "run_id": f"{record.content['victim_id']}-{name}",
@@ -155,7 +167,8 @@ def with_defense(
             "gradient_evaluations": gradient_evaluations,
         },
     }
-    return Record(record.folder / name, content)  # where nothing is, as images and smoothness are the other defense's
+    beside = record.folder if record.line is None else record.folder.parent
+    return Record(beside / name, content)  # where nothing is, as images and smoothness are the other defense's
 
 
 def smoothness(
@@ -193,10 +206,13 @@ def smoothness(
         except InputError as error:
             failures.append(error)
     if failures:
-        more = len(failures) - 1
-        others = f" (and {more} more {'run' if more == 1 else 'runs'})" if more else ""
+        others = f" (and {report.count(len(failures) - 1, 'more run')})" if failures[1:] else ""
         raise InputError(f"{failures[0]}{others}") from failures[0]
     return files
+
+
+def _victim_folder(record: Record, plan: plans.Plan) -> Path:
+    return record.folder.resolve().parent / "victims" / plan.config.victim_id
 
 
 class _Measure:
@@ -212,7 +228,7 @@ class _Measure:
             return file
         plan, victim, defended = restore(record, data_dir)
         of = functools.partial(self._network, plan, plans.triggered_test(plan))
-        where = record.folder.resolve().parent / "victims" / plan.config.victim_id
+        where = _victim_folder(record, plan)
         if where not in self._victims:
             self._victims[where] = of(victim)
         before = self._victims[where]

@@ -183,11 +183,12 @@ class Grid:
 
     Attributes:
       group: head of the column that names the groups.
-      heads: of the other columns; the first holds names, the others numbers.
+      heads: of the other columns.
       groups: the lines under their titles; a single group without a title has no such column.
       caption: what stands below.
       marked: the column whose cells show the marks of their lines.
       meaning: what the two marks mean, for the caption.
+      words: the columns that hold words and stand on the left; the others hold numbers.
     """
 
     group: str
@@ -196,6 +197,7 @@ class Grid:
     caption: str
     marked: int = 0
     meaning: tuple[str, str] = ("", "")
+    words: tuple[int, ...] = (0,)
 
     @property
     def lines(self) -> list[Line]:
@@ -222,7 +224,7 @@ _STARS = {BEST: " *", SECOND: " +"}
 
 def _console(grid: Grid) -> str:
     columns = [
-        column if i == 0 else _aligned(column)
+        column if i in grid.words else _aligned(column)
         for i, column in enumerate(zip(*(line.cells for line in grid.lines), strict=True))
     ]
     heads = list(grid.heads)
@@ -239,7 +241,7 @@ def _console(grid: Grid) -> str:
     for title, group in grid.groups.items():
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i, (head, width) in enumerate(zip(heads, widths, strict=True)):
-            shown.add_column(Text(head), justify="right" if i else "left", min_width=width, no_wrap=True)
+            shown.add_column(Text(head), justify="left" if i in grid.words else "right", min_width=width, no_wrap=True)
         for line, cells in zip(group, printed, strict=False):
             written = list(map(Text, cells))
             if line.mark == SECOND:
@@ -266,7 +268,7 @@ _MARKUP = re.compile(r"[\\`*|~]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\]
 
 def _markdown(grid: Grid) -> str:
     front = [grid.group] if "" not in grid.groups else []
-    rule = ["---"] * (len(front) + 1) + ["---:"] * (len(grid.heads) - 1)
+    rule = ["---"] * len(front) + ["---" if i in grid.words else "---:" for i in range(len(grid.heads))]
     written = [[*front, *grid.heads], rule]
     for title, group in grid.groups.items():
         for line in group:
@@ -303,7 +305,7 @@ _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
 def _latex(grid: Grid) -> str:
     front = [grid.group] if "" not in grid.groups else []
     heads = " & ".join(map(escape_latex, [*front, *grid.heads])) + r" \\"
-    columns = "l" * (len(front) + 1) + "r" * (len(grid.heads) - 1)
+    columns = "l" * len(front) + "".join("l" if i in grid.words else "r" for i in range(len(grid.heads)))
     written = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heads]
     for title, group in grid.groups.items():
         written.append(r"\midrule")

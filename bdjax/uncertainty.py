@@ -75,8 +75,11 @@ def sign_flip(differences: Sequence[float]) -> SignFlip:
     p is the share of the 2^m assignments of signs to the m differences that are not zero whose sum is at least as far
     from zero as the one observed. Differences of zero decide nothing. Of more than ``EXACT_PAIRS``, p = (1 + c) /
     (1 + ``DRAWS``), where c of that many random assignments are as far (Phipson and Smyth, 2010). The smallest p is
-    2^(1 - m), that of differences which all have one sign; for p < 0.05 it takes six.
+    2^(1 - m), that of differences which all have one sign; for p < 0.05 it takes six. A difference that is NaN makes
+    both NaN.
     """
+    if any(map(math.isnan, differences)):
+        return SignFlip(math.nan, math.nan, True)
     moved = np.asarray([difference for difference in differences if difference], float)
     if not moved.size:
         return SignFlip(1.0, 1.0, True)

@@ -73,9 +73,9 @@ def _print(paper: Paper, tables: Tables, options: argparse.Namespace) -> None:
     size = stand_in(options.data_dir) if options.debug else FULL
     attacks, defenses = _asked(values, options)
     asked = [value for value in values if value.attack in attacks and value.defense in defenses]
-    plans = [_plan(paper, values, value, seeds, size, options) for value in asked]
+    planned = [_plan(paper, values, value, seeds, size, options) for value in asked]
     setting = f"{size.describe()} {paper.source}{_left_out(values, asked)}"
-    configs = {config.run_id: config for plan in plans for group in plan.groups for config in group}
+    configs = {config.run_id: config for plan in planned for group in plan.groups for config in group}
     unfinished = [config for config in configs.values() if run.finished(options.out / config.run_id) is None]
     refused = _refused(unfinished)
     print(f"{setting}\n{paper.protocol}", file=sys.stderr)
@@ -84,7 +84,7 @@ def _print(paper: Paper, tables: Tables, options: argparse.Namespace) -> None:
     if options.estimate:
         return
     _run(possible, options.out)
-    cells = [_cell(plan, options.out, refused) for plan in plans]
+    cells = [_cell(plan, options.out, refused) for plan in planned]
     print(comparison.table(cells, setting, options.format))
 
 

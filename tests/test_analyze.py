@@ -66,6 +66,17 @@ def test_what_was_measured_is_not_measured_again_but_with_other_options(finished
     assert [measured(1), measured(2), measured(2), measured(1)] == [0, 3, 0, 3]
 
 
+def test_a_victim_that_runs_share_is_measured_once(finished):
+    known, measured = {}, []
+    for record in report.load([finished]):
+        subject = saved.subject(record, known=known)
+        subject.once("victim", lambda name=record.run_id: measured.append(name))
+    assert len(measured) == 1
+    assert list(known) == [finished / "victims" / record.content["victim_id"]]
+    saved.subject(record).once("victim", lambda: measured.append("again"))  # in another memory
+    assert len(measured) == 2
+
+
 def test_what_was_found_is_drawn_for_the_page(finished, tmp_path):
     analyze.analyze("history", [finished], tmp_path)
     captions = findings.pictures(report.load([finished]))
@@ -92,6 +103,7 @@ def test_a_damaged_file_is_named(finished, tmp_path):
         (["history", "--evry", "1"], "did you mean 'every'"),
         (["histroy"], "did you mean 'history'"),
         (["history", "--format", "jpg"], "format must be one of"),
+        (["history", "--every"], "option --every needs a value, and must stand after RUNS"),
     ],
 )
 def test_mistakes_are_one_line(finished, tmp_path, capsys, words, message):
@@ -138,9 +150,9 @@ def test_every_analysis_finds_plain_arrays_and_draws_them(name, subject, tmp_pat
     again = findings.read(file)
     assert again is not None
     assert set(again.arrays) == set(found)
-    drawn = tmp_path / "figure.png"
-    findings.draw(name, {"one · ft_sam": again, "two · ft_sam · with a title that is far too long " * 3: again}, drawn)
-    assert drawn.stat().st_size > 5000
+    drawn = findings.draw(name, {"one · ft_sam": again, "two · ft_sam · with a title that is too long " * 3: again})
+    assert drawn.startswith(b"\x89PNG")
+    assert len(drawn) > 5000
 
 
 def test_the_options_above_are_of_analyses_that_exist():

@@ -68,9 +68,9 @@ def nothing_is_compiled(tmp_path_factory):
 # --- What it prints --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", cli._KINDS)
+@pytest.mark.parametrize("kind", cli.listing.KINDS)
 def test_list_shows_every_method_with_its_first_line_and_each_with_all_of_them(kind):
-    package = cli._KINDS[kind]
+    package = cli.listing.KINDS[kind]
     answer = bdjax("list", kind)
     assert (answer.code, answer.err) == (0, "")
     assert [line.split()[0] for line in answer.out.splitlines()] == registry.names(package)

@@ -83,6 +83,9 @@ def test_the_console_table_shows_every_value_and_says_what_is_missing(cells):
     assert lines["anp"] == ["anp", "5%", "93.00", "–", "57.38", "–", "no", "defense", "anp"]
     assert lines["none"][:2] == ["none", "84.49†"]
     assert lines["ft"][-2:] == ["not", "run"]
+    table = [line for line in text.splitlines() if line.startswith(("anp", "ft "))]
+    places = [line.index(why) for line, why in zip(table, ("no defense anp", "not run"), strict=True)]
+    assert len(set(places)) == 1  # words begin below each other
     caption = " ".join(text.split())
     assert "ft-sam, Table 1. Ours: DEBUG SIZE." in caption
     assert "3 of 6 values have ours. Missing: no defense anp (2); not run (1)." in caption
@@ -107,7 +110,9 @@ def test_markdown_and_latex_have_the_same_cells(cells):
     assert len(bars) == 1  # every line has as many columns
     ours = "92.44 | 90.0 ± 0.0 (2) | -2.4 | 4.91 | 7.5 ± 3.5 (2) | +2.6 | 1 of 3 diverged"
     assert f"| blended | ft_sam 5% | {ours} |" in markdown
+    assert markdown[1] == "| --- | --- |" + " ---: |" * 6 + " --- |"
     latex = comparison.table(cells, "full size.", "latex")
+    assert r"\begin{tabular}{llrrrrrrl}" in latex
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert {line.count(" & ") for line in body} == {8}
     assert r"blended & ft\_sam 5\% & 92.44 & 90.0 $\pm$ 0.0 (2) & -2.4 & 4.91" in latex

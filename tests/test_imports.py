@@ -55,10 +55,11 @@ MAY_IMPORT = {
     "ranking": {"report", "tables", "uncertainty"},
     "paired": {"checks", "report", "tables", "uncertainty"},
     "comparison": {"checks", "published", "report", "tables", "uncertainty"},
-    "layout": {"checks"},
+    "layout": {"checks", "records"},
     "sensitivity": {"layout", "report", "tables", "uncertainty"},
     "figures": {"checks", "layout", "report", "sensitivity", "tables"},
-    "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"},
+    "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"}
+    | {"uncertainty"},
     "progress": {"train"},
     "guard": set(),
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
@@ -74,7 +75,7 @@ MAY_IMPORT = {
     "launch": {"checks"},
     "saved": BASE | {"config", "plans", "run", "defenses", "evaluate", "records", "report", "analysis"},
     "findings": {"checks", "layout", "records", "registry", "report"},
-    "analyze": {"checks", "analysis", "findings", "layout", "registry", "report", "saved", "schema"},
+    "analyze": {"checks", "analysis", "findings", "layout", "records", "registry", "report", "saved", "schema"},
     "demo": {"checks", "schema", "config", "run"},
     "bench": BASE
     | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from made_up import content, ft_sam, write
 
-from bdjax import cli, page, published, report, tables
+from bdjax import bundle, cli, page, published, report, tables
 from bdjax.checks import InputError
 from bdjax.page import compared, svg
 from bdjax.page import content as contents
@@ -199,6 +199,14 @@ def test_the_config_of_a_row_is_yaml_that_says_what_the_record_says(document, ro
     for group, row in zip(document.all("tr", "runs"), rows, strict=True):
         shown, config = yaml.safe_load(group.one("pre").text), row.records[0].config
         assert {"seed": 0, **shown, "data": {**shown["data"], "data_dir": None}} == config
+
+
+def test_it_says_how_to_repeat_a_run_and_a_record_of_a_bundle(file, runs, tmp_path):
+    assert re.search(r"bdjax run --config \.\./runs/run0\d\d/config\.yaml", file.read_text(encoding="utf-8"))
+    records = report.load([bundle.write(report.load([runs]), tmp_path / "records.jsonl")])
+    text = page.html(records, tmp_path)
+    assert "bdjax run --config config.yaml --seed 0" in text
+    assert "Below each row of the table stands the resolved config" in text
 
 
 def test_it_says_what_was_measured(document):

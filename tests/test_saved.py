@@ -6,7 +6,7 @@ import jax
 import pytest
 from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, write
 
-from bdjax import cli, evaluate, plans, report, saved, tables
+from bdjax import bundle, cli, evaluate, page, plans, report, saved, tables
 from bdjax.checks import InputError
 from bdjax.types import Metrics
 
@@ -40,6 +40,23 @@ def test_nothing_of_the_run_itself_is_taken_for_the_defense(attacked):
     assert attacked.smoothness() != {}
     assert attacked.config["defense"] == {"name": "none"}
     assert attacked.content["metrics"]["after"]["attack_hits"] == 80
+
+
+def test_a_result_of_ones_own_stands_on_the_page_without_a_link(attacked, tmp_path):
+    mine = saved.with_defense(attacked, "mine", AFTER)
+    text = page.html([attacked, mine], tmp_path)
+    assert '<a href="run000/record.json">' in text
+    assert "mine/record.json" not in text
+    assert "nan" not in text
+    assert page.html([mine], tmp_path).count("records of") == 0  # nobody knows when
+
+
+def test_a_record_of_a_bundle_takes_another_defense_too(attacked, tmp_path):
+    (record,) = report.load([bundle.write([attacked], tmp_path / "records.jsonl")])
+    mine = saved.with_defense(record, "mine", AFTER)
+    assert mine.smoothness() == {}
+    assert record.smoothness() != {}
+    assert [row.defense for row in report.summarize([record, mine], sharpness=True)] == ["none", "mine"]
 
 
 def test_options_tell_rows_apart(attacked):

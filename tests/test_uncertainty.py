@@ -75,6 +75,12 @@ def test_differences_of_zero_decide_nothing():
     assert uncertainty.sign_flip([]) == (1.0, 1.0, True)
 
 
+def test_what_is_not_known_has_no_p():
+    found = uncertainty.sign_flip([0.5, math.nan, 0.5])
+    assert math.isnan(found.p)
+    assert math.isnan(found.smallest_p)
+
+
 def test_five_pairs_can_never_reach_five_per_cent_and_six_can():
     assert uncertainty.sign_flip([1.0] * 5).p == 0.0625
     assert uncertainty.sign_flip([1.0] * 6).p == 0.03125

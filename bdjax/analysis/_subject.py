@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -36,6 +36,8 @@ class Subject(NamedTuple):
       key: decides what the analysis draws; one for all runs of a seed.
       replay: carries out the defense again, bit for bit, and calls a function with each number of epochs done, 0 first,
         and what returns the variables after them.
+      once: given an analysis and a function that finds something of the victim alone, calls it; for further runs of
+        the same victim and the same analysis it returns what was found then.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Subject(NamedTuple):
     epochs: int
     key: Key[Array, ""]
     replay: Callable[[OnVariables], None]
+    once: Callable[[Hashable, Callable[[], Any]], Any] = lambda analysis, find: find()
 
 
 @runtime_checkable

@@ -162,10 +162,15 @@ class Features:
             "is_triggered": is_triggered,
             "class_names": np.asarray(spec.class_names or [str(name) for name in range(spec.num_classes)]),
         }
-        for name, variables in zip(_NETWORKS, (subject.victim, subject.defended), strict=True):
+
+        def of_network(variables: Variables) -> dict[str, np.ndarray]:
             points = features_of(subject.model, variables, image)
-            found[f"{name}_points"] = embed(points, method=self.method, seed=self.seed, perplexity=self.perplexity)
-            found[f"{name}_neighbors"] = _shares(points, label, attackers, is_triggered)
+            embedded = embed(points, method=self.method, seed=self.seed, perplexity=self.perplexity)
+            return {"points": embedded, "neighbors": _shares(points, label, attackers, is_triggered)}
+
+        victim = subject.once(self, lambda: of_network(subject.victim))
+        for name, of in zip(_NETWORKS, (victim, of_network(subject.defended)), strict=True):
+            found |= {f"{name}_{part}": values for part, values in of.items()}
         return found
 
     def draw(self, found: Mapping[str, Findings]) -> Figure:

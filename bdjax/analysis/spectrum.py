@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,8 @@ class SpectrumOfRuns:
         chosen = sample(rows_key, subject.test, subject.triggered, variant=self.variant, images=self.images)
         found = {}
         for name, variables in (("victim", subject.victim), ("defended", subject.defended)):
-            of = _spectrum(key, subject.model, variables, chosen, self.steps, self.starts)
+            find = functools.partial(_spectrum, key, subject.model, variables, chosen, self.steps, self.starts)
+            of = subject.once(self, find) if name == "victim" else find()
             found |= {f"{name}_{part}": np.asarray(values) for part, values in of._asdict().items()}
         return found
 

@@ -35,15 +35,25 @@ def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, byt
       InputError: no records, a name that does not end in .html, damaged test images or measurements, a figure that is
         neither PNG nor SVG, or a file that cannot be written.
     """
-    file = Path(file)
-    if file.suffix not in (".html", ".htm"):
-        raise InputError(f"file must end in .html; got {str(file)!r}.")
+    file = check(file)
     text = html(records, file.parent, figures)
     try:
         files.write_text(file, text)
     except OSError as error:
         raise InputError(f"the page cannot be written to {file}: {error.strerror}.") from error
     return file
+
+
+def check(file: str | Path) -> Path:
+    """Return the path of a page that could be written.
+
+    Raises:
+      InputError: its name does not end in .html.
+    """
+    path = Path(file)
+    if path.suffix not in (".html", ".htm"):
+        raise InputError(f"file must end in .html; got {str(file)!r}.")
+    return path
 
 
 def html(records: Iterable[Record], folder: Path, figures: Mapping[str, bytes] | None = None) -> str:

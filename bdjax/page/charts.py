@@ -18,9 +18,10 @@ from bdjax import sensitivity
 from bdjax.page import svg
 from bdjax.page.content import PERCENT, Content
 from bdjax.page.markup import add, tag
-from bdjax.report import CONTROLS, Row, Statistic
+from bdjax.report import CONTROLS, Row
 from bdjax.sensitivity import Line, Panels, Sensitivity
 from bdjax.tables import spread
+from bdjax.uncertainty import Statistic
 
 COLORS = 10  # as many as style.css has, from c0 on
 

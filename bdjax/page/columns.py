@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from bdjax.page.content import percent
-from bdjax.report import LOW_ATTACK_SUCCESS, SHARPNESS, STEALTH, Row, Statistic
+from bdjax.report import LOW_ATTACK_SUCCESS, SHARPNESS, STEALTH, Row
 from bdjax.tables import significant, spread, stealth_cells
+from bdjax.uncertainty import Statistic
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,16 +109,6 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def count(number: int, noun: str) -> str:
-    """Write a number of things.
-
-    >>> from bdjax.page.content import count
-    >>> count(1, "run"), count(3, "run")
-    ('1 run', '3 runs')
-    """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def listed(words: Iterable[object], most: int = 12) -> str:
     """Write words with commas, and only the number of those that are too many."""
     every = list(map(str, words))

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from xml.etree.ElementTree import Element
 
-from bdjax.page.content import PERCENT, Content, count, listed, mapping, percent
+from bdjax.page.content import PERCENT, Content, listed, mapping, percent
 from bdjax.page.markup import add, tag
-from bdjax.report import LOW_ATTACK_SUCCESS, Record, Row, Statistic, best
+from bdjax.report import LOW_ATTACK_SUCCESS, Record, Row, best, count
 from bdjax.tables import spread
+from bdjax.uncertainty import Statistic
 
 CARDS = 12  # victims that are shown at once
 
@@ -68,14 +69,15 @@ def _circumstances(records: Sequence[Record]) -> str:
     }
     with_what = ", ".join(f"{package} {listed(found, 3)}" for package, found in versions.items())
     kinds = dict.fromkeys(str(mapping(record.content.get("device")).get("kind", "?")) for record in records)
-    return f"Made with {with_what} on {listed(kinds, 3)}; records of {_dates(records)}."
+    dates = _dates(records)
+    return f"Made with {with_what} on {listed(kinds, 3)}" + (f"; records of {dates}." if dates else ".")
 
 
 def _dates(records: Iterable[Record]) -> str:
-    """Return when the records were written: one day in UTC, or the first and the last."""
-    written = [record.file.stat().st_mtime for record in records]
-    days = [time.strftime("%Y-%m-%d", time.gmtime(moment)) for moment in (min(written), max(written))]
-    return " to ".join(dict.fromkeys(days))
+    """Return when the records were written, but for those that are in no file: a day in UTC, or the first and last."""
+    written = [record.file.stat().st_mtime for record in records if record.file.is_file()]
+    days = [time.strftime("%Y-%m-%d", time.gmtime(moment)) for moment in sorted(written)]
+    return " to ".join(dict.fromkeys([*days[:1], *days[-1:]]))
 
 
 # --- Findings --------------------------------------------------------------------------------------------------------

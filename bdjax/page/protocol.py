@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 from bdjax.page.content import Content, listed, mapping, percent
 from bdjax.page.markup import add, tag
-from bdjax.report import CONFIG, LOW_ATTACK_SUCCESS, flatten, plain
+from bdjax.report import CONFIG, LOW_ATTACK_SUCCESS, Record, flatten, plain
 
 _HASH = 16  # hexadecimal digits of a fingerprint that are printed
 
@@ -20,8 +20,7 @@ def section(content: Content) -> Element:
     """Return the section of definitions, settings and circumstances."""
     made = tag("section", tag("h2", "Protocol"), id="protocol", aria_label="Protocol")
     add(made, _definitions(content), _statistics(content), tag("h3", "How to repeat a run"))
-    words = "Each run folder has the resolved config beside its record. From the folder of this page, this repeats one:"
-    add(made, tag("p", words), tag("pre", _command(content), tabindex=0))
+    add(made, tag("p", _how_to_repeat(content)), tag("pre", _command(content), tabindex=0))
     add(made, _settings(content), _environments(content), _data(content))
     licenses = (
         "bdjax is free software under the Apache license 2.0. Test images belong to their data set, and its terms hold "
@@ -67,9 +66,24 @@ def _statistics(content: Content) -> list[Element]:
     return [tag("h3", "Statistics"), tag("p", words)]
 
 
+def _with_config(content: Content) -> Record | None:
+    """Return a run whose folder has its config, as those of a bundle of records have none."""
+    return next((record for record in content.records if record.line is None and record.file.is_file()), None)
+
+
+def _how_to_repeat(content: Content) -> str:
+    if _with_config(content):
+        return (
+            "Each run folder has the resolved config beside its record. From the folder of this page, this repeats one:"
+        )
+    return "Below each row of the table stands the resolved config of its runs. Saved as a file, this repeats one:"
+
+
 def _command(content: Content) -> str:
-    config = os.path.join(os.path.dirname(content.path(content.records[0])), CONFIG)
-    return f"bdjax run --config {shlex.quote(config)} --out elsewhere"
+    if record := _with_config(content):
+        config = os.path.join(os.path.dirname(content.path(record)), CONFIG)
+        return f"bdjax run --config {shlex.quote(config)} --out elsewhere"
+    return f"bdjax run --config config.yaml --seed {content.records[0].seed} --out elsewhere"
 
 
 # --- Settings --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -29,7 +30,8 @@ def of_row(content: Content, row: Row) -> Element:
 
 
 def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
-    yield tag("th", tag("a", record.run_id, href=content.link(record)), scope="row")
+    written = record.file.is_file()  # the result of another defense (`bdjax.saved.with_defense`) is in no file
+    yield tag("th", tag("a", record.run_id, href=content.link(record)) if written else record.run_id, scope="row")
     yield tag("td", record.seed)
     for hits, total in (
         ("clean_correct", "clean_total"),
@@ -38,9 +40,9 @@ def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
     ):
         yield tag("td", _counts(record, hits, total))
     yield tag("td", f"{record.value('defense_effectiveness_rating'):.4f}")
-    yield tag("td", f"{record.value('run_seconds'):.2f}")
-    yield tag("td", f"{record.value('compile_seconds'):.2f}")
-    yield tag("td", f"{record.value('gradient_evaluations'):,.0f}")
+    for quantity, form in (("run_seconds", ".2f"), ("compile_seconds", ".2f"), ("gradient_evaluations", ",.0f")):
+        value = record.value(quantity)
+        yield tag("td", "–" if math.isnan(value) else format(value, form))
     yield tag("td", _reference("environment", content.environments[environment(record)]))
     yield tag("td", _reference("data", content.fingerprints[fingerprint(record)]))
     if chosen:

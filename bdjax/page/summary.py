@@ -11,10 +11,10 @@ from xml.etree.ElementTree import Element
 from bdjax.page import compared, runs
 from bdjax.page.columns import Column, columns
 from bdjax.page.compared import Reported
-from bdjax.page.content import Content, count
+from bdjax.page.content import Content
 from bdjax.page.markup import Content as Markup
 from bdjax.page.markup import add, data_uri, tag
-from bdjax.report import Row
+from bdjax.report import Row, count
 from bdjax.tables import table
 
 _FILTERS = (("data", "data"), ("model", "network"), ("attack", "attack"), ("defense", "defense"))

@@ -1,0 +1,8 @@
+"""``python -m bdjax.cli`` is the console script."""
+
+import sys
+
+from bdjax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

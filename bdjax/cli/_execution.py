@@ -1,0 +1,106 @@
+"""What the commands that train share: the options of an execution, a config from words, and the progress."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bdjax import guard
+from bdjax.checks import InputError, integer, non_negative
+from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, complain
+
+if TYPE_CHECKING:
+    from bdjax import run
+
+
+def execution_options(
+    parser: argparse.ArgumentParser,
+    out: str,
+    devices: str = "split each batch over this many devices (default: 1; of several hosts: all)",
+) -> None:
+    """Add the options of `bdjax.run.Execution`; ``out`` is where runs go by default."""
+    parser.add_argument("--out", default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
+    parser.add_argument("--devices", type=int, help=devices)
+    parser.add_argument(
+        "--checkpoint-seconds", type=float, default=1.0, help="least seconds between checkpoints; 0: after every epoch"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any]) -> int:
+    """Call ``work(execution)`` with a progress bar; tell in one line if it diverged or was stopped."""
+    from bdjax import progress, run
+    from bdjax.train import compilation, hosts, loop
+
+    if options.devices is not None:
+        integer(1, devices=options.devices)
+    every = getattr(options, "smoothness_every", 0)
+    integer(smoothness_every=every)
+    non_negative(checkpoint_seconds=options.checkpoint_seconds)
+    compilation.enable_cache()
+    out = out_of(options)
+    asked = _join(options)
+    devices = options.devices or (hosts.devices() if hosts.count() > 1 else 1)
+    quiet = options.quiet or not hosts.is_first()
+    try:
+        with run.stop_on_signal() as signaled, progress.bar(quiet=quiet) as on_epoch:
+            should_stop = lambda: signaled() or asked()  # noqa: E731
+            execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
+            work(dataclasses.replace(execution, data_on=getattr(options, "data_on", "auto")))
+    except loop.Stopped as stopped:
+        if hosts.is_first():
+            print(f"bdjax: {stopped}; the same command continues.", file=sys.stderr)
+        return EXIT_STOPPED
+    except loop.Diverged as diverged:
+        return complain(diverged, EXIT_FAILED)
+    return 0
+
+
+def out_of(options: argparse.Namespace) -> Path:
+    """Return the folder of the run folders; one that cannot be is a mistake."""
+    if not options.out:
+        raise InputError("out must name a folder, got ''.")
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out must be a folder; {out} is a file.")
+    return out
+
+
+def _join(options: argparse.Namespace) -> Callable[[], bool]:
+    """Join the other processes of the run, if it has any; return whether the process that guards this is to stop."""
+    from bdjax.train import hosts
+
+    asked = guard.listen() if guard.is_watched() else lambda: False
+    if options.name != "run":
+        return asked
+    hosts.check(options.hosts, options.host, options.coordinator, options.host_timeout)
+    if options.hosts is not None:
+        hosts.start(options.hosts, options.host, options.coordinator, options.host_timeout)
+    return asked
+
+
+def values_of(files: list[str], rest: list[str]) -> dict[str, Any]:
+    """Return the values of a config file with those of the command line over them; the file may come first, bare."""
+    from bdjax import schema
+
+    if rest and not rest[0].startswith("--"):
+        files = [*files, rest.pop(0)]
+    if len(files) > 1:
+        raise InputError(f"name one config, not {len(files)}: {', '.join(files)}.")
+    values = schema.read(Path(files[0])) if files else {}
+    with shallow():
+        return schema.merge(values, schema.overrides(rest))
+
+
+@contextlib.contextmanager
+def shallow() -> Iterator[None]:
+    """Take a config without end for a mistake."""
+    try:
+        yield
+    except RecursionError:
+        raise InputError("the config is nested too deeply.") from None

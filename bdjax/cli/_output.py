@@ -1,0 +1,47 @@
+"""What several commands print: the table of runs, the files of their figures, and how far they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bdjax.report import Record
+
+
+def print_table(
+    records: Sequence[Record],
+    style: str = "console",
+    sharpness: bool = False,
+    stealth: bool = False,
+    statistics: bool = False,
+) -> None:
+    """Print the table of runs and, with statistics, that of the defenses' ranks."""
+    from bdjax import ranking, report, sensitivity, tables
+
+    rows = report.summarize(records, sharpness=sharpness, stealth=stealth, intervals=statistics)
+    if statistics:
+        rows = ranking.with_mean_ranks(sensitivity.with_ranges(rows))
+    print(tables.table(rows, style))
+    if statistics and style != "csv":  # which has the mean ranks in a column
+        print("\n" + ranking.table(ranking.rank(rows), style))
+
+
+def draw_figures(records: Sequence[Record], folder: Path) -> None:
+    """Draw the figures of runs into a folder, and print their files."""
+    from bdjax import figures
+
+    for path in figures.draw(records, folder):
+        print(path)
+
+
+def teller(quiet: bool) -> Callable[[int, int, Record], None]:
+    """Return what says on standard error which of how many runs is next."""
+
+    def tell(number: int, count: int, record: Record) -> None:
+        if not quiet:
+            print(f"{number}/{count} {record.run_id}", file=sys.stderr, flush=True)
+
+    return tell

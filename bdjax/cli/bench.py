@@ -1,0 +1,61 @@
+"""``bdjax bench``: how fast this machine is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from bdjax.cli._parser import EXIT_STOPPED, Commands, complain
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "bench",
+        help="how fast this machine is at all this",
+        description="Measure training steps, sweeps, scaling over devices, loading, poisoning and compiling on random "
+        "images; print a table and write JSON. What is not given suits the machine.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", default="bench.json", metavar="FILE", help="replaced if there (default: bench.json)")
+    parser.add_argument("--model", help="a network (default: preact_resnet18)")
+    parser.add_argument("--width", type=int, nargs="+", metavar="W", dest="widths", help="widths of the network")
+    parser.add_argument("--batch", type=int, nargs="+", metavar="B", dest="batch_sizes", help="images a step")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the random images (default: 32)")
+    parser.add_argument("--dtype", metavar="TYPE", help="in which the network computes: float32 or bfloat16")
+    parser.add_argument(
+        "--only", nargs="+", metavar="SECTION", dest="sections", help="loads steps sweeps scaling startup"
+    )
+    parser.add_argument("--points", type=int, nargs="+", metavar="N", help="sizes of the sweeps (default: 1 2 4 8 16)")
+    parser.add_argument("--devices", type=int, metavar="N", help="the most that scaling uses (default: all)")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps in a timed call")
+    parser.add_argument("--rounds", type=int, metavar="R", help="how often each call is timed")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="skip what is left then (default: 5 on a CPU, else 8)"
+    )
+    parser.add_argument("--data-dir", help="where a prepared CIFAR-10 may lie")
+    parser.add_argument("--quick", action="store_true", help="one width and batch size, small sweeps, one round")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(call=call)
+
+
+def call(options: argparse.Namespace, rest: list[str]) -> int:
+    """Carry out the command and return the exit code."""
+    del rest
+    from bdjax import bench
+    from bdjax.bench import session, table
+
+    def tell(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(session.Settings)}
+    settings = session.settings(quick=options.quick, **given)
+    try:
+        results = bench.run(settings, Path(options.out), tell)
+    except KeyboardInterrupt:
+        return complain(f"interrupted; {options.out} has the sections that were done.", EXIT_STOPPED)
+    print(table.table(results))
+    return 0

@@ -1,0 +1,49 @@
+"""``bdjax compare``: two defenses on the same victims and seeds."""
+
+from __future__ import annotations
+
+import argparse
+
+from bdjax.checks import one_of
+from bdjax.cli._parser import RUNS, Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "compare",
+        usage="bdjax compare RUNS [RUNS ...] --defenses FIRST SECOND [--metric METRIC ...] [--format FORMAT]",
+        help="two defenses on the same victims and seeds",
+        description="Compare two defenses over the runs that differ in nothing else, and test their differences by "
+        "flipping signs.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help=RUNS)
+    parser.add_argument(
+        "--defenses",
+        nargs=2,
+        required=True,
+        metavar=("FIRST", "SECOND"),
+        help="as the table of the report labels them, such as ft_sam, or 'ft_sam rho=2' where there are several",
+    )
+    parser.add_argument(
+        "--metric",
+        nargs="+",
+        metavar="METRIC",
+        help="clean_accuracy, attack_success_rate, robust_accuracy, defense_effectiveness_rating (default: all but the "
+        "third)",
+    )
+    parser.add_argument("--format", default="console", help="console, markdown, csv or latex")
+    parser.set_defaults(call=call)
+
+
+def call(options: argparse.Namespace, rest: list[str]) -> int:
+    """Carry out the command and return the exit code."""
+    del rest
+    from bdjax import paired, report, tables
+
+    one_of(tables.FORMATS, format=options.format)
+    first, second = options.defenses
+    found = paired.compare(report.load(options.runs), first, second, options.metric or paired.METRICS)
+    print(paired.table(found, options.format))
+    return 0

@@ -1,0 +1,45 @@
+"""``bdjax report``: tables, figures and a page of finished runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bdjax.checks import one_of
+from bdjax.cli._output import draw_figures, print_table
+from bdjax.cli._parser import RUNS, Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser("report", help="tables and figures of finished runs", allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help=RUNS)
+    parser.add_argument("--format", default="console", help="console, markdown, csv or latex")
+    parser.add_argument(
+        "--figures", metavar="DIR", help="also draw the figures here, with a curve of each swept option"
+    )
+    parser.add_argument("--html", metavar="FILE", help="also write one page with tables, charts, triggers and records")
+    parser.add_argument("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
+    parser.add_argument("--stealth", action="store_true", help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2")
+    parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="add 95 %% intervals, runs below 10 %% ASR and ranges over swept options; rank the defenses below",
+    )
+    parser.set_defaults(call=call)
+
+
+def call(options: argparse.Namespace, rest: list[str]) -> int:
+    """Carry out the command and return the exit code."""
+    del rest
+    from bdjax import findings, page, report, tables
+
+    one_of(tables.FORMATS, format=options.format)
+    file = page.check(options.html) if options.html else None
+    records = report.load(options.runs)
+    print_table(records, options.format, options.smoothness, options.stealth, options.statistics)
+    if options.figures:
+        draw_figures(records, Path(options.figures))
+    if file:
+        print(page.write(records, file, findings.pictures(records)))
+    return 0

@@ -1,0 +1,98 @@
+"""``bdjax run``: one attack and one defense, with its control rows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bdjax.cli._execution import carry_out, execution_options, shallow, values_of
+from bdjax.cli._output import print_table
+from bdjax.cli._parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "run",
+        usage="bdjax run [CONFIG] [--section.key VALUE ...] [options]",
+        help="one attack and one defense, with its control rows",
+        description="Carry out a run: plant the attack, then no defense, plain fine-tuning, and the defense.",
+        epilog="Every field of a config is an option: --section.key value; --defense NAME is short for "
+        "--defense.name NAME. Add --show to print the config, every field with its value, and stop.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG",
+        action="append",
+        default=[],
+        help="a YAML file, defaults where it is silent; may come first",
+    )
+    parser.add_argument(
+        "--smoothness-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure the loss surface every N epochs of each defense",
+    )
+    parser.add_argument("--show", action="store_true", help="print the resolved config and stop")
+    parser.add_argument(
+        "--data-on",
+        default="auto",
+        metavar="PLACE",
+        help="training images on the device, on the host or on disk, from where they are streamed (default: by size)",
+    )
+    execution_options(parser, "runs")
+    several = parser.add_argument_group(
+        "several hosts",
+        "Start the same command on each host, with folders that they share. One that is lost ends the others; the same "
+        "command continues, also on another number of hosts.",
+    )
+    several.add_argument(
+        "--hosts",
+        metavar="auto|N",
+        help="split each batch over N processes; auto: as SLURM, MPI or a TPU pod says",
+    )
+    several.add_argument("--host", type=int, metavar="I", help="which one this is, from 0 (not with auto)")
+    several.add_argument("--coordinator", metavar="ADDRESS:PORT", help="where host 0 is to listen (not with auto)")
+    several.add_argument(
+        "--host-timeout", type=int, default=60, metavar="SECONDS", help="when a silent one counts as lost (default: 60)"
+    )
+    parser.set_defaults(call=call, takes_more=True)
+
+
+def call(options: argparse.Namespace, rest: list[str]) -> int:
+    """Carry out the command and return the exit code."""
+    from bdjax import config as configs
+    from bdjax import report, run, schema
+    from bdjax.train import hosts
+
+    values = values_of(options.config, rest)
+    with shallow():
+        config = configs.resolve(values)
+    if options.show:
+        for key, value in schema.flatten(config.to_dict()).items():
+            print(f"{key}: {'null' if value is None else value}")
+        return 0
+    code = carry_out(options, lambda execution: run.run_with_controls(config, execution))
+    if code or not hosts.is_first():
+        return code
+    print_table(report.load(Path(options.out) / row.run_id for row in run.with_controls(config)))
+    _print_selection(Path(options.out) / config.run_id)
+    print(f"record: {Path(options.out) / config.run_id / 'record.json'}")
+    return 0
+
+
+def _print_selection(folder: Path) -> None:
+    """Tell which strength was chosen, where it was ``auto``, and what each cost."""
+    from bdjax import records
+
+    selection = (records.read_json(folder / "record.json") or {}).get("selection")
+    if selection:
+        tried = ", ".join(f"{trial['value']:g} → {trial['accuracy']:.1%}" for trial in selection["trials"])
+        beyond = "" if selection["within_budget"] else ", the weakest, though it costs more than the budget"
+        count = selection["aside_count"]
+        print(
+            f"{selection['option']} = {selection['chosen']:g}{beyond}; accuracy on {count} images kept aside "
+            f"(one is {1 / count:.1%}): {selection['accuracy_before']:.1%} before, {tried}"
+        )

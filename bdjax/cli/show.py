@@ -1,0 +1,45 @@
+"""``bdjax show``: what triggers look like."""
+
+from __future__ import annotations
+
+import argparse
+
+from bdjax.cli._execution import carry_out, execution_options, shallow, values_of
+from bdjax.cli._parser import Commands, check_values
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "show",
+        usage="bdjax show ATTACK [ATTACK ...] [--config CONFIG] [--section.key VALUE ...] [options]",
+        help="draw what triggers look like",
+        description="Draw test images without and with each attack's trigger, and what it changes. A trigger that is "
+        "learned needs its victim: that of the same config in --out, which is trained if there is none.",
+        epilog="Every field of a config is an option, as for bdjax run: --section.key value.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("attacks", nargs="+", metavar="ATTACK", help="as bdjax list attacks names them, or all")
+    parser.add_argument("--config", metavar="CONFIG", action="append", default=[], help="a YAML file")
+    parser.add_argument("--file", metavar="FILE", help="png, pdf or svg (default: the attack's name, or attacks, .png)")
+    execution_options(parser, "runs")
+    parser.set_defaults(call=call, takes_more=True)
+
+
+def call(options: argparse.Namespace, rest: list[str]) -> int:
+    """Carry out the command and return the exit code."""
+    from bdjax import config as configs
+    from bdjax import contact_sheet, registry, schema, show
+
+    check_values(rest, "ATTACK")
+    names = registry.names("bdjax.attacks") if options.attacks == ["all"] else options.attacks
+    values = values_of(options.config, rest)
+    with shallow():
+        wanted = [configs.resolve(schema.merge(values, {"attack": {"name": name}})) for name in names]
+    file = contact_sheet.check(options.file or f"{names[0] if len(names) == 1 else 'attacks'}.png")
+    shown: list[show.Shown] = []
+    code = carry_out(options, lambda execution: shown.extend(show.show(config, execution) for config in wanted))
+    if code:
+        return code
+    print(contact_sheet.draw(shown, file, heading=wanted[0].data.name))
+    return 0
