@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from pathlib import Path
 
 # Most programs run once or twice here: LLVM's full effort takes longer than it saves. Numbers differ by rounding only.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
@@ -43,6 +45,8 @@ import pytest  # noqa: E402
 from bdjax import models  # noqa: E402
 from bdjax.types import ImageSpec, Split  # noqa: E402
 
+MOST_MAPS = 15_000  # of 65,530, past which a process is aborted; the largest file makes some ten thousand
+
 SPEC = ImageSpec("tiny", (8, 8, 3), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_padding=1, flip=True)
 
 
@@ -68,3 +72,13 @@ def model(spec):
 @pytest.fixture(scope="session")
 def variables(model):
     return model.init(jax.random.key(0))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forget compiled programs between files before there are too many: each takes memory maps, which Linux limits."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
