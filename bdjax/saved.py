@@ -17,7 +17,7 @@ from bdjax.checks import InputError, one_of
 from bdjax.config import Config
 from bdjax.defenses.chain import stages
 from bdjax.report import Record
-from bdjax.types import Metrics, Variables
+from bdjax.types import Metrics, ProbedModel, Variables
 
 Known: TypeAlias = dict[Path, dict[Hashable, Any]]  # of victims, by their folders
 
@@ -83,6 +83,8 @@ def subject(record: Record, data_dir: str | None = None, known: Known | None = N
     """
     plan, victim, defended = restore(record, data_dir)
     kept = {} if known is None else known.setdefault(_victim_folder(record, plan), {})
+    if not isinstance(plan.model, ProbedModel):
+        raise InputError(f"{record.folder} cannot be analyzed: its network has no method probe.")
     lengths = [stage.epochs for stage in stages(plan.defense)]
 
     def replay(on_variables: OnVariables) -> None:

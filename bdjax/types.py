@@ -129,6 +129,11 @@ class Model(Protocol):
         """Return what the last layer, the classifier, takes in, in evaluation mode."""
         ...
 
+
+@runtime_checkable
+class ProbedModel(Model, Protocol):
+    """A network whose layers can be looked at, as some analyses need."""
+
     def probe(
         self, variables: Variables, image: Float[Array, "n h w c"], layer: tuple[str, ...], shift: Any = 0.0
     ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:

@@ -21,7 +21,7 @@ from bdjax.analysis._subject import convolution
 from bdjax.checks import InputError
 from bdjax.optim.sgd import Schedule
 from bdjax.train.supervised import mean_loss, supervised
-from bdjax.types import ImageSpec, Model, Split
+from bdjax.types import ImageSpec, Model, ProbedModel, Split
 
 KEY = jax.random.key(0)
 # LLVM's effort is most of the time that a test with a deep network takes.
@@ -86,7 +86,7 @@ def images() -> np.ndarray:
 
 def test_init_is_float32_and_a_function_of_the_key(name):
     model, _ = tiny(name)
-    assert isinstance(model, Model)
+    assert isinstance(model, ProbedModel)  # and so a Model
     shapes = jax.eval_shape(model.init, KEY)
     assert set(shapes) == {"params", "batch_stats"}
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}

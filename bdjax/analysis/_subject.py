@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from bdjax import structure
 from bdjax.checks import InputError, did_you_mean
 from bdjax.structure import Path
-from bdjax.types import Model, PoisonedSplit, Split, Variables
+from bdjax.types import Model, PoisonedSplit, ProbedModel, Split, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ class Subject(NamedTuple):
 
     name: str
     config: Mapping[str, Any]
-    model: Model
+    model: ProbedModel
     victim: Variables
     defended: Variables
     test: Split

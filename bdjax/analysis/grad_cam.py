@@ -20,7 +20,7 @@ from bdjax.data.augment import as_float
 from bdjax.layout import GREEN, GREY, MARGIN, ORANGE, WIDTH
 from bdjax.structure import Path
 from bdjax.train import compilation
-from bdjax.types import Model, Variables
+from bdjax.types import ProbedModel, Variables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def as_heat(maps: Float[Array, "n h w"], height: int, width: int) -> Float[Array
 
 
 def explain(
-    model: Model,
+    model: ProbedModel,
     variables: Variables,
     image: Num[Array, "n h w c"],
     layer: Path,
@@ -86,7 +86,7 @@ def explain(
 
 
 def _heat(
-    model: Model, variables: Variables, image: Array, label: Array | None, layer: Path, chunk: int
+    model: ProbedModel, variables: Variables, image: Array, label: Array | None, layer: Path, chunk: int
 ) -> tuple[Array, Array]:
     height, width = image.shape[1:3]
 
@@ -101,7 +101,7 @@ _heat_of = compilation.jit(_heat, static_argnames=("model", "layer", "chunk"))
 
 
 def heat(
-    model: Model,
+    model: ProbedModel,
     variables: Variables,
     image: Num[Array | np.ndarray, "n h w c"],
     layer: Path,

@@ -21,7 +21,7 @@ from bdjax.data.augment import as_float
 from bdjax.layout import AFTER, BEFORE
 from bdjax.structure import Path
 from bdjax.train import compilation
-from bdjax.types import Model, Variables
+from bdjax.types import ProbedModel, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,7 +131,7 @@ def change(clean: Float[Array, "n *positions k"], triggered: Float[Array, "n *po
 
 
 def of_network(
-    model: Model,
+    model: ProbedModel,
     variables: Variables,
     clean: Num[Array | np.ndarray, "n h w c"],
     triggered: Num[Array | np.ndarray, "n h w c"],
@@ -163,7 +163,7 @@ def pairs(subject: Subject, images: int) -> Pairs:
     return Pairs(*(np.asarray(array)[rows] for array in (subject.test.image, visible.image, visible.label)))
 
 
-def _mean_change(model: Model, variables: Variables, clean: Array, triggered: Array, layer: Path) -> Change:
+def _mean_change(model: ProbedModel, variables: Variables, clean: Array, triggered: Array, layer: Path) -> Change:
     def total(some: tuple[Array, Array], weight: Array) -> Change:
         outputs = [model.probe(variables, as_float(image), layer)[1] for image in some]
         return jax.tree.map(lambda values: weighted_sum(weight, values), change(*outputs))
