@@ -102,7 +102,6 @@ def subject(record: Record, data_dir: str | None = None, known: Known | None = N
         return kept[analysis]
 
     return Subject(
-        name=record.run_id,
         config=record.config,
         model=plan.model,
         victim=victim,
@@ -110,7 +109,6 @@ def subject(record: Record, data_dir: str | None = None, known: Known | None = N
         test=plan.dataset.test,
         triggered=plans.triggered_test(plan),
         holdout=plan.holdout,
-        defense=plan.defense,
         epochs=sum(lengths),
         key=plans.key_for(plan.config, "analysis"),
         replay=replay,

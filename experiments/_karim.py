@@ -15,21 +15,24 @@ Protocol of victims and baselines (SFT A.5, NFT 2.1 and 2.3):
 
 from __future__ import annotations
 
+from typing import Any
+
 from _paper_configs import Options
 
 from bdjax.published import Value
 
-ATTACKS: dict[str, Options] = {
-    "badnets": {"preset": "sft"},
-    "sig": {"preset": "sft"},
-    "trojan": {"form": "watermark"},
+# What the tables of both papers have in common, as arguments of `_paper_configs.Paper`.
+SHARED: dict[str, Any] = {
+    "attacks": {"badnets": {"preset": "sft"}, "sig": {"preset": "sft"}, "trojan": {"form": "watermark"}},
+    "clean_data": {"cifar10": "1%", "gtsrb": "3%", "tiny_imagenet": "5%", "imagenet": "3%"},
+    "held_out": True,
+    "of_target_class": True,
+    "own_rate": ("lira", "cba"),
+    "averaged": (
+        *("badnets_a2o", "blended", "trojan", "trojan_a2a", "sig", "input_aware", "input_aware_a2a", "lc"),
+        *("cba", "fba", "lira", "wanet", "ssba", "bpp"),
+    ),
 }
-OWN_RATE = ("lira", "cba")
-CLEAN_DATA = {"cifar10": "1%", "gtsrb": "3%", "tiny_imagenet": "5%", "imagenet": "3%"}
-FOURTEEN = (
-    *("badnets_a2o", "blended", "trojan", "trojan_a2a", "sig", "input_aware", "input_aware_a2a", "lc"),
-    *("cba", "fba", "lira", "wanet", "ssba", "bpp"),
-)
 _STEP: Options = {"kind": "step", "factor": 0.1}
 _TRAINING: dict[str, Options] = {
     "cifar10": {"epochs": 250, "schedule": {**_STEP, "period": 100}},

@@ -44,7 +44,8 @@ DEFENSES: dict[str, Options] = {
     "nft:bias_frozen": {"name": "nft"},
 }
 _VARIED = {"lr": "learning_rate", "bs": "batch_size", "eta_c": "eta_c"}  # after the colon, with a value
-# What makes attacks cheap enough to try out: `configs/cifar10_attacks.yaml` and `configs/digits_attacks.yaml`.
+# What makes attacks cheap enough to try out, as in the two `configs/*_attacks.yaml`, and a wave of SIG that fits into
+# eight pixels.
 _SMALL_ATTACKS: dict[str, dict[str, Options]] = {
     "cifar10": {"ssba": {"width": 8}, "input_aware": {"width": 8, "epochs": 10}, "lc": {"steps": 20}},
     "digits": {

@@ -48,14 +48,9 @@ NFT = Paper(
     source="Protocol: NFT's supplement, sections 2.1 to 2.3 (experiments/nft_tables.py).",
     protocol=protocol(__doc__, _karim.__doc__),
     training=training,
-    attacks=_karim.ATTACKS,
     defense=defense,
     networks=NETWORKS,
-    clean_data=_karim.CLEAN_DATA,
-    held_out=True,
-    of_target_class=True,
-    own_rate=_karim.OWN_RATE,
-    averaged=_karim.FOURTEEN,
+    **_karim.SHARED,
 )
 TABLES = {f"s{n}": ("nft-supp", f"Table {n}") for n in (3, 4, *range(6, 19))}
 

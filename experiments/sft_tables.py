@@ -36,14 +36,9 @@ SFT = Paper(
     source="Protocol: SFT, sections 6.1, A.4 and A.5 (experiments/sft_tables.py).",
     protocol=protocol(__doc__, _karim.__doc__),
     training=_karim.training,
-    attacks=_karim.ATTACKS,
     defense=defense,
     networks=NETWORKS,
-    clean_data=_karim.CLEAN_DATA,
-    held_out=True,
-    of_target_class=True,
-    own_rate=_karim.OWN_RATE,
-    averaged=_karim.FOURTEEN,
+    **_karim.SHARED,
 )
 TABLES = {f"table{n}": ("sft", f"Table {n}") for n in (1, 5, 6, 7, 10, 11, *range(13, 22))}
 

@@ -53,7 +53,6 @@ def _subject(steps: Sequence[dict[str, Any]], test: Split, holdout: Split, seen:
             on_variables(epoch, lambda variables=variables: variables)
 
     return Subject(
-        name="planted",
         config={},
         model=planted.MODEL,
         victim=steps[0],
@@ -61,7 +60,6 @@ def _subject(steps: Sequence[dict[str, Any]], test: Split, holdout: Split, seen:
         test=test,
         triggered=PoisonedSplit(visible, test.label, aimed),
         holdout=holdout,
-        defense=None,
         epochs=len(steps) - 1,
         key=jax.random.key(0),
         replay=replay,

@@ -24,14 +24,12 @@ class Subject(NamedTuple):
     """A finished run, loaded again.
 
     Attributes:
-      name: the run's id.
       config: its resolved config, plain values.
       model: the network.
       victim, defended: its variables before and after the defense; the same ones where the defense is ``none``.
       test: clean test images (uint8) with their labels.
       triggered: the same images with the trigger; ``visible.valid`` are those that count for the attack success rate.
       holdout: the defender's clean images.
-      defense: the defense itself, of `bdjax.defenses.create`.
       epochs: of the defense.
       key: decides what the analysis draws; one for all runs of a seed.
       replay: carries out the defense again, bit for bit, and calls a function with each number of epochs done, 0 first,
@@ -40,7 +38,6 @@ class Subject(NamedTuple):
         the same victim and the same analysis it returns what was found then.
     """
 
-    name: str
     config: Mapping[str, Any]
     model: ProbedModel
     victim: Variables
@@ -48,7 +45,6 @@ class Subject(NamedTuple):
     test: Split
     triggered: PoisonedSplit
     holdout: Split
-    defense: Any
     epochs: int
     key: Key[Array, ""]
     replay: Callable[[OnVariables], None]
