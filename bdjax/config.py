@@ -116,7 +116,7 @@ class SelectionConfig:
 
     Attributes:
       budget: largest fall of the accuracy, absolute, in [0, 1]; below the share of one image aside it allows none.
-      aside: share of the holdout on which it is measured, in (0, 1).
+      aside: share of the holdout on which it is measured and that the defense is not given, in (0, 1).
     """
 
     budget: float = 0.02

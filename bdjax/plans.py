@@ -34,7 +34,7 @@ from bdjax.types import (
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
 _PURPOSES = (
     *("trigger", "poison", "test", "init", "training", "holdout", "defense"),
-    *("selection", "smoothness", "analysis"),
+    *("selection", "smoothness", "analysis"),  # selection: not drawn any more, but it holds its place
 )
 
 
@@ -50,7 +50,8 @@ class Plan(NamedTuple):
     stages: list[Stage]  # of the attacker's training; the last is the victim's
     defense: Defense | Chain
     attackers: Split  # clean rows that the attacker poisons and trains on
-    holdout: Split
+    holdout: Split  # what the defense is given
+    aside: Split | None  # the rest of the defender's images, where a strength is chosen by them
     data_on: str  # where those of the attacker are
 
 
@@ -68,14 +69,14 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
     _check_parametrization(config, model)
     rows = _holdout_rows(config, dataset)
-    holdout = splits.take(dataset.train, rows)
+    holdout, kept_aside = _divide(config, splits.take(dataset.train, rows), spec.num_classes)
     attackers = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
     _check_rate(attack, attackers)
     for stage in training:
         _check_batches("attack" if stage.name == "trigger" else "training", stage.learner, attackers, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
         _check_batches(path, stage, holdout, devices)
-        _check_division(config, stage, holdout.label.shape[0], spec.num_classes)
+        _check_division(stage, holdout.label.shape[0], spec.num_classes)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     if (data_on := residence.choose(data_on, attackers)) != "device":
@@ -84,7 +85,8 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
             streamed.check(stage.learner, model, attacker.start(stage, fresh, fresh, trigger_state), attackers)
     defense = _with_trigger(defense, config, attack, trigger_state)
     return Plan(
-        config, dataset, fingerprint, attack, trigger_state, model, training, defense, attackers, holdout, data_on
+        *(config, dataset, fingerprint, attack, trigger_state, model, training),
+        *(defense, attackers, holdout, kept_aside, data_on),
     )
 
 
@@ -184,14 +186,17 @@ def holdout_size(config: Config) -> int:
     return int(_holdout_rows(config, _load(config.data, False)[0]).size)
 
 
-def _check_division(config: Config, stage: Defense, rows: int, num_classes: int) -> None:
-    """Refuse a holdout that is too small for what a stage, or the choice of a strength, keeps aside of it."""
-    sizes = [rows]
-    if config.selection is not None:  # the stage then runs on the rest of the holdout first
-        sizes.append(rows - aside.count(rows, config.selection.aside, num_classes))
+def _divide(config: Config, holdout: Split, num_classes: int) -> tuple[Split, Split | None]:
+    """Return what the defense is given, and what is kept aside of it where its strength is to be chosen."""
+    if config.selection is None:
+        return holdout, None
+    return jax.tree.map(np.asarray, aside.keep_aside(holdout, holdout.label, config.selection.aside, num_classes))
+
+
+def _check_division(stage: Defense, rows: int, num_classes: int) -> None:
+    """Refuse a holdout that is too small for what a stage keeps aside of it."""
     if (share := getattr(stage, "aside", None)) is not None:
-        for size in sizes:
-            aside.count(size, share, num_classes)
+        aside.count(rows, share, num_classes)
 
 
 def _check_parametrization(config: Config, model: Model) -> None:

@@ -258,18 +258,18 @@ def _stage_key(config: Config, stage: Stage) -> Key[Array, ""]:
 def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan, dict[str, Any] | None]:
     """Return the plan with the strength that is ``auto`` chosen, and what was tried; it is kept in a file."""
     config = plan.config
-    if config.strength is None or config.selection is None:
+    if config.strength is None or config.selection is None or plan.aside is None:
         return plan, None
     if (selection := hosts.from_first(lambda: records.read_json(path))) is None:
         found = strength.choose(
-            plans.key_for(config, "selection"),
+            plans.key_for(config, "defense"),
             lambda value: plans.with_strength(plan, value).defense,
             config.strength.values,
             plan.model,
             variables,
             plan.holdout,
+            plan.aside,
             budget=config.selection.budget,
-            aside=config.selection.aside,
         )
         trials = [trial._asdict() for trial in found.trials]
         own = {"option": config.strength.path, **dataclasses.asdict(found), "trials": trials}

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from bdjax import evaluate
-from bdjax.data.aside import ROUNDING, keep_aside
+from bdjax.data.aside import ROUNDING
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import Chain, stages
 from bdjax.train import compilation, loop
@@ -45,55 +44,44 @@ def choose(
     model: Model,
     variables: Variables,
     holdout: Split,
+    aside: Split,
     *,
     budget: float,
-    aside: float,
 ) -> Selection:
-    """Choose the strongest setting whose accuracy falls by no more than ``budget`` on a part of the holdout.
+    """Choose the strongest setting whose accuracy falls by no more than ``budget`` on images that were kept aside.
 
-    The defense runs with every value on the rest of the holdout, one after another inside one compiled program. A
-    suspect network that was trained on the holdout is right on nearly all of it, so the fall is rather over- than
-    underestimated.
+    The defense runs with every value on the holdout, one after another inside one compiled program. A suspect network
+    that was trained on the images aside is right on nearly all of them, so the fall is rather over- than
+    underestimated. Run with the chosen value and the same key and images, the defense ends at the network that was
+    measured here; on more images it may end at a worse one.
 
     Args:
-      key: decides everything that the defenses draw; the same for every value.
+      key: the defense's; the same for every value.
       make: a value to the defense.
       values: from weak to strong.
       model: the suspect network.
       variables: its parameters and statistics.
-      holdout: the defender's clean images.
+      holdout: the defender's clean images but for those aside.
+      aside: the others, all of them valid.
       budget: largest fall of the accuracy, absolute.
-      aside: share of the holdout that is kept for measuring.
-
-    Raises:
-      InputError: the holdout is too small to keep any of it aside.
     """
-    holdout = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[np.asarray(holdout.valid)]), holdout)
-    rest, kept = keep_aside(holdout, holdout.label, aside, model.spec.num_classes)
-    rows = rest.label.shape[0]
-    candidates = [tuple(_fitting(stage, rows) for stage in stages(make(value))) for value in values]
+    candidates = [stages(make(value)) for value in values]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *candidates)
-    before, accuracy, spent = jax.device_get(_try_all(key, stacked, model, variables, rest, kept))
+    holdout, aside = jax.tree.map(jnp.asarray, (holdout, aside))
+    before, accuracy, spent = jax.device_get(_try_all(key, stacked, model, variables, holdout, aside))
     trials = tuple(map(Trial, values, accuracy.tolist(), spent.tolist()))
     bearable = [trial.value for trial in trials if before - trial.accuracy <= budget + ROUNDING]
     chosen = bearable[-1] if bearable else values[0]
-    return Selection(chosen, bool(bearable), float(before), kept.label.shape[0], trials)
-
-
-def _fitting(stage: Any, rows: int) -> Any:
-    """Return the stage with a batch that the rest of the holdout can fill."""
-    if stage.batch_size is None or stage.batch_size <= rows:
-        return stage
-    return dataclasses.replace(stage, batch_size=rows)
+    return Selection(chosen, bool(bearable), float(before), aside.label.shape[0], trials)
 
 
 def _sweep(
-    key: Key[Array, ""], stacked: tuple[Any, ...], model: Model, variables: Variables, rest: Split, aside: Split
+    key: Key[Array, ""], stacked: tuple[Any, ...], model: Model, variables: Variables, holdout: Split, aside: Split
 ) -> tuple[Float[Array, ""], Float[Array, " k"], Int[Array, " k"]]:
     def one(learners: tuple[Any, ...]) -> tuple[Array, Array]:
         current, spent = variables, jnp.int32(0)
         for number, learner in enumerate(learners):
-            current, more = loop.trained(stage_key(key, number), learner, model, current, rest)
+            current, more = loop.trained(stage_key(key, number), learner, model, current, holdout)
             spent += more
         return accuracy(current), spent
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from bdjax import cli, config, defenses, plans, pytree, registry, run, schema, strength
+from bdjax import cli, config, defenses, plans, pytree, registry, report, run, saved, schema, strength
 from bdjax.checks import InputError
+from bdjax.data.aside import keep_aside
 from bdjax.defenses.chain import chain
 from bdjax.train import compilation
 from bdjax.types import ImageSpec, Info, Split
@@ -73,9 +74,8 @@ def pixels() -> Split:
 
 
 def choose(reader, split, values, budget=0.02, make=Harm, aside=0.5):
-    return strength.choose(
-        KEY, make, values, reader, reader.init(KEY), split, budget=budget, aside=aside
-    )  # fmt: skip
+    rest, kept = keep_aside(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), aside, 4)
+    return strength.choose(KEY, make, values, reader, reader.init(KEY), rest, kept, budget=budget)
 
 
 def test_the_strongest_within_the_budget_is_chosen(reader, pixels):
@@ -107,20 +107,9 @@ def test_the_defense_is_fed_the_rest_and_its_gradients_are_counted(reader, pixel
     assert found.trials[0].accuracy == pytest.approx(0.55)
 
 
-def test_a_batch_that_the_rest_cannot_fill_is_made_smaller(reader, pixels):
-    found = choose(reader, pixels, [1.0], make=lambda value: Harm(value, batch_size=ROWS))
-    assert found.trials[0].gradient_evaluations == ROWS - 20
-
-
 def test_the_stages_of_a_chain_run_one_after_another(reader, pixels):
     found = choose(reader, pixels, [1.0, 2.0], make=lambda value: chain(Harm(1.0), Harm(value)))
     assert [trial.accuracy for trial in found.trials] == pytest.approx([0.7, 0.55])
-
-
-def test_rows_that_are_not_valid_have_no_part(reader, pixels):
-    more = Split(*(np.concatenate([array, array[:8]]) for array in pixels))
-    more = more._replace(valid=np.arange(48) < ROWS)
-    assert choose(reader, more, [0.0, 1.0]) == choose(reader, pixels, [0.0, 1.0])
 
 
 def test_all_values_are_one_program_and_others_compile_nothing(reader, pixels):
@@ -130,26 +119,22 @@ def test_all_values_are_one_program_and_others_compile_nothing(reader, pixels):
     assert sum(seconds) < 0.05  # small host-side pieces at most
 
 
-def test_a_holdout_too_small_to_divide_is_refused(reader, pixels):
-    tiny = jax.tree.map(lambda x: x[:4], pixels)
-    with pytest.raises(InputError, match="holdout must have more than 4 images"):
-        choose(reader, tiny, [1.0])
-
-
 def test_it_equals_what_the_loop_does(model, variables, split):
     """The sweep's accuracy is that of a run of the loop with the same key on the same rows."""
-    from bdjax.data.aside import keep_aside
-
     small = {"epochs": 2, "batch_size": 16}
-    found = strength.choose(
-        KEY, lambda rho: defenses.create("ft_sam", rho=rho, **small), [0.5, 2.0], model, variables, split,
-        budget=1.0, aside=0.25,
-    )  # fmt: skip
     rest, aside = keep_aside(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), 0.25, 4)
+    found = strength.choose(
+        KEY, lambda rho: defenses.create("ft_sam", rho=rho, **small), [0.5, 2.0], model, variables, rest, aside,
+        budget=1.0,
+    )  # fmt: skip
     for trial in found.trials:
         purified = defenses.run(KEY, defenses.create("ft_sam", rho=trial.value, **small), model, variables, rest)
-        logits, _ = model.apply(purified, aside.image / 255.0)
-        assert trial.accuracy == pytest.approx(float((logits.argmax(-1) == aside.label).mean()))
+        assert trial.accuracy == pytest.approx(accuracy(model, purified, aside))
+
+
+def accuracy(model, variables, examples) -> float:
+    logits, _ = model.apply(variables, jnp.asarray(examples.image / 255.0, jnp.float32))
+    return float((logits.argmax(-1) == examples.label).mean())
 
 
 # --- configs and runs ------------------------------------------------------------------------------------------------
@@ -229,6 +214,28 @@ def test_a_holdout_too_small_to_divide_is_refused_before_anything_is_trained(def
     values = {"defense": defense, "holdout": {"per_class": 1}}
     with pytest.raises(InputError, match="holdout must have more than 10 images"):
         plans.prepare(config.resolve(values))
+
+
+def test_a_batch_that_the_rest_cannot_fill_is_refused_before_anything_is_trained():
+    values = {"defense": {"name": "ft_sam", "rho": "auto", "batch_size": 40}, "holdout": {"per_class": 4}}
+    with pytest.raises(InputError, match=r"defense\.batch_size must be at most 30, the number of images; got 40"):
+        plans.prepare(config.resolve(values))
+
+
+def test_the_network_that_a_run_ends_with_is_the_one_that_was_measured(tmp_path: Path):
+    """The defense gets the rest of the holdout, and the images aside have no part in it."""
+    values = {
+        "training": {"epochs": 2},
+        "defense": {"name": "ft_sam", "rho": "auto", "epochs": 3, "batch_size": 20},
+        "holdout": {"per_class": 4},
+    }
+    resolved = config.resolve(values)
+    record = run.run(resolved, run.Execution(tmp_path))
+    plan, _, defended = saved.restore(report.load([tmp_path])[0])
+    assert (record["data"]["holdout_count"], record["selection"]["aside_count"]) == (30, 10)
+    assert plan.aside is not None
+    chosen = next(trial for trial in record["selection"]["trials"] if trial["value"] == record["selection"]["chosen"])
+    assert accuracy(plan.model, defended, plan.aside) == pytest.approx(chosen["accuracy"])
 
 
 def test_a_run_records_what_was_tried_and_a_second_one_tries_nothing(tmp_path: Path, capsys, monkeypatch):
