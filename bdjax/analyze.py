@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bdjax import findings, records, registry, report, saved, schema
-from bdjax.analysis._subject import Analysis
+from bdjax.analysis._subject import Analysis, Subject
 from bdjax.checks import InputError, one_of
 from bdjax.findings import PACKAGE, Found
 from bdjax.layout import FORMATS, need_matplotlib
@@ -27,7 +27,7 @@ def analyze(
     """Measure finished runs and draw what was found; return the files, the figure first.
 
     What was measured of a run is kept in its folder as ``analysis-<name>.npz``, and not measured again with the same
-    options.
+    options. A run that cannot be loaded does not keep the others from being measured and drawn.
 
     Args:
       name: of a file in `bdjax.analysis`.
@@ -39,7 +39,7 @@ def analyze(
       on_run: called with (its number, how many there are, the record) before a run is measured.
 
     Raises:
-      InputError: an unknown name, option or format, no matplotlib, or a run that cannot be loaded.
+      InputError: an unknown name, option or format, no matplotlib, or runs that cannot be loaded (the first reason).
     """
     one_of(FORMATS, format=format)
     need_matplotlib()
@@ -51,17 +51,27 @@ def analyze(
     runs = findings.titles(report.load(paths))
     found: dict[str, Found] = {}
     known: saved.Known = {}
+    failures = saved.Failures()
     for number, (title, record) in enumerate(runs.items(), 1):
         file = findings.file_of(record, name)
         stored = findings.read(file)
         if stored is None or stored.options != choice.options:
             on_run(number, len(runs), record)
-            stored = Found(analysis.measure(saved.subject(record, data_dir, known)), dict(choice.options))
-            findings.write(file, stored)
-        found[title] = stored
-    picture = findings.draw(name, found, format)
-    try:
-        records.write_bytes(figure, picture)
-    except OSError as error:
-        raise InputError(f"the figure cannot be written to {figure}: {error.strerror}.") from error
+            with failures.noted():
+                found[title] = _measure(analysis, saved.subject(record, data_dir, known), choice.options, file)
+        else:
+            found[title] = stored
+    if found:
+        picture = findings.draw(name, found, format)
+        try:
+            records.write_bytes(figure, picture)
+        except OSError as error:
+            raise InputError(f"the figure cannot be written to {figure}: {error.strerror}.") from error
+    failures.tell()
     return [figure, *(findings.file_of(record, name) for record in runs.values())]
+
+
+def _measure(analysis: Analysis, subject: Subject, options: Mapping[str, Any], file: Path) -> Found:
+    found = Found(analysis.measure(subject), dict(options))
+    findings.write(file, found)
+    return found

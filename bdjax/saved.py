@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -197,18 +198,35 @@ def smoothness(
     settings.check()
     for variant in variants:
         one_of(VARIANTS, variants=variant)
-    found, failures, files = report.load(paths), [], []
+    found, failures, files = report.load(paths), Failures(), []
     measure = _Measure(tuple(variants), settings)
     for number, record in enumerate(found, 1):
         on_run(number, len(found), record)
-        try:
+        with failures.noted():
             files.append(measure(record, data_dir))
-        except InputError as error:
-            failures.append(error)
-    if failures:
-        others = f" (and {report.count(len(failures) - 1, 'more run')})" if failures[1:] else ""
-        raise InputError(f"{failures[0]}{others}") from failures[0]
+    failures.tell()
     return files
+
+
+class Failures:
+    """Why some of many runs could not be measured, told when the others have been."""
+
+    def __init__(self) -> None:
+        self._reasons: list[InputError] = []
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Go on after an InputError in the block."""
+        try:
+            yield
+        except InputError as reason:
+            self._reasons.append(reason)
+
+    def tell(self) -> None:
+        """Raise the first reason, with the number of the others, if there is one."""
+        if self._reasons:
+            others = f" (and {report.count(len(self._reasons) - 1, 'more run')})" if self._reasons[1:] else ""
+            raise InputError(f"{self._reasons[0]}{others}") from self._reasons[0]
 
 
 def _victim_folder(record: Record, plan: plans.Plan) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -94,6 +96,22 @@ def test_a_damaged_file_is_named(finished, tmp_path):
     with pytest.raises(InputError, match=r"analysis-history\.npz is damaged"):
         analyze.analyze("history", [finished], tmp_path)
     path.unlink()
+
+
+def test_a_run_that_cannot_be_loaded_does_not_keep_the_others_from_being_drawn(finished, tmp_path, capsys):
+    copied = tmp_path / "runs"
+    shutil.copytree(finished, copied)
+    (record,) = [record for record in report.load([copied]) if record.config["defense"]["name"] == "ft_sam"]
+    shutil.rmtree(record.folder / "checkpoints-0")
+    words = ["analyze", "weight_norms", str(copied), "--figures", str(tmp_path), "--quiet"]
+    assert cli.main(words) == 2
+    assert "there is no checkpoint of epoch 2 in" in capsys.readouterr().err
+    assert (tmp_path / "weight_norms.png").stat().st_size > 10_000
+    measured = [run.folder for run in report.load([copied]) if findings.file_of(run, "weight_norms").exists()]
+    assert len(measured) == 2
+    shutil.rmtree(copied / "victims")
+    assert cli.main([*words, "--layer", "conv2"]) == 2
+    assert "(and 2 more runs)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
