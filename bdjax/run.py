@@ -41,6 +41,7 @@ from bdjax.types import (
 
 _log = logging.getLogger(__name__)
 _COMPARED = 500  # images on which a trigger of training is compared, which may take long to put on
+VICTIMS = 16  # that are kept at hand, with their variables and triggered test images
 SAMPLES = 10  # test images whose predictions a run keeps for the figures
 
 
@@ -58,6 +59,7 @@ class Execution:
         ``smoothness.json``; 0 takes none.
       data_on: where the training images are, one of `bdjax.train.residence.PLACES`; unless on the device, they are
         streamed to it. The results are the same, on one device bit for bit.
+      victims: the last `VICTIMS` attacked models, by their id, which further runs need not test again.
     """
 
     out: Path
@@ -67,6 +69,7 @@ class Execution:
     should_stop: Callable[[], bool] | None = None
     smoothness: int = 0
     data_on: str = "auto"
+    victims: dict[str, Victim] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
 
 class Guesses(NamedTuple):
@@ -124,7 +127,16 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
 
 
 def attack(plan: Plan, execution: Execution) -> Victim:
-    """Train the victim, or restore it, and test it."""
+    """Train the victim, or restore it, and test it; or return it, if this was done just before."""
+    kept, name = execution.victims, plan.config.victim_id
+    if name not in kept:
+        while len(kept) >= VICTIMS:
+            del kept[next(iter(kept))]
+        kept[name] = _attack(plan, execution)
+    return kept[name]
+
+
+def _attack(plan: Plan, execution: Execution) -> Victim:
     trained, trigger_state, poisoned_count = plant(plan, execution)
     plan = plans.arm(plan, trigger_state)
     triggered = plans.triggered_test(plan)

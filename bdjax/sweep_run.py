@@ -34,8 +34,6 @@ from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.group import Point
 from bdjax.types import Model
 
-_VICTIMS = 16  # whose variables and triggered test images are kept between groups
-
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
@@ -136,7 +134,6 @@ class _Sweep:
         self._execution = execution
         self._spread = spread
         self._rows = rows
-        self._victims: dict[str, Victim] = {}
 
     def plant(self, victims: Mapping[str, Config]) -> None:
         """Train the victims that nobody has trained yet; one whose attacker trains more than it is left to its runs."""
@@ -258,18 +255,14 @@ class _Sweep:
         records.write_text(folder / "config.yaml", schema.to_yaml(config.to_dict()))
         if not self._done(config):
             single.check_fingerprint(folder / "data.json", plan.fingerprint)
-        if config.victim_id not in self._victims:
-            while len(self._victims) >= _VICTIMS:
-                del self._victims[next(iter(self._victims))]
-            alone = dataclasses.replace(self._execution, devices=self._spread.batch_devices)  # as it was planned
-            with records.locked(self._victim_folder(config)):
-                try:
-                    self._victims[config.victim_id] = single.attack(plan, alone)
-                except loop.Diverged as diverged:  # of a victim of several stages; its other runs are not to try again
-                    records.write_json(self._victim_folder(config) / "diverged.json", {"reason": str(diverged)})
-                    self._mark(config, f"of the victim, {diverged}")
-                    return None
-        victim = self._victims[config.victim_id]
+        alone = dataclasses.replace(self._execution, devices=self._spread.batch_devices)  # as it was planned
+        with records.locked(self._victim_folder(config)):
+            try:
+                victim = single.attack(plan, alone)
+            except loop.Diverged as diverged:  # of a victim of several stages; its other runs are not to try again
+                records.write_json(self._victim_folder(config) / "diverged.json", {"reason": str(diverged)})
+                self._mark(config, f"of the victim, {diverged}")
+                return None
         plan = plans.arm(plan, victim.trigger_state)
         plan, selection = single.select_strength(plan, victim.trained.variables, folder / "selection.json")
         return _Row(plan, victim, loop.Result(victim.trained.variables, []), selection, [])

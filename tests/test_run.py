@@ -98,6 +98,17 @@ def copied(first, tmp_path):
 # --- What a run leaves behind ----------------------------------------------------------------------------------------
 
 
+def test_a_victim_that_rows_share_is_tested_once(copied, monkeypatch):
+    for file in copied.glob("*/record.json"):
+        file.unlink()
+    tested, score = [], run._score
+    monkeypatch.setattr(run, "_score", lambda *given: tested.append(1) or score(*given))
+    execution = Execution(copied)
+    run.run_with_controls(resolve(), execution)
+    assert len(tested) == 1 + 3  # the victim, and what each row ends with
+    assert list(execution.victims) == [resolve().victim_id]
+
+
 def test_a_run_makes_a_folder_for_itself_and_each_control_and_one_for_the_victim(first):
     config = resolve()
     rows = [config.with_defense(name="none"), config.control(), config]
