@@ -8,7 +8,8 @@
 The setting is configs/cifar10_small.yaml (10,000 training images, width 16, for two CPU cores); ``--config`` names
 another. What is finished is not run again, so a run that was interrupted continues; one that diverges has no row. Each
 defense has its paper's defaults but for the batch: a half (fine-tuning) or a quarter (SFT, NFT) of the holdout, so that
-an epoch has as many steps on a small holdout as on a large one.
+an epoch has as many steps on a small holdout as on a large one. With ``--steps-of`` the batch is that of the holdout of
+this share on all of them, and there are so many fewer epochs on a larger one: as many steps, for as many gradients.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--defenses", nargs="+", help="only these; all by default")
     parser.add_argument("--no-auto", action="store_true", help="without the strengths that are chosen on clean images")
+    parser.add_argument("--steps-of", type=float, metavar="SHARE", help="batches and steps of a holdout of this share")
     parser.add_argument("--ablation", action="store_true", help="the variants of SFT instead")
     options = parser.parse_args()
     compilation.enable_cache()
@@ -74,21 +76,34 @@ def main() -> None:
                 own = {"name": attack, **given.get(attack, {})}
                 changes = {"seed": seed, "attack": own, "holdout": {"share": share}}
                 for defense in rows:
-                    carry_out(resolved(base, changes, options.data_dir, defense), execution)
+                    carry_out(resolved(base, changes, options.data_dir, defense, options.steps_of), execution)
     except (InputError, loop.Stopped) as reason:
         raise SystemExit(f"defense_table: {reason}") from None
 
 
 def resolved(
-    base: dict[str, Any], changes: dict[str, Any], data_dir: str | None, defense: dict[str, Any]
+    base: dict[str, Any],
+    changes: dict[str, Any],
+    data_dir: str | None,
+    defense: dict[str, Any],
+    steps_of: float | None = None,
 ) -> config.Config:
     """Return the config of one run; the defense of the base config is replaced as a whole."""
     values = schema.merge({key: value for key, value in base.items() if key != "defense"}, changes)
     values = schema.merge(values, {"data": {"data_dir": data_dir}} if data_dir else {})
+    rows = reference = _holdout(values)
+    default = config.resolve({**values, "defense": defense}).defense.options
+    if steps_of is not None and "epochs" in default:
+        reference = _holdout({**values, "holdout": {"share": steps_of}})
+        defense = {**defense, "epochs": max(1, round(default["epochs"] * reference / rows))}
     if (parts := BATCHES_PER_HOLDOUT.get(defense["name"])) is not None:
-        holdout = plans.prepare(config.resolve({**values, "defense": "none"})).holdout
-        defense = {**defense, "batch_size": holdout.label.shape[0] // parts}
+        defense = {**defense, "batch_size": reference // parts}
     return config.resolve({**values, "defense": defense})
+
+
+def _holdout(values: dict[str, Any]) -> int:
+    """Return how many images the defender has."""
+    return plans.holdout_size(config.resolve({**values, "defense": "none"}))
 
 
 if __name__ == "__main__":
