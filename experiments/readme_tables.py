@@ -5,10 +5,10 @@
     python experiments/bench_startup.py --out experiments/results/startup.json
     python experiments/bench_defenses.py --out experiments/results/defenses.json
     bdjax bench --out experiments/results/bench.json
-    python experiments/defense_table.py --out runs
+    (the commands on top of configs/cifar10_defenses.yaml)
     (the command on top of configs/digits_attacks.yaml)
     (the command on top of configs/cifar10_attacks.yaml)
-    python experiments/readme_tables.py --demo demo --cifar runs --attacks attacks --cifar-attacks cifar10_attacks
+    python experiments/readme_tables.py --demo demo --cifar defenses --attacks attacks --cifar-attacks cifar10_attacks
 
 Each table stands between ``<!-- name -->`` and ``<!-- end -->``; nothing else is touched.
 """
@@ -33,7 +33,7 @@ RESULTS = ROOT / "experiments" / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
-    parser.add_argument("--cifar", type=Path, help="folder of finished runs of defense_table.py, likewise")
+    parser.add_argument("--cifar", type=Path, help="finished runs of every defense, or what bdjax export makes of them")
     parser.add_argument("--attacks", type=Path, help="folder of finished runs of every attack, likewise")
     parser.add_argument(
         "--cifar-attacks", type=Path, help="the same on CIFAR-10, or the file that bdjax export makes of it"
@@ -48,8 +48,7 @@ def main() -> None:
     if options.demo:
         texts["demo table"] = tables.table(report.summarize(report.load([options.demo])), "markdown")
     if options.cifar:
-        rows = report.summarize(report.load([options.cifar]), sharpness=options.smoothness)
-        texts["cifar table"] = tables.table(rows, "markdown")
+        texts["cifar table"] = holdout_tables(report.load([options.cifar]), options.smoothness)
     for prefix, folder in (("", options.attacks), ("cifar ", options.cifar_attacks)):
         if folder:
             rows = report.summarize(report.load([folder]), stealth=True)
@@ -61,6 +60,19 @@ def main() -> None:
     for name, text in texts.items():
         readme = replaced(readme, name, text)
     records.write_text(ROOT / "README.md", readme)
+
+
+def holdout_tables(records: list[report.Record], smoothness: bool) -> str:
+    """Return a table of the defenses for each share of clean images."""
+    of_share: dict[float, list[report.Record]] = {}
+    for record in records:
+        of_share.setdefault(record.config["holdout"]["share"], []).append(record)
+    texts = []
+    for share, members in sorted(of_share.items()):
+        images = max(record.content["data"]["holdout_count"] for record in members)
+        rows = report.summarize(members, sharpness=smoothness)
+        texts.append(f"With {images} clean images ({share:.0%}):\n\n{tables.table(rows, 'markdown')}")
+    return "\n".join(texts)
 
 
 def attack_table(rows: Sequence[report.Row]) -> str:
