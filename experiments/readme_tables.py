@@ -70,9 +70,9 @@ def holdout_tables(records: list[report.Record], smoothness: bool) -> str:
     texts = []
     for share, members in sorted(of_share.items()):
         images = max(record.content["data"]["holdout_count"] for record in members)
-        rows = report.summarize(members, sharpness=smoothness)
+        rows = report.summarize(members, sharpness=smoothness and any(record.smoothness() for record in members))
         texts.append(f"With {images} clean images ({share:.0%}):\n\n{tables.table(rows, 'markdown')}")
-    return "\n".join(texts)
+    return "\n\n".join(text.strip() for text in texts) + "\n"
 
 
 def attack_table(rows: Sequence[report.Row]) -> str:
