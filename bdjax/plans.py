@@ -85,8 +85,18 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
             streamed.check(stage.learner, model, attacker.start(stage, fresh, fresh, trigger_state), attackers)
     defense = _with_trigger(defense, config, attack, trigger_state)
     return Plan(
-        *(config, dataset, fingerprint, attack, trigger_state, model, training),
-        *(defense, attackers, holdout, kept_aside, data_on),
+        config=config,
+        dataset=dataset,
+        fingerprint=fingerprint,
+        attack=attack,
+        trigger_state=trigger_state,
+        model=model,
+        stages=training,
+        defense=defense,
+        attackers=attackers,
+        holdout=holdout,
+        aside=kept_aside,
+        data_on=data_on,
     )
 
 
