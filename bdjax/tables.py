@@ -26,7 +26,7 @@ def table(rows: Sequence[Row], format: str = "console", decimals: int = 1) -> st
 
     Printed rates are percentages with ``decimals`` digits; CSV has full names and unrounded values in [0, 1]. The best
     mean DER of each victim is bold and the second best underlined; a console without either still shows * and +. What
-    rows have beyond rates and seconds (sharpness, stealth, intervals, ranges) gets columns of its own.
+    rows have beyond rates and cost (sharpness, stealth, intervals, ranges) gets columns of its own.
 
     Raises:
         InputError: an unknown format, or no rows.
@@ -58,6 +58,12 @@ def significant(statistic: Statistic) -> str:
     return spread(statistic, max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 2)
 
 
+def count(statistic: Statistic) -> str:
+    """Write a mean count, which is one number where all seeds agree."""
+    same = statistic.std in (None, 0) and float(statistic.mean).is_integer()
+    return f"{statistic.mean:,.0f}" if same else spread(statistic, 0)
+
+
 def bounds(interval: Interval | None, decimals: int = 1, scale: float = 1.0) -> str:
     """Write ``[low, high]`` of values times ``scale``; a dash where there is no interval."""
     if interval is None:
@@ -75,7 +81,7 @@ def stealth_cells(row: Row) -> list[str]:
 
 
 ABBREVIATIONS: dict[str, str] = dict(zip(RATES, ("ACC", "ASR", "RA", "DER"), strict=True))
-_HEADS = (*ABBREVIATIONS.values(), "n", "seconds")
+_HEADS = (*ABBREVIATIONS.values(), "n", "seconds", "gradients")
 _SHARPNESS_HEADS = ("λ_max", "Tr(H)", "Tr(F)")
 _STEALTH_HEADS = ("PSNR", "SSIM", "ℓ∞", "ℓ2", "changed")
 _WITH_INTERVAL = ("clean_accuracy", "attack_success_rate", "defense_effectiveness_rating")
@@ -104,7 +110,8 @@ def _short(option: str) -> str:
 def _cells(row: Row, ranges: Iterable[tuple[str, str]], decimals: int) -> list[str]:
     rates = [spread(getattr(row, name), decimals, 100) for name in RATES]
     sharpness = [significant(statistic) for statistic in row.sharpness.values()]
-    cells = [*rates, str(row.n), spread(row.run_seconds), *sharpness, *stealth_cells(row)]
+    cost = (spread(row.run_seconds), count(row.gradient_evaluations))
+    cells = [*rates, str(row.n), *cost, *sharpness, *stealth_cells(row)]
     if row.intervals:
         cells += [bounds(row.intervals[name], decimals, 100) for name in _WITH_INTERVAL]
         cells.append(f"{round(row.low_attack_success_share * row.n)}/{row.n}")
@@ -149,6 +156,7 @@ def _caption(rows: Sequence[Row]) -> str:
         f"{where}{': ' if where else ''}{seeds}. ACC: clean accuracy (% of {_denominator(rows, 'clean_total')} test "
         f"images). ASR, RA: attack success rate and robust accuracy (% of {_denominator(rows, 'attack_total')} "
         f"triggered ones). DER: defense effectiveness rating (%). seconds: the defense's run without compiling. "
+        "gradients: of a batch's loss that the defense computed. "
         f"{sharpness}{stealth}{intervals}"
         + (f"Over {ranges}: largest less smallest of the means over its values (points). " if ranges else "")
     ).rstrip()

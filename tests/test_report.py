@@ -260,12 +260,13 @@ def test_console(several):
     text = tables.table(rows, "console")
     lines = text.splitlines()
     assert lines[0] == "badnets"
-    assert lines[1].split() == ["defense", "ACC", "ASR", "RA", "DER", "n", "seconds"]
+    assert lines[1].split() == ["defense", "ACC", "ASR", "RA", "DER", "n", "seconds", "gradients"]
     # hits 8, 6, 4 of 80: 7.5 ± 2.5 %
-    assert re.sub(" +", " ", lines[5]) == "ft_sam ρ=2 90.0 ± 0.0 7.5 ± 2.5 75.0 ± 0.0 90.0 ± 0.0 + 3 2.0 ± 0.0"
+    assert re.sub(" +", " ", lines[5]) == "ft_sam ρ=2 90.0 ± 0.0 7.5 ± 2.5 75.0 ± 0.0 90.0 ± 0.0 + 3 2.0 ± 0.0 200"
     assert [line.split()[1] for line in lines if " * " in line] == ["ρ=10", "ρ=10"]
-    assert "% of 100 test images" in text
-    assert "% of 80 triggered ones" in text
+    caption = " ".join(text.split())
+    assert "% of 100 test images" in caption
+    assert "% of 80 triggered ones" in caption
     assert "\x1b" not in text, "no color codes where nobody looks at a terminal"
     assert len({line.index("±") for line in lines if line.startswith(("none", "ft"))}) == 1
 
@@ -274,10 +275,10 @@ def test_markdown(several):
     rows = report.summarize(report.load([several]))
     grid, _, caption = tables.table(rows, "markdown").partition("\n\n")
     lines = grid.splitlines()
-    assert {line.count("|") for line in lines} == {9}
+    assert {line.count("|") for line in lines} == {10}
     assert len(lines) == 2 + len(rows)
     rates = "90.0 ± 0.0 | 7.5 ± 2.5 | 75.0 ± 0.0 | <u>90.0 ± 0.0</u>"
-    assert lines[4] == f"| badnets | ft_sam ρ=2 | {rates} | 3 | 2.0 ± 0.0 |"
+    assert lines[4] == f"| badnets | ft_sam ρ=2 | {rates} | 3 | 2.0 ± 0.0 | 200 |"
     assert "| **93.0 ± 0.0** |" in lines[5]
     assert caption.startswith("digits, preact_resnet18: mean ± sample standard deviation over n seeds.")
 
@@ -291,10 +292,10 @@ def test_latex(several):
     rows = report.summarize(report.load([several]))
     text = tables.table(rows, "latex")
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {7}
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {8}
     assert body[3] == (
         r" & ft\_sam $\rho$=2 & 90.0 $\pm$ 0.0 & 7.5 $\pm$ 2.5 & 75.0 $\pm$ 0.0 & \underline{90.0 $\pm$ 0.0}"
-        r" & 3 & 2.0 $\pm$ 0.0 \\"
+        r" & 3 & 2.0 $\pm$ 0.0 & 200 \\"
     )
     assert r"\textbf{93.0 $\pm$ 0.0}" in body[4]
     assert text.count(r"\midrule") == 2

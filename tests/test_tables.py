@@ -86,13 +86,13 @@ def test_latex_and_markdown_say_what_the_csv_says(count):
     rows = rows_of(*made(count))
     lines = list(csv.DictReader(io.StringIO(tables.table(rows, "csv"))))
     (heads, *latex), caption = read_latex(tables.table(rows, "latex"))
-    assert heads == ["attack", "defense", "ACC", "ASR", "RA", "DER", "n", "seconds"]
+    assert heads == ["attack", "defense", "ACC", "ASR", "RA", "DER", "n", "seconds", "gradients"]
     markdown_heads, *markdown = read_markdown(tables.table(rows, "markdown"))
     assert markdown_heads == heads
     for line, of_latex, of_markdown in zip(lines, latex, markdown, strict=True):
         label = line["defense"] + (f" ρ={float(line['defense.rho']):g}" if line["defense.rho"] else "")
         rates = [printed(line, name) for name in report.RATES]
-        expected = [label, *rates, line["n"], printed(line, "run_seconds", 1)]
+        expected = [label, *rates, line["n"], printed(line, "run_seconds", 1), "200"]
         assert of_latex[1:] == of_markdown[1:] == expected
         assert of_markdown[0] == line["attack"]
     assert [line[0] for line in latex] == ["badnets", "", "", "", "blended", "", "", ""]
@@ -156,9 +156,9 @@ def check_names(attack, defense):
 def test_intervals_have_columns_of_their_own():
     rows = rows_of(*made(), intervals=True)
     (heads, *latex), caption = read_latex(tables.table(rows, "latex"))
-    assert heads[8:] == ["ACC 95 %", "ASR 95 %", "DER 95 %", "ASR < 10 %"]
+    assert heads[9:] == ["ACC 95 %", "ASR 95 %", "DER 95 %", "ASR < 10 %"]
     # hits 8, 6, 4 of 80; ratings 0.9 - seed / 99; of three seeds the interval is the range
-    assert latex[2][8:] == ["[90.0, 90.0]", "[5.0, 10.0]", "[88.0, 90.0]", "2/3"]
+    assert latex[2][9:] == ["[90.0, 90.0]", "[5.0, 10.0]", "[88.0, 90.0]", "2/3"]
     assert "of two or three seeds, their range" in caption
     line = list(csv.DictReader(io.StringIO(tables.table(rows, "csv"))))[2]
     bounds = [float(line[f"attack_success_rate_{bound}"]) for bound in ("low", "high")]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from bdjax.page.content import percent
 from bdjax.report import LOW_ATTACK_SUCCESS, SHARPNESS, STEALTH, Row
-from bdjax.tables import significant, spread, stealth_cells
+from bdjax.tables import count, significant, spread, stealth_cells
 from bdjax.uncertainty import Statistic
 
 
@@ -40,12 +40,6 @@ _RATES = (
 )
 
 
-def _whole(statistic: Statistic) -> str:
-    """Write a mean count, which is one number where all seeds agree."""
-    same = statistic.std in (None, 0) and float(statistic.mean).is_integer()
-    return f"{statistic.mean:,.0f}" if same else spread(statistic, 0)
-
-
 _COUNTS = (
     Column("n", "number of runs, each with its own seed", lambda row: str(row.n), lambda row: row.n),
     Column(
@@ -63,7 +57,7 @@ _COUNTS = (
     Column(
         "gradients",
         "gradient evaluations of the defense",
-        lambda row: _whole(row.gradient_evaluations),
+        lambda row: count(row.gradient_evaluations),
         lambda row: row.gradient_evaluations.mean,
     ),
 )
