@@ -22,7 +22,7 @@ class SweepJob:
 
     def __call__(self) -> int:
         """Run in the job, in a process of its own, and return the exit code."""
-        code = subprocess.call([sys.executable, "-m", "bdjax.cli", "sweep", *self.words, "--quiet"])
+        code = subprocess.call([sys.executable, "-m", "bdjax", "sweep", *self.words, "--quiet"])
         if code:
             raise SystemExit(code)
         return code

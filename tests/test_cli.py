@@ -39,7 +39,7 @@ def bdjax(*words):
 
 def process(*words, **options):
     """Call the command line in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "bdjax.cli", *words], capture_output=True, text=True, **options)
+    return subprocess.run([sys.executable, "-m", "bdjax", *words], capture_output=True, text=True, **options)
 
 
 def one_line(answer, code=2):
@@ -121,7 +121,7 @@ def test_a_reader_who_has_gone_ends_it_quietly(words):
     reader, writer = os.pipe()
     os.close(reader)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    command = [sys.executable, "-m", "bdjax.cli", *words]
+    command = [sys.executable, "-m", "bdjax", *words]
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (1, b"")

@@ -47,7 +47,7 @@ class Process:
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
         }
-        command = [sys.executable, "-m", "bdjax.cli", "run", *WORDS, "--out", str(out), *words]
+        command = [sys.executable, "-m", "bdjax", "run", *WORDS, "--out", str(out), *words]
         stdout, stderr = (log.open("w") for log in self._logs)
         with stdout, stderr:
             self.popen = subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)

@@ -35,7 +35,7 @@ def start(out):
         "XDG_CACHE_HOME": str(out.parent / "cache"),
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, "-m", "bdjax.cli", "run", *WORDS, "--out", str(out), "--checkpoint-seconds", "0"]
+    command = [sys.executable, "-m", "bdjax", "run", *WORDS, "--out", str(out), "--checkpoint-seconds", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, "--quiet"], env=environment, **pipes)
 

@@ -281,7 +281,7 @@ def start(out):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "8",  # as here: it decides how an addition is split over threads
     }
-    command = [sys.executable, "-m", "bdjax.cli", "sweep", *SIZES, *OVER, "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "bdjax", "sweep", *SIZES, *OVER, "--out", str(out), "--quiet"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, "--checkpoint-seconds", "0"], env=environment, **pipes)
 

@@ -70,7 +70,7 @@ def _call(words: list[str]) -> int:
     if rest and not options.takes_more:
         raise InputError(f"unknown option {rest[0]!r}; see bdjax {options.name} --help.")
     if options.name == "run" and options.hosts and not options.show and not guard.is_watched():
-        return guard.watch("bdjax.cli", words)
+        return guard.watch("bdjax", words)
     return options.call(options, rest)
 
 

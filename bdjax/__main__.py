@@ -1,4 +1,4 @@
-"""``python -m bdjax.cli`` is the console script."""
+"""``python -m bdjax`` is the console script."""
 
 import sys
 
