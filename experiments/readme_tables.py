@@ -1,4 +1,4 @@
-"""Write the README's tables anew from records and benchmark results.
+r"""Write the README's tables anew from records and benchmark results.
 
     bdjax demo --out demo
     python experiments/bench_steps.py --out experiments/results/steps.json
@@ -6,9 +6,11 @@
     python experiments/bench_defenses.py --out experiments/results/defenses.json
     bdjax bench --out experiments/results/bench.json
     (the commands on top of configs/cifar10_defenses.yaml)
+    bdjax smoothness defenses --variant mixed --images 100 --draws 10
     (the command on top of configs/digits_attacks.yaml)
     (the command on top of configs/cifar10_attacks.yaml)
-    python experiments/readme_tables.py --demo demo --cifar defenses --attacks attacks --cifar-attacks cifar10_attacks
+    python experiments/readme_tables.py --demo demo --cifar defenses --smoothness \
+      --attacks attacks --cifar-attacks cifar10_attacks
 
 Each table stands between ``<!-- name -->`` and ``<!-- end -->``; nothing else is touched.
 """

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_la
 
 from bdjax import report, sensitivity, tables
 from bdjax.report import Record
+from bdjax.uncertainty import Statistic
 
 HOSTILE = (r"a_b & 50% #$ {x} ~ ^ \ ", "[x]", "*", "a|b", "<b>`c`</b> && **d** ~~e~~ &amp;")
 # which this reader of LaTeX does not know, or prints as an accent
@@ -92,7 +94,8 @@ def test_latex_and_markdown_say_what_the_csv_says(count):
     for line, of_latex, of_markdown in zip(lines, latex, markdown, strict=True):
         label = line["defense"] + (f" ρ={float(line['defense.rho']):g}" if line["defense.rho"] else "")
         rates = [printed(line, name) for name in report.RATES]
-        expected = [label, *rates, line["n"], printed(line, "run_seconds", 1), "200"]
+        gradients = line["gradient_evaluations_mean"].removesuffix(".0")
+        expected = [label, *rates, line["n"], printed(line, "run_seconds", 1), gradients]
         assert of_latex[1:] == of_markdown[1:] == expected
         assert of_markdown[0] == line["attack"]
     assert [line[0] for line in latex] == ["badnets", "", "", "", "blended", "", "", ""]
@@ -151,6 +154,14 @@ def check_names(attack, defense):
 
 
 # --- Statistics ---
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [(200.0, None, "200"), (1200.0, 0.0, "1,200"), (23.3, 7.1, "23 ± 7"), (20.5, None, "20"), (math.nan, None, "–")],
+)
+def test_a_count_has_a_deviation_where_seeds_differ(mean, std, text):
+    assert tables.count(Statistic(mean, std)) == text
 
 
 def test_intervals_have_columns_of_their_own():
