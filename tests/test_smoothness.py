@@ -279,7 +279,7 @@ def test_saved_runs_are_measured_once(copied, capsys):
 
     assert cli.main(["report", str(copied), "--smoothness", "--format", "markdown"]) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
-    assert head.endswith("| seconds | λ_max | Tr(H) | Tr(F) |")
+    assert head.endswith("| seconds | gradients | λ_max | Tr(H) | Tr(F) |")
     assert "–" not in "".join(rows[:2])
     assert cli.main(["report", str(copied), "--format", "markdown"]) == 0
     assert "λ_max" not in capsys.readouterr().out
