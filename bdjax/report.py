@@ -130,25 +130,28 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
     """Read the records of finished runs.
 
     Each path is a run folder, a folder that holds run folders at any depth, a ``record.json``, or a bundle of records
-    (``.jsonl``, of `bdjax.bundle.write`). Unfinished runs are left out and counted in a warning, and so are repetitions
-    (see ``distinct``).
+    (``.jsonl``, of `bdjax.bundle.write`). Unfinished runs and diverged ones are left out and counted in a warning,
+    and so are repetitions (see ``distinct``).
 
     Raises:
-        InputError: no such path, nothing finished under it, or a record that cannot be read or lacks a key.
+        InputError: no such path, no run under one, none finished under any, or a record that cannot be read or lacks a
+            key.
     """
+    paths = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
     records: dict[tuple[Path, int | None], Record] = {}
     unfinished = diverged = 0
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-        files, started = _find(Path(path))
+    for path in paths:
+        files, started = _find(path)
         found = [record for file in files for record in _read(file)]
+        if not found and not started:
+            raise InputError(f"There is no record of a finished run under {path}.")
         finished = [record for record in found if isinstance(record, Record)]
         diverged += found.count("diverged")
-        started += len(found) - len(finished) - found.count("diverged")
-        if not finished:
-            also = f" ({started} unfinished)" if started else ""
-            raise InputError(f"There is no record of a finished run under {path}{also}.")
-        unfinished += started
+        unfinished += started + len(found) - len(finished) - found.count("diverged")
         records.update(((record.folder.resolve(), record.line), record) for record in finished)
+    if paths and not records:
+        others = ", ".join(f"{n} {what}" for n, what in ((unfinished, "unfinished"), (diverged, "diverged")) if n)
+        raise InputError(f"There is no record of a finished run under {', '.join(map(str, paths))} ({others}).")
     if unfinished:
         _log.warning("Left out %s without a finished record.", count(unfinished, "run"))
     if diverged:

@@ -103,6 +103,18 @@ def test_nothing_to_load(tmp_path):
     write(tmp_path, {**content(0), "status": "running"})
     with pytest.raises(InputError, match=r"\(1 unfinished\)"):
         report.load([tmp_path])
+    write(tmp_path / "more", {**content(1), "status": "diverged"})
+    with pytest.raises(InputError, match=r"run000, .*run000 \(1 unfinished, 1 diverged\)"):
+        report.load([tmp_path / "run000", tmp_path / "more" / "run000"])
+
+
+def test_a_run_that_is_named_and_has_no_finished_record_is_left_out(tmp_path, caplog):
+    """As the shell names it where it puts in all folders for ``runs/*``."""
+    write(tmp_path, content(0), {**content(1), "status": "running"}, {**content(2), "status": "diverged"})
+    with caplog.at_level(logging.WARNING):
+        (record,) = report.load(sorted(tmp_path.iterdir()))
+    assert record.seed == 0
+    assert caplog.messages == ["Left out 1 run without a finished record.", "Left out 1 run that diverged."]
 
 
 @pytest.mark.parametrize(
