@@ -159,6 +159,7 @@ def test_both_hosts_write_their_part_of_a_checkpoint(runs, folder):
 # --- Stopped, and lost ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_host_says_so_and_continues_on_one(runs, folder):
     out = folder / "broken"
     processes = start(out, 2, *NONE)

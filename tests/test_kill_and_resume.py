@@ -132,6 +132,7 @@ def test_a_run_killed_in_training_and_in_defense_ends_in_the_same_bits(folder, u
         assert saved(out, loop).history[: len(history)] == history
 
 
+@pytest.mark.slow
 def test_a_run_asked_to_stop_says_so_in_one_line_and_continues_from_there(folder, unbroken):
     out, histories = folder / "stopped", {}
     for loop, number in ((VICTIM, signal.SIGTERM), (DEFENSE, signal.SIGINT)):

@@ -295,6 +295,7 @@ def wait(out, pattern, process):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_sweep_cut_anywhere_ends_in_the_same_bits(swept, tmp_path):
     """Asked to stop while victims are trained; killed in the middle of a defense, and between two records."""
     out = tmp_path / "runs"
