@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bdjax import findings, records, registry, report, saved, schema
-from bdjax.analysis._subject import Analysis, Subject
+from bdjax.analysis._subject import Analysis
 from bdjax.checks import InputError, one_of
 from bdjax.findings import PACKAGE, Found
 from bdjax.layout import FORMATS, need_matplotlib
@@ -53,12 +53,12 @@ def analyze(
     known: saved.Known = {}
     failures = saved.Failures()
     for number, (title, record) in enumerate(runs.items(), 1):
-        file = findings.file_of(record, name)
-        stored = findings.read(file)
+        stored = findings.read(record, name)
         if stored is None or stored.options != choice.options:
             on_run(number, len(runs), record)
             with failures.noted():
-                found[title] = _measure(analysis, saved.subject(record, data_dir, known), choice.options, file)
+                found[title] = Found(analysis.measure(saved.subject(record, data_dir, known)), dict(choice.options))
+                findings.write(record, name, found[title])
         else:
             found[title] = stored
     if found:
@@ -69,9 +69,3 @@ def analyze(
             raise InputError(f"the figure cannot be written to {figure}: {error.strerror}.") from error
     failures.tell()
     return [figure, *(findings.file_of(record, name) for record in runs.values())]
-
-
-def _measure(analysis: Analysis, subject: Subject, options: Mapping[str, Any], file: Path) -> Found:
-    found = Found(analysis.measure(subject), dict(options))
-    findings.write(file, found)
-    return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,6 +34,7 @@ from bdjax.layout import (
     save,
     write,
 )
+from bdjax.records import damaged, read_arrays
 from bdjax.report import RATES, Record, Row, best, common, summarize, victims
 from bdjax.tables import spread, write_csv
 
@@ -146,13 +146,13 @@ def read_samples(rows: Sequence[Row]) -> dict[str, Sample]:
 def _read(row: Row, record: Record, best: bool) -> Sample:
     file = record.folder / SAMPLES
     predictions = [f"{images}_{when}" for images in ("clean", "triggered") for when in ("before", "after")]
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("clean", "triggered", "label", *predictions)}
-    except KeyError as error:
-        raise InputError(f"{file} lacks the array {error.args[0].split()[0]}.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} is damaged: {error}.") from error
+    stored = read_arrays(file) or {}
+    if str(stored.pop("run", record.run_id)) != record.run_id:
+        raise damaged(file, "it is of another run")
+    names = ("clean", "triggered", "label", *predictions)
+    if lacking := [name for name in names if name not in stored]:
+        raise damaged(file, f"it lacks the array {lacking[0]}")
+    arrays = {name: stored[name] for name in names}
     shape = arrays["clean"].shape
     if len(shape) != 4 or not shape[0] or shape[3] not in (1, 3):
         raise InputError(f"clean in {file} must have the shape (images, height, width, 1 or 3), got {shape}.")

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
+import io
+import itertools
 import json
+import math
 import os
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bdjax.checks import InputError
 
 SCHEMA_VERSION = 1
 SMOOTHNESS = "smoothness.json"  # beside the record, of the runs whose loss surface was measured
+_FINISHED = {"run_id": str, "status": str, "data": {"fingerprint": {"train": str, "test": str, "files?": {str: str}}}}
+_RECORD = (_FINISHED, {"run_id": str, "status": str, "reason": str})
+_MEASURED = {str: {str: (float, bool, None)}}  # of each kind of images
+_SMOOTHNESS = {
+    "run?": str,
+    "settings?": {str: float},
+    "before?": _MEASURED,
+    "after?": _MEASURED,
+    "curve?": {"settings?": {str: float}, "rows?": [{"epoch": int}]},
+}
+_DIGEST = "sha256"  # of everything else in a JSON file
+_DIGITS = 19  # of a whole number, at most
+_KINDS = {int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping", bool: "a bool"}
 _PACKAGES = ("bdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -28,9 +46,10 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON as `write_text` does."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON as `write_text` does, with a digest that `read_json` looks at."""
+    content = {key: value for key, value in content.items() if key != _DIGEST}
+    write_text(path, json.dumps({**content, _DIGEST: digest(content)}, indent=1, allow_nan=False) + "\n")
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
@@ -48,21 +67,176 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, shape: Any = dict) -> dict[str, Any] | None:
     """Return the mapping in a JSON file, None if there is no file.
 
+    Args:
+      path: of the file. One that `write_json` wrote must be as it was written; one by another hand has no digest.
+      shape: as for `misfit`.
+
     Raises:
-      InputError: it holds no JSON, or no mapping.
+      InputError: it holds no JSON, or not what it should.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); delete it to make it again.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged (it holds no mapping); delete it to make it again.")
+        raise damaged(path, error) from error
+    if (wrong := misfit(content, dict) or misfit(content, shape)) is not None:
+        raise damaged(path, wrong)
     return content
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON says, less the digest of a mapping that has one.
+
+    Raises:
+      ValueError: it is no JSON, the digest differs, a number is not finite or has over 64 bits, it is nested without
+        end, or has half a character.
+    """
+    try:
+        content = json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if "\\u" in text:
+        json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair can be neither printed nor written
+    seal = content.pop(_DIGEST, None) if isinstance(content, dict) else None
+    if seal is not None and seal != digest(content):
+        raise ValueError("its digest differs")
+    return content
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of plain values, whatever their order, as a hexadecimal word."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _not_finite(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    return number if math.isfinite(number) else _not_finite(word[:50])
+
+
+def _whole(word: str) -> int:
+    if len(word) > _DIGITS:
+        raise ValueError(f"a number has {len(word)} digits")
+    return int(word)
+
+
+def misfit(value: Any, shape: Any, where: str = "it") -> str | None:
+    """Say what of a plain value is not of a shape, None where all is.
+
+    A shape is a type (of numbers, ``float`` takes whole ones too); a list of the one shape that all elements have; a
+    tuple of shapes, any of which will do, None among them; a mapping of keys to shapes, of which those that end in a
+    question mark may be missing and others may be there; or a mapping of ``str`` to the one shape that all have.
+
+    >>> misfit({"form": "loop", "seconds": {"loop": "1"}}, {"form": str, "seconds": {str: float}})
+    'seconds.loop must be a number'
+    """
+    if isinstance(shape, tuple):
+        wrong = [misfit(value, one, where) for one in shape]
+        return None if None in wrong else wrong[0]
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where} must be a list"
+        return _first(misfit(part, shape[0], f"{where}[{number}]") for number, part in enumerate(value))
+    if isinstance(shape, dict):
+        return misfit(value, dict, where) or _first(_misfits(value, shape, "" if where == "it" else f"{where}."))
+    if shape is None:
+        return None if value is None else f"{where} must be null"
+    kinds = (int, float) if shape is float else shape
+    if isinstance(value, kinds) and (shape is bool or not isinstance(value, bool)):
+        return None
+    return f"{where} must be {_KINDS[shape]}"
+
+
+def _misfits(value: Mapping[str, Any], shape: Mapping[Any, Any], prefix: str) -> Iterator[str | None]:
+    if str in shape:
+        shape = dict.fromkeys(value, shape[str])
+    for key, part in shape.items():
+        name = key.removesuffix("?")
+        if name in value:
+            yield misfit(value[name], part, prefix + name)
+        elif name == key:
+            yield f"{prefix}{name} is missing"
+
+
+def _first(found: Iterable[str | None]) -> str | None:
+    return next((wrong for wrong in found if wrong is not None), None)
+
+
+def read_arrays(path: Path) -> dict[str, Any] | None:
+    """Return the arrays in an .npz file, whose checksums must agree; None if there is no file.
+
+    Raises:
+      InputError: it is damaged, or holds what is no array.
+    """
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(path) as file:
+            contents = {name.removesuffix(".npy"): io.BytesIO(file.read(name)) for name in file.namelist()}
+        return {name: np.lib.format.read_array(content) for name, content in contents.items()}
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # zipfile, zlib and NumPy raise whatever the damage leads them to
+        raise damaged(path, error) from error
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record in a run's folder, of whatever status, None if there is none yet.
+
+    Raises:
+      InputError: it is damaged, or of another run than the folder is named after.
+    """
+    path = folder / "record.json"
+    record = read_json(path, _RECORD)
+    if record is not None and record["run_id"] != folder.name:
+        raise damaged(path, f"it is the record of {record['run_id']}")
+    return record
+
+
+def read_smoothness(folder: Path, run_id: str | None = None) -> dict[str, Any] | None:
+    """Return what was measured of the loss surface of the run in a folder, None where nothing was.
+
+    Args:
+      folder: of the run.
+      run_id: of the run; None for the folder's name.
+
+    Raises:
+      InputError: the file is damaged, or of another run.
+    """
+    path = folder / SMOOTHNESS
+    content = read_json(path, _SMOOTHNESS)
+    own = run_id or folder.name
+    if content and content.get("run", own) != own:
+        raise damaged(path, f"it is of the run {content['run']}")
+    return content
+
+
+def set_aside(folder: Path, out: Path, name: str) -> None:
+    """Move what is in a folder below ``out`` to the same place below ``out/name``, or ``name-2`` and so on.
+
+    Its lock stays, as does, to the last, what says that there is something to be moved.
+    """
+    place = folder.relative_to(out)
+    number = itertools.count(2)
+    target = out / name / place
+    while target.exists():
+        target = out / f"{name}-{next(number)}" / place
+    target.mkdir(parents=True)
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.suffix == ".json"):
+        if entry.name != ".lock":
+            entry.rename(target / entry.name)
+
+
+def damaged(path: Path, reason: object) -> InputError:
+    """Return the exception of a file that is not what bdjax wrote."""
+    return InputError(f"{path} is damaged ({str(reason)[:200]}); delete it to make it again.")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bdjax.checks import InputError
-from bdjax.records import SCHEMA_VERSION, SMOOTHNESS, read_json
+from bdjax.records import SCHEMA_VERSION, SMOOTHNESS, parse_json, read_smoothness
 from bdjax.uncertainty import Interval, Statistic, interval, statistic
 
 SECTIONS = ("data", "model", "attack", "defense")
@@ -111,7 +111,7 @@ class Record:
         """
         if self.line is not None:
             return self.content.get("smoothness", {})
-        return read_json(self.folder / SMOOTHNESS) or {}
+        return read_smoothness(self.folder, self.run_id) or {}
 
     def stealth(self) -> Mapping[str, float]:
         """Return ``STEALTH``; NaN where there is no finite value or an older bdjax did not measure it.
@@ -208,8 +208,8 @@ def _read(file: Path) -> Iterator[Record | str]:
 
 def _parsed(source: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise InputError(f"{source} is not valid JSON: {error}.") from error
 
 
