@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from bdjax import attacks, models, registry
@@ -303,6 +304,12 @@ def _build_defense(path: str, choice: Choice, strength: float | None = None) -> 
     options = {name: built(name, value) for name, value in choice.options.items()}
     with named(path, options):
         return registry.factory("bdjax.defenses", choice.name)(**options)
+
+
+def attack_files(config: Config) -> dict[str, Path]:
+    """Return the files that options of the attack name, by the options' keys."""
+    named = {name: config.attack.options[name] for name in registry.files("bdjax.attacks", config.attack.name)}
+    return {f"attack.{name}": Path(value).expanduser() for name, value in named.items() if value is not None}
 
 
 def stage_paths(config: Config) -> list[str]:

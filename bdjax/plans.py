@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+import time
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -37,13 +38,20 @@ _PURPOSES = (
     *("selection", "smoothness", "analysis"),  # selection: not drawn any more, but it holds its place
 )
 
+_stamps: dict[tuple[str, str | None], tuple[str, float]] = {}  # and until when they count
+_QUICK, _STAMPS = 0.05, 50  # seconds; a slow stamp counts for so many times what it took
+
+# SHA-256 of each split and, under "files", of each file that an option names.
+Fingerprint: TypeAlias = dict[str, Any]
+
 
 class Plan(NamedTuple):
     """Everything that a run needs, built and checked before anything is compiled."""
 
     config: Config
     dataset: Dataset
-    fingerprint: dict[str, str]
+    fingerprint: Fingerprint
+    stamp: str  # of the files that this is the fingerprint of
     attack: Attack
     trigger_state: TriggerState  # as it is before anything is trained, or as `arm` was given it
     model: Model
@@ -62,7 +70,8 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
       InputError: something asked for cannot be.
     """
     one_of(residence.PLACES, data_on=data_on)
-    dataset, fingerprint = _load(config.data, data_on == "disk")
+    seen = stamp(config)  # before anything is read, so that a change in the meantime shows
+    dataset, fingerprint = _load(config.data, data_on == "disk", _data_stamp(config))
     spec = dataset.spec
     model = configs.build_model(config, spec)
     attack = configs.build_attack(config, spec, model)
@@ -87,7 +96,8 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     return Plan(
         config=config,
         dataset=dataset,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint | _files(config),
+        stamp=seen,
         attack=attack,
         trigger_state=trigger_state,
         model=model,
@@ -163,9 +173,53 @@ def learns_nothing(plan: Plan) -> bool:
     return not isinstance(plan.attack.trigger, FittedTrigger | LearnedTrigger)
 
 
+def stamp(config: Config) -> str:
+    """Return what shows, without reading them, that the files of a run are as they were: `bdjax.data.stamp`."""
+    return f"{_data_stamp(config)} {data.stamp_of(configs.attack_files(config).values())}"
+
+
+def fingerprint(config: Config) -> Fingerprint:
+    """Return the fingerprint that the plan of a run has, of its files as they are now.
+
+    Raises:
+      InputError: they cannot be read.
+    """
+    return _load(config.data, False, _data_stamp(config))[1] | _files(config)
+
+
+def differences(begun: Fingerprint, now: Fingerprint, config: Config) -> list[str]:
+    """Name what two fingerprints of a run do not share: images, and files by the options that name them."""
+    words = {"train": "the training images", "test": "the test images"}
+    found = [word for split, word in words.items() if begun.get(split) != now.get(split)]
+    paths, earlier, later = configs.attack_files(config), begun.get("files", {}), now.get("files", {})
+    for option in sorted({*earlier, *later}):
+        if earlier.get(option) != later.get(option):
+            found.append(f"{option} {paths.get(option, '')}".rstrip())
+    return found
+
+
+def _files(config: Config) -> Fingerprint:
+    digests = {option: data.fingerprint_file(path) for option, path in configs.attack_files(config).items()}
+    return {"files": digests} if digests else {}
+
+
+def _data_stamp(config: Config) -> str:
+    """Return the data's stamp; one that took long, of very many files, counts for a while."""
+    wanted = (config.data.name, config.data.data_dir)
+    found, until = _stamps.get(wanted, ("", 0.0))
+    started = time.monotonic()
+    if started < until:
+        return found
+    found = data.stamp(config.data.name, data_dir=config.data.data_dir)
+    took = time.monotonic() - started
+    _stamps[wanted] = found, (started + _STAMPS * took if took > _QUICK else 0.0)
+    return found
+
+
 @functools.lru_cache(maxsize=2)
-def _load(wanted: DataConfig, on_disk: bool) -> tuple[Dataset, dict[str, str]]:
-    """Load data with the config's changes; the runs of one process share the arrays."""
+def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Fingerprint]:
+    """Load data with the config's changes; the runs of one process share the arrays, until the files change."""
+    del stamp
     dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
     changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
     spec = dataclasses.replace(dataset.spec, **changes)
@@ -193,7 +247,8 @@ def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
 
 def holdout_size(config: Config) -> int:
     """Return how many images the defender has."""
-    return int(_holdout_rows(config, _load(config.data, False)[0]).size)
+    dataset, _ = _load(config.data, False, _data_stamp(config))
+    return int(_holdout_rows(config, dataset).size)
 
 
 def _divide(config: Config, holdout: Split, num_classes: int) -> tuple[Split, Split | None]:

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "comparison": {"checks", "published", "report", "tables", "uncertainty"},
     "layout": {"checks", "records"},
     "sensitivity": {"layout", "report", "tables", "uncertainty"},
-    "figures": {"checks", "layout", "report", "sensitivity", "tables"},
+    "figures": {"checks", "layout", "records", "report", "sensitivity", "tables"},
     "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"}
     | {"uncertainty"},
     "progress": {"train"},
@@ -65,15 +65,19 @@ MAY_IMPORT = {
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
     "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
     "plans": BASE | {"config", "data", "poison", "attacker", "train", "defenses"},
+    "provenance": {"checks", "config", "plans", "records", "train"},
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
+    | {"provenance"}
     | {"analysis", "stealth"},
     "sweeps": BASE | {"defenses", "train"},
-    "sweep_run": BASE | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"},
+    "sweep_run": BASE
+    | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"}
+    | {"provenance"},
     "show": {"config", "plans", "poison", "run", "stealth"},
     "contact_sheet": {"checks", "layout", "show"},
     "launch": {"checks"},
-    "saved": BASE | {"config", "plans", "run", "defenses", "evaluate", "records", "report", "analysis"},
+    "saved": BASE | {"config", "plans", "provenance", "run", "defenses", "evaluate", "records", "report", "analysis"},
     "findings": {"checks", "layout", "records", "registry", "report"},
     "analyze": {"checks", "analysis", "findings", "layout", "records", "registry", "report", "saved", "schema"},
     "demo": {"checks", "schema", "config", "run"},
@@ -83,7 +87,7 @@ MAY_IMPORT = {
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
-    | {"analyze", "bundle", "findings", "paired", "ranking", "sensitivity"},
+    | {"analyze", "bundle", "findings", "paired", "provenance", "ranking", "sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.

@@ -106,7 +106,7 @@ def test_a_victim_that_rows_share_is_tested_once(copied, monkeypatch):
     execution = Execution(copied)
     run.run_with_controls(resolve(), execution)
     assert len(tested) == 1 + 3  # the victim, and what each row ends with
-    assert list(execution.victims) == [resolve().victim_id]
+    assert [name for name, _ in execution.victims] == [resolve().victim_id]
 
 
 def test_a_run_makes_a_folder_for_itself_and_each_control_and_one_for_the_victim(first):

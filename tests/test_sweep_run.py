@@ -263,7 +263,7 @@ def test_a_group_that_was_killed_when_all_was_done_is_removed(swept):
     names = {"mine": sorted(names_of_the_sweep()), "another": ["of-another-grid"]}
     for folder, listed in names.items():
         (out / "groups" / folder).mkdir()
-        (out / "groups" / folder / "group.json").write_text(json.dumps({"names": listed}))
+        (out / "groups" / folder / "group.json").write_text(json.dumps({"names": listed, "data": []}))
     assert bdjax(out, *OVER)[0] == 0
     assert [folder.name for folder in (out / "groups").iterdir()] == ["another"]
     shutil.rmtree(out / "groups" / "another")

@@ -15,6 +15,7 @@ from bdjax.checks import InputError, one_of, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, LabelMap
 
 CANDIDATES = ("all", "changed")
+FILES = ("trigger_image",)  # options that name a file
 PRESETS = {"ft_sam": {"alpha": 0.1}, "reference_code": {"candidates": "changed"}}
 
 

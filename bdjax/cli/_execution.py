@@ -17,6 +17,8 @@ from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, complain
 if TYPE_CHECKING:
     from bdjax import run
 
+_NAMED = 3  # runs that are told by name; of more, how many
+
 
 def execution_options(
     parser: argparse.ArgumentParser,
@@ -28,6 +30,13 @@ def execution_options(
     parser.add_argument("--devices", type=int, help=devices)
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=1.0, help="least seconds between checkpoints; 0: after every epoch"
+    )
+    parser.add_argument(
+        "--changed-data",
+        default="refuse",
+        metavar="WHAT",
+        help="where a run was begun with other data than are there now: refuse (default), or rerun it, the old one "
+        "set aside in a folder that is named after its data",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -51,7 +60,11 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
         with run.stop_on_signal() as signaled, progress.bar(quiet=quiet) as on_epoch:
             should_stop = lambda: signaled() or asked()  # noqa: E731
             execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
-            work(dataclasses.replace(execution, data_on=getattr(options, "data_on", "auto")))
+            more = {"data_on": getattr(options, "data_on", "auto"), "changed": options.changed_data}
+            finished: list[str] = []
+            work(dataclasses.replace(execution, on_finished=finished.append, **more))
+        if finished and not quiet:
+            _tell_of(finished)
     except loop.Stopped as stopped:
         if hosts.is_first():
             print(f"bdjax: {stopped}; the same command continues.", file=sys.stderr)
@@ -59,6 +72,12 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     except loop.Diverged as diverged:
         return complain(diverged, EXIT_FAILED)
     return 0
+
+
+def _tell_of(finished: list[str]) -> None:
+    """Say which runs were there already, or how many, where there are many."""
+    what = ", ".join(finished) if len(finished) <= _NAMED else f"{len(finished)} runs"
+    print(f"finished already: {what}", file=sys.stderr)
 
 
 def out_of(options: argparse.Namespace) -> Path:

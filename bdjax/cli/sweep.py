@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
-    from bdjax import report, run, sweep_run
+    from bdjax import provenance, report, sweep_run
 
     values = values_of(options.config, rest)
     axes: dict[str, list[str]] = {}
@@ -80,7 +80,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     code = carry_out(options, lambda execution: rows.extend(sweep_run.run(wanted, execution, spread)))
     if code:
         return code
-    folders = [folder for row in rows if run.finished(folder := Path(options.out) / row.run_id) is not None]
+    folders = [folder for row in rows if provenance.finished(folder := Path(options.out) / row.run_id) is not None]
     if len(folders) < len(rows):
         count = len(rows) - len(folders)
         complain(f"{count} of {len(rows)} runs diverged; the reason stands in their record.json.", EXIT_FAILED)

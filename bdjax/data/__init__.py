@@ -6,11 +6,12 @@ training loop puts them on the device.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from bdjax import checks, registry
 from bdjax.data import splits as splits
-from bdjax.data.sources import _folders
+from bdjax.data.sources import _cache, _folders
 from bdjax.types import Dataset, Split
 
 _SOURCES = "bdjax.data.sources"
@@ -90,6 +91,54 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
     tenth of a second where the processor has SHA instructions.
     """
     return {"train": _digest(dataset.train), "test": _digest(dataset.test)}
+
+
+def fingerprint_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, as a hexadecimal word.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise checks.InputError(f"the file {os.fspath(path)!r} cannot be read ({reason}).") from error
+
+
+def stamp(name: str = "digits", *, data_dir: str | os.PathLike[str] | None = None) -> str:
+    """Return a hexadecimal word for the names, sizes and times of change of a data set's files; none of them is read.
+
+    While it stays the same, so does `fingerprint`; where it has changed, the fingerprint may have, too. Arguments as
+    for `load`; a data set that is not there has a stamp as well.
+    """
+    return stamp_of([_folders.resolve(data_dir) / name])
+
+
+def stamp_of(paths: Iterable[Path]) -> str:
+    """Return the same for files, and for all that is in folders, caches and hidden files aside."""
+    digest = hashlib.sha256()
+    for root in paths:
+        for file in sorted(_files_of(root)):
+            with contextlib.suppress(OSError):  # it has gone, which changes the stamp as well
+                seen = file.stat()
+                digest.update(f"{file}\0{seen.st_size}\0{seen.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _files_of(root: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root.resolve()
+    seen = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = [one for one in inner if not one.startswith(".") and one != _cache.BESIDE]
+        yield from (Path(real, one) for one in names if not one.startswith("."))
 
 
 def _digest(split: Split) -> str:
