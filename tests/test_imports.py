@@ -63,8 +63,8 @@ MAY_IMPORT = {
     "progress": {"train"},
     "guard": set(),
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
-    "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
-    "plans": BASE | {"config", "data", "poison", "attacker", "train", "defenses"},
+    "config": BASE | {"data", "registry", "schema", "attacks", "poison", "models", "train", "defenses"},
+    "plans": BASE | {"attacks", "config", "data", "poison", "attacker", "train", "defenses"},
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
     | {"analysis", "stealth"},
