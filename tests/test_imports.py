@@ -71,6 +71,7 @@ MAY_IMPORT = {
     "sweeps": BASE | {"defenses", "train"},
     "sweep_run": BASE | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"},
     "show": {"config", "plans", "poison", "run", "stealth"},
+    "poisoned_folder": BASE | {"config", "data", "plans", "records", "run", "schema", "show", "train"},
     "contact_sheet": {"checks", "layout", "show"},
     "launch": {"checks"},
     "saved": BASE | {"config", "plans", "run", "defenses", "evaluate", "records", "report", "analysis"},
@@ -83,7 +84,7 @@ MAY_IMPORT = {
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
-    | {"analyze", "bundle", "findings", "paired", "ranking", "sensitivity"},
+    | {"analyze", "bundle", "findings", "paired", "poisoned_folder", "ranking", "sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
