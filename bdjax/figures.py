@@ -169,7 +169,12 @@ def _read(row: Row, record: Record, best: bool) -> Sample:
 def _attacker_label(record: Record, label: np.ndarray) -> np.ndarray:
     attack = record.config["attack"]
     if attack.get("label_map") == "all_to_one":
-        return np.full_like(label, attack.get("target_label", -1))
+        target = attack.get("target_label", -1)
+        if isinstance(target, str):  # a class by its name
+            names = record.content["data"]["class_names"]
+            named = record.content["data"].get("target_class", target)
+            target = names.index(named) if named in names else -1
+        return np.full_like(label, target)
     if attack.get("label_map") == "all_to_all":
         return (label + 1) % record.content["data"]["num_classes"]
     return np.full_like(label, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import time
 from typing import Any, NamedTuple, TypeAlias
@@ -12,11 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from bdjax import attacker, data, defenses, poison
+from bdjax import attacker, attacks, data, defenses, poison
 from bdjax import config as configs
 from bdjax.attacker import Stage
 from bdjax.checks import InputError, named, one_of
-from bdjax.config import Config, DataConfig
+from bdjax.config import Config, DataConfig, HoldoutConfig
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
 from bdjax.train import loop, residence, sharding, streamed
@@ -25,12 +26,15 @@ from bdjax.types import (
     Dataset,
     Defense,
     FittedTrigger,
+    ImageSpec,
     LearnedTrigger,
     Model,
     PoisonedSplit,
     Split,
     TriggerState,
 )
+
+_log = logging.getLogger(__name__)
 
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
 _PURPOSES = (
@@ -41,8 +45,20 @@ _PURPOSES = (
 _stamps: dict[tuple[str, str | None], tuple[str, float]] = {}  # and until when they count
 _QUICK, _STAMPS = 0.05, 50  # seconds; a slow stamp counts for so many times what it took
 
-# SHA-256 of each split and, under "files", of each file that an option names.
+# The SHA-256 of both splits and, under ``files``, of the files that options of the attack name, by those.
 Fingerprint: TypeAlias = dict[str, Any]
+
+
+class AttackPlan(NamedTuple):
+    """The data and the attack of a run: all that a trigger needs which is made by formula."""
+
+    config: Config
+    dataset: Dataset
+    fingerprint: Fingerprint
+    stamp: str  # of the files that this is the fingerprint of
+    attack: Attack
+    trigger_state: TriggerState  # as it is before anything is trained, or as it was made since
+    model: Model
 
 
 class Plan(NamedTuple):
@@ -70,24 +86,19 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
       InputError: something asked for cannot be.
     """
     one_of(residence.PLACES, data_on=data_on)
-    seen = stamp(config)  # before anything is read, so that a change in the meantime shows
-    dataset, fingerprint = _load(config.data, data_on == "disk", _data_stamp(config))
+    _, dataset, fingerprint, seen, attack, trigger_state, model = prepare_attack(config, on_disk=data_on == "disk")
     spec = dataset.spec
-    model = configs.build_model(config, spec)
-    attack = configs.build_attack(config, spec, model)
     training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
     _check_parametrization(config, model)
     rows = _holdout_rows(config, dataset)
     holdout, kept_aside = _divide(config, splits.take(dataset.train, rows), spec.num_classes)
-    attackers = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
-    _check_rate(attack, attackers)
+    attackers = attackers_images(config, dataset)
+    check_rate(attack, attackers)
     for stage in training:
         _check_batches("attack" if stage.name == "trigger" else "training", stage.learner, attackers, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
         _check_batches(path, stage, holdout, devices)
         _check_division(stage, holdout.label.shape[0], spec.num_classes)
-    with named("attack", config.attack.options):
-        trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     if (data_on := residence.choose(data_on, attackers)) != "device":
         fresh = jax.eval_shape(model.init, jax.random.key(0))
         for stage in training:
@@ -96,7 +107,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     return Plan(
         config=config,
         dataset=dataset,
-        fingerprint=fingerprint | _files(config),
+        fingerprint=fingerprint,
         stamp=seen,
         attack=attack,
         trigger_state=trigger_state,
@@ -110,9 +121,33 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     )
 
 
+def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
+    """Load the data and build the attack, without a question about training or defense.
+
+    Raises:
+      InputError: the data, the network, the attack or a file that it names cannot be.
+    """
+    seen = stamp(config)  # before anything is read, so that a change in the meantime shows
+    dataset, fingerprint = _load(config.data, on_disk, _data_stamp(config))
+    spec = dataset.spec
+    model = configs.build_model(config, spec)
+    attack = configs.build_attack(config, spec, model)
+    with named("attack", config.attack.options):
+        trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
+    _tell_namesake(config, spec)
+    return AttackPlan(config, dataset, fingerprint | _files(config), seen, attack, trigger_state, model)
+
+
+def attackers_images(config: Config, dataset: Dataset) -> Split:
+    """Return the clean images that the attacker poisons: those for training, without a held-out holdout."""
+    if not config.holdout.held_out:
+        return dataset.train
+    return splits.exclude(dataset.train, _holdout_rows(config, dataset))
+
+
 def arm(plan: Plan, state: TriggerState) -> Plan:
     """Return the plan with the trigger as the attacker has made it; a defender who knows the trigger knows this one."""
-    if learns_nothing(plan):
+    if learns_nothing(plan.attack):
         return plan
     defense = _with_trigger(configs.build_defense(plan.config), plan.config, plan.attack, state)
     return plan._replace(trigger_state=state, defense=defense)
@@ -129,6 +164,11 @@ def key_for(config: Config, purpose: str) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(config.seed), _PURPOSES.index(purpose))
 
 
+def target_class(plan: Plan | AttackPlan) -> str | None:
+    """Return the name of the class that the attacker wants to see, None where that differs from class to class."""
+    return attacks.target_class(plan.attack.label_map, plan.dataset.spec)
+
+
 def clean_training(plan: Plan) -> Split:
     """Return the attacker's clean images, on the device or as a stream."""
     return plan.attackers if plan.data_on == "device" else poison.clean_stream(plan.attackers)
@@ -136,13 +176,18 @@ def clean_training(plan: Plan) -> Split:
 
 def poison_training(plan: Plan) -> PoisonedSplit:
     """Return the poisoned training split; the same bits for the same seed and trigger, so it is never stored."""
+    return poisoned(plan, plan.attackers, plan.data_on)
+
+
+def poisoned(plan: Plan | AttackPlan, attackers: Split, data_on: str) -> PoisonedSplit:
+    """Return the attacker's images with the trigger in some of them, on the device or as a stream."""
     key, rounding = key_for(plan.config, "poison"), plan.config.poison.rounding
-    if plan.data_on == "device":
-        return _poison_train(key, plan.attack, plan.trigger_state, plan.attackers, rounding)
-    return poison.poison_stream(key, plan.attack, plan.trigger_state, plan.attackers, rounding=rounding)
+    if data_on == "device":
+        return _poison_train(key, plan.attack, plan.trigger_state, attackers, rounding)
+    return poison.poison_stream(key, plan.attack, plan.trigger_state, attackers, rounding=rounding)
 
 
-def triggered_test(plan: Plan) -> PoisonedSplit:
+def triggered_test(plan: Plan | AttackPlan) -> PoisonedSplit:
     """Return the test split with triggers; the same bits for the same seed and attack."""
     key, rounding = key_for(plan.config, "test"), plan.config.poison.rounding
     return _poison_test(key, plan.attack, plan.trigger_state, plan.dataset.test, rounding)
@@ -168,9 +213,9 @@ def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, stat
     return defenses.with_trigger(defense, poison.Stamp(attack.trigger_at_test, state, config.poison.rounding))
 
 
-def learns_nothing(plan: Plan) -> bool:
+def learns_nothing(attack: Attack) -> bool:
     """Return whether the trigger is made by formula alone, so that its state is known before anything is trained."""
-    return not isinstance(plan.attack.trigger, FittedTrigger | LearnedTrigger)
+    return not isinstance(attack.trigger, FittedTrigger | LearnedTrigger)
 
 
 def stamp(config: Config) -> str:
@@ -232,8 +277,22 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
     return dataset._replace(spec=spec), data.fingerprint(dataset)
 
 
+def _tell_namesake(config: Config, spec: ImageSpec) -> None:
+    """Say which class a number means where the number is the name of another class."""
+    for option in ("target_label", *attacks.class_options(config.attack.name)):
+        number = config.attack.options[option]
+        if isinstance(number, int) and number < len(spec.class_names) and (remark := attacks.namesake(number, spec)):
+            _tell_once(f"attack.{option} {number} is the class named {spec.class_names[number]!r}{remark}.")
+
+
+@functools.cache  # a sweep prepares its runs again and again
+def _tell_once(text: str) -> None:
+    _log.warning("%s", text)
+
+
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
     wanted = config.holdout
+    _check_holdout(wanted, dataset)
     with named("holdout", ("share", "per_class")):
         return splits.holdout(
             key_for(config, "holdout"),
@@ -242,6 +301,35 @@ def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
             per_class=wanted.per_class,
             balanced=wanted.balanced,
             num_classes=dataset.spec.num_classes,
+        )
+
+
+def _check_holdout(wanted: HoldoutConfig, dataset: Dataset) -> None:
+    """Refuse a holdout for which a small or an unbalanced data set has too few images; say what it has enough for.
+
+    Raises:
+      InputError: it has too few.
+    """
+    spec, label = dataset.spec, np.asarray(dataset.train.label)
+    counts = np.bincount(label, minlength=spec.num_classes)
+    least, rows = int(counts.min()), int(counts.sum())
+    per_class = wanted.per_class
+    if wanted.share is not None:
+        parts = spec.num_classes if wanted.balanced else 1
+        per_class = math.floor(wanted.share * rows / parts + 1e-9)
+        if per_class < 1 and wanted.share > 0 and least > 0:
+            of_each = f" of each of the {parts} classes" if wanted.balanced else ""
+            enough = math.ceil(parts / rows * 1e4) / 1e4
+            raise InputError(
+                f"holdout.share {wanted.share:g} of {rows} images is less than one image{of_each}: give "
+                f"--holdout.share {enough:g} or more, or --holdout.per_class 1 to {least}, what the smallest class has."
+            )
+    if per_class is not None and wanted.balanced and per_class > least:
+        name = attacks.target_class(attacks.AllToOne(int(counts.argmin())), spec)
+        unbalanced = ", or --holdout.balanced false" if wanted.share is not None else ""
+        raise InputError(
+            f"the holdout needs {per_class} images of each class, but class {name!r} has only {least} of {rows}: give "
+            f"--holdout.per_class {least} or less{unbalanced}."
         )
 
 
@@ -272,8 +360,12 @@ def _check_parametrization(config: Config, model: Model) -> None:
             jax.eval_shape(functools.partial(configs.build_training(config).parametrization.init, model), variables)
 
 
-def _check_rate(attack: Attack, attackers: Split) -> None:
-    """Refuse a poison rate for which there are too few images that the attack may poison."""
+def check_rate(attack: Attack, attackers: Split) -> None:
+    """Refuse a poison rate for which there are too few images that the attack may poison.
+
+    Raises:
+      InputError: there are too few.
+    """
     rows, wanted, whole = poison.reach(attack, attackers)
     if wanted > rows:
         which = "of the target class" if attack.clean_label else "whose label the map changes"

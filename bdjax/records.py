@@ -33,7 +33,7 @@ _SMOOTHNESS = {
     "after?": _MEASURED,
     "curve?": {"settings?": {str: float}, "rows?": [{"epoch": int}]},
 }
-_DIGEST = "sha256"  # of everything else in a JSON file
+_DIGEST = "content_sha256"  # of everything else in a JSON file
 _DIGITS = 19  # of a whole number, at most
 _KINDS = {int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping", bool: "a bool"}
 _PACKAGES = ("bdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

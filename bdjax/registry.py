@@ -51,10 +51,10 @@ def strengths(package: str, name: str) -> dict[str, tuple[float, ...]]:
     return dict(getattr(importlib.import_module(f"{package}.{name}"), "STRENGTHS", {}))
 
 
-def files(package: str, name: str) -> tuple[str, ...]:
-    """Return the options of a method that name a file, whose content then decides what it does."""
+def files(package: str, name: str) -> dict[str, tuple[str, ...]]:
+    """Return the options that name a file, each with the words that it may be instead."""
     factory(package, name)
-    return tuple(getattr(importlib.import_module(f"{package}.{name}"), "FILES", ()))
+    return dict(getattr(importlib.import_module(f"{package}.{name}"), "FILES", {}))
 
 
 def create(package: str, name: str, /, *args: Any, preset: str = "paper", **options: Any) -> Any:

@@ -185,7 +185,7 @@ def _attack(plan: Plan, execution: Execution) -> Victim:
 
 def trigger_state(plan: Plan, execution: Execution) -> TriggerState:
     """Return the trigger's state when the victim is done; what does not decide it is not trained."""
-    if plans.learns_nothing(plan):
+    if plans.learns_nothing(plan.attack):
         return plan.trigger_state
     stages = plan.stages if isinstance(plan.attack.trigger, LearnedTrigger) else plan.stages[:-1]
     with _locked(execution.out / "victims" / plan.config.victim_id):
@@ -508,6 +508,7 @@ def _describe(plan: Plan, poisoned_count: int) -> dict[str, Any]:
         "shape": list(spec.shape),
         "num_classes": spec.num_classes,
         "class_names": list(spec.class_names),
+        "target_class": plans.target_class(plan),
         "train_count": int(plan.attackers.label.shape[0]),
         "test_count": int(plan.dataset.test.valid.sum()),
         "poisoned_count": poisoned_count,

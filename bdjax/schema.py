@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from bdjax.attacks import _label_maps
 from bdjax.checks import InputError, did_you_mean, named, one_of
 from bdjax.defenses.chain import Chain
 from bdjax.optim.sgd import Schedule
-from bdjax.types import Defense, HParam
+from bdjax.types import ClassLabel, Defense, HParam
 
 _MISSING = object()
 _PACKAGES = {
@@ -44,6 +45,7 @@ _SHORTHANDS = {
 AUTO = "auto"  # of an option that is a method's strength: let the run choose
 _SCALARS = (bool, int, float, str)
 _FLOAT32_MAX = 3.4e38
+_WHOLE = re.compile("[+-]?[0-9]{1,18}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +295,8 @@ def convert(path: str, annotation: Any, value: Any) -> Any:
         return value
     if _is_union(annotation):
         parts = _option_parts(annotation)
+        if annotation == ClassLabel:
+            return _class_label(path, value)
         if types.NoneType in parts and (value is None or str(value).lower() in ("none", "null")):
             return None
         (annotation,) = [part for part in parts if part is not types.NoneType]
@@ -300,6 +304,18 @@ def convert(path: str, annotation: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(annotation):
         return read_section(path, typing.cast(type, annotation), value)
     return _scalar(path, float if annotation is HParam else annotation, value)
+
+
+def _class_label(path: str, value: Any) -> ClassLabel:
+    """Return the number of a class, or its name: a text that is no whole number.
+
+    Quoted in YAML or bare on the command line, ``10`` is the number: the two must mean the same.
+    """
+    if isinstance(value, str):
+        return int(value) if _WHOLE.fullmatch(value.strip()) else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _scalar(path, int, value)
+    raise InputError(f"{path} must be a class, by its number or its name in quotes; got {value!r}.")
 
 
 def _scalar(path: str, kind: type, value: Any) -> Any:

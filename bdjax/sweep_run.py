@@ -384,7 +384,7 @@ def _by_victim(configs: Sequence[Config]) -> list[Config]:
     return sorted(configs, key=place)
 
 
-def _open(folder: Path, members: Mapping[str, dict[str, str] | None]) -> None:
+def _open(folder: Path, members: Mapping[str, plans.Fingerprint | None]) -> None:
     """Write down the members of a group and the fingerprints of their data.
 
     What an earlier process left there is only continued if it was made of the same data: whoever deletes a victim to

@@ -15,6 +15,7 @@ HParam: TypeAlias = Any  # a float; an array with a leading axis in a sweep; any
 Variables: TypeAlias = dict[str, Any]  # {"params": …, "batch_stats": …}, as Flax keeps them
 BatchStats: TypeAlias = Any
 TriggerState: TypeAlias = Any
+ClassLabel: TypeAlias = int | str  # a class, by its number or by its name
 LearnerState: TypeAlias = Any
 Params: TypeAlias = Any
 

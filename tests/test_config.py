@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import typing
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from bdjax import config as configs
 from bdjax import registry, schema
+from bdjax.attacks import OneToOne
 from bdjax.checks import InputError
 from bdjax.optim.sgd import Schedule
+from bdjax.types import ImageSpec
 
 
 def resolve(*words, **file):
@@ -184,6 +187,94 @@ def test_another_defense_for_the_same_victim_gets_the_data_sets_defaults():
     config = resolve(defense="none")
     assert config.with_defense(name="ft_sam", rho=4) == resolve(defense={"name": "ft_sam", "rho": 4})
     assert config.control() == resolve(defense="ft")
+
+
+# --- Classes by name, data by path, files -----------------------------------------------------------------------------
+
+
+def test_a_target_is_a_number_where_it_reads_as_one_and_else_a_name(tmp_path):
+    file = tmp_path / "config.yaml"
+    for text, value in (("3", 3), ("'3'", 3), ("'03'", 3), ("cat", "cat"), ("'1.5'", "1.5"), ("1_0x", "1_0x")):
+        file.write_text(f"attack: {{name: badnets, target_label: {text}}}")
+        assert configs.resolve(schema.read(file)).attack.options["target_label"] == value
+        assert resolve("--attack.target_label", text.strip("'")).attack.options["target_label"] == value
+
+
+def test_a_target_by_name_stays_a_name_and_survives_its_own_yaml(tmp_path):
+    config = resolve("--attack.target_label", "cat", "--attack.label_map", "all_to_one")
+    assert config.to_dict()["attack"]["target_label"] == "cat"
+    (tmp_path / "config.yaml").write_text(schema.to_yaml(config.to_dict()))
+    assert configs.resolve(schema.read(tmp_path / "config.yaml")) == config
+    assert config.run_id != resolve().run_id
+
+
+@pytest.mark.parametrize("value", [True, 1.5, None, [1]])
+def test_a_target_that_is_neither_is_refused(value):
+    with pytest.raises(InputError, match=r"attack\.target_label must be a class, by its number or its name in quotes"):
+        resolve(attack={"name": "badnets", "target_label": value})
+
+
+def test_names_of_classes_are_checked_where_the_classes_are_known():
+    config = resolve("--attack", "cba", "--attack.first_class", "cat", "--attack.target_label", "dog")
+    spec = ImageSpec("pets", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("ant", "cat", "cow", "dog"))
+    assert configs.build_attack(config, spec).label_map == OneToOne(1, 3)
+    with pytest.raises(InputError, match=r"^attack\.first_class must be a class of pets"):
+        configs.build_attack(resolve("--attack", "cba", "--attack.first_class", "cut"), spec)
+    with pytest.raises(InputError, match=r"^attack\.poison_rate must lie between"):
+        resolve("--attack.target_label", "cat", "--attack.poison_rate", "2")
+    with pytest.raises(InputError, match="must be three classes"):
+        resolve("--attack", "cba", "--attack.first_class", "cat", "--attack.second_class", "cat")
+
+
+def test_data_by_path_have_the_folders_own_name_wherever_they_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = resolve("--data", "shapes", "--data.data_dir", "/sets")
+    paths = ["./shapes", "shapes/", "/sets/shapes", "/sets/shapes/", "~/shapes", "../shapes"]
+    for path in paths:
+        config = resolve("--data", path)
+        assert (config.data.name, config.run_id, config.victim_id) == ("shapes", by_name.run_id, by_name.victim_id)
+        assert configs.resolve(config.to_dict()) == config
+    assert resolve("--data", "./shapes").data.data_dir == str(tmp_path)
+    assert resolve(data={"name": "shapes/"}).data.data_dir == str(tmp_path), "in YAML, too"
+
+
+def test_a_folder_called_like_a_data_set_is_another_run_with_a_name_for_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own, folder = resolve("--data", "digits"), resolve("--data", "./digits")
+    assert folder.run_id != own.run_id
+    assert folder.run_id.startswith("digits-badnets-ft_sam-")
+    assert folder.victim_id.startswith("digits-badnets-")
+    assert folder.holdout.share == 0.05, "what suits the digits is not for whatever else has their name"
+    assert configs.resolve(folder.to_dict()) == folder == resolve("--data", str(tmp_path / "digits"))
+
+
+@pytest.mark.parametrize("key", ["data.name", "data.data_dir"])
+def test_a_folder_without_a_name_is_refused(key):
+    with pytest.raises(InputError, match=rf"^{key} must name a folder, got ''"):
+        resolve(f"--{key}", "")
+
+
+def test_files_of_an_attack_are_those_that_its_options_name(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert configs.attack_files(resolve()) == {}
+    assert configs.attack_files(resolve("--attack.pattern", "sft")) == {}
+    assert configs.attack_files(resolve("--attack.pattern", "~/a.png")) == {"attack.pattern": Path("/home/me/a.png")}
+    blended = resolve("--attack", "blended", "--attack.trigger_image", "b.png")
+    assert configs.attack_files(blended) == {"attack.trigger_image": Path("b.png")}
+    assert configs.attack_files(resolve("--attack", "blended")) == {}
+
+
+@pytest.mark.parametrize("name", registry.names("bdjax.attacks"))
+def test_an_option_that_names_a_file_is_an_option(name):
+    assert registry.files("bdjax.attacks", name).keys() <= schema.parameters("bdjax.attacks", name).keys()
+    assert configs.attack_files(resolve("--attack", name)) == {}
+
+
+def test_the_names_of_runs_are_what_they_were():
+    """Recorded before classes had names, data paths and patches pictures."""
+    assert resolve().run_id == "digits-badnets-ft_sam-ec64940b32"
+    assert resolve("--attack", "cba").victim_id == "digits-cba-817f321166"
+    assert resolve("--data", "cifar10", "--attack.target_label", "3").run_id == "cifar10-badnets-ft_sam-34346162fb"
 
 
 # --- What is refused -------------------------------------------------------------------------------------------------

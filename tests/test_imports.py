@@ -63,8 +63,8 @@ MAY_IMPORT = {
     "progress": {"train"},
     "guard": set(),
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
-    "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
-    "plans": BASE | {"config", "data", "poison", "attacker", "train", "defenses"},
+    "config": BASE | {"data", "registry", "schema", "attacks", "poison", "models", "train", "defenses"},
+    "plans": BASE | {"attacks", "config", "data", "poison", "attacker", "train", "defenses"},
     "provenance": {"checks", "config", "plans", "records", "train"},
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
@@ -75,6 +75,7 @@ MAY_IMPORT = {
     | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"}
     | {"provenance"},
     "show": {"config", "plans", "poison", "run", "stealth"},
+    "poisoned_folder": BASE | {"config", "data", "plans", "records", "run", "schema", "show", "train"},
     "contact_sheet": {"checks", "layout", "show"},
     "launch": {"checks"},
     "saved": BASE | {"config", "plans", "provenance", "run", "defenses", "evaluate", "records", "report", "analysis"},
@@ -87,7 +88,8 @@ MAY_IMPORT = {
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
-    | {"analyze", "bundle", "findings", "paired", "provenance", "ranking", "sensitivity"},
+    | {"analyze", "bundle", "findings", "paired", "poisoned_folder", "provenance", "ranking"}
+    | {"sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.

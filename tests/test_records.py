@@ -77,7 +77,7 @@ DIGITS = "9" * 5000
         (f'{{"a": {DIGITS}}}', "a number has 5000 digits"),
         (f'{{"a": {DEEP}}}', "it is nested too deeply"),
         ('{"a": "\\ud800"}', "surrogates not allowed"),
-        ('{"a": 1, "sha256": "0"}', "its digest differs"),
+        ('{"a": 1, "content_sha256": "0"}', "its digest differs"),
         ('{"a": ', "Expecting value"),
         ('["a"]', "it must be a mapping"),
         ('{"b": 1}', "a is missing"),

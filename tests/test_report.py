@@ -534,6 +534,15 @@ def test_outcomes(tmp_path, label_map, expected):
     assert [sample.outcome("triggered_after", i) for i in range(4)] == ["right", "hit", "right", "other"]
 
 
+def test_a_target_by_name_is_drawn_as_its_number(tmp_path):
+    record = report.Record(tmp_path, content(0, attack={"target_label": "class 7"}))
+    assert figures._attacker_label(record, np.array([3, 9])).tolist() == [7, 7]
+    record.content["data"]["target_class"] = "class 8"  # as the run found it, in whatever spelling of Unicode
+    assert figures._attacker_label(record, np.array([3])).tolist() == [8]
+    record = report.Record(tmp_path, content(0, attack={"target_label": "nowhere"}))
+    assert figures._attacker_label(record, np.array([3])).tolist() == [-1]
+
+
 def test_columns_show_many_classes_and_no_target(several):
     add_samples(several)
     sample = figures.read_samples(report.summarize(report.load([several])))["badnets"]

@@ -142,6 +142,7 @@ def test_a_record_has_everything_that_a_reader_needs(first):
         "shape": [8, 8, 1],
         "num_classes": CLASSES,
         "class_names": list(data.load("digits").spec.class_names),
+        "target_class": "0",
         "train_count": TRAIN,
         "test_count": TEST,
         "poisoned_count": round(0.1 * TRAIN),

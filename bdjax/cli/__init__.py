@@ -13,10 +13,23 @@ from collections.abc import Sequence
 
 from bdjax import __version__, guard
 from bdjax.checks import InputError
-from bdjax.cli import analyze, bench, compare, demo, export, listing, report, run, show, smoothness, sweep
+from bdjax.cli import analyze, bench, compare, demo, export, listing, poison, report, run, show, smoothness, sweep
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, complain
 
-_COMMANDS = (demo, run, sweep, show, listing, report, compare, analyze, smoothness, export, bench)  # as --help has them
+_COMMANDS = (
+    demo,
+    run,
+    sweep,
+    show,
+    poison,
+    listing,
+    report,
+    compare,
+    analyze,
+    smoothness,
+    export,
+    bench,
+)  # as --help has them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

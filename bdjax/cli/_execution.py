@@ -23,10 +23,12 @@ _NAMED = 3  # runs that are told by name; of more, how many
 def execution_options(
     parser: argparse.ArgumentParser,
     out: str,
+    *,
+    flag: str = "--out",
     devices: str = "split each batch over this many devices (default: 1; of several hosts: all)",
 ) -> None:
-    """Add the options of `bdjax.run.Execution`; ``out`` is where runs go by default."""
-    parser.add_argument("--out", default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
+    """Add the options of `bdjax.run.Execution`; ``out`` is where runs go by default, ``flag`` what changes that."""
+    parser.add_argument(flag, default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
     parser.add_argument("--devices", type=int, help=devices)
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=1.0, help="least seconds between checkpoints; 0: after every epoch"
