@@ -150,6 +150,18 @@ def addresses(document):
     return [value for one in document.all() for key, value in one.attributes.items() if key in ("src", "href")]
 
 
+def test_the_files_of_an_attack_are_among_the_hashes_of_its_data(tmp_path):
+    record = content(0)
+    files = {"attack.trigger_image": "ef" * 32}
+    record["data"]["fingerprint"] = {"train": "ab" * 32, "test": "cd" * 32, "files": files}
+    write(tmp_path / "runs", record)
+    text = page.write(report.load([tmp_path / "runs"]), tmp_path / "report.html").read_text()
+    hashes = {
+        name: f"{start * 8}…" for name, start in (("train", "ab"), ("test", "cd"), ("attack.trigger_image", "ef"))
+    }
+    assert all(f"{name} {digits}" in text for name, digits in hashes.items())
+
+
 def test_everything_is_in_the_file_and_nothing_is_fetched(document):
     for address in addresses(document):
         assert address.startswith(("data:", "#")) or not urllib.parse.urlsplit(address).scheme, address

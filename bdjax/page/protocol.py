@@ -133,8 +133,9 @@ def _data(content: Content) -> list[Element]:
     lines = []
     for text, number in content.fingerprints.items():
         found = json.loads(text)
-        hashes = [f"{name} {str(value)[:_HASH]}…" for name, value in mapping(found.pop("fingerprint", None)).items()]
-        of = f"; SHA-256 of the images and labels: {', '.join(hashes)}" if hashes else ""
+        known = flatten(mapping(found.pop("fingerprint", None)))
+        hashes = [f"{name.removeprefix('files.')} {str(value)[:_HASH]}…" for name, value in known.items()]
+        of = f"; SHA-256 of the images and labels, and of files: {', '.join(hashes)}" if hashes else ""
         lines.append(tag("li", ", ".join(_pairs(found)), of, value=number, id=f"data-{number}"))
     return [tag("h3", "Data"), tag("ol", lines, class_="numbered")]
 
