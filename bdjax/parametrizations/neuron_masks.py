@@ -57,5 +57,7 @@ class NeuronMasks:
     def _layers(self, model: Model, variables: Variables) -> list[structure.Path]:
         if scales := structure.batch_norms(model, variables):
             return scales[1:]
+        if structure.keeps_variances(variables):  # which would undo a factor on the kernel before it
+            raise InputError("the network's batch norms must have scales to be masked (use_scale=True).")
         order = structure.execution_order(model, variables)
         return [path for path in order if path in structure.kernels(variables["params"])][1:-1]
