@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -10,10 +11,13 @@ from typing import Any, cast
 import flax.linen as nn
 from jaxtyping import Array
 
+from bdjax import structure
 from bdjax.models._dense import Dense
 from bdjax.structure import FactoredKernel, Path
 
-SEEN = "seen"  # the collection of what is recorded; Flax hands it out of `nn.remat` and the like
+# What is recorded goes through a collection of variables, which Flax hands out of `nn.remat` and the like. Each pass
+# has one of its own: where the collections are the same, `nn.jit` runs a program that it has, interceptors and all.
+_COLLECTIONS = map("seen{}".format, itertools.count())
 _WRAPPERS = (nn.WeightNorm, nn.SpectralNorm)  # which compute a kernel of their own from that of the layer inside
 
 
@@ -36,48 +40,48 @@ def keywords(module: nn.Module, **values: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def recorded_input(layer: Path) -> Iterator[None]:
-    """Record what the layer of this path takes in, under `SEEN`; the last time, if it is called more than once."""
+def recorded_input(layer: Path) -> Iterator[str]:
+    """Record what the layer of this path takes in, the last time that it is called; gives the name of a collection."""
+    collection = next(_COLLECTIONS)
 
     def record(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if _is_call_of(context, layer):
-            _keep(context.module, args[0])
+            _keep(context.module, collection, args[0])
         return next_call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        yield
+        yield collection
 
 
 @contextmanager
-def shifted_output(layer: Path, shift: Any) -> Iterator[None]:
-    """Add ``shift`` to what the layer of this path puts out, and record the sum under `SEEN`."""
+def shifted_output(layer: Path, shift: Array) -> Iterator[str]:
+    """Add ``shift`` to what the layer of this path puts out and record the sum; gives the name of a collection."""
+    collection = next(_COLLECTIONS)
 
     def shifted(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         out = next_call(*args, **kwargs)
         if not _is_call_of(context, layer):
             return out
-        out = out + cast(Any, shift).astype(out.dtype)
-        _keep(context.module, out)
+        out = out + shift.astype(out.dtype)
+        _keep(context.module, collection, out)
         return out
 
     with nn.intercept_methods(shifted):
-        yield
+        yield collection
 
 
-def recorded(changed: Any, layer: Path) -> Array | None:
-    """Return what was recorded of a layer, given the collections after the pass; None if it was never called."""
-    found = changed.get(SEEN, {})
-    for name in (*layer, SEEN):
-        found = found.get(name) if found else None
-    return found
+def recorded(seen: Any, layer: Path) -> Array | None:
+    """Return what was recorded in a collection; None if the layer was not called, or shares its program with others."""
+    found = structure.flat(seen or {})
+    return next(iter(found.values())) if [path[:-1] for path in found] == [layer] else None
 
 
 def _is_call_of(context: nn.module.InterceptorContext, layer: Path) -> bool:
     return context.method_name == "__call__" and context.module.path == layer
 
 
-def _keep(module: nn.Module, value: Array) -> None:
-    module.sow(SEEN, SEEN, value, reduce_fn=lambda old, new: new, init_fn=lambda: value)
+def _keep(module: nn.Module, collection: str, value: Array) -> None:
+    module.sow(collection, "seen", value, reduce_fn=lambda old, new: new, init_fn=lambda: value)
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from bdjax.models._convolution import conv_general_dilated
 from bdjax.models._dense import Dense as Dense
 from bdjax.models._dense import uniform_fan_in
 from bdjax.models._interception import (
-    SEEN,
     factored,
     keywords,
     listed_products,
@@ -192,9 +191,9 @@ class LinenModel:
           InputError: the last kernel is not that of a layer that takes the features in.
         """
         path = structure.classifier(self, variables)
-        with recorded_input(path[:-1]):
-            _, changed = self._pass(variables, image, [SEEN])
-        seen, width = recorded(changed, path[:-1]), structure.flat(variables["params"])[path].shape[-2]
+        with recorded_input(path[:-1]) as collection:
+            _, changed = self._pass(variables, image, [collection])
+        seen, width = recorded(changed.get(collection), path[:-1]), structure.flat(variables["params"])[path].shape[-2]
         if seen is None or seen.ndim < 2 or seen.shape[-1] != width:
             what = "is wrapped in another" if seen is None else f"takes in {seen.shape[1:]}"
             last = "/".join(path[:-1]) or type(self.module).__name__
@@ -204,11 +203,16 @@ class LinenModel:
     def probe(
         self, variables: Variables, image: Float[Array, "n h w c"], layer: Path, shift: Any = 0.0
     ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:
-        """Return the logits with ``shift`` added to what one layer puts out, and that output, in evaluation mode."""
-        with shifted_output(layer[:-1], jnp.asarray(shift)):
-            logits, changed = self._pass(variables, image, [SEEN])
-        if (seen := recorded(changed, layer[:-1])) is None:
-            raise InputError(f"layer must be the path of a kernel of the network; got {'/'.join(layer)}.")
+        """Return the logits with ``shift`` added to what one layer puts out, and that output, in evaluation mode.
+
+        Raises:
+          InputError: no such layer, or one that cannot be told from others, being inside `nn.jit` or a wrapper.
+        """
+        with shifted_output(layer[:-1], jnp.asarray(shift)) as collection:
+            logits, changed = self._pass(variables, image, [collection])
+        if (seen := recorded(changed.get(collection), layer[:-1])) is None:
+            what = "the path of a kernel of the network, of a layer that is neither in nn.jit nor wrapped in another"
+            raise InputError(f"layer must be {what}; got {'/'.join(layer)}.")
         return logits, _wide(seen)
 
     def _pass(
