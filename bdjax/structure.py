@@ -12,6 +12,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from bdjax import pytree
+from bdjax.checks import InputError
 from bdjax.types import Model, Variables
 
 Path: TypeAlias = tuple[str, ...]
@@ -63,15 +64,31 @@ def batch_norms(model: Model, variables: Variables) -> list[Path]:
 
     A batch norm is whatever keeps a running variance and has a scale.
     """
-    running = {path[:-1] for path in flat(variables["batch_stats"]) if path[-1] == "var"}
+    running = _running_variances(variables)
     return [path for path in execution_order(model, variables) if path[-1] == "scale" and path[:-1] in running]
 
 
+def keeps_variances(variables: Variables) -> bool:
+    """Return whether there is a batch norm at all, with or without a scale."""
+    return bool(_running_variances(variables))
+
+
+def _running_variances(variables: Variables) -> set[Path]:
+    return {path[:-1] for path in flat(variables["batch_stats"]) if path[-1] == "var"}
+
+
 def classifier(model: Model, variables: Variables) -> Path:
-    """Return the path of the last layer's kernel."""
-    order = execution_order(model, variables)
-    found = kernels(variables["params"])
-    return [path for path in order if path in found][-1]
+    """Return the path of the last layer's kernel.
+
+    Raises:
+      InputError: the network has no kernel, or uses none.
+    """
+    order, found = execution_order(model, variables), kernels(variables["params"])
+    used = [path for path in order if path in found]
+    if not used:
+        names = ", ".join(sorted({path[-1] for path in order})) or "nothing"
+        raise InputError(f"the network must have a layer whose weights are named kernel; it reads {names}.")
+    return used[-1]
 
 
 def execution_order(model: Model, variables: Variables) -> list[Path]:

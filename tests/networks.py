@@ -68,6 +68,13 @@ class Layer(nn.Module):
         return x.reshape(x.shape[0], -1)
 
 
+def of_layer(layer: Any, spec: ImageSpec, dtype: str = "float32") -> LinenModel:
+    """A network that is one layer; each of its numbers is a class."""
+    image = jnp.zeros((1, *spec.shape))
+    out, _ = jax.eval_shape(lambda: Layer(layer).init_with_output(jax.random.key(0), image, train=False))
+    return LinenModel(Layer(layer), dataclasses.replace(spec, num_classes=out.shape[-1]), dtype)
+
+
 def backwards() -> LinenModel:
     return LinenModel(Backwards(), TINY)
 

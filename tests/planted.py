@@ -24,6 +24,7 @@ class Net(nn.Module):
     widths: tuple[int, ...] = (4,)
     norm: bool = False
     classes: int = 3
+    dense: Any = Dense
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool, valid: Any = None) -> Any:
@@ -35,7 +36,7 @@ class Net(nn.Module):
             if self.norm:
                 x = BatchNorm(name=f"bn{number}")(x, train=train, valid=valid)
             x = nn.relu(x)
-        return Dense(self.classes, name="linear")(x.mean((1, 2)))
+        return self.dense(self.classes, name="linear")(x.mean((1, 2)))
 
 
 @pytree.dataclass

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bdjax import optim, registry
+from bdjax.checks import InputError
 from bdjax.optim import Schedule, Sgd, schedules
 
 
@@ -156,3 +161,94 @@ def test_update_without_params_is_refused_where_they_are_needed(setup):
         return
     with pytest.raises(ValueError, match="params"):
         tx.update(grads, tx.init(grads), **extra)
+
+
+# --- values that mean nothing ----------------------------------------------------------------------------------------
+
+ONES = {"w": jnp.ones(2)}
+# Every number that a public function takes: a call with it, and values of the right type that are out of its range.
+NUMBERS: dict[tuple[str, str], tuple[Callable[[Any], Any], tuple[float, ...]]] = {
+    ("perturbation", "rho"): (lambda x: optim.perturbation(ONES, ONES, x), (-1.0,)),
+    ("sam", "rho"): (lambda x: optim.sam(x), (-1.0, -1e-9)),
+    ("fisher_trace", "eta"): (lambda x: optim.fisher_trace(x), (-1.0,)),
+    ("fisher_trace", "every"): (lambda x: optim.fisher_trace(1.0, x), (0, -3, 2.5)),
+    ("anchor", "eta"): (lambda x: optim.anchor(ONES, ONES, x), (-1.0,)),
+    ("l1_to_one", "eta"): (lambda x: optim.l1_to_one(x), (-1.0,)),
+    ("cosine", "period"): (lambda x: schedules.cosine(jnp.int32(1), x), (0.0, -1.0)),
+    ("step", "size"): (lambda x: schedules.step(jnp.int32(1), x, 0.1), (0.0, -1.0)),
+    ("step", "factor"): (lambda x: schedules.step(jnp.int32(1), 1.0, x), (0.0, -1.0)),
+    ("reduce_on_plateau", "steps_per_epoch"): (lambda x: schedules.reduce_on_plateau(x), (0, 1.5)),
+    ("reduce_on_plateau", "factor"): (lambda x: schedules.reduce_on_plateau(1, factor=x), (0.0, -1.0)),
+    ("reduce_on_plateau", "patience"): (lambda x: schedules.reduce_on_plateau(1, patience=x), (-1, 1.5)),
+    ("reduce_on_plateau", "threshold"): (lambda x: schedules.reduce_on_plateau(1, threshold=x), (-0.1, 1.0)),
+    ("Sgd.transformation", "learning_rate"): (lambda x: Sgd(x).transformation(1), (-1.0,)),
+    ("Sgd.transformation", "momentum"): (lambda x: Sgd(0.1, momentum=x).transformation(1), (-0.1, 1.0)),
+    ("Sgd.transformation", "weight_decay"): (lambda x: Sgd(0.1, weight_decay=x).transformation(1), (-1.0,)),
+    ("Sgd.transformation", "steps_per_epoch"): (lambda x: Sgd(0.1).transformation(x), (0, 1.5)),
+}
+NO_NUMBERS = (float("nan"), float("inf"), "1", None, True, [0.5], 1j, np.array([0.5, np.nan]))
+
+
+def test_every_number_of_the_folder_is_in_the_list():
+    """By the annotations, so that a new function or argument is tested or fails here."""
+    numbers = re.compile(r"\b(HParam|float|int|Int\[.*\])")
+    found = set()
+    for name in registry.names("bdjax.optim"):
+        module = importlib.import_module(f"bdjax.optim.{name}")
+        for function in vars(module).values():
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                for option, annotation in function.__annotations__.items():
+                    if not function.__name__.startswith("_") and option not in ("return", "count"):
+                        found |= {(function.__name__, option)} if numbers.match(str(annotation)) else set()
+    assert found == {key for key in NUMBERS if not key[0].startswith("Sgd")}
+
+
+@pytest.mark.parametrize(("function", "option"), NUMBERS)
+def test_a_number_that_means_nothing_is_refused_where_it_is_given(function, option, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no run-time type checks
+    call, out_of_range = NUMBERS[function, option]
+    for value in (*NO_NUMBERS, *out_of_range, *(np.asarray(value) for value in out_of_range)):
+        with pytest.raises(InputError, match=rf"^{option} must be .*, got "):
+            call(value)
+
+
+@pytest.mark.parametrize(("function", "option"), NUMBERS)
+def test_a_traced_number_is_let_through(function, option):
+    call, _ = NUMBERS[function, option]
+    if (function, option) in (("reduce_on_plateau", "patience"),):  # which is compiled in
+        return
+    kind = jnp.int32 if option in ("every", "steps_per_epoch") else jnp.float32
+
+    def traced(value):
+        made = call(value)
+        return made if isinstance(made, jax.Array | dict) else made.init(ONES)
+
+    jax.eval_shape(traced, jax.ShapeDtypeStruct((), kind))
+    call(kind(1) if kind is jnp.int32 else kind(0.5))  # and one that is an array, with a value to check
+
+
+@given(rho=st.floats(allow_nan=True, allow_infinity=True, width=32))
+def test_any_radius_is_taken_or_refused(rho):
+    if np.isfinite(rho) and rho >= 0:
+        optim.sam(rho).init(ONES)
+    else:
+        with pytest.raises(InputError, match="rho must be"):
+            optim.sam(rho)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: optim.project(1.0, 0.5), "lower must be at most upper, got 1.0 and 0.5"),
+        (lambda: optim.project(float("nan"), 1.0), "lower must be a number, got nan"),
+        (lambda: optim.project(0.0, {"w": np.array([1.0, np.nan])}), "upper must be a number, got nan"),
+        (lambda: optim.project(None, 1.0), "lower must be a number, got None"),
+        (lambda: optim.anchor(ONES, {"v": jnp.ones(2)}, 1.0), "importance must be a tree like reference"),
+        (lambda: optim.anchor(ONES, {"w": jnp.ones(3)}, 1.0), r"importance\['w'\] must have the shape \(2,\)"),
+        (lambda: optim.anchor(ONES, {"w": -jnp.ones(2)}, 1.0), "importance must be finite and 0 or more everywhere"),
+    ],
+)
+def test_bounds_and_trees_that_mean_nothing_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+    optim.project(-jnp.inf, {"w": np.array([np.inf, 1.0])})  # no bound at all

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 from quick import quick_jit
 
-from bdjax.models._layers import BatchNorm, Dense, LinenModel, conv, pooled
+from bdjax.models._layers import BatchNorm, Dense, conv, pooled
 
 
 def normal(*shape: int) -> jax.Array:
@@ -197,10 +197,10 @@ def test_pooling_is_in_float32():
 def test_images_are_normalized_in_float32_and_logits_and_features_are_float32():
     image = jnp.asarray(np.random.default_rng(0).random((2, 6, 6, 2), np.float32))
     spec = networks.TINY
-    model = LinenModel(networks.Layer(lambda x: x), spec, "bfloat16")
+    model = networks.of_layer(lambda x: x, spec, "bfloat16")
     logits, _ = model.apply({"params": {}, "batch_stats": {}}, image)
     normalized = (np.asarray(image) - np.float32(spec.mean)) / np.float32(spec.std)
     assert logits.dtype == jnp.float32
     np.testing.assert_array_equal(logits, normalized.reshape(2, -1).astype(jnp.bfloat16).astype(np.float32))
-    network = LinenModel(networks.Layer(Dense(3)), spec, "bfloat16")
+    network = networks.of_layer(Dense(3), spec, "bfloat16")
     assert jax.eval_shape(network.features, networks.random_variables(network), image).dtype == jnp.float32

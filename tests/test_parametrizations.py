@@ -246,7 +246,7 @@ LAYERS = {
 def test_a_factored_layer_is_the_layer(layer):
     """For any stride, padding and window: the kernel itself at δ = 0, the multiplied kernel elsewhere."""
     spec = ImageSpec("tiny", (6, 5, 4), 3, (0.0,) * 4, (1.0,) * 4)
-    model = LinenModel(networks.Layer(LAYERS[layer]), spec)
+    model = networks.of_layer(LAYERS[layer], spec)
     variables = random_variables(model)
     image = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 5, 4)), jnp.float32)
     tuned, frozen = SVD.init(model, variables)
@@ -283,7 +283,7 @@ def test_factored_layers_compute_in_the_type_of_the_network():
 @pytest.mark.parametrize("layer", [conv(2, 1, name="layer"), nn.Conv(2, (1, 1), dtype=jnp.bfloat16), Dense(2)])
 def test_the_gradient_of_a_singular_value_is_summed_in_float32(layer):
     """Over 4096 pixels that count 1 each, where bfloat16 stops at 256; of pooled pixels, over 16 images."""
-    model = LinenModel(networks.Layer(layer), ImageSpec("ones", (16, 16, 2), 2, (0.0,) * 2, (1.0,) * 2), "bfloat16")
+    model = networks.of_layer(layer, ImageSpec("ones", (16, 16, 2), 2, (0.0,) * 2, (1.0,) * 2), "bfloat16")
     variables = random_variables(model)
 
     @quick_jit

@@ -70,6 +70,8 @@ class Analysis(Protocol):
 def convolution(model: Model, variables: Variables, layer: str | None = None) -> Path:
     """Return the path of a convolution's kernel: the last one that the network computes, or that of a layer's name.
 
+    Where the classifier is a convolution too, its outputs are the logits, so the last one is that before it.
+
     Args:
       model: the network.
       variables: any of its variables.
@@ -84,7 +86,8 @@ def convolution(model: Model, variables: Variables, layer: str | None = None) ->
         raise InputError("the network must have a convolution for this analysis.")
     names = {"/".join(path[:-1]): path for path in order}
     if layer is None:
-        return order[-1]
+        hidden = [path for path in order if path != structure.classifier(model, variables)]
+        return (hidden or order)[-1]
     if layer not in names:
         raise InputError(f"no convolution {layer!r}{did_you_mean(layer, list(names))}; known: {', '.join(names)}.")
     return names[layer]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from bdjax import layout
 from bdjax.analysis._subject import Findings, Subject, convolution
-from bdjax.checks import integer, one_of
+from bdjax.checks import InputError, integer, one_of
 from bdjax.data import splits
 from bdjax.data.augment import as_float
 from bdjax.layout import GREEN, GREY, MARGIN, ORANGE, WIDTH
@@ -73,9 +73,15 @@ def explain(
       image: uint8, or float in [0, 1].
       layer: the path of the convolution's kernel; its output is taken as it is, before any norm or activation.
       label: the classes explained; None for those predicted.
+
+    Raises:
+      InputError: the layer's output has no two axes of positions.
     """
     image = as_float(image)
     shape = jax.eval_shape(lambda: model.probe(variables, image, layer)[1])
+    if len(shape.shape) != 4:
+        name = "/".join(layer[:-1])
+        raise InputError(f"layer must put out maps [n, h, w, k] for Grad-CAM; {name} puts out {shape.shape}.")
     (logits, output), pull = jax.vjp(
         lambda shift: model.probe(variables, image, layer, shift), jnp.zeros(shape.shape, shape.dtype)
     )

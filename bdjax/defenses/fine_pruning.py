@@ -44,20 +44,25 @@ class FeaturePruning:
         """Prune, given the whole holdout. What is reported is measured on the part that is kept aside."""
         del key
         features = jax.lax.map(lambda x: model.features(state, as_float(x)[None])[0], batch.image, batch_size=_CHUNK)
-        (seen, _), (features, label) = keep_aside(
-            (features, batch.label), batch.label, self.aside, model.spec.num_classes
+        (seen, *_), (features, label, aside) = keep_aside(
+            (features, batch.label, batch.image), batch.label, self.aside, model.spec.num_classes
         )
         path, flat = structure.classifier(model, state), structure.flat(state["params"])
         bias = flat.get((*path[:-1], "bias"), 0)
         rank = jnp.argsort(jnp.argsort(seen.mean(0)))  # 0 for the lowest mean
 
+        def pruned(count: Array) -> Variables:
+            kernel = jnp.where((rank >= count)[:, None], flat[path], 0)
+            return {**state, "params": structure.nested({**flat, path: kernel})}
+
         def logits(count: Array) -> Float[Array, "n k"]:
+            if flat[path].ndim > 2:  # a convolution: what follows it is the network's own
+                return _logits(model, pruned(count), aside)
             return jnp.where(rank >= count, features, 0) @ flat[path] + bias
 
         count = self._most(logits, label, rank.shape[0])
-        flat[path] = jnp.where((rank >= count)[:, None], flat[path], 0)
         loss, right = cross_entropy(logits(count), label).mean(), (logits(count).argmax(-1) == label).mean()
-        return {**state, "params": structure.nested(flat)}, Info(loss, right, jnp.int32(0))
+        return pruned(count), Info(loss, right, jnp.int32(0))
 
     def finalize(self, model: Model, state: Variables) -> Variables:
         """Return the pruned network."""
@@ -71,6 +76,10 @@ class FeaturePruning:
         bearable = accuracy > (1 - self.accuracy_drop) * accuracy[0] + ROUNDING
         bearable = (bearable & (counts <= self.max_share * width)) | (counts == 0)
         return counts[jnp.cumprod(bearable).sum() - 1]
+
+
+def _logits(model: Model, variables: Variables, image: Array) -> Float[Array, "n k"]:
+    return jax.lax.map(lambda x: model.apply(variables, as_float(x)[None])[0][0], image, batch_size=_CHUNK)
 
 
 def fine_pruning(
@@ -92,7 +101,8 @@ def fine_pruning(
     Features are what the classifier takes in; they are ranked by their signed mean over the holdout, less a part that
     is kept aside, and pruned from the lowest, in steps of ⌈step · d⌉, by zeroing their weights in the classifier. The
     last step before the accuracy aside falls by the share ``accuracy_drop`` is kept. What was pruned stays zero in the
-    fine-tuning, which uses the whole holdout. Without epochs this is pruning alone.
+    fine-tuning, which uses the whole holdout. Without epochs this is pruning alone. Where the classifier is a
+    convolution, its input channels are the features, ranked by their means over the positions too.
 
     Departures. BackdoorBench, whose choice of layer this follows, ranks on augmented images, measures on the *test*
     images, keeps the first step that costs too much, and prunes one step less than it counts.

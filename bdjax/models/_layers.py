@@ -15,14 +15,27 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from bdjax import structure
 from bdjax.checks import InputError, integer, one_of
 from bdjax.models._convolution import conv_general_dilated
+from bdjax.models._dense import Dense as Dense
+from bdjax.models._dense import uniform_fan_in
+from bdjax.models._interception import (
+    factored,
+    keywords,
+    listed_products,
+    recorded,
+    recorded_input,
+    shifted_output,
+    with_tuples,
+)
 from bdjax.structure import FactoredKernel, Path
 from bdjax.types import BatchStats, ImageSpec, Variables
 
@@ -81,12 +94,6 @@ def _moments(x: Array, valid: Array | None) -> tuple[Array, Array, Array]:
     return mean, var, count
 
 
-def _uniform_fan_in(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """U(−b, b), b = 1/√fan_in: PyTorch's default for convolutions and dense layers."""
-    bound = 1 / math.sqrt(math.prod(shape[:-1]))
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
 def _in_the_type_of_the_input(x: Array, *parameters: Array | None, dtype: Any) -> tuple[Array | None, ...]:
     """Cast a layer's parameters to the type of its input; Flax's own rule is the wider of the two."""
     del dtype
@@ -102,28 +109,11 @@ def conv(features: int, size: int, *, stride: int = 1, name: str) -> nn.Conv:
         strides=(stride, stride),
         padding=((pad, pad), (pad, pad)),
         use_bias=False,
-        kernel_init=_uniform_fan_in,
+        kernel_init=uniform_fan_in,
         promote_dtype=cast(Any, _in_the_type_of_the_input),
         conv_general_dilated=conv_general_dilated,
         name=name,
     )
-
-
-class Dense(nn.Module):
-    """A dense layer with PyTorch's default initialization of weights and bias."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
-        kernel = self.param("kernel", _uniform_fan_in, (x.shape[-1], self.features))
-        bound = 1 / math.sqrt(x.shape[-1])
-        bias = self.param(
-            "bias", lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.features,)
-        )
-        # Nothing here or in a convolution asks for a float32 result (`preferred_element_type`): all backends accumulate
-        # in float32 and round once, and a float32 cotangent would make the products of the way back float32.
-        return (x @ kernel.astype(x.dtype) + bias).astype(x.dtype)
 
 
 def pooled(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
@@ -135,19 +125,46 @@ def pooled(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
 class LinenModel:
     """A Linen module with its image specification as a `bdjax.types.Model`.
 
-    The module takes normalized images and the keywords ``train`` and ``valid``. Two equal models share one
-    compilation. ``dtype`` is the type in which the layers compute, ``"float32"`` or ``"bfloat16"``; whatever it is,
-    variables, logits and features are float32.
+    The module takes normalized images and returns one logit for each class. It is given the keywords ``train`` and
+    ``valid`` (which rows of a training batch count) as far as its ``__call__`` has them; with batch norm it needs both.
+    Its layers may be of any class: what matters is that their weights are named ``kernel``, as Flax's own are.
+
+    Two equal models share one compilation. ``dtype`` is the type in which the layers compute, ``"float32"`` or
+    ``"bfloat16"``; whatever it is, variables, logits and features are float32.
     """
 
     module: nn.Module
     spec: ImageSpec
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        """Refuse a module that is not hashable, but for `nn.Sequential`, whose list of layers becomes a tuple."""
+        object.__setattr__(self, "module", with_tuples(self.module))
+        try:
+            hash(self.module)
+        except TypeError as error:
+            name = type(self.module).__name__
+            raise InputError(f"module must be hashable, with tuples in place of lists; {name} is not.") from error
+
     def init(self, key: Key[Array, ""]) -> Variables:
-        """Return fresh ``{"params", "batch_stats"}``; the latter is empty without batch norm."""
+        """Return fresh ``{"params", "batch_stats"}``; the latter is empty without batch norm.
+
+        Raises:
+          InputError: a network that cannot be trained here: without parameters, with other state than running
+            statistics, or with those and without the keywords ``train`` and ``valid``.
+        """
         image = jnp.zeros((1, *self.spec.shape))
-        return _init(self.module, key, self._normalize(image))
+        variables = _init(self.module, key, self._normalize(image))
+        if others := sorted(set(variables) - {"params", "batch_stats"}):
+            kept = f"the collections params and batch_stats alone; it has {', '.join(others)}"
+            raise InputError(f"the network must keep its variables in {kept}.")
+        if not variables.get("params"):
+            raise InputError("the network must have parameters; its module makes none.")
+        needed = {"train", "valid"}
+        if variables["batch_stats"] and (missing := sorted(needed - set(keywords(self.module, train=0, valid=0)))):
+            what = f"{' and '.join(missing)}, as it keeps running statistics"
+            raise InputError(f"the network's module must take the keyword {what}.")
+        return variables
 
     def apply(
         self,
@@ -157,45 +174,63 @@ class LinenModel:
         train: bool = False,
         valid: Bool[Array, " n"] | None = None,
     ) -> tuple[Float[Array, "n k"], BatchStats]:
-        """Return the logits of images in [0, 1], and the batch statistics after the pass."""
-        x = self._normalize(image)
-        with nn.intercept_methods(_factored):
-            if not train:
-                return _wide(self.module.apply(variables, x, train=False)), variables["batch_stats"]
-            logits, changed = self.module.apply(variables, x, train=True, valid=valid, mutable=["batch_stats"])
-        return _wide(logits), changed.get("batch_stats", {})
+        """Return the logits of images in [0, 1], and the batch statistics after the pass.
+
+        Raises:
+          InputError: the network's output is not one logit for each class, or it draws random numbers in training.
+        """
+        logits, changed = self._pass(variables, image, ["batch_stats"] if train else [], train=train, valid=valid)
+        return logits, changed.get("batch_stats", {}) if train else variables["batch_stats"]
 
     def features(self, variables: Variables, image: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
-        """Return what the last dense layer takes in, in evaluation mode."""
-        seen: list[Array] = []
+        """Return what the classifier, the last layer, takes in, in evaluation mode.
 
-        def keep_input(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-            if isinstance(context.module, Dense):
-                seen.append(args[0])
-            return next_call(*args, **kwargs)
+        Where it takes in maps, it is their mean over the positions.
 
-        with nn.intercept_methods(keep_input):
-            self.apply(variables, image)
-        return _wide(seen[-1])
+        Raises:
+          InputError: the last kernel is not that of a layer that takes the features in.
+        """
+        path = structure.classifier(self, variables)
+        with recorded_input(path[:-1]) as collection:
+            _, changed = self._pass(variables, image, [collection])
+        seen, width = recorded(changed.get(collection), path[:-1]), structure.flat(variables["params"])[path].shape[-2]
+        if seen is None or seen.ndim < 2 or seen.shape[-1] != width:
+            what = "is wrapped in another" if seen is None else f"takes in {seen.shape[1:]}"
+            last = "/".join(path[:-1]) or type(self.module).__name__
+            raise InputError(f"the network must end in a layer of {width} features; its last one, {last}, {what}.")
+        return _wide(seen).mean(tuple(range(1, seen.ndim - 1)))
 
     def probe(
         self, variables: Variables, image: Float[Array, "n h w c"], layer: Path, shift: Any = 0.0
     ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:
-        """Return the logits with ``shift`` added to what one layer puts out, and that output, in evaluation mode."""
-        seen: list[Array] = []
+        """Return the logits with ``shift`` added to what one layer puts out, and that output, in evaluation mode.
 
-        def shifted(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-            out = next_call(*args, **kwargs)
-            if context.method_name != "__call__" or context.module.path != layer[:-1]:
-                return out
-            seen.append(out + jnp.asarray(shift, out.dtype))
-            return seen[-1]
+        Raises:
+          InputError: no such layer, or one that cannot be told from others, being inside `nn.jit` or a wrapper.
+        """
+        with shifted_output(layer[:-1], jnp.asarray(shift)) as collection:
+            logits, changed = self._pass(variables, image, [collection])
+        if (seen := recorded(changed.get(collection), layer[:-1])) is None:
+            what = "the path of a kernel of the network, of a layer that is neither in nn.jit nor wrapped in another"
+            raise InputError(f"layer must be {what}; got {'/'.join(layer)}.")
+        return logits, _wide(seen)
 
-        with nn.intercept_methods(shifted):
-            logits, _ = self.apply(variables, image)
-        if not seen:
-            raise InputError(f"layer must be the path of a kernel of the network; got {'/'.join(layer)}.")
-        return logits, _wide(seen[-1])
+    def _pass(
+        self, variables: Variables, image: Array, mutable: list[str], *, train: bool = False, valid: Any = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Return the logits and the collections that a pass may change."""
+        options = keywords(self.module, train=train, **({"valid": valid} if train else {}))
+        variables = {**variables, "params": _divisible(self, variables["params"])}
+        try:
+            with nn.intercept_methods(factored):
+                logits, changed = self.module.apply(variables, self._normalize(image), mutable=mutable, **options)
+        except flax.errors.InvalidRngError as error:
+            raise InputError("the network must not draw random numbers in training, as dropout does.") from error
+        wanted, got = (image.shape[0], self.spec.num_classes), getattr(logits, "shape", None)
+        if got != wanted:
+            what = f"one logit for each class, of shape {wanted} here"
+            raise InputError(f"the network must return {what}; got {got or type(logits).__name__}.")
+        return _wide(logits), dict(cast(Any, changed))
 
     def _normalize(self, image: Array) -> Array:
         """Normalize in the images' own type, and round the result only."""
@@ -208,43 +243,44 @@ def _wide(x: Any) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _factored(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-    """Compute a layer whose kernel is given as V diag(s) Uᵀ: V as the kernel, then the scale, then U for each pixel."""
-    layer = context.module
-    if context.method_name != "__call__" or not isinstance(layer, nn.Conv | Dense):
-        return next_call(*args, **kwargs)
-    kernel = layer.get_variable("params", "kernel")
-    if not isinstance(kernel, FactoredKernel):
-        return next_call(*args, **kwargs)
-    (x,) = args
-    # A group's filters see their own inputs only: U cannot come after V.
-    grouped = isinstance(layer, nn.Conv) and layer.feature_group_count > 1
-    first = kernel.multiplied() if grouped else kernel.v
-    if isinstance(layer, Dense):
-        x = x @ first.astype(x.dtype)
-    else:
-        plain = layer.clone(parent=None, name=None, features=first.shape[-1], use_bias=False)
-        x = cast(Array, plain.apply({"params": {"kernel": first}}, x))
-    if not grouped:  # the scale is not rounded, so that its gradient, a sum over images and pixels, is float32
-        x = (x * kernel.scale).astype(x.dtype) @ kernel.u.T.astype(x.dtype)
-    bias = layer.get_variable("params", "bias")
-    return x if bias is None else (x + bias).astype(x.dtype)
+def _multiplied(leaf: Any) -> Any:
+    return leaf.multiplied() if isinstance(leaf, FactoredKernel) else leaf
+
+
+def _divisible(model: LinenModel, params: Any) -> Any:
+    """Return the parameters with each `FactoredKernel` multiplied out but for the layers that take the parts."""
+    leaves = structure.flat(params)
+    if not any(isinstance(leaf, FactoredKernel) for leaf in leaves.values()):
+        return params
+    kept = _products(model)
+    return structure.nested({path: leaf if path in kept else _multiplied(leaf) for path, leaf in leaves.items()})
+
+
+@functools.lru_cache(maxsize=64)
+def _products(model: LinenModel) -> frozenset[Path]:
+    """Return the paths of the kernels of which a layer makes a product and nothing else."""
+    found: set[Path] = set()
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    with listed_products(found):
+        jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((1, *model.spec.shape), jnp.float32))
+    return frozenset(found)
 
 
 def _init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
     if any(isinstance(value, jax.core.Tracer) for value in (key, x)):  # the caller compiles
-        return {"batch_stats": {}, **module.init(key, x, train=True)}
+        return _fresh(module, key, x)
     return _compiled_init()(module, key, x)
+
+
+def _fresh(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
+    return {"batch_stats": {}, **module.init(key, x, **keywords(module, train=True))}
 
 
 @functools.cache
 def _compiled_init() -> Callable[[nn.Module, Key[Array, ""], Array], Variables]:
-    def init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
-        return {"batch_stats": {}, **module.init(key, x, train=True)}
-
     # LLVM's full effort on the draw of every parameter takes six times as long, and gives the same bits.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, static_argnums=0, compiler_options=options)
+    return jax.jit(_fresh, static_argnums=0, compiler_options=options)
 
 
 def check_options(width: int, dtype: str) -> None:

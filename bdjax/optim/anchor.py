@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.core
+import numpy as np
 import optax
 
+from bdjax.checks import InputError, non_negative
+from bdjax.optim._checks import each, trees_alike
+from bdjax.optim._masks import is_masked
 from bdjax.types import HParam
 
 
@@ -19,6 +24,11 @@ def anchor(reference: Any, importance: Any, eta: HParam) -> optax.GradientTransf
       reference: θ̄, a tree like the parameters.
       importance: F̄ ≥ 0, a tree like the parameters: `bdjax.fisher.diagonal` at θ̄, say.
       eta: weight η ≥ 0; may be traced.
+
+    Inside `optax.masked` and `optax.partition` the other parameters are left alone.
+
+    Raises:
+      InputError: a weight below 0 or no number, or trees of different shapes.
 
     Example:
 
@@ -33,13 +43,19 @@ def anchor(reference: Any, importance: Any, eta: HParam) -> optax.GradientTransf
       SFT paper (Karim et al.), the clean-accuracy retainer L_r, eq. 6, η_r = 5.
     """
 
+    each(non_negative, eta=eta)
+    trees_alike(reference=reference, importance=importance)
+    for leaf in jax.tree.leaves(importance):
+        if not isinstance(leaf, jax.core.Tracer) and not np.all(np.isfinite(leaf) & (np.asarray(leaf) >= 0)):
+            raise InputError("importance must be finite and 0 or more everywhere.")
+
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:
             raise ValueError("optim.anchor needs params: call update(grads, state, params).")
 
         def pulled(u: Any, w: Any, start: Any, weight: Any) -> Any:
-            return (u + eta * weight * (w - start)).astype(u.dtype)
+            return u if is_masked(u) else (u + eta * weight * (w - start)).astype(u.dtype)
 
-        return jax.tree.map(pulled, updates, params, reference, importance)
+        return jax.tree.map(pulled, updates, params, reference, importance, is_leaf=is_masked)
 
     return optax.stateless(update)

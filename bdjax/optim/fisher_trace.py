@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from bdjax.checks import integer, non_negative
+from bdjax.optim._checks import each
+from bdjax.optim._masks import Mask, kept, refuse_masked
 from bdjax.types import HParam
 
 
@@ -19,7 +23,9 @@ class FisherTraceState(NamedTuple):
     step: Int[Array, ""]
 
 
-def fisher_trace(eta: HParam, every: int = 10) -> optax.GradientTransformationExtraArgs:
+def fisher_trace(
+    eta: HParam, every: int | Int[Array, ""] = 10, *, mask: Mask = None
+) -> optax.GradientTransformationExtraArgs:
     """Add η ∇Tr F(θ) to the gradient on every ``every``-th step; the others cost nothing.
 
     ``update`` takes the keyword ``trace_grad_fn(params) → grads``, the gradient of the trace or of an estimate of it
@@ -32,6 +38,10 @@ def fisher_trace(eta: HParam, every: int = 10) -> optax.GradientTransformationEx
     Args:
       eta: weight η ≥ 0; may be traced.
       every: steps from one penalty to the next; the first falls on step ``every``.
+      mask: to which parameters the penalty's gradient is added, as of `bdjax.optim.sam`; all by default.
+
+    Raises:
+      InputError: a value out of range, a mask that does not fit, or parameters hidden by `optax.masked`.
 
     Example, the penalty θ⁴ on a loss θ² on every second step:
 
@@ -50,8 +60,12 @@ def fisher_trace(eta: HParam, every: int = 10) -> optax.GradientTransformationEx
       SFT paper (Karim et al.), eq. 5 and sec. 4.1: once every 10 steps, η_F = 0.001.
     """
 
+    each(non_negative, eta=eta)
+    each(functools.partial(integer, 1), every=every)
+
     def init(params: optax.Params) -> FisherTraceState:
-        del params
+        refuse_masked("optim.fisher_trace", params)
+        kept(mask, params, params)  # to refuse a mask that does not fit
         return FisherTraceState(jnp.int32(0))
 
     def update(
@@ -65,10 +79,12 @@ def fisher_trace(eta: HParam, every: int = 10) -> optax.GradientTransformationEx
         del extra
         if params is None:
             raise ValueError("optim.fisher_trace needs params: call update(grads, state, params, trace_grad_fn=…).")
+        refuse_masked("optim.fisher_trace", params)
         step = state.step + 1
 
         def penalized() -> optax.Updates:
-            return jax.tree.map(lambda u, t: (u + eta * t).astype(u.dtype), updates, trace_grad_fn(params))
+            trace_grads = kept(mask, trace_grad_fn(params), params)
+            return jax.tree.map(lambda u, t: (u + eta * t).astype(u.dtype), updates, trace_grads)
 
         return jax.lax.cond(step % every == 0, penalized, lambda: updates), FisherTraceState(step)
 

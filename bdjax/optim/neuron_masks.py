@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from bdjax.checks import InputError, non_negative
+from bdjax.optim._checks import each, not_nan
 from bdjax.types import HParam
 
 
@@ -18,6 +21,9 @@ def l1_to_one(eta: HParam) -> optax.GradientTransformation:
 
     Args:
       eta: weight η ≥ 0; may be traced.
+
+    Raises:
+      InputError: a weight below 0 or no number.
 
     Example:
 
@@ -31,6 +37,8 @@ def l1_to_one(eta: HParam) -> optax.GradientTransformation:
     References:
       NFT paper (Karim et al.), eq. 6. `jnp.abs` has the derivative 1 at 0, which would push a mask at 1.
     """
+
+    each(non_negative, eta=eta)
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:
@@ -47,7 +55,11 @@ def project(lower: Any, upper: Any) -> optax.GradientTransformation:
     momentum may hold a value at its bound for some steps.
 
     Args:
-      lower, upper: bounds, trees like the parameters or prefixes of them; a single number bounds everything.
+      lower, upper: bounds, trees like the parameters or prefixes of them; a single number bounds everything, and an
+        infinite one nothing.
+
+    Raises:
+      InputError: a bound that is no number, or two numbers in the wrong order.
 
     Example:
 
@@ -59,6 +71,11 @@ def project(lower: Any, upper: Any) -> optax.GradientTransformation:
       >>> optax.apply_updates(masks, updates).tolist()
       [0.0, 1.0]
     """
+    for name, bound in (("lower", lower), ("upper", upper)):
+        for leaf in jax.tree.leaves(bound, is_leaf=lambda x: x is None):
+            each(not_nan, **{name: leaf})
+    if isinstance(lower, numbers.Real) and isinstance(upper, numbers.Real) and lower > upper:
+        raise InputError(f"lower must be at most upper, got {lower!r} and {upper!r}.")
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from bdjax.checks import non_negative
+from bdjax.optim._checks import each
+from bdjax.optim._masks import Mask, kept, refuse_masked
 from bdjax.types import HParam
 
 _TINY = 1e-12  # outside any differentiated path, so a zero gradient gives a zero perturbation and no NaN
@@ -27,10 +30,14 @@ def perturbation(grads: optax.Updates, params: optax.Params, rho: HParam, *, ada
       rho: radius ρ ≥ 0; may be traced.
       adaptive: whether T = diag(|θ|).
 
+    Raises:
+      InputError: a ρ below 0, or none at all.
+
     References:
       Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021, eq. 2;
       Kwon et al., ASAM, ICML 2021, eq. 9 (without their offset η); FT-SAM, ICCV 2023, eq. 4.
     """
+    each(non_negative, rho=rho)
     scaled = jax.tree.map(lambda g, w: jnp.abs(w) * g, grads, params) if adaptive else grads
     norm = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), scaled))
     factor = rho / (norm + _TINY)
@@ -45,7 +52,7 @@ class SamState(NamedTuple):
     step: Int[Array, ""]
 
 
-def sam(rho: HParam, *, adaptive: bool = False) -> optax.GradientTransformationExtraArgs:
+def sam(rho: HParam, *, adaptive: bool = False, mask: Mask = None) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient at θ by the gradient at θ + ε, ε being SAM's or ASAM's `perturbation`.
 
     Put it first in a chain: weight decay and momentum then act at the unperturbed θ with the perturbed gradient, as
@@ -56,6 +63,14 @@ def sam(rho: HParam, *, adaptive: bool = False) -> optax.GradientTransformationE
     Args:
       rho: radius ρ ≥ 0; may be traced, so a sweep over ρ compiles once. Or a schedule: a function of the steps taken.
       adaptive: ASAM instead of SAM. ASAM's ρ is of another scale: FT-SAM uses 2 where SAM uses 0.5.
+      mask: which parameters are perturbed, as a tree of booleans like the parameters or a prefix of it, or a function
+        from them to one; all by default. ‖T⁻¹ε‖₂ = ρ then holds over these. The others stay where they are in the
+        second pass and get its gradient as well. `optax.masked` and `optax.partition` around this would hide from it
+        the parameters that ``grad_fn`` needs, and are refused: put it before them. Under `optax.inject_hyperparams` a
+        function is taken for a schedule unless it is among the ``static_args``.
+
+    Raises:
+      InputError: a ρ below 0, a mask that does not fit, or hidden parameters; the last two when parameters are seen.
 
     Example, in a loop that knows nothing of bdjax:
 
@@ -74,8 +89,12 @@ def sam(rho: HParam, *, adaptive: bool = False) -> optax.GradientTransformationE
       Departure: the released code subtracts ε after the second pass, which leaves rounding in θ; here θ never moves.
     """
 
+    if not callable(rho):
+        each(non_negative, rho=rho)
+
     def init(params: optax.Params) -> SamState:
-        del params
+        refuse_masked("optim.sam", params)
+        kept(mask, params, params)  # to refuse a mask that does not fit
         return SamState(jnp.int32(0))
 
     def update(
@@ -89,8 +108,9 @@ def sam(rho: HParam, *, adaptive: bool = False) -> optax.GradientTransformationE
         del extra
         if params is None:
             raise ValueError("optim.sam needs params: call update(grads, state, params, grad_fn=…).")
+        refuse_masked("optim.sam", params)
         radius = rho(state.step) if callable(rho) else rho
-        epsilon = perturbation(updates, params, radius, adaptive=adaptive)
+        epsilon = perturbation(kept(mask, updates, params), params, radius, adaptive=adaptive)
         return grad_fn(optax.apply_updates(params, epsilon)), SamState(state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from bdjax.checks import below_one, integer, positive
+from bdjax.optim._checks import each
 from bdjax.types import HParam
 
 
@@ -16,12 +19,21 @@ def cosine(count: Int[Array, ""], period: HParam) -> Float[Array, ""]:
     """Return the factor (1 + cos(π t / T)) / 2 after ``count`` = t of ``period`` = T units.
 
     As PyTorch's CosineAnnealingLR with η_min = 0 it climbs back after T; `optax.cosine_decay_schedule` stays at 0.
+
+    Raises:
+      InputError: a period that is not above 0.
     """
+    each(positive, period=period)
     return 0.5 * (1 + jnp.cos(jnp.pi * count / period))
 
 
 def step(count: Int[Array, ""], size: HParam, factor: HParam) -> Float[Array, ""]:
-    """Return factor^⌊t / size⌋, as PyTorch's StepLR."""
+    """Return factor^⌊t / size⌋, as PyTorch's StepLR.
+
+    Raises:
+      InputError: a size or a factor that is not above 0.
+    """
+    each(positive, size=size, factor=factor)
     return jnp.asarray(factor, jnp.float32) ** (count // size)
 
 
@@ -36,7 +48,7 @@ class PlateauState(NamedTuple):
 
 
 def reduce_on_plateau(
-    steps_per_epoch: Int[Array, ""] | int, *, factor: HParam = 0.1, patience: int = 10, threshold: float = 1e-4
+    steps_per_epoch: Int[Array, ""] | int, *, factor: HParam = 0.1, patience: int = 10, threshold: HParam = 1e-4
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by a factor that falls when the epoch's mean loss stops improving, as PyTorch's ReduceLROnPlateau.
 
@@ -46,7 +58,14 @@ def reduce_on_plateau(
 
     Unlike `optax.contrib.reduce_on_plateau`, the epoch's length may be traced, the new scale waits for the epoch's
     end, and one more bad epoch is allowed (a constant loss lowers the rate after the 12th epoch, not the 11th).
+
+    Raises:
+      InputError: a value out of range.
     """
+    each(functools.partial(integer, 1), steps_per_epoch=steps_per_epoch)
+    each(positive, factor=factor)
+    integer(patience=patience)
+    each(below_one, threshold=threshold)
 
     def init(params: optax.Params) -> PlateauState:
         del params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from bdjax import pytree
-from bdjax.checks import InputError, below_one, named, non_negative, one_of, positive
+from bdjax.checks import InputError, below_one, integer, named, non_negative, one_of, positive
 from bdjax.optim import schedules
+from bdjax.optim._checks import each
 from bdjax.types import HParam
 
 KINDS = ("constant", "cosine", "step", "plateau")
@@ -76,7 +78,14 @@ class Sgd:
             self.schedule.check()
 
     def transformation(self, steps_per_epoch: Int[Array, ""] | int) -> optax.GradientTransformationExtraArgs:
-        """Return the transformation; a plateau schedule needs the keyword ``value`` (the loss) in its updates."""
+        """Return the transformation; a plateau schedule needs the keyword ``value`` (the loss) in its updates.
+
+        Raises:
+          InputError: a value out of range; a learning rate of 0, which takes no step, is not.
+        """
+        each(non_negative, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        each(below_one, momentum=self.momentum)
+        each(functools.partial(integer, 1), steps_per_epoch=steps_per_epoch)
         parts = [optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum)]
         if self.schedule.kind == "plateau":
             parts.append(schedules.reduce_on_plateau(steps_per_epoch, factor=self.schedule.factor))

@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from bdjax import pytree, structure
-from bdjax.checks import InputError
+from bdjax.checks import InputError, integer
 from bdjax.types import Model, Variables
 
 
@@ -28,7 +28,12 @@ class FrozenConvolutions:
     last: int = pytree.static(default=1)
 
     def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
-        """Return the parameters without the frozen kernels, and those."""
+        """Return the parameters without the frozen kernels, and those.
+
+        Raises:
+          InputError: N is negative, or more than there are.
+        """
+        integer(last=self.last)
         params = structure.flat(variables["params"])
         found = structure.convolutions(variables["params"])
         if self.last > len(found):

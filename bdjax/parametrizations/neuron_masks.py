@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from bdjax import optim, pytree, structure
-from bdjax.checks import InputError
+from bdjax.checks import InputError, non_negative, unit_interval
+from bdjax.optim._checks import each
 from bdjax.types import HParam, Model, Variables
 
 
@@ -32,7 +33,13 @@ class NeuronMasks:
     beta: HParam = 0.5
 
     def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
-        """Return masks of ones under their layers' paths; and the frozen parameters with each layer's l."""
+        """Return masks of ones under their layers' paths; and the frozen parameters with each layer's l.
+
+        Raises:
+          InputError: α or β is out of range, or the network has nothing to mask.
+        """
+        each(unit_interval, alpha=self.alpha)
+        each(non_negative, beta=self.beta)
         params = structure.flat(variables["params"])
         layers = self._layers(model, variables)
         if not layers:
@@ -57,5 +64,7 @@ class NeuronMasks:
     def _layers(self, model: Model, variables: Variables) -> list[structure.Path]:
         if scales := structure.batch_norms(model, variables):
             return scales[1:]
+        if structure.keeps_variances(variables):  # which would undo a factor on the kernel before it
+            raise InputError("the network's batch norms must have scales to be masked (use_scale=True).")
         order = structure.execution_order(model, variables)
         return [path for path in order if path in structure.kernels(variables["params"])][1:-1]

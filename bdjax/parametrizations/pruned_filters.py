@@ -16,15 +16,16 @@ from bdjax.types import Model, Variables
 class PrunedFilters:
     """W(k) = W̄ ⊙ k and b(k) = b̄ ⊙ k along the output filters of every convolution, with k = 1 at the start.
 
-    A zeroed filter makes its channel constant, not zero, where a batch norm follows.
+    A zeroed filter makes its channel constant, not zero, where a batch norm follows. Where the classifier is a
+    convolution, its filters are the classes and stay.
     """
 
     def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
         """Return ones under the convolutions' paths, and the frozen parameters."""
-        del model
         found = structure.convolutions(variables["params"])
-        if not found:
-            raise InputError("the network must have a convolution, else there is no filter to prune.")
+        if not found or set(found) == {structure.classifier(model, variables)}:
+            raise InputError("the network must have a convolution before its classifier, else there is none to prune.")
+        found.pop(structure.classifier(model, variables), None)
         kept = {path: jnp.ones(kernel.shape[-1], kernel.dtype) for path, kernel in found.items()}
         return structure.nested(kept), variables["params"]
 

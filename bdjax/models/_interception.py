@@ -1,0 +1,141 @@
+"""What is seen of the calls inside a Linen network, and changed in them, whatever the classes of its layers are."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import flax.linen as nn
+from jaxtyping import Array
+
+from bdjax import structure
+from bdjax.models._dense import Dense
+from bdjax.structure import FactoredKernel, Path
+
+# What is recorded goes through a collection of variables, which Flax hands out of `nn.remat` and the like. Each pass
+# has one of its own: where the collections are the same, `nn.jit` runs a program that it has, interceptors and all.
+_COLLECTIONS = map("seen{}".format, itertools.count())
+_WRAPPERS = (nn.WeightNorm, nn.SpectralNorm)  # which compute a kernel of their own from that of the layer inside
+
+
+def with_tuples(module: nn.Module) -> nn.Module:
+    """Return an `nn.Sequential`, which keeps a list as it was given, with a tuple of layers; others as they are."""
+    if not isinstance(module, nn.Sequential):
+        return module
+    return module.clone(layers=tuple(with_tuples(x) if isinstance(x, nn.Module) else x for x in module.layers))
+
+
+def keywords(module: nn.Module, **values: Any) -> dict[str, Any]:
+    """Return those of the keywords that a module takes; `nn.Sequential` hands its own to its first layer."""
+    if isinstance(module, nn.Sequential):
+        first = module.layers[0] if module.layers else None
+        return keywords(first, **values) if isinstance(first, nn.Module) else {}
+    parameters = inspect.signature(cast(Any, module).__call__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return values
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+@contextmanager
+def recorded_input(layer: Path) -> Iterator[str]:
+    """Record what the layer of this path takes in, the last time that it is called; gives the name of a collection."""
+    collection = next(_COLLECTIONS)
+
+    def record(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if _is_call_of(context, layer):
+            _keep(context.module, collection, args[0])
+        return next_call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        yield collection
+
+
+@contextmanager
+def shifted_output(layer: Path, shift: Array) -> Iterator[str]:
+    """Add ``shift`` to what the layer of this path puts out and record the sum; gives the name of a collection."""
+    collection = next(_COLLECTIONS)
+
+    def shifted(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        out = next_call(*args, **kwargs)
+        if not _is_call_of(context, layer):
+            return out
+        out = out + shift.astype(out.dtype)
+        _keep(context.module, collection, out)
+        return out
+
+    with nn.intercept_methods(shifted):
+        yield collection
+
+
+def recorded(seen: Any, layer: Path) -> Array | None:
+    """Return what was recorded in a collection; None if the layer was not called, or shares its program with others."""
+    found = structure.flat(seen or {})
+    return next(iter(found.values())) if [path[:-1] for path in found] == [layer] else None
+
+
+def _is_call_of(context: nn.module.InterceptorContext, layer: Path) -> bool:
+    return context.method_name == "__call__" and context.module.path == layer
+
+
+def _keep(module: nn.Module, collection: str, value: Array) -> None:
+    module.sow(collection, "seen", value, reduce_fn=lambda old, new: new, init_fn=lambda: value)
+
+
+@contextmanager
+def listed_products(found: set[Path]) -> Iterator[None]:
+    """List the paths of the kernels that `factored` can compute with: those of layers that multiply and do no more.
+
+    Of any other layer nobody knows what it makes of its kernel: standardizes it first, say.
+    """
+    wrapped: list[nn.Module] = []
+
+    def listed(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        if _multiplies(layer) and not wrapped:
+            found.add((*layer.path, "kernel"))
+        if not isinstance(layer, _WRAPPERS):
+            return next_call(*args, **kwargs)
+        wrapped.append(layer)
+        try:
+            return next_call(*args, **kwargs)
+        finally:
+            wrapped.pop()
+
+    with nn.intercept_methods(listed):
+        yield
+
+
+def factored(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    """Compute a layer whose kernel is given as V diag(s) Uᵀ: V as the kernel, then the scale, then U for each pixel."""
+    layer = context.module
+    if context.method_name != "__call__" or not _multiplies(layer):
+        return next_call(*args, **kwargs)
+    kernel = layer.get_variable("params", "kernel")
+    if not isinstance(kernel, FactoredKernel):
+        return next_call(*args, **kwargs)
+    # A group's filters see their own inputs only: U cannot come after V.
+    grouped = getattr(layer, "feature_group_count", 1) > 1
+    first = kernel.multiplied() if grouped else kernel.v
+    x = _product(layer, first, *args)
+    if not grouped:  # the scale is not rounded, so that its gradient, a sum over images and pixels, is float32
+        x = (x * kernel.scale).astype(x.dtype) @ kernel.u.T.astype(x.dtype)
+    bias = layer.get_variable("params", "bias")
+    return x if bias is None else (x + bias).astype(x.dtype)
+
+
+def _multiplies(layer: nn.Module) -> bool:
+    """Whether a layer is x ↦ kernel · x + bias, and its class is exactly one that is known: a subclass may do more."""
+    if type(layer) is nn.Conv:
+        return layer.mask is None
+    return type(layer) in (nn.Dense, Dense)
+
+
+def _product(layer: Any, kernel: Array, x: Array) -> Array:
+    """Return a layer's product of another kernel with its input, without its bias."""
+    if not isinstance(layer, nn.Conv | nn.Dense):
+        return x @ kernel.astype(x.dtype)
+    plain = layer.clone(parent=None, name=None, features=kernel.shape[-1], use_bias=False)
+    return cast(Array, plain.apply({"params": {"kernel": kernel}}, x))

@@ -1,0 +1,61 @@
+"""Parameters that a transformation leaves out, by optax's convention of a tree of booleans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bdjax.checks import InputError
+
+# A tree of booleans like the parameters, or a prefix of it, or a function from them to one; None is all of them.
+Mask: TypeAlias = Any | Callable[[Any], Any] | None
+
+
+def kept(mask: Mask, tree: Any, params: Any) -> Any:
+    """Return a tree like the parameters with zeros where the mask is False.
+
+    Raises:
+      InputError: the mask is not of booleans, does not fit the parameters, or leaves out all of them.
+    """
+    if mask is None:
+        return tree
+    chosen = mask(params) if callable(mask) else mask
+    try:
+        chosen = jax.tree.broadcast(chosen, params)
+    except ValueError as error:
+        raise InputError(
+            f"mask must be a tree of booleans like the parameters, or its beginning: {_line(error)}"
+        ) from error
+    for leaf in (leaves := jax.tree.leaves(chosen)):
+        if not isinstance(leaf, bool | np.bool_):
+            raise InputError(f"mask must be of True and False, got {type(leaf).__name__}.")
+    if not any(leaves):
+        raise InputError("mask must be True for some of the parameters.")
+    return jax.tree.map(lambda keep, x: x if keep else jnp.zeros_like(x), chosen, tree)
+
+
+def refuse_masked(name: str, params: Any) -> None:
+    """Refuse parameters of which `optax.masked` or `optax.partition` hides some: the gradient needs all of them.
+
+    Raises:
+      InputError: some are hidden.
+    """
+    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
+        instead = f"use {name}(…, mask=…) before them in the chain"
+        raise InputError(
+            f"{name} needs all parameters, of which optax.masked and optax.partition hide some: {instead}."
+        )
+
+
+def is_masked(node: Any) -> bool:
+    """Return whether this stands for a parameter that is hidden."""
+    return isinstance(node, optax.MaskedNode)
+
+
+def _line(error: ValueError) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".") + "."
