@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from bdjax import findings, records, registry, report, saved, schema
-from bdjax.analysis._subject import Analysis, Subject
+from bdjax import failures, findings, records, registry, report, saved, schema
+from bdjax.analysis._subject import Analysis, NeedsLibrary, Subject
 from bdjax.checks import InputError, one_of
 from bdjax.findings import PACKAGE, Found
 from bdjax.layout import FORMATS, need_matplotlib
@@ -51,23 +51,23 @@ def analyze(
     runs = findings.titles(report.load(paths))
     found: dict[str, Found] = {}
     known: saved.Known = {}
-    failures = saved.Failures()
+    lacking = saved.Failures()
     for number, (title, record) in enumerate(runs.items(), 1):
         file = findings.file_of(record, name)
         stored = findings.read(file)
         if stored is None or stored.options != choice.options:
+            if isinstance(analysis, NeedsLibrary):  # looked for before a network is loaded
+                analysis.require()
             on_run(number, len(runs), record)
-            with failures.noted():
+            with lacking.noted():
                 found[title] = _measure(analysis, saved.subject(record, data_dir, known), choice.options, file)
         else:
             found[title] = stored
     if found:
         picture = findings.draw(name, found, format)
-        try:
+        with failures.blaming_the_path(f"the figure cannot be written to {figure}"):
             records.write_bytes(figure, picture)
-        except OSError as error:
-            raise InputError(f"the figure cannot be written to {figure}: {error.strerror}.") from error
-    failures.tell()
+    lacking.tell()
     return [figure, *(findings.file_of(record, name) for record in runs.values())]
 
 

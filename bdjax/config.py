@@ -65,6 +65,8 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise InputError for a value out of range."""
+        if self.data_dir == "":
+            raise InputError("data_dir must name a folder, got ''.")
         for field in ("image_size", "train_count"):
             if getattr(self, field) is not None:
                 integer(1, **{field: getattr(self, field)})

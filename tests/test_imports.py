@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "types": {"pytree"},
     "pytree": set(),
     "checks": set(),
+    "failures": {"checks"},
     "similarity": set(),
     "stealth": BASE | {"data", "similarity"},
     "registry": {"checks"},
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "hessian": BASE,
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
-    "train": BASE | {"adversarial", "data", "fisher", "optim", "parametrizations"},
+    "train": BASE | {"failures", "adversarial", "data", "fisher", "optim", "parametrizations"},
     "attacker": BASE | {"data", "parametrizations", "poison", "train"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
@@ -57,12 +58,12 @@ MAY_IMPORT = {
     "comparison": {"checks", "published", "report", "tables", "uncertainty"},
     "layout": {"checks", "records"},
     "sensitivity": {"layout", "report", "tables", "uncertainty"},
-    "figures": {"checks", "layout", "report", "sensitivity", "tables"},
-    "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"}
+    "figures": {"checks", "failures", "layout", "records", "report", "sensitivity", "tables"},
+    "page": {"checks", "contact_sheet", "failures", "figures", "published", "records", "report", "sensitivity", "tables"}
     | {"uncertainty"},
     "progress": {"train"},
     "guard": set(),
-    "schema": BASE | {"registry", "attacks", "defenses", "optim"},
+    "schema": BASE | {"failures", "registry", "attacks", "defenses", "optim"},
     "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
     "plans": BASE | {"config", "data", "poison", "attacker", "train", "defenses"},
     "run": BASE
@@ -71,19 +72,19 @@ MAY_IMPORT = {
     "sweeps": BASE | {"defenses", "train"},
     "sweep_run": BASE | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"},
     "show": {"config", "plans", "poison", "run", "stealth"},
-    "contact_sheet": {"checks", "layout", "show"},
+    "contact_sheet": {"checks", "failures", "layout", "show"},
     "launch": {"checks"},
     "saved": BASE | {"config", "plans", "run", "defenses", "evaluate", "records", "report", "analysis"},
     "findings": {"checks", "layout", "records", "registry", "report"},
-    "analyze": {"checks", "analysis", "findings", "layout", "records", "registry", "report", "saved", "schema"},
+    "analyze": {"checks", "analysis", "failures", "findings", "layout", "records", "registry", "report", "saved", "schema"},
     "demo": {"checks", "schema", "config", "run"},
     "bench": BASE
-    | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
+    | {"attacks", "data", "defenses", "failures", "models", "optim", "poison", "records", "train"},  # times what others do
     "__main__": {"cli"},
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
-    | {"analyze", "bundle", "findings", "paired", "ranking", "sensitivity"},
+    | {"analyze", "bundle", "data", "failures", "findings", "layout", "paired", "plans", "ranking", "sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -183,7 +184,7 @@ def test_importing_everything_imports_no_optional_library():
 
 
 def test_reports_and_the_command_line_start_without_jax():
-    names = ("bundle", "checks", "cli", "figures", "findings", "guard", "layout", "page", "paired", "published")
+    names = ("bundle", "checks", "cli", "failures", "figures", "findings", "guard", "layout", "page", "paired", "published")
     names += ("ranking", "records", "registry", "report", "sensitivity", "tables", "uncertainty")
     assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
 

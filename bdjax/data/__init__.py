@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import inspect
 import os
 from collections.abc import Iterator
@@ -81,6 +82,18 @@ def load(
     from bdjax.data.sources import _image_folder  # Pillow is imported only where there are images to read
 
     return _image_folder.image_folder(root, image_size)
+
+
+def is_ready(name: str, data_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Whether `load` would have to download or prepare nothing; an unknown name is ready to be refused.
+
+    Raises:
+      InputError: the folder that is named is not there.
+    """
+    if name not in names():
+        return True
+    module = importlib.import_module(f"{_SOURCES}.{name}")
+    return not hasattr(module, "is_ready") or module.is_ready(_folders.resolve(data_dir))
 
 
 def fingerprint(dataset: Dataset) -> dict[str, str]:

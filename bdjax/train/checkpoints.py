@@ -16,7 +16,7 @@ from bdjax.checks import InputError
 from bdjax.train import hosts
 from bdjax.types import LearnerState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save, and prints what it raises, too
 
 
 @dataclasses.dataclass(frozen=True)
