@@ -9,7 +9,6 @@ import numbers
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
-
 _LONGEST_WORD = 100  # letters in which a spelling mistake is looked for
 
 

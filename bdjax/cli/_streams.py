@@ -5,21 +5,24 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import logging
 import os
 import sys
+import threading
 import unicodedata
+import warnings
 from collections.abc import Iterator
+from types import TracebackType
 from typing import TextIO
 
 _HANDLER = "bdjax.plain"
 # Signs of tables, messages and help for those encodings that lack them; Greek letters are spelled out.
-_PLAIN = {
-    **{"±": "+-", "∓": "-+", "×": "x", "·": ".", "⊙": "*", "√": "sqrt", "½": "1/2", "°": " degrees"},
-    **{"–": "-", "—": "-", "−": "-", "…": "...", "→": "->", "←": "<-", "↦": "->", "≤": "<=", "≥": ">="},
-    **{"∞": "inf", "ℓ": "l", "∇": "grad ", "∂": "d", "‖": "||", "⟨": "<", "⟩": ">", "†": "+"},
-    **{"⌊": "floor(", "⌋": ")", "⌈": "ceil(", "⌉": ")", "✓": "v", "✗": "x", "“": '"', "”": '"', "’": "'"},
-    **{"─": "-", "━": "-", "│": "|", "╺": "-", "╸": "-", "•": "*"},
-}
+_SIGNS = """
+± +-  ∓ -+  × x  · .  ⊙ *  √ sqrt  ½ 1/2  ° deg  ∇ grad  ∂ d  ∞ inf  ℓ l  ‖ ||  ⟨ <  ⟩ >  ≤ <=  ≥ >=  † +
+– -  — -  − -  … ...  → ->  ← <-  ↦ ->  ⌊ floor(  ⌋ )  ⌈ ceil(  ⌉ )  ✓ v  ✗ x  “ "  ” "  ’ '  • *
+─ -  ━ -  ╺ -  ╸ -  │ |
+"""
+_PLAIN = dict(zip(_SIGNS.split()[::2], _SIGNS.split()[1::2], strict=True))
 
 
 @contextlib.contextmanager
@@ -42,6 +45,22 @@ def writable() -> Iterator[None]:
         for stream, errors in changed:
             with contextlib.suppress(ValueError):  # it was closed
                 stream.reconfigure(errors=errors)
+
+
+def hush_helpers() -> None:
+    """Leave to the main thread what helpers of libraries would print of an error that it raises, too.
+
+    Where TensorStore cannot write, its threads print hundreds of lines on their way out, some when Python ends.
+    """
+
+    def of_main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = of_main_thread
+    sys.unraisablehook = lambda _: None
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def flush() -> None:

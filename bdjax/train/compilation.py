@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from bdjax.checks import InputError
 
 # On the CPU, XLA 0.10–0.11 sends convolutions to a library that is slower than its own kernels for training.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+_UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([\w<>.-]+)'")
 _LARGE = 2**18  # bytes, more than most programs have
 _log = logging.getLogger(__name__)
 _DURATIONS = (
@@ -68,7 +70,27 @@ def enable_cache(folder: Path | None = None) -> None:
         _warn_of_no_cache(folder, error)
     # JAX would say it again, in two lines, of each program.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+    _mend(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _mend(folder: Path) -> None:
+    """Take away a program that a full disk or a kill has cut short, instead of a warning at each start.
+
+    JAX compiles it again, but leaves the file as it is.
+    """
+    show = warnings.showwarning
+
+    def look(message: Warning | str, *args: Any, **options: Any) -> None:
+        if (found := _UNREADABLE.match(str(message))) is None:
+            show(message, *args, **options)
+            return
+        for entry in folder.glob(f"{found[1]}-*-cache"):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+        _log.info("The compiled program %s in %s was damaged, and is compiled again.", found[1], folder)
+
+    warnings.showwarning = look
 
 
 def _warn_of_no_cache(folder: Path, error: OSError) -> None:

@@ -57,7 +57,7 @@ def cached(source: Path, read: Callable[[], Arrays]) -> Arrays:
 
 
 def user_folder(source: Path) -> Path | None:
-    """Return the place of the cache of a read-only source, under ``XDG_CACHE_HOME`` or ``~/.cache``, if there is one."""
+    """Return the place of the cache of a read-only source, in ``XDG_CACHE_HOME`` or ``~/.cache``, if there is one."""
     home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     if home.parts[:1] == ("~",):  # a container's user may have none
         return None
