@@ -159,7 +159,7 @@ def test_a_lack_of_memory_is_one_line_that_says_what_to_lower(command, error, tm
 
 
 def test_memory_that_a_cpu_does_not_have_is_known_by_what_jax_raises():
-    with pytest.raises(RuntimeError) as raised:  # noqa: PT011: what it says is what is asked below
+    with pytest.raises(RuntimeError) as raised:  # noqa: PT011
         jax.numpy.zeros((10**7, 10**7)).block_until_ready()
     assert failures.is_out_of_memory(raised.value)
 
