@@ -9,6 +9,8 @@ import numbers
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
+_LONGEST_WORD = 100  # letters in which a spelling mistake is looked for
+
 
 class InputError(ValueError):
     """A mistake in what the caller asked for: one sentence that says what is wrong and what would be right."""
@@ -69,7 +71,7 @@ def one_of(choices: Iterable[str], **values: Any) -> None:
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
     """Return ``" (did you mean …?)"`` where a known word is near, else nothing."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(word)[:_LONGEST_WORD], list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bdjax import sensitivity
+from bdjax import failures, sensitivity
 from bdjax.checks import InputError, one_of
 from bdjax.layout import (
     BLUE,
@@ -34,7 +34,7 @@ from bdjax.layout import (
     save,
     write,
 )
-from bdjax.records import damaged, read_arrays
+from bdjax.records import damaged, read_arrays, write_text
 from bdjax.report import RATES, Record, Row, best, common, summarize, victims
 from bdjax.tables import spread, write_csv
 
@@ -82,7 +82,7 @@ def draw(records: Iterable[Record], folder: str | Path, format: str = "png") -> 
     samples = read_samples(rows)
     curves = sensitivity.find(rows)
     folder = Path(folder)
-    try:
+    with failures.blaming_the_path(f"The figures cannot be written to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(cast(Any, STYLE)):
             pages = _pages(rows, samples) | {found.name: sensitivity.draw(found) for found in curves}
@@ -90,9 +90,7 @@ def draw(records: Iterable[Record], folder: str | Path, format: str = "png") -> 
         texts = {"summary.csv": _summary_csv(rows)} | ({"samples.csv": _samples_csv(samples)} if samples else {})
         texts |= {f"{found.name}.csv": sensitivity.as_csv(found) for found in curves}
         for name, text in texts.items():
-            (folder / name).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"The figures cannot be written to {folder}: {error.strerror}.") from error
+            write_text(folder / name, text + "\n")
     return paths + [folder / name for name in texts]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -12,14 +11,21 @@ import json
 import math
 import os
 import platform
-import resource
 import sys
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import filelock
+
 from bdjax.checks import InputError
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows has none
+    resource = None
 
 SCHEMA_VERSION = 1
 SMOOTHNESS = "smoothness.json"  # beside the record, of the runs whose loss surface was measured
@@ -43,7 +49,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a process that comes after a kill, sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -241,10 +247,12 @@ def damaged(path: Path, reason: object) -> InputError:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; a second one waits until the first is done, or dead."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel drops it when the process ends, however it ends
+    """Hold a folder for this process; a second one waits until the first is done, or dead.
+
+    Raises:
+      OSError: the file system has no locks, or the folder cannot be written.
+    """
+    with _lock(folder, wait=True):
         yield
 
 
@@ -254,16 +262,25 @@ def claimed(folders: Iterable[Path]) -> Iterator[Path | None]:
     with contextlib.ExitStack() as held:
         taken = None
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context((folder / ".lock").open("w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not held.enter_context(_lock(folder, wait=False)):
                 taken = folder
                 break
         if taken is not None:
             held.close()  # what is not worked on is not held either
         yield taken
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a folder and give True; give False where another has it and nobody is to wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / ".lock"
+    with file.open("a", encoding="utf-8") as opened:  # Windows truncates no file that is locked
+        try:
+            mine = filelock.lock_descriptor(opened.fileno(), blocking=wait)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}, so it cannot be locked", str(file)) from error
+        yield mine  # the system drops the lock when the process ends, however it ends
 
 
 def versions() -> dict[str, str]:
@@ -291,13 +308,13 @@ def device(count: int) -> dict[str, Any]:
 
 
 def memory() -> dict[str, int | None]:
-    """Return the most bytes that this process has held so far, on the host and on a device that tells."""
+    """Return the most bytes that this process has held so far, on a host and on a device that tell."""
     import jax
 
     unit = 1 if sys.platform == "darwin" else 1024
     statistics = jax.local_devices()[0].memory_stats() or {}
     return {
-        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "host_peak_bytes": resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "device_peak_bytes": statistics.get("peak_bytes_in_use"),
     }
 
@@ -307,8 +324,20 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows syncs no file that is open for reading alone
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    for seconds in (0.05, 0.2, 1.0):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            if sys.platform != "win32":
+                raise
+            time.sleep(seconds)  # Windows replaces no file that somebody is reading
+    temporary.replace(path)

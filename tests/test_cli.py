@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +128,35 @@ def test_a_reader_who_has_gone_ends_it_quietly(words):
     assert (ended.returncode, ended.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--defense.batch_size", "1000"),
+        ("--attack.target_label", "10"),
+        ("--data.name", "no such set"),
+        ("--data.data_dir", "/no/such/folder", "--data.name", "cifar10"),
+        ("--devices", "999"),
+        ("--data-on", "nowhere"),
+        ("--checkpoint-seconds", "-1"),
+        ("--out", ""),
+    ],
+    ids=" ".join,
+)
+def test_show_refuses_what_a_run_refuses_in_the_same_words(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = one_line(bdjax("run", *words, "--show"))
+    assert one_line(bdjax("run", *words)) == shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_fetches_and_prepares_nothing(tmp_path):
+    answer = bdjax("run", "--data", "cifar10", "--data.data_dir", str(tmp_path), "--show")
+    assert (answer.code, answer.err.count("\n")) == (0, 1)
+    assert "cifar10 is not on this machine yet" in answer.err
+    assert "data.name: cifar10\n" in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- Mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -165,9 +195,70 @@ def test_an_out_that_cannot_hold_a_folder_is_one_line(command, tmp_path):
     file = tmp_path / "file"
     file.write_text("precious")
     assert "is a file" in one_line(bdjax(command, "--out", str(file)))
-    assert "Not a directory" in one_line(bdjax(command, "--out", str(file / "below")), code=1)
+    assert f"{file} is a file" in one_line(bdjax(command, "--out", str(file / "below" / "it")))
+    assert "/dev/null is none" in one_line(bdjax(command, "--out", "/dev/null/x"))
     assert "out must name a folder" in one_line(bdjax(command, "--out", ""))
+    assert "out must be a shorter path" in one_line(bdjax(command, "--out", "a" * 300))
+    assert "out must be a shorter path" in one_line(bdjax(command, "--out", "a/" * 2040))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "one that leads somewhere" in one_line(bdjax(command, "--out", str(tmp_path / "loop")))
     assert file.read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report", "a" * 300),
+        ("report", "/dev/null/x"),
+        ("compare", "a" * 300, "--defenses", "ft", "none"),
+        ("export", "a" * 300),
+        ("analyze", "tac", "a" * 300),
+        ("smoothness", "a" * 300),
+        ("run", "a" * 300),
+        ("run", "--data.name", "a" * 300),
+        ("run", "--data.data_dir", "a" * 300, "--data.name", "mine"),
+        ("run", "--attack", "blended", "--attack.trigger_image", "a" * 300),
+        ("run", "--out", "a\0b"),
+        ("run", "a\0b.yaml"),
+        ("report", "\0"),
+        ("run", "--data.data_dir", ""),
+        ("run", "--data.data_dir", "\udcff"),
+        ("run", "--data.name", "\udcff"),
+        ("demo", "--data-dir", ""),
+        ("demo", "--dataset", "cifar10", "--data-dir", "a" * 300),
+    ],
+    ids=lambda words: ascii(" ".join(words))[:60],
+)
+def test_a_path_that_can_be_nobodys_is_one_line(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one_line(bdjax(*words))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_terminal_would_obey_is_shown_escaped():
+    said = one_line(bdjax("report", "no\x1b[2J\r\u202e\x9b\udcffe\u2028\xa0\n\tend"))
+    assert said == r"bdjax: There is no file or folder no\x1b[2J\r\u202e\x9b\udcffe\u2028\xa0 end." + "\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "--defense", "x" * 10**6),
+        ("run", "--seed", "9" * 10**6),
+        ("run", "--defense.rho", "9" * 10**6),
+        ("run", "--attack.poison_rate", "1" * 10**6 + "x"),
+        ("run", "--" + "x" * 10**6, "1"),
+        ("sweep", "--over", "x" * 10**6),
+        ("x" * 10**6,),
+        ("report", "/".join("x" * 10**6)),
+    ],
+    ids=range(8),
+)
+def test_a_message_is_cut_where_a_value_is_endless(words):
+    started = time.process_time()
+    assert len(one_line(bdjax(*words))) < 1100
+    assert time.process_time() - started < 5
 
 
 def test_ctrl_c_outside_a_run_is_one_line(monkeypatch):

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "types": {"pytree"},
     "pytree": set(),
     "checks": set(),
+    "failures": {"checks"},
     "similarity": set(),
     "stealth": BASE | {"data", "similarity"},
     "registry": {"checks"},
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "hessian": BASE,
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
-    "train": BASE | {"adversarial", "data", "fisher", "optim", "parametrizations"},
+    "train": BASE | {"failures", "adversarial", "data", "fisher", "optim", "parametrizations"},
     "attacker": BASE | {"data", "parametrizations", "poison", "train"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
@@ -57,12 +58,12 @@ MAY_IMPORT = {
     "comparison": {"checks", "published", "report", "tables", "uncertainty"},
     "layout": {"checks", "records"},
     "sensitivity": {"layout", "report", "tables", "uncertainty"},
-    "figures": {"checks", "layout", "records", "report", "sensitivity", "tables"},
-    "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"}
-    | {"uncertainty"},
+    "figures": {"checks", "failures", "layout", "records", "report", "sensitivity", "tables"},
+    "page": {"checks", "contact_sheet", "failures", "figures", "published", "records", "report", "sensitivity"}
+    | {"tables", "uncertainty"},
     "progress": {"train"},
     "guard": set(),
-    "schema": BASE | {"registry", "attacks", "defenses", "optim"},
+    "schema": BASE | {"failures", "registry", "attacks", "defenses", "optim"},
     "config": BASE | {"data", "registry", "schema", "attacks", "poison", "models", "train", "defenses"},
     "plans": BASE | {"attacks", "config", "data", "poison", "attacker", "train", "defenses"},
     "provenance": {"checks", "config", "plans", "records", "train"},
@@ -76,20 +77,22 @@ MAY_IMPORT = {
     | {"provenance"},
     "show": {"config", "plans", "poison", "run", "stealth"},
     "poisoned_folder": BASE | {"config", "data", "plans", "records", "run", "schema", "show", "train"},
-    "contact_sheet": {"checks", "layout", "show"},
+    "contact_sheet": {"checks", "failures", "layout", "show"},
     "launch": {"checks"},
     "saved": BASE | {"config", "plans", "provenance", "run", "defenses", "evaluate", "records", "report", "analysis"},
     "findings": {"checks", "layout", "records", "registry", "report"},
-    "analyze": {"checks", "analysis", "findings", "layout", "records", "registry", "report", "saved", "schema"},
+    "analyze": {"checks", "analysis", "failures", "findings", "layout", "records", "registry", "report", "saved"}
+    | {"schema"},
     "demo": {"checks", "schema", "config", "run"},
     "bench": BASE
-    | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
+    # times what others do
+    | {"attacks", "data", "defenses", "failures", "models", "optim", "poison", "records", "train"},
     "__main__": {"cli"},
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
-    | {"analyze", "bundle", "findings", "paired", "poisoned_folder", "provenance", "ranking"}
-    | {"sensitivity"},
+    | {"analyze", "bundle", "data", "failures", "findings", "layout", "paired", "plans", "poisoned_folder"}
+    | {"provenance", "ranking", "sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -188,9 +191,26 @@ def test_importing_everything_imports_no_optional_library():
     assert not loaded & optional
 
 
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_text_in_files_is_utf8_whatever_the_system_says(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if name not in ("open", "fdopen", "read_text", "write_text", "NamedTemporaryFile"):
+            continue
+        words = [*node.args, *(keyword.value for keyword in node.keywords)]
+        said = {word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)}
+        binary = any("b" in word and len(word) <= 3 for word in said) or said & {"r:"}
+        whole = ast.unparse(node.func)
+        if whole in ("os.open", "Image.open", "gzip.open", "records.write_text", "files.write_text", "write_text"):
+            continue  # no text, or ours, which are UTF-8
+        assert binary or "utf-8" in said or whole.startswith("_open"), f"{relative(file)} line {node.lineno}: {whole}"
+
+
 def test_reports_and_the_command_line_start_without_jax():
-    names = ("bundle", "checks", "cli", "figures", "findings", "guard", "layout", "page", "paired", "published")
-    names += ("ranking", "records", "registry", "report", "sensitivity", "tables", "uncertainty")
+    names = ("bundle", "checks", "cli", "failures", "figures", "findings", "guard", "layout", "page", "paired")
+    names += ("published", "ranking", "records", "registry", "report", "sensitivity", "tables", "uncertainty")
     assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
 
 

@@ -1,5 +1,6 @@
 """The files of a run: whole or not there, and one process at a time."""
 
+import errno
 import json
 import os
 import subprocess
@@ -209,6 +210,47 @@ def test_a_lock_is_free_again_after_an_error(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), records.locked(tmp_path):
             raise ZeroDivisionError
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.lock_descriptor", fail)
+    for hold in (lambda: records.locked(tmp_path), lambda: records.claimed([tmp_path])):
+        with pytest.raises(OSError, match="No locks available, so it cannot be locked") as raised, hold():
+            raise AssertionError("it is not held")
+        assert (raised.value.errno, raised.value.filename) == (errno.ENOLCK, str(tmp_path / ".lock"))
+
+
+def test_a_lock_leaves_what_is_in_its_file_alone(tmp_path):
+    (tmp_path / ".lock").write_text("of an earlier bdjax")
+    with records.locked(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == "of an earlier bdjax"
+
+
+def test_windows_waits_for_a_reader_before_a_file_is_replaced(tmp_path, monkeypatch):
+    file, replace, refusals = tmp_path / "record.json", Path.replace, [PermissionError(), PermissionError()]
+
+    def busy(temporary, target):
+        if refusals:
+            raise refusals.pop()
+        return replace(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    with pytest.raises(PermissionError):  # elsewhere it is no reader's fault
+        records.write_json(file, {"new": 1})
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    records.write_json(file, {"new": 2})
+    assert records.read_json(file) == {"new": 2}
+    refusals += 4 * [PermissionError()]
+    with pytest.raises(PermissionError):
+        records.write_json(file, {"new": 3})
+    assert records.read_json(file) == {"new": 2}
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_versions_and_device_are_plain_values():

@@ -35,6 +35,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
 
     check_values(rest, "RUNS")
     compilation.enable_cache()
+    compilation.require_devices()
     for file in analyze.analyze(
         options.analysis,
         options.runs,

@@ -37,6 +37,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax.train import compilation
 
     compilation.enable_cache()
+    compilation.require_devices()
     given = {name: getattr(options, name) for name in ("images", "draws", "chunk")}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     variants = options.variant or VARIANTS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import inspect
 import logging
 import os
@@ -101,6 +102,18 @@ def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[s
     (('shapes', '/data'), ('digits', None), ('./digits', '/data'))
     """
     return _folders.locate(name, data_dir, names())
+
+
+def is_ready(name: str, data_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Whether `load` would have to download or prepare nothing; an unknown name is ready to be refused.
+
+    Raises:
+      InputError: the folder that is named is not there.
+    """
+    if name not in names():
+        return True
+    module = importlib.import_module(f"{_SOURCES}.{name}")
+    return not hasattr(module, "is_ready") or module.is_ready(_folders.resolve(data_dir))
 
 
 def fingerprint(dataset: Dataset) -> dict[str, str]:

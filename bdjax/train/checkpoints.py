@@ -18,11 +18,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bdjax import failures
 from bdjax.checks import InputError
 from bdjax.train import hosts
 from bdjax.types import LearnerState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save, and prints what it raises, too
 
 History: TypeAlias = list[dict[str, Any]]
 Owner: TypeAlias = Mapping[str, str | int]  # such as run, stage and seed
@@ -80,11 +81,10 @@ class Checkpoints:
             self._manager.save(epoch, args=args, force=True)
         except jax.errors.JaxRuntimeError:  # another host was lost
             raise
-        except Exception as error:  # of a full disk, say; orbax raises whatever its storage layers raise
-            raise OSError(
-                f"no checkpoint can be written to {self.folder} ({_brief(error)}); "
-                "once there is room, the same command continues."
-            ) from error
+        except Exception as error:  # orbax raises whatever its storage layers raise
+            if (failure := failures.storage_error(error)) is None:
+                raise
+            raise OSError(failure.errno, failure.strerror, str(self.folder)) from error
         ended = time.monotonic()
         self._next_save = ended + max(self._every, 10 * (ended - started)) if self._every else ended
 

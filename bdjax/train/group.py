@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 import re
 import statistics
 import time
@@ -23,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from bdjax.checks import InputError
-from bdjax.train import compilation, loop
+from bdjax.train import compilation, loop, residence
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.sharding import BATCH
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
@@ -240,7 +239,7 @@ def fits(compiled: Any, sharing: int) -> bool:
     if (need := compiled.memory_analysis()) is None:
         return True
     statistics = jax.local_devices()[0].memory_stats() or {}
-    limit = statistics.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / sharing
+    limit = statistics.get("bytes_limit") or (residence.host_bytes() or math.inf) / sharing
     asked = need.temp_size_in_bytes + need.argument_size_in_bytes + need.output_size_in_bytes
     return asked - need.alias_size_in_bytes < _MEMORY * limit
 

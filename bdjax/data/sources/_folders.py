@@ -12,11 +12,13 @@ from bdjax.checks import InputError
 
 def default() -> Path:
     """Return the folder that TensorFlow Datasets uses when it is told nothing, without importing it."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def resolve(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return the argument, else the environment variable ``BDJAX_DATA_DIR``, else the default; ``~`` is expanded."""
+    if data_dir is not None and not os.fspath(data_dir):
+        raise InputError("data_dir must name a folder, got ''.")
     named = data_dir if data_dir is not None else os.environ.get("BDJAX_DATA_DIR") or None
     return default() if named is None else Path(os.path.expanduser(named))  # which takes an unknown ~user as it is
 
@@ -55,6 +57,8 @@ def is_path(name: str) -> bool:
 
 def require(folder: Path) -> None:
     """Refuse a folder that is not there, lest a misspelled path be filled with a download."""
+    if folder.parts[:1] == ("~",):
+        raise InputError(f"there is no home for {folder}; name the folder of the data sets (data_dir, BDJAX_DATA_DIR).")
     if folder == default() and not folder.exists():
         folder.mkdir(parents=True)
     if not folder.is_dir():
