@@ -159,7 +159,7 @@ def test_a_lack_of_memory_is_one_line_that_says_what_to_lower(command, error, tm
 
 
 def test_memory_that_a_cpu_does_not_have_is_known_by_what_jax_raises():
-    with pytest.raises(RuntimeError) as raised:  # noqa: PT011
+    with pytest.raises(RuntimeError) as raised:
         jax.numpy.zeros((10**7, 10**7)).block_until_ready()
     assert failures.is_out_of_memory(raised.value)
 
@@ -223,13 +223,13 @@ IMPORT_ALL = """
 import importlib, os, pkgutil, sys
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
-del os.sysconf, os.geteuid, os.getuid
 import bdjax
 for module in pkgutil.walk_packages(bdjax.__path__, "bdjax."):
     if module.name != "bdjax.__main__":
         importlib.import_module(module.name)
 from pathlib import Path
 from bdjax import data, records
+del os.sysconf, os.geteuid, os.getuid
 from bdjax.train import residence
 assert records.memory()["host_peak_bytes"] is None
 assert residence.host_bytes() is None
