@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import time
 import typing
 from pathlib import Path
 
@@ -356,6 +357,13 @@ FILES = {
     "no date": "seed: 2020-13-45",
     "no truth": "seed: !!bool maybe",
     "a number of 5000 digits": f"seed: {'1' * 5000}",
+    "a number of a hundred thousand hexadecimal digits": f"defense: 0x{'f' * 100_000}",
+    "a number that could be read and not be printed": f"defense: 0x{'f' * 4000}",
+    "a number to base 60": f"seed: 1{':1' * 50_000}",
+    "a word without end": f"defense: {'x' * 100_000}",
+    "a key without end": f"? {'x' * 100_000}\n: 1",
+    "a list for a key": "? [defense]\n: ft",
+    "more than a config can be": "#" * 2**18 + "\nseed: 1",
     "a tab": "defense:\n\tname: ft",
     "an open bracket": "defense: [",
     "two documents": "seed: 1\n---\nseed: 2",
@@ -372,6 +380,36 @@ def test_a_file_that_is_not_plain_sections_is_refused_and_named(text, tmp_path):
     file.write_text(text)
     with pytest.raises(InputError, match=r"^the config .*odd\.yaml"):
         schema.read(file)
+
+
+@pytest.mark.parametrize("section", ["", "defense: {name: ft}\ntraining:\n", "defense:\n  name: ft\n"])
+def test_twenty_thousand_keys_are_refused_in_linear_time(section, tmp_path):
+    file = tmp_path / "long.yaml"
+    file.write_text(
+        section + "".join(f"{'  ' if section else ''}k{i}: 1\n" for i in range(20_000 if not section else 18_000))
+    )
+    started = time.process_time()
+    with pytest.raises(InputError, match=r"unknown key '.*k0'"):
+        configs.resolve(schema.merge(schema.read(file), {"defense": {"epochs": 1}}))
+    assert time.process_time() - started < 8  # a quadratic reader took longer by itself
+
+
+@pytest.mark.parametrize("length", [3000, 3001])
+def test_a_value_may_be_as_long_as_a_path(length, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data: {{data_dir: {'x' * length}}}")
+    if length == 3000:
+        assert configs.resolve(schema.read(file)).data.data_dir == "x" * length
+    else:
+        with pytest.raises(InputError, match="a value has 3,001 characters, and 3,000 are the most"):
+            schema.read(file)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\udcff"])
+def test_text_that_no_record_could_hold_is_refused(text):
+    for key in ("data_dir", "name"):
+        with pytest.raises(InputError, match=f"^data.{key} must be text in UTF-8 without NUL, got "):
+            resolve(data={key: text})
 
 
 def test_a_file_that_is_not_utf8_or_not_there_is_refused_and_named(tmp_path):

@@ -223,13 +223,13 @@ IMPORT_ALL = """
 import importlib, os, pkgutil, sys
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
-del os.sysconf, os.geteuid, os.getuid
 import bdjax
 for module in pkgutil.walk_packages(bdjax.__path__, "bdjax."):
     if module.name != "bdjax.__main__":
         importlib.import_module(module.name)
 from pathlib import Path
 from bdjax import data, records
+del os.sysconf, os.geteuid, os.getuid
 from bdjax.train import residence
 assert records.memory()["host_peak_bytes"] is None
 assert residence.host_bytes() is None

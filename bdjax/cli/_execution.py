@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bdjax import failures, guard
 from bdjax.checks import InputError, integer, non_negative
-from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, complain, tell
+from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, check_folders, complain, tell
 
 if TYPE_CHECKING:
     from bdjax import run
@@ -97,8 +97,7 @@ def _tell_of(finished: list[str]) -> None:
 
 
 def _out_of(word: str) -> Path:
-    if not word:
-        raise InputError("out must name a folder, got ''.")
+    check_folders(out=word)
     out = Path(word)
     try:
         os.stat(out / _DEEPEST)

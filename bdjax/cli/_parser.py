@@ -37,6 +37,13 @@ def check_values(rest: Sequence[str], before: str) -> None:
             raise InputError(f"option {word} needs a value, and must stand after {before}.")
 
 
+def check_folders(**words: str | None) -> None:
+    """Refuse the name of a folder that is empty, as an unset variable of the shell is."""
+    for name, word in words.items():
+        if word == "":
+            raise InputError(f"{name} must name a folder, got ''.")
+
+
 def complain(error: object, code: int) -> int:
     """Say in one line on standard error what went wrong, and return the exit code."""
     tell(error)

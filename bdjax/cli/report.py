@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bdjax.checks import one_of
 from bdjax.cli._output import draw_figures, may_draw, print_table
-from bdjax.cli._parser import RUNS, Commands
+from bdjax.cli._parser import RUNS, Commands, check_folders
 
 
 def add(commands: Commands) -> None:
@@ -34,6 +34,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     del rest
     from bdjax import findings, layout, page, report, tables
 
+    check_folders(figures=options.figures)
     one_of(tables.FORMATS, format=options.format)
     file = page.check(options.html) if options.html is not None else None
     if options.figures is not None:

@@ -75,8 +75,8 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     with shallow():
         config = configs.resolve(values)
     if options.show:
-        _check(config, options)
         with shallow():
+            _check(config, options)
             shown = schema.flatten(config.to_dict())
         for key, value in shown.items():
             print(f"{key}: {'null' if value is None else value}")

@@ -40,7 +40,8 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     values = values_of(options.config, rest)
     with shallow():
         wanted = [configs.resolve(schema.merge(values, {"attack": {"name": name}})) for name in names]
-    file = contact_sheet.check(options.file or f"{names[0] if len(names) == 1 else 'attacks'}.png")
+    usual = f"{names[0] if len(names) == 1 else 'attacks'}.png"
+    file = contact_sheet.check(usual if options.file is None else options.file)
     shown: list[show.Shown] = []
     code = carry_out(options, lambda execution: shown.extend(show.show(config, execution) for config in wanted))
     if code:

@@ -18,7 +18,8 @@ import jax
 
 from bdjax.checks import InputError
 
-# On the CPU, XLA 0.10–0.11 sends convolutions to a library that is slower than its own kernels for training.
+# On the CPU, XLA sends convolutions to a library that was slower than its own kernels for training when this was
+# measured, with jax 0.10 and 0.11. The XLA of jax 0.12 knows the option, too.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([\w<>.-]+)'")
 _LARGE = 2**18  # bytes, more than most programs have
