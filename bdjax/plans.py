@@ -18,7 +18,7 @@ from bdjax.checks import InputError, named, one_of
 from bdjax.config import Config, DataConfig
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
-from bdjax.train import loop, residence, sharding, streamed
+from bdjax.train import batches, residence, sharding, streamed
 from bdjax.types import (
     Attack,
     Dataset,
@@ -73,9 +73,11 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     attackers = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
     _check_rate(attack, attackers)
     for stage in training:
-        _check_batches("attack" if stage.name == "trigger" else "training", stage.learner, attackers, devices)
+        batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
+        _check_devices(_section(stage), stage.learner, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
-        _check_batches(path, stage, holdout, devices)
+        batches.check(stage, holdout, "the holdout")
+        _check_devices(path, stage, devices)
         _check_division(stage, holdout.label.shape[0], spec.num_classes)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
@@ -98,6 +100,14 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
         aside=kept_aside,
         data_on=data_on,
     )
+
+
+def tell_of_batches(plan: Plan) -> None:
+    """Warn of every batch size that there are too few images for; each step then takes all of them."""
+    for stage in plan.stages:
+        batches.tell(stage.learner, plan.attackers, f"{_section(stage)}.batch_size")
+    for path, stage in zip(configs.stage_paths(plan.config), stages(plan.defense), strict=True):
+        batches.tell(stage, plan.holdout, f"{path}.batch_size")
 
 
 def arm(plan: Plan, state: TriggerState) -> Plan:
@@ -188,6 +198,7 @@ def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
             per_class=wanted.per_class,
             balanced=wanted.balanced,
             num_classes=dataset.spec.num_classes,
+            class_names=dataset.spec.class_names,
         )
 
 
@@ -228,8 +239,12 @@ def _check_rate(attack: Attack, attackers: Split) -> None:
         )
 
 
-def _check_batches(path: str, learner: Defense, split: Split, devices: int) -> None:
-    loop.check_batch(learner, split, f"{path}.batch_size")
+def _section(stage: Stage) -> str:
+    """Return the section of the config that says how a stage of the attacker is fed."""
+    return "attack" if stage.name == "trigger" else "training"
+
+
+def _check_devices(path: str, learner: Defense, devices: int) -> None:
     if learner.epochs:
         with named(path, ("batch_size",)):
             sharding.batch_mesh(devices, learner.batch_size)

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from bdjax import attacker, defenses, evaluate, plans, poison, records, schema, stealth, strength
-from bdjax import config as configs
 from bdjax.analysis import smoothness
 from bdjax.analysis._curve import Curve
 from bdjax.attacker import Stage
@@ -27,11 +26,12 @@ from bdjax.config import Config
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
 from bdjax.plans import Plan
-from bdjax.train import hosts, loop, sharding, streamed
+from bdjax.train import batches, hosts, loop, sharding, streamed
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import (
     Defense,
     LearnedTrigger,
+    Learner,
     Metrics,
     PoisonedSplit,
     Split,
@@ -110,6 +110,7 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
         _warn_of_no_curve(folder, execution)
         return record
     plan = plans.prepare(config, execution.devices, execution.data_on)
+    plans.tell_of_batches(plan)
     hosts.check_same(data=plan.fingerprint, versions=records.versions())
     with _locked(folder):
         if (record := finished(folder)) is not None:  # another process was faster
@@ -184,8 +185,8 @@ def conclude(
             "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(victim.metrics, after)),
         },
         "stealth": victim.stealth,
-        "cost": _cost(purified),
-        "victim": _cost(victim.trained),
+        "cost": _cost(purified, stages(plan.defense)[-1], plan.holdout),
+        "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),
         **more,
         "history": [row._asdict() for row in purified.history],
     }
@@ -197,7 +198,7 @@ def with_controls(config: Config) -> list[Config]:
     """Return the control rows of a run and the run itself: no defense, plain fine-tuning with its options, it."""
     if config.defense.name == "none":
         return [config]
-    rows = (config.with_defense(name="none"), _control(config), config)
+    rows = (config.with_defense(name="none"), config.control(), config)
     return list({row.run_id: row for row in rows}.values())
 
 
@@ -209,15 +210,6 @@ def run_with_controls(config: Config, execution: Execution) -> list[dict[str, An
         if finished(execution.out / row.run_id) is None:
             plans.prepare(row, execution.devices, execution.data_on)
     return [run(row, execution) for row in rows]
-
-
-def _control(config: Config) -> Config:
-    """Return plain fine-tuning with the defense's options; a defense of the whole holdout lends a batch that fits."""
-    control = config.control()
-    if any(stage.batch_size is not None for stage in stages(configs.build_defense(config))):
-        return control
-    batch_size = min(control.defense.options["batch_size"], plans.holdout_size(config))
-    return control.with_defense(**{**control.to_dict()["defense"], "batch_size": batch_size})
 
 
 def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, TriggerState, int]:
@@ -490,10 +482,12 @@ def plain_metrics(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def _cost(result: loop.Result) -> dict[str, Any]:
+def _cost(result: loop.Result, last: Learner, split: Split) -> dict[str, Any]:
+    """Return what a result took, and how many images at once its last stage was really fed."""
     return {
         "compile_seconds": result.compile_seconds,
         "run_seconds": result.run_seconds,
         "gradient_evaluations": result.gradient_evaluations,
         "epochs": len(result.history),
+        "batch_size": batches.fed(last, split),
     }
