@@ -17,10 +17,10 @@ from bdjax import attacker, attacks, data, defenses, poison
 from bdjax import config as configs
 from bdjax.attacker import Stage
 from bdjax.checks import InputError, named, one_of
-from bdjax.config import Config, DataConfig, HoldoutConfig
+from bdjax.config import Config, DataConfig
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
-from bdjax.train import loop, residence, sharding, streamed
+from bdjax.train import batches, residence, sharding, streamed
 from bdjax.types import (
     Attack,
     Dataset,
@@ -95,9 +95,11 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     attackers = attackers_images(config, dataset)
     check_rate(attack, attackers)
     for stage in training:
-        _check_batches("attack" if stage.name == "trigger" else "training", stage.learner, attackers, devices)
+        batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
+        _check_devices(_section(stage), stage.learner, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
-        _check_batches(path, stage, holdout, devices)
+        batches.check(stage, holdout, "the holdout")
+        _check_devices(path, stage, devices)
         _check_division(stage, holdout.label.shape[0], spec.num_classes)
     if (data_on := residence.choose(data_on, attackers)) != "device":
         fresh = jax.eval_shape(model.init, jax.random.key(0))
@@ -143,6 +145,14 @@ def attackers_images(config: Config, dataset: Dataset) -> Split:
     if not config.holdout.held_out:
         return dataset.train
     return splits.exclude(dataset.train, _holdout_rows(config, dataset))
+
+
+def tell_of_batches(plan: Plan) -> None:
+    """Warn of every batch size that there are too few images for; each step then takes all of them."""
+    for stage in plan.stages:
+        batches.tell(stage.learner, plan.attackers, f"{_section(stage)}.batch_size")
+    for path, stage in zip(configs.stage_paths(plan.config), stages(plan.defense), strict=True):
+        batches.tell(stage, plan.holdout, f"{path}.batch_size")
 
 
 def arm(plan: Plan, state: TriggerState) -> Plan:
@@ -292,7 +302,6 @@ def _tell_once(text: str) -> None:
 
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
     wanted = config.holdout
-    _check_holdout(wanted, dataset)
     with named("holdout", ("share", "per_class")):
         return splits.holdout(
             key_for(config, "holdout"),
@@ -301,35 +310,7 @@ def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
             per_class=wanted.per_class,
             balanced=wanted.balanced,
             num_classes=dataset.spec.num_classes,
-        )
-
-
-def _check_holdout(wanted: HoldoutConfig, dataset: Dataset) -> None:
-    """Refuse a holdout for which a small or an unbalanced data set has too few images; say what it has enough for.
-
-    Raises:
-      InputError: it has too few.
-    """
-    spec, label = dataset.spec, np.asarray(dataset.train.label)
-    counts = np.bincount(label, minlength=spec.num_classes)
-    least, rows = int(counts.min()), int(counts.sum())
-    per_class = wanted.per_class
-    if wanted.share is not None:
-        parts = spec.num_classes if wanted.balanced else 1
-        per_class = math.floor(wanted.share * rows / parts + 1e-9)
-        if per_class < 1 and wanted.share > 0 and least > 0:
-            of_each = f" of each of the {parts} classes" if wanted.balanced else ""
-            enough = math.ceil(parts / rows * 1e4) / 1e4
-            raise InputError(
-                f"holdout.share {wanted.share:g} of {rows} images is less than one image{of_each}: give "
-                f"--holdout.share {enough:g} or more, or --holdout.per_class 1 to {least}, what the smallest class has."
-            )
-    if per_class is not None and wanted.balanced and per_class > least:
-        name = attacks.target_class(attacks.AllToOne(int(counts.argmin())), spec)
-        unbalanced = ", or --holdout.balanced false" if wanted.share is not None else ""
-        raise InputError(
-            f"the holdout needs {per_class} images of each class, but class {name!r} has only {least} of {rows}: give "
-            f"--holdout.per_class {least} or less{unbalanced}."
+            class_names=dataset.spec.class_names,
         )
 
 
@@ -375,8 +356,12 @@ def check_rate(attack: Attack, attackers: Split) -> None:
         )
 
 
-def _check_batches(path: str, learner: Defense, split: Split, devices: int) -> None:
-    loop.check_batch(learner, split, f"{path}.batch_size")
+def _section(stage: Stage) -> str:
+    """Return the section of the config that says how a stage of the attacker is fed."""
+    return "attack" if stage.name == "trigger" else "training"
+
+
+def _check_devices(path: str, learner: Defense, devices: int) -> None:
     if learner.epochs:
         with named(path, ("batch_size",)):
             sharding.batch_mesh(devices, learner.batch_size)

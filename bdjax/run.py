@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from bdjax import attacker, defenses, evaluate, plans, poison, provenance, records, schema, stealth, strength
-from bdjax import config as configs
 from bdjax.analysis import smoothness
 from bdjax.analysis._curve import Curve
 from bdjax.attacker import Stage
@@ -28,11 +27,12 @@ from bdjax.config import Config
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
 from bdjax.plans import Plan
-from bdjax.train import hosts, loop, sharding, streamed
+from bdjax.train import batches, hosts, loop, sharding, streamed
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import (
     Defense,
     LearnedTrigger,
+    Learner,
     Metrics,
     PoisonedSplit,
     Split,
@@ -129,6 +129,7 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
     if (record := kept(config, execution)) is not None:
         return _as_it_is(record, folder, execution)
     plan = plans.prepare(config, execution.devices, execution.data_on)
+    plans.tell_of_batches(plan)
     hosts.check_same(data=plan.fingerprint, versions=records.versions())
     with _locked(folder):
         if (record := kept(config, execution)) is not None:  # another process was faster
@@ -227,8 +228,8 @@ def conclude(
             "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(victim.metrics, after)),
         },
         "stealth": victim.stealth,
-        "cost": _cost(purified),
-        "victim": _cost(victim.trained),
+        "cost": _cost(purified, stages(plan.defense)[-1], plan.holdout),
+        "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),
         **more,
         "history": [row._asdict() for row in purified.history],
     }
@@ -240,7 +241,7 @@ def with_controls(config: Config) -> list[Config]:
     """Return the control rows of a run and the run itself: no defense, plain fine-tuning with its options, it."""
     if config.defense.name == "none":
         return [config]
-    rows = (config.with_defense(name="none"), _control(config), config)
+    rows = (config.with_defense(name="none"), config.control(), config)
     return list({row.run_id: row for row in rows}.values())
 
 
@@ -252,15 +253,6 @@ def run_with_controls(config: Config, execution: Execution) -> list[dict[str, An
         if kept(row, execution) is None:
             plans.prepare(row, execution.devices, execution.data_on)
     return [run(row, execution) for row in rows]
-
-
-def _control(config: Config) -> Config:
-    """Return plain fine-tuning with the defense's options; a defense of the whole holdout lends a batch that fits."""
-    control = config.control()
-    if any(stage.batch_size is not None for stage in stages(configs.build_defense(config))):
-        return control
-    batch_size = min(control.defense.options["batch_size"], plans.holdout_size(config))
-    return control.with_defense(**{**control.to_dict()["defense"], "batch_size": batch_size})
 
 
 def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, TriggerState, int]:
@@ -526,10 +518,12 @@ def plain_metrics(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def _cost(result: loop.Result) -> dict[str, Any]:
+def _cost(result: loop.Result, last: Learner, split: Split) -> dict[str, Any]:
+    """Return what a result took, and how many images at once its last stage was really fed."""
     return {
         "compile_seconds": result.compile_seconds,
         "run_seconds": result.run_seconds,
         "gradient_evaluations": result.gradient_evaluations,
         "epochs": len(result.history),
+        "batch_size": batches.fed(last, split),
     }

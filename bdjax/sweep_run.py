@@ -107,7 +107,7 @@ def run(wanted: Sequence[Config], execution: Execution, spread: Spread) -> list[
         execution.on_finished(name)
     if waiting := _by_victim([row for row in rows.values() if not _settled(execution.out, row)]):
         for row in reversed(waiting):  # whatever is wrong with one should not wait for the others
-            plans.prepare(row, spread.batch_devices, "device")
+            plans.tell_of_batches(plans.prepare(row, spread.batch_devices, "device"))
         sweep.plant({row.victim_id: row for row in waiting})
         sweep.defend(waiting)
     sweep.tidy()

@@ -30,18 +30,17 @@ def test_a_small_data_set_says_which_holdout_it_has_enough_for(tmp_path):
     with pytest.raises(InputError) as refused:
         plans.prepare(resolve(root))
     assert str(refused.value) == (
-        "holdout.share 0.05 of 26 images is less than one image of each of the 3 classes: give --holdout.share 0.1154 "
-        "or more, or --holdout.per_class 1 to 6, what the smallest class has."
+        "holdout.share must be at least 0.115385, which is one image of each of 3 classes from 26; got 0.05."
     )
-    for option, value, of_each in (("share", "0.1154", 1), ("per_class", "1", 1), ("per_class", "6", 6)):
+    for option, value, of_each in (("share", "0.115385", 1), ("per_class", "1", 1), ("per_class", "6", 6)):
         assert plans.prepare(resolve(root, f"--holdout.{option}", value)).holdout.label.size == 3 * of_each
 
 
 def test_so_does_one_whose_holdout_is_not_balanced(tmp_path):
     root = write_classes(tmp_path / "small", {"ant": 3, "cat": 4})
-    with pytest.raises(InputError, match=r"0\.05 of 7 images is less than one image: give --holdout\.share 0\.1429 or"):
+    with pytest.raises(InputError, match=r"share must be at least 0\.142858, which is one image from 7; got 0\.05"):
         plans.prepare(resolve(root, "--holdout.balanced", "false"))
-    words = ("--holdout.balanced", "false", "--holdout.share", "0.1429", "--defense.batch_size", "1")
+    words = ("--holdout.balanced", "false", "--holdout.share", "0.142858", "--defense.batch_size", "1")
     assert plans.prepare(resolve(root, *words)).holdout.label.size == 1
 
 
@@ -50,14 +49,12 @@ def test_an_unbalanced_data_set_names_its_smallest_class(tmp_path):
     with pytest.raises(InputError) as refused:
         plans.prepare(resolve(root, "--holdout.share", "0.25"))
     assert str(refused.value) == (
-        "the holdout needs 6 images of each class, but class 'few' has only 3 of 80: give --holdout.per_class 3 or "
-        "less, or --holdout.balanced false."
+        "holdout.share must be at most 0.1125: class 'few' has only 3 of the 6 images that are wanted of each class; "
+        "got 0.25; a share with balanced=False (--holdout.balanced false) draws images whatever their class."
     )
     words = ("--holdout.share", "0.25", "--holdout.balanced", "false")
     assert plans.prepare(resolve(root, *words)).holdout.label.size == 20
-    with pytest.raises(
-        InputError, match=r"needs 4 images .* 'few' has only 3 of 80: give --holdout\.per_class 3 or less\.$"
-    ):
+    with pytest.raises(InputError, match=r"per_class must be at most 3: class 'few' has only 3 of the 4 images"):
         plans.prepare(resolve(root, "--holdout.per_class", "4"))
 
 

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from bdjax.checks import InputError
-from bdjax.train import compilation, loop, residence
+from bdjax.train import batches, compilation, loop, residence
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.sharding import BATCH
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
@@ -171,10 +171,10 @@ def choose(points: Sequence[Point], model: Model, mesh: Mesh | None = None) -> C
     if here == 1 or not points[0].learner.epochs:
         return Choice(LOOP, {})
     rows = points[0].split.label.shape[0]
-    size = points[0].learner.batch_size or rows
-    few = _place(stack([point._replace(split=_first(point.split, _STEPS * size)) for point in points]), mesh)
-    steps = -(-few.split.label.shape[1] // size)
-    whole = points[0].learner.epochs * rows / size
+    shape = batches.of_learner(points[0].learner, rows)
+    few = _place(stack([point._replace(split=_first(point.split, _STEPS * shape.size)) for point in points]), mesh)
+    steps = batches.of_learner(points[0].learner, few.split.label.shape[1]).steps
+    whole = points[0].learner.epochs * shape.steps
     seconds: dict[str, float] = {}
     compiling = 0.0
     for form in (LOOP, VMAP, *(f"map:{k}" for k in (4, 8) if k < here)):
