@@ -31,6 +31,23 @@ class Networks(NamedTuple):
     defended: Variables
 
 
+def one(record: Record | str | os.PathLike[str]) -> Record:
+    """Return a record, or read the only one at a path as `bdjax.report.load` does: a run's folder, or its record.json.
+
+    Raises:
+      InputError: something else, or not exactly one finished run at the path.
+    """
+    if isinstance(record, Record):
+        return record
+    if not isinstance(record, str | os.PathLike):
+        what = "a record of bdjax.report.load, or the path of a run's folder"
+        raise InputError(f"record must be {what}; got {type(record).__name__}.")
+    found = report.load([record])
+    if len(found) > 1:
+        raise InputError(f"record must be one run; there are {len(found)} under {os.fspath(record)}.")
+    return found[0]
+
+
 def config_of(record: Record, data_dir: str | None = None) -> Config:
     """Return a record's config, with the data in another folder if one is given.
 
@@ -52,12 +69,13 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
     return config
 
 
-def restore(record: Record, data_dir: str | None = None) -> Networks:
-    """Load the attacked and the defended network of a finished run.
+def restore(record: Record | str | os.PathLike[str], data_dir: str | None = None) -> Networks:
+    """Load the attacked and the defended network of a finished run: a record, or the path of the run's folder.
 
     Raises:
-      InputError: a final checkpoint is missing, the data have changed, or as for `config_of`.
+      InputError: a final checkpoint is missing, the data have changed, or as for `one` and `config_of`.
     """
+    record = one(record)
     config = config_of(record, data_dir)
     out = record.folder.resolve().parent
     plan = plans.prepare(config)
@@ -78,11 +96,14 @@ def restore(record: Record, data_dir: str | None = None) -> Networks:
     return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)
 
 
-def subject(record: Record, data_dir: str | None = None, known: Known | None = None) -> Subject:
+def subject(
+    record: Record | str | os.PathLike[str], data_dir: str | None = None, known: Known | None = None
+) -> Subject:
     """Load a finished run as an analysis sees it; what is known of its victim is looked up and kept in ``known``.
 
     Errors as for `restore`.
     """
+    record = one(record)
     plan, victim, defended = restore(record, data_dir)
     kept = {} if known is None else known.setdefault(_victim_folder(record, plan), {})
     if not isinstance(plan.model, ProbedModel):
@@ -119,7 +140,7 @@ def subject(record: Record, data_dir: str | None = None, known: Known | None = N
 
 
 def with_defense(
-    record: Record,
+    record: Record | str | os.PathLike[str],
     name: str,
     after: Metrics,
     *,
@@ -133,7 +154,7 @@ def with_defense(
     It is in memory alone: `bdjax.report.summarize` takes it among others.
 
     Args:
-      record: of a run on the same victim, holdout and seed, such as that of ``none``.
+      record: of a run on the same victim, holdout and seed, such as that of ``none``, or the path of its folder.
       name: what the tables are to call the defense; not one of bdjax's own.
       after: of `bdjax.evaluate.evaluate_function`, on the test images of `restore`'s plan and its
         `bdjax.plans.triggered_test`.
@@ -145,6 +166,7 @@ def with_defense(
     Raises:
       InputError: the name is taken, or the counts are of other test images.
     """
+    record = one(record)
     if name in defenses.names():
         raise InputError(f"name must not be that of a defense of bdjax, got {name!r}.")
     counts: tuple[list[Any], list[Any]] = ([record.before[one] for one in Metrics._fields], list(map(int, after)))

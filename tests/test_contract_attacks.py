@@ -16,10 +16,19 @@ import orbax.checkpoint as ocp
 import pytest
 from quick import quick_jit
 
-from bdjax import attacks, poison, registry
+from bdjax import attacks, models, poison, registry
 from bdjax.attacks import AllToOne
 from bdjax.checks import InputError
-from bdjax.types import Attack, ImageSpec, LabelMap, Split, Trigger
+from bdjax.types import (
+    Attack,
+    CoveringTrigger,
+    FittedTrigger,
+    ImageSpec,
+    LabelMap,
+    LearnedTrigger,
+    Split,
+    Trigger,
+)
 
 KEY = jax.random.key(7)
 RATES = (0.0, 0.1, 0.5, 1.0)
@@ -33,6 +42,7 @@ class Facts(NamedTuple):
     uses_key: bool = False  # the trigger draws something for each image
     visible: bool = True  # in 8 bits, before anything is learned
     candidates: tuple[int, ...] = (0, 1, 2, 3)  # classes of the images that it poisons; (0,) if it is clean-label
+    least: int = 1  # pixels that the shorter side of an image needs
 
     @property
     def from_one_class(self) -> bool:
@@ -40,12 +50,13 @@ class Facts(NamedTuple):
 
 
 FACTS: dict[str, Facts] = {
-    "cba": Facts({"bank": 16}, uses_key=True, candidates=(1,)),
-    "combined": Facts(candidates=(1, 2, 3)),
-    "lc": Facts(clean_label=True),
+    "badnets": Facts(least=3),
+    "cba": Facts({"bank": 16}, uses_key=True, candidates=(1,), least=2),
+    "combined": Facts(candidates=(1, 2, 3), least=3),
+    "lc": Facts(clean_label=True, least=6),
     "sig": Facts(clean_label=True),
     "input_aware": Facts(options={"width": 2}),
-    "lira": Facts(options={"width": 2}, visible=False),
+    "lira": Facts(options={"width": 2}, visible=False, least=4),
     "ssba": Facts(options={"width": 4}),
 }
 
@@ -216,6 +227,44 @@ def test_defaults_run_at_the_usual_sizes(name, shape):
     if shape == (32, 32, 3):  # once: the others would be compiled for the same answer
         test = poison_test(KEY, attack, state, split)
         assert (test.visible.image != image).any() or not facts(name).visible
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "learns"),
+    [((1, 1, 1), 2, True), ((2, 2, 3), 4, False), ((3, 3, 1), 2, False), ((3, 5, 2), 4, True), ((5, 1, 1), 4, False)],
+)
+def test_every_shape_works_or_is_refused_in_one_sentence(name, shape, classes, learns):
+    """All that an attacker does, from the fresh trigger to a step of training it; nothing is compiled."""
+    spec = ImageSpec("tiny", shape, classes, (0.5,) * shape[2], (0.25,) * shape[2])
+    model = models.create("small_cnn", spec, width=2)
+    label = jnp.arange(8) % classes
+    stored = Split(jnp.zeros((8, *shape), jnp.uint8), label, jnp.ones(8, bool))
+    worked_on = stored._replace(image=jnp.zeros((8, *shape)))
+
+    def plant(key):
+        attack, state = create(name, spec)
+        trigger, variables = attack.trigger, model.init(key)
+        if learns and isinstance(trigger, FittedTrigger):
+            batch = stored if trigger.batch_size is None else worked_on
+            state, _ = trigger.fit(key, model, variables, state, batch)
+        if learns and isinstance(trigger, LearnedTrigger):
+            state, _ = trigger.update(key, model, variables, state, worked_on)
+        if learns and isinstance(trigger, CoveringTrigger):
+            assert trigger.cover(key, state, worked_on).shape == worked_on.image.shape
+        train = poison.poison_train(key, attack, state, stored)
+        return train.visible.image, poison.poison_test(key, attack, state, worked_on).visible.image
+
+    if (
+        min(shape[:2]) < facts(name).least
+        or (name == "cba" and classes == 2)
+        or (name == "wanet" and shape[:2] == (1, 1))
+    ):
+        with pytest.raises(InputError, match=r"must|need"):
+            jax.eval_shape(plant, KEY)
+    else:
+        train, test = jax.eval_shape(plant, KEY)
+        assert (train.shape, train.dtype) == (stored.image.shape, jnp.uint8)
+        assert (test.shape, test.dtype) == (worked_on.image.shape, jnp.float32)
 
 
 def test_state_survives_a_checkpoint(name, spec, tmp_path):

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import numpy as np
 import pytest
 from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, write
 
@@ -77,11 +78,41 @@ def test_what_would_mislead_is_refused(attacked, name, after, message):
         saved.with_defense(attacked, name, after)
 
 
+def test_a_path_is_as_good_as_a_record(attacked):
+    for path in (attacked.folder, str(attacked.folder), attacked.folder / "record.json"):
+        assert (saved.one(path).folder, saved.one(path).content) == (attacked.folder, attacked.content)
+        mine, same = (saved.with_defense(of, "mine", AFTER) for of in (path, attacked))
+        assert (mine.folder, mine.after) == (same.folder, same.after)
+    assert saved.one(attacked) is attacked
+
+
+@pytest.mark.parametrize("function", [saved.restore, saved.subject, saved.one])
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"run_id": "x"}, "record must be a record of bdjax.report.load, or the path of a run's folder; got dict"),
+        (None, "record must be .*; got NoneType"),
+        ([], "record must be .*; got list"),
+        ("nowhere", "There is no file or folder nowhere"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_sentence(function, record, message):
+    with pytest.raises(InputError, match=message):
+        function(record)
+
+
+def test_a_folder_of_several_runs_is_not_one(tmp_path):
+    write(tmp_path, *(content(seed) for seed in range(3)))
+    with pytest.raises(InputError, match=f"record must be one run; there are 3 under {tmp_path}"):
+        saved.restore(tmp_path)
+
+
 def test_the_network_of_a_run_as_a_function_gives_its_record(tmp_path, monkeypatch):
     monkeypatch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
     assert cli.main(["run", *SIZES, "--quiet", "--out", str(tmp_path)]) == 0
     (record,) = report.load([tmp_path])
-    networks = saved.restore(record)
+    networks = saved.restore(record.folder)
+    jax.tree.map(np.testing.assert_array_equal, networks.victim, saved.restore(record).victim)
     plan = networks.plan
 
     @jax.jit

@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks import _generators
 from bdjax.attacks._generators import Autoencoder
 from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import integer, positive, unit_interval
+from bdjax.checks import InputError, integer, positive, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
 
 
@@ -38,7 +38,13 @@ class Noise:
     width: int = pytree.static()
 
     def init(self, key: Key[Array, ""], spec: ImageSpec) -> NoiseState:
-        """Return an untrained network, twice."""
+        """Return an untrained network, twice.
+
+        Raises:
+          InputError: images too small to be halved once, of which the network would have no layer.
+        """
+        if not _generators.levels(*spec.shape[:2]):
+            raise InputError(f"the images must be 4 pixels a side or more to be halved; got {spec.shape[:2]}.")
         fresh = _generators.init(Autoencoder(self.width), key, spec.shape, train=False)
         optimizer, zero, one = _generators.adam_init(fresh["params"]), jnp.int32(0), jnp.int32(1)
         return NoiseState(fresh, jax.tree.map(jnp.copy, fresh), optimizer, zero, one, _generators.statistics(spec))
@@ -120,7 +126,7 @@ def lira(
       width: channels of the first convolution.
 
     Raises:
-      InputError: a value out of range.
+      InputError: a value out of range, or, once the images are known, less than 4 × 4 pixels.
 
     Departures: one ε serves both stages. T's gradient goes through f in evaluation mode (batch norm as it is at test
     time), so that it moves no statistics of f. Clean and triggered images of a batch pass f together. f is trained by

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import integer, non_negative, unit_interval
+from bdjax.checks import InputError, integer, non_negative, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, LabelMap, Split
 
 _CUBIC = -0.75  # a of the cubic kernel with which the paper's code enlarges the field
@@ -23,8 +23,14 @@ class Warp:
     grid: int = pytree.static()
 
     def init(self, key: Key[Array, ""], spec: ImageSpec) -> Float[Array, "h w 2"]:
-        """Return A, the displacements (across, down) that k × k random ones with mean |A| = 1 are enlarged to."""
+        """Return A, the displacements (across, down) that k × k random ones with mean |A| = 1 are enlarged to.
+
+        Raises:
+          InputError: images of a single pixel, which a warp leaves as they are.
+        """
         height, width, _ = spec.shape
+        if height == width == 1:
+            raise InputError("the images must have 2 pixels or more to be warped; got (1, 1).")
         coarse = jax.random.uniform(key, (2, self.grid, self.grid), minval=-1, maxval=1)
         coarse /= jnp.abs(coarse).mean()
         rows, columns = enlarging(height, self.grid), enlarging(width, self.grid)
