@@ -43,7 +43,7 @@ FACTS: dict[str, Facts] = {
     "cba": Facts({"bank": 16}, uses_key=True, candidates=(1,)),
     "combined": Facts(candidates=(1, 2, 3)),
     "lc": Facts(clean_label=True),
-    "sig": Facts(clean_label=True),
+    "sig": Facts({"frequency": 2.0}, clean_label=True),
     "input_aware": Facts(options={"width": 2}),
     "lira": Facts(options={"width": 2}, visible=False),
     "ssba": Facts(options={"width": 4}),
