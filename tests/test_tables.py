@@ -150,7 +150,7 @@ def check_names(attack, defense):
     _, line = read_markdown(tables.table(rows, "markdown"))
     assert [" ".join(cell.split()) for cell in line[:2]] == names
     (line,) = csv.DictReader(io.StringIO(tables.table(rows, "csv")))
-    assert [line["attack"], line["defense"]] == [attack, defense]
+    assert [line["attack"], line["defense"]] == [f"'{name}" if name[0] in "=-" else name for name in (attack, defense)]
 
 
 # --- Statistics ---
