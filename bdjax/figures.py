@@ -35,7 +35,8 @@ from bdjax.layout import (
     save,
     write,
 )
-from bdjax.report import RATES, Record, Row, best, common, summarize, victims
+from bdjax.printable import printable
+from bdjax.report import LONGEST, RATES, Record, Row, best, common, summarize, victims
 from bdjax.tables import spread, write_csv
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Sample:
 
     def class_name(self, label: int) -> str:
         names = self.record.content["data"]["class_names"]
-        return str(names[label]) if 0 <= label < len(names) else str(label)
+        return printable(str(names[label]), LONGEST) if 0 <= label < len(names) else str(label)
 
 
 def read_samples(rows: Sequence[Row]) -> dict[str, Sample]:
@@ -167,9 +168,12 @@ def _read(row: Row, record: Record, best: bool) -> Sample:
 
 
 def _attacker_label(record: Record, label: np.ndarray) -> np.ndarray:
-    attack = record.config["attack"]
+    attack, names = record.config["attack"], record.content["data"]["class_names"]
     if attack.get("label_map") == "all_to_one":
-        return np.full_like(label, attack.get("target_label", -1))
+        target = attack.get("target_label")
+        if target in names and isinstance(target, str):
+            target = names.index(target)
+        return np.full_like(label, target if isinstance(target, int) else -1)
     if attack.get("label_map") == "all_to_all":
         return (label + 1) % record.content["data"]["num_classes"]
     return np.full_like(label, -1)

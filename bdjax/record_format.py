@@ -35,7 +35,7 @@ def check(content: Mapping[str, Any], source: str) -> None:
     _check_digests(content["data"].get("fingerprint", {}), source)
     for key, value, most in _ranges(content):
         if not 0 <= value <= most:  # neither is NaN
-            raise InputError(f"{key} in {source} must lie between 0 and {most:.15g}, got {value!r:.60}.")
+            raise InputError(f"{key} in {source} must lie between 0 and {most}, got {value!r:.60}.")
     for total in ("clean_total", "attack_total"):
         for when in _WHEN:
             if not content["metrics"][when][total]:

@@ -431,6 +431,8 @@ def _target_class(record: Record) -> str:
     target = attack.get("target_label")
     if attack.get("label_map") != "all_to_one" or not isinstance(target, int | str):
         return ""
+    if isinstance(target, str) and target in names:
+        target = names.index(target)
     named = isinstance(target, int) and 0 <= target < len(names) and str(names[target]) != str(target)
     return printable(f"{target} ({names[target]})" if named else str(target), LONGEST)
 

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "comparison": {"checks", "published", "report", "soundness", "tables", "uncertainty"},
     "layout": {"checks", "records"},
     "sensitivity": {"layout", "report", "tables", "uncertainty"},
-    "figures": {"checks", "layout", "report", "sensitivity", "tables"},
+    "figures": {"checks", "layout", "printable", "report", "sensitivity", "tables"},
     "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"}
     | {"printable", "soundness", "uncertainty"},
     "progress": {"train"},
@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "plans": BASE | {"config", "data", "poison", "attacker", "train", "defenses"},
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
-    | {"analysis", "stealth"},
+    | {"analysis", "soundness", "stealth"},
     "sweeps": BASE | {"defenses", "train"},
     "sweep_run": BASE | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"},
     "show": {"config", "plans", "poison", "run", "stealth"},

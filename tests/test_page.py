@@ -356,6 +356,11 @@ def test_runs_of_the_same_name_keep_their_anchors_apart(tmp_path):
     assert sorted(found.run_anchors.values()) == ["run-badnets-none-0", "run-badnets-none-0-2"]
 
 
+def test_the_target_class_is_named(document):
+    assert "Target class: 0 (class 0). Made with" in document.text
+    assert "without any trigger are left out (target class: 0 (class 0))." in document.text
+
+
 # --- Charts ---
 
 

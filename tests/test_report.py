@@ -1,9 +1,11 @@
 """Records to rows to tables to figures, on small made-up records whose statistics are known by hand."""
 
 import csv
+import errno
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +117,36 @@ def test_a_run_that_is_named_and_has_no_finished_record_is_left_out(tmp_path, ca
         (record,) = report.load(sorted(tmp_path.iterdir()))
     assert record.seed == 0
     assert caplog.messages == ["Left out 1 run without a finished record.", "Left out 1 run that diverged."]
+
+
+@pytest.mark.parametrize("hidden", ["", "run001"])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, hidden):
+    """Nothing of it would be in the table, and nobody would know."""
+    write(tmp_path, content(0), content(1))
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path) == os.fspath(tmp_path / hidden):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError) as caught:
+        report.load([tmp_path])
+    assert str(caught.value) == f"{tmp_path / hidden} cannot be read: Permission denied."
+
+
+def test_a_folder_that_is_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    write(tmp_path, content(0), content(1))
+    scandir = os.scandir
+
+    def removed(path):
+        if os.fspath(path).endswith("run001"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", removed)
+    assert [record.seed for record in report.load([tmp_path])] == [0]
 
 
 @pytest.mark.parametrize(

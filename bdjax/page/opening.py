@@ -149,8 +149,9 @@ def _card(victim: str, group: Sequence[Row]) -> Element:
     winners = [row for row in group if row in best(group)]
     row = next(iter(winners or group))
     if not winners:
-        reason = "; ".join(soundness.told(row.faults)) or "no image was poisoned"
-        return add(card, tag("p", f"{SIGN} {reason}", class_="winner"), _changes(row))
+        faults = "; ".join(soundness.told(row.faults))
+        reason = f"{SIGN} {faults}" if faults else "no image was poisoned"
+        return add(card, tag("p", reason, class_="winner"), _changes(row))
     equal = f" and {len(winners) - 1} more" if len(winners) > 1 else ""
     name = row.defense
     if row.name("defense") == "none":
