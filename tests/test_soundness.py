@@ -229,7 +229,7 @@ def test_a_published_mean_stands_beside_that_of_the_attacks_that_took():
 
 def test_the_page_says_it_in_findings_cards_and_below_the_table(tmp_path):
     text = page.html(report.load([write(tmp_path / "runs", *_named(RUNS))]), tmp_path)
-    assert f"<li>Not counted: {RUINED}, {SIG}.</li>" in text
+    assert f"<li>Not counted: {RUINED}; {SIG}.</li>" in text
     assert '<p class="winner">‡ attack did not take (ASR 1.2 %)</p>' in text
     assert f"<li>‡ {SIG}</li>" in text
     assert text.count('class="sign">') == 4

@@ -16,6 +16,7 @@ from bdjax.tables import SIGN, spread
 from bdjax.uncertainty import Statistic
 
 CARDS = 12  # victims that are shown at once
+MOST_NOTES = 3  # of what is not counted; all stand below the table
 
 
 def title(content: Content) -> str:
@@ -103,7 +104,8 @@ def _findings(content: Content) -> Iterator[str]:
         yield from _winners(content)
         yield from _overall(content)
     if content.notes:
-        yield f"Not counted: {listed(content.notes, 3)}."
+        more = [f"{len(content.notes) - MOST_NOTES} more"] if len(content.notes) > MOST_NOTES else []
+        yield f"Not counted: {'; '.join([*content.notes[:MOST_NOTES], *more])}."
 
 
 def _defended(rows: Iterable[Row]) -> list[Row]:
