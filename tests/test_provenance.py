@@ -7,8 +7,9 @@ from pathlib import Path
 
 from made_up import content, ft_sam, write
 
-from bdjax import bundle, cli, paired, provenance, report, sensitivity, tables
+from bdjax import bundle, cli, paired, provenance, report, saved, sensitivity, tables
 from bdjax.report import Record
+from bdjax.types import Metrics
 
 A, B, C = ("a1" * 32, "b2" * 32, "c3" * 32)
 
@@ -130,3 +131,13 @@ def test_the_command_prints_both(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "digits train_sha256=a1a1a1a1" in printed.out
     assert "digits train_sha256=b2b2b2b2" in printed.out
+
+
+def test_a_result_of_ones_own_is_of_the_data_of_its_run(tmp_path):
+    records = report.load([write(tmp_path, of(A), of(B))])
+    metrics = Metrics(90, 100, 4, 60, 80)
+    own = saved.with_defense(records[1], "mine", metrics)
+    rows = report.summarize([records[1], own])
+    assert [row.defense for row in rows] == ["none", "mine"]
+    assert list(report.victims(rows)) == ["badnets"]
+    assert report.without_defense(own) == report.without_defense(records[1])
