@@ -34,8 +34,9 @@ from bdjax.layout import (
     save,
     write,
 )
+from bdjax.printable import printable
 from bdjax.records import damaged, read_arrays, write_text
-from bdjax.report import RATES, Record, Row, best, common, summarize, victims
+from bdjax.report import LONGEST, RATES, Record, Row, best, common, summarize, victims
 from bdjax.tables import spread, write_csv
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Sample:
 
     def class_name(self, label: int) -> str:
         names = self.record.content["data"]["class_names"]
-        return str(names[label]) if 0 <= label < len(names) else str(label)
+        return printable(str(names[label]), LONGEST) if 0 <= label < len(names) else str(label)
 
 
 def read_samples(rows: Sequence[Row]) -> dict[str, Sample]:
@@ -165,7 +166,7 @@ def _read(row: Row, record: Record, best: bool) -> Sample:
 
 
 def _attacker_label(record: Record, label: np.ndarray) -> np.ndarray:
-    attack = record.config["attack"]
+    attack, names = record.config["attack"], record.content["data"]["class_names"]
     if attack.get("label_map") == "all_to_one":
         target = attack.get("target_label", -1)
         if isinstance(target, str):  # a class by its name

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import math
 import time
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
@@ -82,6 +84,8 @@ class Plan(NamedTuple):
 def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     """Load the data, build every part and check them against each other, the devices and where the data are to be.
 
+    Nothing is compiled but what puts a trigger that is a formula on the test images, which the run needs as well.
+
     Raises:
       InputError: something asked for cannot be.
     """
@@ -94,6 +98,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     holdout, kept_aside = _divide(config, splits.take(dataset.train, rows), spec.num_classes)
     attackers = attackers_images(config, dataset)
     check_rate(attack, attackers)
+    _check_label_map(attack, dataset.test)
     for stage in training:
         batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
         _check_devices(_section(stage), stage.learner, devices)
@@ -106,7 +111,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
         for stage in training:
             streamed.check(stage.learner, model, attacker.start(stage, fresh, fresh, trigger_state), attackers)
     defense = _with_trigger(defense, config, attack, trigger_state)
-    return Plan(
+    plan = Plan(
         config=config,
         dataset=dataset,
         fingerprint=fingerprint,
@@ -121,6 +126,8 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
         aside=kept_aside,
         data_on=data_on,
     )
+    check_trigger(plan)
+    return plan
 
 
 def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
@@ -342,18 +349,73 @@ def _check_parametrization(config: Config, model: Model) -> None:
 
 
 def check_rate(attack: Attack, attackers: Split) -> None:
-    """Refuse a poison rate for which there are too few images that the attack may poison.
+    """Refuse a poison rate for which there are too few images that the attack may poison, or that asks for none.
 
     Raises:
-      InputError: there are too few.
+      InputError: what rate would do.
     """
     rows, wanted, whole = poison.reach(attack, attackers)
+    which = "of the target class" if attack.clean_label else "whose label the map changes"
+    option = "attack.target_class_rate" if attack.rate_of == "candidates" else "attack.poison_rate"
+    rate = float(attack.poison_rate)
     if wanted > rows:
-        which = "of the target class" if attack.clean_label else "whose label the map changes"
         raise InputError(
-            f"attack.poison_rate must be at most {math.floor(rows / whole * 1e4) / 1e4}: those are the {rows} images "
-            f"{which} among {whole}; got {float(attack.poison_rate)}."
+            f"{option} must be at most {math.floor(rows / whole * 1e4) / 1e4}: those are the {rows} images "
+            f"{which} among {whole}; got {rate}."
         )
+    if rate > 0 and not rows:
+        raise InputError(f"{option} must be 0, as there is no training image {which}; got {rate}.")
+    if rate > 0 and not wanted:
+        raise InputError(
+            f"{option} must be 0, for no attack, or at least {_least_rate(whole):.6g}, for one of {whole} images; "
+            f"got {rate}, which rounds to none."
+        )
+
+
+def _least_rate(whole: int) -> float:
+    """Return the least rate, to two digits, that asks for one of so many images."""
+    step = 10.0 ** (math.floor(math.log10(0.5 / whole)) - 1)
+    number = math.floor(0.5 / whole / step)
+    while not poison.rounded(number * step, whole):
+        number += 1
+    return number * step
+
+
+def _check_label_map(attack: Attack, test: Split) -> None:
+    """Refuse a label map that leaves no test image whose label the attacker wants changed."""
+    label = jnp.asarray(test.label)
+    if not (jnp.asarray(test.valid) & (attack.label_map(label) != label)).any():
+        raise InputError(
+            f"attack must want another label for some test image, to be counted; it leaves those of all {len(label)}."
+        )
+
+
+_EFFECTIVE: set[tuple[str, str]] = set()  # triggers and test images that they are known to change
+
+
+def check_trigger(plan: Plan | AttackPlan) -> None:
+    """Refuse a trigger that changes no pixel of any test image that counts, where it is known before training.
+
+    Raises:
+      InputError: it changes none.
+    """
+    if not learns_nothing(plan.attack):
+        return
+    sections = plan.config.to_dict()
+    decisive = {section: sections[section] for section in ("seed", "data", "attack", "poison")}
+    identity = (plan.config.digest(decisive), json.dumps(plan.fingerprint, sort_keys=True))
+    if identity in _EFFECTIVE:
+        return  # the control rows of a run and the points of a sweep share it
+    visible = triggered_test(plan).visible
+    counted = np.asarray(visible.valid)
+    changed = np.asarray(visible.image) != np.asarray(plan.dataset.test.image)
+    if not changed[counted].any():
+        raise InputError(
+            f"attack must change the images, and the trigger of {plan.config.attack.name} with these options leaves "
+            f"each of the {int(counted.sum())} test images that count as it is: choose another pattern, place or "
+            "strength."
+        )
+    _EFFECTIVE.add(identity)
 
 
 def _section(stage: Stage) -> str:

@@ -83,6 +83,7 @@ def make(config: Config, execution: Execution) -> PoisonedSet:
     plan = show.armed(config, execution)
     attackers = plans.attackers_images(config, plan.dataset)
     plans.check_rate(plan.attack, attackers)
+    plans.check_trigger(plan)
     poisoned = plans.poisoned(plan, attackers, residence.choose("auto", attackers))
     clean, triggered = plan.dataset.test, plans.triggered_test(plan)
     label, no_row = np.asarray(clean.label), np.zeros(len(clean.label), bool)

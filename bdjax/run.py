@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from bdjax import attacker, defenses, evaluate, plans, poison, provenance, records, schema, stealth, strength
+from bdjax import attacker, defenses, evaluate, plans, poison, provenance, records, schema, soundness, stealth, strength
 from bdjax.analysis import smoothness
 from bdjax.analysis._curve import Curve
 from bdjax.attacker import Stage
@@ -503,6 +503,7 @@ def _describe(plan: Plan, poisoned_count: int) -> dict[str, Any]:
         "target_class": plans.target_class(plan),
         "train_count": int(plan.attackers.label.shape[0]),
         "test_count": int(plan.dataset.test.valid.sum()),
+        soundness.MAJORITY: int(np.bincount(plan.dataset.test.label[plan.dataset.test.valid]).max()),
         "poisoned_count": poisoned_count,
         "holdout_count": int(plan.holdout.label.shape[0]),
     }

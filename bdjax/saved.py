@@ -192,7 +192,8 @@ def with_defense(
         },
     }
     beside = record.folder if record.line is None else record.folder.parent
-    return Record(beside / name, content)  # where nothing is, as images and smoothness are the other defense's
+    # where nothing is, as images and smoothness are the other defense's
+    return Record(beside / name, content, apart=record.apart)
 
 
 def smoothness(

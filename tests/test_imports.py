@@ -49,18 +49,22 @@ MAY_IMPORT = {
     | {"chunks", "data", "evaluate", "fisher", "hessian", "layout", "optim", "parametrizations", "records", "structure"}
     | {"train"},
     "uncertainty": set(),
-    "report": {"checks", "records", "uncertainty"},
+    "printable": set(),
+    "soundness": set(),
+    "differing_data": set(),
+    "record_format": {"checks"},
+    "report": {"checks", "printable", "differing_data", "record_format", "records", "soundness", "uncertainty"},
     "published": {"checks"},
-    "tables": {"checks", "report", "uncertainty"},
+    "tables": {"checks", "printable", "report", "soundness", "uncertainty"},
     "bundle": {"checks", "records", "report"},
     "ranking": {"report", "tables", "uncertainty"},
-    "paired": {"checks", "report", "tables", "uncertainty"},
-    "comparison": {"checks", "published", "report", "tables", "uncertainty"},
+    "paired": {"checks", "printable", "report", "soundness", "tables", "uncertainty"},
+    "comparison": {"checks", "published", "report", "soundness", "tables", "uncertainty"},
     "layout": {"checks", "records"},
     "sensitivity": {"layout", "report", "tables", "uncertainty"},
-    "figures": {"checks", "failures", "layout", "records", "report", "sensitivity", "tables"},
+    "figures": {"checks", "failures", "layout", "printable", "records", "report", "sensitivity", "tables"},
     "page": {"checks", "contact_sheet", "failures", "figures", "published", "records", "report", "sensitivity"}
-    | {"tables", "uncertainty"},
+    | {"printable", "soundness", "tables", "uncertainty"},
     "progress": {"train"},
     "guard": set(),
     "schema": BASE | {"failures", "registry", "attacks", "defenses", "optim"},
@@ -70,7 +74,7 @@ MAY_IMPORT = {
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
     | {"provenance"}
-    | {"analysis", "stealth"},
+    | {"analysis", "soundness", "stealth"},
     "sweeps": BASE | {"defenses", "train"},
     "sweep_run": BASE
     | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"}

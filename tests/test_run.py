@@ -147,6 +147,7 @@ def test_a_record_has_everything_that_a_reader_needs(first):
         "target_class": "0",
         "train_count": TRAIN,
         "test_count": TEST,
+        "test_majority_count": 46,
         "poisoned_count": round(0.1 * TRAIN),
         "holdout_count": HOLDOUT,
     }

@@ -91,7 +91,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _check(config: Config, options: argparse.Namespace) -> None:
-    """Refuse what the run would refuse, in the same words, and fetch, prepare or compile nothing for it."""
+    """Refuse what the run would refuse, in the same words, and fetch, prepare or train nothing for it."""
     from bdjax import data, plans, run
     from bdjax.train import compilation
 
