@@ -98,7 +98,7 @@ def test_a_point_that_diverges_leaves_the_others_alone(make, model, alone):
     points = make(rates=(RATES[0], 1e30, RATES[2]))
     outcomes = group.run(points, model)
     assert isinstance(outcomes[1], loop.Diverged)
-    assert "not finite after epoch 1 of 2: lower the learning rate" in str(outcomes[1])
+    assert "not finite after epoch 1 of 2: lower the learning rate (1e+30)" in str(outcomes[1])
     kept = [0, 2]
     assert_same([outcomes[i].result(points[i], model) for i in kept], [alone[i] for i in kept])
 

@@ -12,7 +12,7 @@ import pytest
 from bdjax import defenses, pytree
 from bdjax.checks import InputError
 from bdjax.data import splits
-from bdjax.train import loop
+from bdjax.train import blame, loop
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Info, Split
 
@@ -174,6 +174,38 @@ def test_a_huge_learning_rate_diverges(model, variables, split):
     learner = defenses.create("ft", epochs=3, batch_size=32, learning_rate=1e30)
     with pytest.raises(loop.Diverged, match="the loss is not finite after epoch 1 of 3: lower the learning rate"):
         loop.run(KEY, learner, model, variables, split)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rho": 1e30}, r"lower the learning rate \(0.01\), rho \(1e\+30\) or the weight decay \(0.0001\)$"),
+        ({"rho": 0.0, "weight_decay": 1e30}, r"lower the learning rate \(0.01\) or the weight decay \(1e\+30\)$"),
+    ],
+)
+def test_whatever_may_be_to_blame_is_named_with_its_value(model, variables, split, options, words):
+    learner = defenses.create("ft_sam", epochs=3, batch_size=32, **options)
+    with pytest.raises(loop.Diverged, match=rf"the loss is not finite after epoch \d of 3: {words}"):
+        loop.run(KEY, learner, model, variables, split)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("sft", {"eta_f": 5.0}, "the learning rate (0.01), eta_f (5) or eta_r (5)"),
+        ("nft", {"eta_c": 0.25}, "the learning rate (0.05) or eta_c (0.25)"),
+        ("ft", {"weight_decay": 0.0}, "the learning rate (0.01)"),
+        ("ft_sam", {"rho_min": 0.5}, "the learning rate (0.01), rho (2), rho_min (0.5) or the weight decay (0.0001)"),
+    ],
+)
+def test_what_every_defense_could_lower(name, options, words):
+    assert blame.to_lower(defenses.create(name, **options)) == words
+
+
+def test_of_several_points_the_range_is_named():
+    points = [defenses.create("ft_sam", rho=rho) for rho in (1.0, 1e10)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
+    assert blame.to_lower(stacked) == "the learning rate (0.01), rho (1 to 1e+10) or the weight decay (0.0001)"
 
 
 def test_a_run_stops_when_asked_and_is_not_asked_after_the_last_epoch(run, rows, tmp_path):

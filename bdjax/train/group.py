@@ -91,7 +91,8 @@ def run(
       bdjax.train.loop.Stopped: as asked.
     """
     check_form(form)
-    group, count = _place(stack(points), mesh), len(points)
+    stacked, count = stack(points), len(points)
+    group = _place(stacked, mesh)
     trim = functools.partial(jax.tree.map, lambda x: x if x.shape[0] == count else x[:count])
 
     def advance(number: int, state: LearnerState) -> tuple[LearnerState, loop.Summary]:
@@ -109,11 +110,12 @@ def run(
             checkpoints=checkpoints,
             on_epoch=None if on_epoch is None else lambda row: on_epoch(_mean(row)),
             should_stop=should_stop,
+            learner=stacked.learner,
         )
     except loop.Diverged as all_of_them:
         return [all_of_them] * count
     state = jax.device_get(state)
-    return [_outcome(state, history, index, count) for index in range(count)]
+    return [_outcome(state, history, index, points[index].learner, count) for index in range(count)]
 
 
 def structure(point: Point) -> Hashable:
@@ -309,11 +311,13 @@ def _place(tree: Any, mesh: Mesh | None) -> Any:
     )
 
 
-def _outcome(state: LearnerState, history: Sequence[Any], index: int, count: int) -> Trained | loop.Diverged:
+def _outcome(
+    state: LearnerState, history: Sequence[Any], index: int, learner: Learner, count: int
+) -> Trained | loop.Diverged:
     rows = list(_rows_of(history, index, count))
     for row in rows:
         if not math.isfinite(row.loss):
-            return loop.diverged(row.epoch, len(rows))
+            return loop.diverged(row.epoch, len(rows), learner)
     return Trained(jax.tree.map(lambda x: x[index, ...], state), rows)
 
 

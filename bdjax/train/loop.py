@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from bdjax.checks import InputError
 from bdjax.data import splits
-from bdjax.train import batches, compilation, hosts, sharding
+from bdjax.train import batches, blame, compilation, hosts, sharding
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Info, Learner, LearnerState, Model, Split, Variables
 
@@ -173,6 +173,7 @@ def feed(
         after=after,
         on_epoch=on_epoch,
         should_stop=should_stop,
+        learner=learner,
     )
     return Result(learner.finalize(model, hosts.local(state)), history)
 
@@ -189,6 +190,7 @@ def drive(
     after: Callable[[Epoch, Any], None] = lambda row, state: None,
     on_epoch: Callable[[Epoch], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    learner: Any = None,
 ) -> tuple[Any, list[Epoch]]:
     """Advance a state epoch by epoch: the host's part of a run, of one point or of several at once.
 
@@ -201,6 +203,7 @@ def drive(
       keep: the part of a placed state that is saved and returned.
       after: called after each epoch, before it is saved.
       checkpoints, on_epoch, should_stop: as for `run`.
+      learner: whose hyper-parameters are named if the loss is not finite; of several points, stacked.
 
     Raises:
       Diverged: nothing in the state is finite any more: of several points, none.
@@ -224,7 +227,7 @@ def drive(
             state, summary = advance(number, state)
             summary = jax.device_get(summary)
         if not (summary.finite & np.isfinite(summary.loss)).any():
-            raise diverged(number + 1, epochs, _kept(checkpoints))
+            raise diverged(number + 1, epochs, learner, _kept(checkpoints))
         history.append(_report(number, summary, *map(sum, zip(clock, preparing, strict=True))))
         preparing = [0.0, 0.0]
         after(history[-1], state)
@@ -244,9 +247,9 @@ def init_key(key: Key[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(key, 2**32 - 1)
 
 
-def diverged(epoch: int, epochs: int, kept: str = "") -> Diverged:
-    """Return the exception of a state that is not finite after an epoch."""
-    return Diverged(f"the loss is not finite after epoch {epoch} of {epochs}: lower the learning rate{kept}")
+def diverged(epoch: int, epochs: int, learner: Any = None, kept: str = "") -> Diverged:
+    """Return the exception of a state that is not finite after an epoch, with what may be to blame in the learner."""
+    return Diverged(f"the loss is not finite after epoch {epoch} of {epochs}: lower {blame.to_lower(learner)}{kept}")
 
 
 def trained(
