@@ -6,6 +6,7 @@ called, so that ``--help`` and a mistake wait for nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 failed, 2 a mistake in what was asked, 143 stopped."""
     if arguments is None:  # the process is ours
         _streams.hush_helpers()
+        logging.basicConfig(format="%(message)s")  # before orbax does it, with names that say nothing to a user
     words = list(sys.argv[1:] if arguments is None else arguments)
     with _streams.writable():
         return _of_several(words) if guard.is_watched() else _answer(words)

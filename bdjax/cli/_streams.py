@@ -18,7 +18,7 @@ from typing import TextIO
 _HANDLER = "bdjax.plain"
 # Signs of tables, messages and help for those encodings that lack them; Greek letters are spelled out.
 _SIGNS = """
-± +-  ∓ -+  × x  · .  ⊙ *  √ sqrt  ½ 1/2  ° deg  ∇ grad  ∂ d  ∞ inf  ℓ l  ‖ ||  ⟨ <  ⟩ >  ≤ <=  ≥ >=  † +
+± +-  ∓ -+  × x  · .  ⊙ *  √ sqrt  ½ 1/2  ° deg  ∇ grad  ∂ d  ∞ inf  ℓ l  ‖ ||  ⟨ <  ⟩ >  ≤ <=  ≥ >=  † +  ‡ ++
 – -  — -  − -  … ...  → ->  ← <-  ↦ ->  ⌊ floor(  ⌋ )  ⌈ ceil(  ⌉ )  ✓ v  ✗ x  “ "  ” "  ’ '  • *
 ─ -  ━ -  ╺ -  ╸ -  │ |
 """
