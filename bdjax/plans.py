@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import logging
 import math
-import time
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from bdjax import attacker, attacks, data, defenses, poison
+from bdjax import attacker, attacks, defenses, inputs, poison
 from bdjax import config as configs
 from bdjax.attacker import Stage
 from bdjax.checks import InputError, named, one_of
-from bdjax.config import Config, DataConfig
+from bdjax.config import Config
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
+from bdjax.inputs import Fingerprint
 from bdjax.train import batches, residence, sharding, streamed
 from bdjax.types import (
     Attack,
@@ -43,12 +42,6 @@ _PURPOSES = (
     *("trigger", "poison", "test", "init", "training", "holdout", "defense"),
     *("selection", "smoothness", "analysis"),  # selection: not drawn any more, but it holds its place
 )
-
-_stamps: dict[tuple[str, str | None], tuple[str, float]] = {}  # and until when they count
-_QUICK, _STAMPS = 0.05, 50  # seconds; a slow stamp counts for so many times what it took
-
-# The SHA-256 of both splits and, under ``files``, of the files that options of the attack name, by those.
-Fingerprint: TypeAlias = dict[str, Any]
 
 
 class AttackPlan(NamedTuple):
@@ -90,7 +83,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
       InputError: something asked for cannot be.
     """
     one_of(residence.PLACES, data_on=data_on)
-    _, dataset, fingerprint, seen, attack, trigger_state, model = prepare_attack(config, on_disk=data_on == "disk")
+    _, dataset, fingerprint, stamp, attack, trigger_state, model = prepare_attack(config, on_disk=data_on == "disk")
     spec = dataset.spec
     training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
     _check_parametrization(config, model)
@@ -115,7 +108,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
         config=config,
         dataset=dataset,
         fingerprint=fingerprint,
-        stamp=seen,
+        stamp=stamp,
         attack=attack,
         trigger_state=trigger_state,
         model=model,
@@ -136,15 +129,14 @@ def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
     Raises:
       InputError: the data, the network, the attack or a file that it names cannot be.
     """
-    seen = stamp(config)  # before anything is read, so that a change in the meantime shows
-    dataset, fingerprint = _load(config.data, on_disk, _data_stamp(config))
+    dataset, fingerprint, stamp = inputs.load(config, on_disk)
     spec = dataset.spec
     model = configs.build_model(config, spec)
     attack = configs.build_attack(config, spec, model)
     with named("attack", config.attack.options):
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     _tell_namesake(config, spec)
-    return AttackPlan(config, dataset, fingerprint | _files(config), seen, attack, trigger_state, model)
+    return AttackPlan(config, dataset, fingerprint, stamp, attack, trigger_state, model)
 
 
 def attackers_images(config: Config, dataset: Dataset) -> Split:
@@ -235,65 +227,6 @@ def learns_nothing(attack: Attack) -> bool:
     return not isinstance(attack.trigger, FittedTrigger | LearnedTrigger)
 
 
-def stamp(config: Config) -> str:
-    """Return what shows, without reading them, that the files of a run are as they were: `bdjax.data.stamp`."""
-    return f"{_data_stamp(config)} {data.stamp_of(configs.attack_files(config).values())}"
-
-
-def fingerprint(config: Config) -> Fingerprint:
-    """Return the fingerprint that the plan of a run has, of its files as they are now.
-
-    Raises:
-      InputError: they cannot be read.
-    """
-    return _load(config.data, False, _data_stamp(config))[1] | _files(config)
-
-
-def differences(begun: Fingerprint, now: Fingerprint, config: Config) -> list[str]:
-    """Name what two fingerprints of a run do not share: images, and files by the options that name them."""
-    words = {"train": "the training images", "test": "the test images"}
-    found = [word for split, word in words.items() if begun.get(split) != now.get(split)]
-    paths, earlier, later = configs.attack_files(config), begun.get("files", {}), now.get("files", {})
-    for option in sorted({*earlier, *later}):
-        if earlier.get(option) != later.get(option):
-            found.append(f"{option} {paths.get(option, '')}".rstrip())
-    return found
-
-
-def _files(config: Config) -> Fingerprint:
-    digests = {option: data.fingerprint_file(path) for option, path in configs.attack_files(config).items()}
-    return {"files": digests} if digests else {}
-
-
-def _data_stamp(config: Config) -> str:
-    """Return the data's stamp; one that took long, of very many files, counts for a while."""
-    wanted = (config.data.name, config.data.data_dir)
-    found, until = _stamps.get(wanted, ("", 0.0))
-    started = time.monotonic()
-    if started < until:
-        return found
-    found = data.stamp(config.data.name, data_dir=config.data.data_dir)
-    took = time.monotonic() - started
-    _stamps[wanted] = found, (started + _STAMPS * took if took > _QUICK else 0.0)
-    return found
-
-
-@functools.lru_cache(maxsize=2)
-def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Fingerprint]:
-    """Load data with the config's changes; the runs of one process share the arrays, until the files change."""
-    del stamp
-    dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
-    changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
-    spec = dataclasses.replace(dataset.spec, **changes)
-    if wanted.train_count is not None:
-        available = dataset.train.label.shape[0]
-        if wanted.train_count > available:
-            raise InputError(f"data.train_count must be at most {available}; got {wanted.train_count}.")
-        rows = splits.subset(jax.random.key(0), dataset.train, wanted.train_count, num_classes=spec.num_classes)
-        dataset = dataset._replace(train=splits.take(dataset.train, rows))
-    return dataset._replace(spec=spec), data.fingerprint(dataset)
-
-
 def _tell_namesake(config: Config, spec: ImageSpec) -> None:
     """Say which class a number means where the number is the name of another class."""
     for option in ("target_label", *attacks.class_options(config.attack.name)):
@@ -323,8 +256,7 @@ def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
 
 def holdout_size(config: Config) -> int:
     """Return how many images the defender has."""
-    dataset, _ = _load(config.data, False, _data_stamp(config))
-    return int(_holdout_rows(config, dataset).size)
+    return int(_holdout_rows(config, inputs.load(config).dataset).size)
 
 
 def _divide(config: Config, holdout: Split, num_classes: int) -> tuple[Split, Split | None]:

@@ -6,10 +6,11 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from bdjax import plans, records
+from bdjax import inputs, records
 from bdjax.checks import InputError
 from bdjax.config import Config
-from bdjax.plans import Fingerprint, Plan
+from bdjax.inputs import Fingerprint
+from bdjax.plans import Plan
 from bdjax.train import hosts
 
 CHANGED = ("refuse", "rerun")  # what to do where the data are others than those that a run was begun with
@@ -40,11 +41,11 @@ def is_of_these_data(folder: Path, config: Config, changed: str = "refuse") -> b
     Raises:
       InputError: the data have changed, which is refused; or they are gone.
     """
-    stamp = plans.stamp(config)
+    stamp = inputs.stamp(config)
     begun = hosts.from_first(lambda: _begun_with(folder))
     if begun is None or hosts.from_first(lambda: begun["stamp"] == stamp):
         return True
-    now = plans.fingerprint(config)
+    now = inputs.load(config).fingerprint
     hosts.check_same(data=now)
     if not _is_same(folder, begun, now, config, changed):
         return False
@@ -102,7 +103,7 @@ def _fingerprint(begun: dict[str, Any]) -> Fingerprint:
 
 
 def _is_same(folder: Path, begun: Fingerprint, now: Fingerprint, config: Config, changed: str) -> bool:
-    different = plans.differences(begun, now, config)
+    different = inputs.differences(begun, now, config)
     if different and changed != "rerun":
         raise InputError(
             f"the data have changed since {folder} was begun: {', '.join(different)}. Put them back, or delete that "

@@ -26,6 +26,7 @@ from bdjax.checks import InputError, integer
 from bdjax.config import Config, DataConfig
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
+from bdjax.inputs import Fingerprint
 from bdjax.plans import Plan
 from bdjax.run import Execution, Victim
 from bdjax.sweeps import check_axis
@@ -384,7 +385,7 @@ def _by_victim(configs: Sequence[Config]) -> list[Config]:
     return sorted(configs, key=place)
 
 
-def _open(folder: Path, members: Mapping[str, plans.Fingerprint | None]) -> None:
+def _open(folder: Path, members: Mapping[str, Fingerprint | None]) -> None:
     """Write down the members of a group and the fingerprints of their data.
 
     What an earlier process left there is only continued if it was made of the same data: whoever deletes a victim to

@@ -69,8 +69,9 @@ MAY_IMPORT = {
     "guard": set(),
     "schema": BASE | {"failures", "registry", "attacks", "defenses", "optim"},
     "config": BASE | {"data", "registry", "schema", "attacks", "poison", "models", "train", "defenses"},
-    "plans": BASE | {"attacks", "config", "data", "poison", "attacker", "train", "defenses"},
-    "provenance": {"checks", "config", "plans", "records", "train"},
+    "plans": BASE | {"attacks", "config", "data", "inputs", "poison", "attacker", "train", "defenses"},
+    "inputs": BASE | {"config", "data"},
+    "provenance": {"checks", "config", "inputs", "plans", "records", "train"},
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
     | {"provenance"}
@@ -78,7 +79,7 @@ MAY_IMPORT = {
     "sweeps": BASE | {"defenses", "train"},
     "sweep_run": BASE
     | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"}
-    | {"provenance"},
+    | {"inputs", "provenance"},
     "show": {"config", "plans", "poison", "run", "stealth"},
     "poisoned_folder": BASE | {"config", "data", "plans", "records", "run", "schema", "show", "train"},
     "contact_sheet": {"checks", "failures", "layout", "show"},

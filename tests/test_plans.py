@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdjax import cli, data, plans, poison, schema, sweep_run
+from bdjax import cli, data, inputs, plans, poison, schema, sweep_run
 from bdjax import config as configs
 from bdjax.checks import InputError
 from bdjax.run import Execution
@@ -75,7 +75,7 @@ def test_a_file_that_the_attack_names_is_part_of_the_fingerprint_by_its_content(
 
 def test_a_picture_that_is_missing_is_refused_with_its_option(tmp_path):
     root = write_classes(tmp_path / "pets", {"ant": 4, "cat": 4})
-    with pytest.raises(InputError, match=r"^attack\.pattern must be a readable image file; '.*none\.png' is not"):
+    with pytest.raises(InputError, match=r"^attack\.pattern must be a readable file: file .*none\.png cannot be read"):
         plans.prepare_attack(resolve(root, "--attack.pattern", str(tmp_path / "none.png")))
 
 
@@ -205,7 +205,7 @@ def test_a_trigger_is_tried_once_for_the_control_rows_of_a_run(monkeypatch):
 
 
 def test_a_label_map_that_changes_no_test_label_is_refused(monkeypatch):
-    plans._load.cache_clear()
+    inputs._load.cache_clear()
     load = data.load
 
     def all_zeros(*args, **options):
@@ -215,7 +215,7 @@ def test_a_label_map_that_changes_no_test_label_is_refused(monkeypatch):
     monkeypatch.setattr(data, "load", all_zeros)
     with pytest.raises(InputError, match=r"^attack must want another label for some test image, .* of all 450\."):
         prepare()
-    plans._load.cache_clear()
+    inputs._load.cache_clear()
 
 
 @pytest.mark.parametrize("frequency", ["4", "6", "4.5"])

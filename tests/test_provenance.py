@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdjax import cli, findings, plans, provenance, records, report, saved, schema
+from bdjax import cli, findings, inputs, plans, provenance, records, report, saved, schema
 from bdjax import config as configs
 from bdjax.checks import InputError
 
@@ -86,7 +86,7 @@ def refused(capsys) -> str:
 def test_a_run_that_is_finished_says_so_and_reads_nothing(ran, capsys, monkeypatch):
     data, out = ran
     capsys.readouterr()
-    monkeypatch.setattr(plans, "_load", lambda *_: pytest.fail("the data are read"))
+    monkeypatch.setattr(inputs, "_load", lambda *_: pytest.fail("the data are read"))
     assert call(out, data) == 0
     none, ft = (file.parent.name for file in _files(out))
     assert capsys.readouterr().err == f"finished already: {none}, {ft}\n"
@@ -105,7 +105,7 @@ def test_files_that_only_look_otherwise_are_read_once_more(copied, capsys, monke
     assert call(out, data) == 0
     assert "finished already" in capsys.readouterr().err
     assert [file.read_bytes() for file in _files(out)] == before
-    monkeypatch.setattr(plans, "_load", lambda *_: pytest.fail("the data are read"))
+    monkeypatch.setattr(inputs, "_load", lambda *_: pytest.fail("the data are read"))
     assert call(out, data, "--quiet") == 0
 
 
@@ -184,7 +184,9 @@ def test_a_rerun_sets_aside_what_was_made_of_other_data(copied, capsys, command)
     assert [path.name for path in (aside / "victims").iterdir()] == [path.name for path in (out / "victims").iterdir()]
     new = [records.read_record(out / name) for name in old]
     config = configs.resolve(schema.overrides(words(data)))
-    assert {json.dumps(record["data"]["fingerprint"]) for record in new} == {json.dumps(plans.fingerprint(config))}
+    assert {json.dumps(record["data"]["fingerprint"]) for record in new} == {
+        json.dumps(inputs.load(config).fingerprint)
+    }
     capsys.readouterr()
     assert call(out, data, "--changed-data", "rerun", command=command) == 0
     assert "finished already" in capsys.readouterr().err
@@ -249,6 +251,6 @@ def test_what_is_set_aside_leaves_its_lock_and_finds_a_free_name(tmp_path):
 
 def test_a_run_without_files_has_the_fingerprint_that_it_always_had():
     config = configs.resolve({})
-    assert plans.fingerprint(config) == plans.prepare(config).fingerprint
-    assert plans.fingerprint(config).keys() == {"train", "test"}
+    assert inputs.load(config).fingerprint == plans.prepare(config).fingerprint
+    assert inputs.load(config).fingerprint.keys() == {"train", "test"}
     assert provenance.is_of_these_data(Path("nowhere"), config)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from bdjax import cli, data, plans, run, schema
+from bdjax import cli, data, inputs, plans, run, schema
 from bdjax import config as configs
 from bdjax.checks import InputError
 from bdjax.run import Execution
@@ -355,7 +355,7 @@ def test_a_holdout_that_is_held_out_is_not_among_the_attackers_images():
 def test_a_smaller_training_set_is_the_same_for_every_seed():
     made = []
     for seed in ("1", "2"):
-        plans._load.cache_clear()
+        inputs._load.cache_clear()
         made.append(plans.prepare(resolve("--data.train_count", "500", "--seed", seed)))
     one, other = made
     assert one.attackers.label.shape == (500,)

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from bdjax import cli, data, plans, run, schema, sweep_run
+from bdjax import cli, data, inputs, plans, run, schema, sweep_run
 from bdjax.checks import InputError
 from bdjax.train import loop
 
@@ -223,12 +223,12 @@ def test_what_a_group_learned_from_other_data_is_not_continued(swept, tmp_path, 
 
     wanted = sweep_run.points(schema.overrides(SIZES), {"defense.rho": ["1", "4"], "seed": ["0", "1"]})
     stopped = run.Execution(tmp_path, checkpoint_seconds=0.0, should_stop=lambda: next(answers))
-    plans._load.cache_clear()
+    inputs._load.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(data, "load", other)
         with pytest.raises(loop.Stopped, match="after epoch 1 of 3"):
             sweep_run.run(wanted, stopped, sweep_run.Spread())
-    plans._load.cache_clear()
+    inputs._load.cache_clear()
     assert list(tmp_path.glob("groups/*/checkpoints/1"))
     with pytest.raises(InputError, match="the data have changed since"):
         sweep_run.run(wanted, run.Execution(tmp_path), sweep_run.Spread())
