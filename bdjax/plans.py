@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from bdjax import attacker, data, defenses, poison
+from bdjax import attacker, data, defenses, footprint, poison
 from bdjax import config as configs
 from bdjax.attacker import Stage
-from bdjax.checks import InputError, named, one_of
+from bdjax.checks import LARGEST, InputError, named, one_of
 from bdjax.config import Config, DataConfig
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
@@ -67,6 +67,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     model = configs.build_model(config, spec)
     attack = configs.build_attack(config, spec, model)
     training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
+    _check_memory(config, model, attack, min(training[-1].learner.batch_size or 1, len(dataset.train.label)) // devices)
     _check_parametrization(config, model)
     rows = _holdout_rows(config, dataset)
     holdout, kept_aside = _divide(config, splits.take(dataset.train, rows), spec.num_classes)
@@ -169,6 +170,8 @@ def _load(wanted: DataConfig, on_disk: bool) -> tuple[Dataset, dict[str, str]]:
     dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
     changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
     spec = dataclasses.replace(dataset.spec, **changes)
+    if changes.get("crop_padding", 0) > (side := max(spec.shape[:2])):
+        raise InputError(f"data.crop_padding must be at most {side}, the images' side; got {wanted.crop_padding}.")
     if wanted.train_count is not None:
         available = dataset.train.label.shape[0]
         if wanted.train_count > available:
@@ -209,6 +212,14 @@ def _check_division(stage: Defense, rows: int, num_classes: int) -> None:
         aside.count(rows, share, num_classes)
 
 
+def _check_memory(config: Config, model: Model, attack: Attack, rows: int) -> None:
+    """Refuse a network and a trigger that the device could not hold."""
+    memory = residence.device_bytes()
+    footprint.check_network(model, max(rows, 1), memory)
+    with named("attack", config.attack.options):
+        footprint.check_trigger(attack.trigger, model.spec, memory)
+
+
 def _check_parametrization(config: Config, model: Model) -> None:
     """Refuse to freeze more convolutions than the network has."""
     if config.training["frozen_convolutions"]:
@@ -230,6 +241,9 @@ def _check_rate(attack: Attack, attackers: Split) -> None:
 
 def _check_batches(path: str, learner: Defense, split: Split, devices: int) -> None:
     loop.check_batch(learner, split, f"{path}.batch_size")
+    steps = learner.epochs * -(-split.label.shape[0] // (learner.batch_size or split.label.shape[0] or 1))
+    if steps > LARGEST:
+        raise InputError(f"{path}.epochs must make at most {LARGEST} steps in all; {learner.epochs} make {steps}.")
     if learner.epochs:
         with named(path, ("batch_size",)):
             sharding.batch_mesh(devices, learner.batch_size)

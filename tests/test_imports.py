@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "similarity": set(),
     "stealth": BASE | {"data", "similarity"},
     "registry": {"checks"},
-    "data": BASE | {"registry"},
+    "data": BASE | {"registry", "footprint"},
     "structure": BASE,
+    "footprint": BASE,
     "adversarial": BASE,
     # data: uint8 to float; models: the layers of generators; a trigger may be made with a network
     "attacks": BASE | {"registry", "adversarial", "data", "models", "similarity", "structure"},
@@ -64,7 +65,7 @@ MAY_IMPORT = {
     "guard": set(),
     "schema": BASE | {"registry", "attacks", "defenses", "optim"},
     "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
-    "plans": BASE | {"config", "data", "poison", "attacker", "train", "defenses"},
+    "plans": BASE | {"config", "data", "footprint", "poison", "attacker", "train", "defenses"},
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
     | {"analysis", "stealth"},

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from bdjax import footprint
 from bdjax.checks import InputError
 from bdjax.data.sources import _dataset, _images
 from bdjax.types import Dataset
@@ -48,6 +49,7 @@ def image_folder(root: Path, image_size: int | None = None) -> Dataset:
     class_names = _class_names(root)
     train, test = (_list(root / split, class_names) for split in ("train", "test"))
     shape = _survey([*train.paths, *test.paths], image_size)
+    footprint.check_images(len(train.paths) + len(test.paths), (shape.height, shape.width, shape.channels))
     images = [_read(files.paths, shape, image_size) for files in (train, test)]
     arrays = _dataset.Arrays(images[0], train.label, images[1], test.label)
     return _dataset.build(root.name, arrays, class_names)
