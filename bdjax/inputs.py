@@ -93,6 +93,8 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
     dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
     changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
     spec = dataclasses.replace(dataset.spec, **changes)
+    if changes.get("crop_padding", 0) > (side := max(spec.shape[:2])):
+        raise InputError(f"data.crop_padding must be at most {side}, the images' side; got {wanted.crop_padding}.")
     if wanted.train_count is not None:
         available = dataset.train.label.shape[0]
         if wanted.train_count > available:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from bdjax import attacker, attacks, defenses, inputs, poison
+from bdjax import attacker, attacks, defenses, footprint, inputs, poison
 from bdjax import config as configs
 from bdjax.attacker import Stage
 from bdjax.checks import InputError, named, one_of
@@ -86,6 +86,8 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     _, dataset, fingerprint, stamp, attack, trigger_state, model = prepare_attack(config, on_disk=data_on == "disk")
     spec = dataset.spec
     training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
+    rows = min(training[-1].learner.batch_size or 1, len(dataset.train.label)) // devices
+    footprint.check_network(model, max(rows, 1), residence.device_bytes())
     _check_parametrization(config, model)
     rows = _holdout_rows(config, dataset)
     holdout, kept_aside = _divide(config, splits.take(dataset.train, rows), spec.num_classes)
@@ -132,8 +134,11 @@ def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
     dataset, fingerprint, stamp = inputs.load(config, on_disk)
     spec = dataset.spec
     model = configs.build_model(config, spec)
+    memory = residence.device_bytes()
+    footprint.check_network(model, 1, memory)
     attack = configs.build_attack(config, spec, model)
     with named("attack", config.attack.options):
+        footprint.check_trigger(attack.trigger, spec, memory)
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     _tell_namesake(config, spec)
     return AttackPlan(config, dataset, fingerprint, stamp, attack, trigger_state, model)

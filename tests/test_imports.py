@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "similarity": set(),
     "stealth": BASE | {"data", "similarity"},
     "registry": {"checks"},
-    "data": BASE | {"registry"},
+    "data": BASE | {"registry", "footprint"},
     "structure": BASE,
+    "footprint": BASE,
     "adversarial": BASE,
     # data: uint8 to float; models: the layers of generators; a trigger may be made with a network
     "attacks": BASE | {"registry", "adversarial", "data", "models", "similarity", "structure"},
@@ -69,7 +70,7 @@ MAY_IMPORT = {
     "guard": set(),
     "schema": BASE | {"failures", "registry", "attacks", "defenses", "optim"},
     "config": BASE | {"data", "registry", "schema", "attacks", "poison", "models", "train", "defenses"},
-    "plans": BASE | {"attacks", "config", "data", "inputs", "poison", "attacker", "train", "defenses"},
+    "plans": BASE | {"attacks", "config", "data", "footprint", "inputs", "poison", "attacker", "train", "defenses"},
     "inputs": BASE | {"config", "data"},
     "provenance": {"checks", "config", "inputs", "plans", "records", "train"},
     "run": BASE
