@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdjax import failures, guard
+from bdjax import guard, places
 from bdjax.checks import InputError, integer, non_negative
-from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, check_folders, complain, tell
+from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, complain, tell
 
 if TYPE_CHECKING:
     from bdjax import run
@@ -58,7 +57,7 @@ def check(options: argparse.Namespace) -> Path:
         hosts.check(options.hosts, options.host, options.coordinator, options.host_timeout)
         if options.hosts is not None and sys.platform == "win32":
             raise InputError("hosts must not be given on Windows, where JAX computes on one host alone.")
-    return _out_of(options.out)
+    return places.check_folder("out", options.out, _DEEPEST)
 
 
 def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any]) -> int:
@@ -94,22 +93,6 @@ def _tell_of(finished: list[str]) -> None:
     """Say which runs were there already, or how many, where there are many."""
     what = ", ".join(finished) if len(finished) <= _NAMED else f"{len(finished)} runs"
     print(f"finished already: {what}", file=sys.stderr)
-
-
-def _out_of(word: str) -> Path:
-    check_folders(out=word)
-    out = Path(word)
-    try:
-        os.stat(out / _DEEPEST)
-    except OSError as error:
-        if error.errno in failures.IMPOSSIBLE:
-            raise InputError(f"out must be a shorter path, or one that leads somewhere; got {word!r}.") from error
-    for folder in (out, *out.parents):
-        if folder.is_dir():
-            break
-        if folder.exists():
-            raise InputError(f"out must be a folder; {folder} is {'a file' if folder.is_file() else 'none'}.")
-    return out
 
 
 def _join(options: argparse.Namespace) -> Callable[[], bool]:
