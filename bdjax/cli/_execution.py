@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,28 @@ def values_of(files: list[str], rest: list[str]) -> dict[str, Any]:
     values = schema.read(Path(files[0])) if files else {}
     with shallow():
         return schema.merge(values, schema.overrides(rest))
+
+
+def values_of_attacks(names: Sequence[str], files: list[str], rest: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield, for attacks that a command names by themselves, what `values_of` returns for each.
+
+    An option that some of them have is left out for the others; one that none has stays, to be refused.
+    """
+    from bdjax import schema
+
+    first = 1 if rest and not rest[0].startswith("--") else 0
+    below = values_of(files, rest[:first])
+    with shallow():
+        given = schema.overrides(rest[first:])
+        options = schema.as_mapping("attack", given.get("attack"))
+        if "name" in options:
+            raise InputError(f"attack.name must be left out where the attack is named: {', '.join(names)}.")
+        known = {name: schema.parameters("bdjax.attacks", name) for name in names}
+        for name, own in known.items():
+            of_others = {option for other in known.values() for option in other} - set(own)
+            kept = {option: value for option, value in options.items() if option not in of_others}
+            named = schema.merge(below, {"attack": {"name": name}})
+            yield schema.merge(named, {**given, "attack": kept})
 
 
 @contextlib.contextmanager
