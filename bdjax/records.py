@@ -229,7 +229,7 @@ def set_aside(folder: Path, out: Path, name: str) -> None:
     """Move what is in a folder below ``out`` to the same place below ``out/name``, or ``name-2`` and so on.
 
     Its lock stays, as does, to the last, what says that there is something to be moved. So a call that was killed is
-    continued by the next one: a place that has nothing of the same name, and not yet what is moved last, is gone on with.
+    gone on with by the next one, at the same place: one that has nothing of the same name, nor yet what is moved last.
     """
     place = folder.relative_to(out)
     entries = [entry for entry in folder.iterdir() if entry.name != ".lock"]

@@ -299,9 +299,10 @@ def test_setting_aside_goes_on_where_it_was_killed(tmp_path, moves):
     folder.mkdir()
     for name in names:
         (folder / name).write_text(name)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "rename", _stopping_after(moves))
-        records.set_aside(folder, tmp_path, "data-1")
+        with pytest.raises(Killed):
+            records.set_aside(folder, tmp_path, "data-1")
     assert (folder / "data.json").exists()  # which says that there is something to be moved
     records.set_aside(folder, tmp_path, "data-1")
     assert {path.name for path in (tmp_path / "data-1" / "run").iterdir()} == set(names)
