@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from bdjax import findings, records, registry, report, saved, schema
-from bdjax.analysis._subject import Analysis, Subject
+from bdjax import failures, findings, records, registry, report, saved, schema
+from bdjax.analysis._subject import Analysis, NeedsLibrary
 from bdjax.checks import InputError, one_of
 from bdjax.findings import PACKAGE, Found
 from bdjax.layout import FORMATS, need_matplotlib
@@ -51,27 +51,21 @@ def analyze(
     runs = findings.titles(report.load(paths))
     found: dict[str, Found] = {}
     known: saved.Known = {}
-    failures = saved.Failures()
+    lacking = saved.Failures()
     for number, (title, record) in enumerate(runs.items(), 1):
-        file = findings.file_of(record, name)
-        stored = findings.read(file)
+        stored = findings.read(record, name)
         if stored is None or stored.options != choice.options:
+            if isinstance(analysis, NeedsLibrary):  # looked for before a network is loaded
+                analysis.require()
             on_run(number, len(runs), record)
-            with failures.noted():
-                found[title] = _measure(analysis, saved.subject(record, data_dir, known), choice.options, file)
+            with lacking.noted():
+                found[title] = Found(analysis.measure(saved.subject(record, data_dir, known)), dict(choice.options))
+                findings.write(record, name, found[title])
         else:
             found[title] = stored
     if found:
         picture = findings.draw(name, found, format)
-        try:
+        with failures.blaming_the_path(f"the figure cannot be written to {figure}"):
             records.write_bytes(figure, picture)
-        except OSError as error:
-            raise InputError(f"the figure cannot be written to {figure}: {error.strerror}.") from error
-    failures.tell()
+    lacking.tell()
     return [figure, *(findings.file_of(record, name) for record in runs.values())]
-
-
-def _measure(analysis: Analysis, subject: Subject, options: Mapping[str, Any], file: Path) -> Found:
-    found = Found(analysis.measure(subject), dict(options))
-    findings.write(file, found)
-    return found

@@ -12,6 +12,7 @@ from bdjax import poison, pytree
 from bdjax.checks import InputError
 from bdjax.data.augment import as_float
 from bdjax.parametrizations import Identity
+from bdjax.train import batches
 from bdjax.train.gradients import PlainGradient
 from bdjax.train.supervised import Supervised
 from bdjax.types import (
@@ -102,8 +103,7 @@ def _paced(learner: Learner, trigger: Trigger, state: TriggerState, split: Split
     """Tell a trigger that asks how many of the learner's steps are an epoch."""
     if not isinstance(trigger, PacedTrigger):
         return state
-    rows, size = split.label.shape[0], learner.batch_size or split.label.shape[0]
-    return trigger.pace(state, max(rows // size if learner.drop_last else -(-rows // size), 1))
+    return trigger.pace(state, batches.of_learner(learner, split.label.shape[0]).steps)
 
 
 class FittingState(NamedTuple):

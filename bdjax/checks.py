@@ -15,6 +15,7 @@ LARGEST = 2**31 - 1
 EPOCHS = 1_000_000
 RUNS = 100_000  # of a sweep, before its control rows
 DRAWS = 1_000_000  # random vectors, steps of an iteration
+_LONGEST_WORD = 100  # letters in which a spelling mistake is looked for
 
 
 class InputError(ValueError):
@@ -78,7 +79,7 @@ def one_of(choices: Iterable[str], **values: Any) -> None:
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
     """Return ``" (did you mean …?)"`` where a known word is near, else nothing."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(word)[:_LONGEST_WORD], list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

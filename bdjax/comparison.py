@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bdjax import tables
+from bdjax import soundness, tables
 from bdjax.checks import InputError, one_of
 from bdjax.published import Value
 from bdjax.report import RATES, Record
@@ -36,7 +36,8 @@ class Cell(NamedTuple):
       value: what is published.
       ours: one number for each seed, in the unit of the published one; empty where there is none.
       seeds: of those numbers.
-      why: why some or all of ours are missing: ``no defense anp``, ``not run``, ``1 of 3 diverged``.
+      why: why some or all of ours are missing, or say little: ``no defense anp``, ``not run``, ``1 of 3 diverged``,
+        ``attack did not take (ASR 1.7 %)``.
     """
 
     value: Value
@@ -79,15 +80,32 @@ def fill(value: Value, groups: Sequence[Sequence[Record]], why: str = "") -> Cel
     Args:
       value: what is published.
       groups: its runs, one for each seed; where the value is a mean over attacks, those of each of them. Each seed that
-        all groups have gives a number: the mean over the groups.
+        all groups have gives a number: the mean over the groups. Attacks that are none (`bdjax.soundness`) are left out
+        of that mean; a single one has its number. The cell says so.
       why: what is known to be missing.
     """
+    faulty = {number: faults for number, group in enumerate(groups) if (faults := _faults(group))}
+    defended = [soundness.of_defended(record.content) for group in groups for record in group]
+    why = "; ".join(filter(None, (why, _told(faulty, len(groups)), *soundness.told(defended))))
+    if len(groups) > 1:
+        groups = [group for number, group in enumerate(groups) if number not in faulty]
     measured = [{record.seed: measure(record, value.metric) for record in group} for group in groups]
     seeds = sorted(set.intersection(*map(set, measured))) if measured else []
     ours = tuple(statistics.fmean(of[seed] for of in measured) for seed in seeds)
     if not ours or any(map(math.isnan, ours)):
         return Cell(value, why=why or (NOT_MEASURED if ours else NOT_RUN))
     return Cell(value, ours, tuple(seeds), why)
+
+
+def _faults(group: Sequence[Record]) -> list[str]:
+    """Say what is wrong with the victims of a published value's runs."""
+    return soundness.told([soundness.of_victim(record.content) for record in group])
+
+
+def _told(faulty: Mapping[int, Sequence[str]], groups: int) -> str:
+    """Say what is wrong, and how many of the attacks of a mean are not in it."""
+    words = ", ".join(dict.fromkeys(words for own in faulty.values() for words in own))
+    return f"mean without {len(faulty)} of {groups} attacks: {words}" if faulty and groups > 1 else words
 
 
 def table(cells: Sequence[Cell], setting: str, format: str = "console") -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from bdjax import attacks, models, registry
+from bdjax import attacks, data, models, registry
 from bdjax.checks import InputError, below_one, integer, named, one_of, positive, unit_interval
 from bdjax.defenses.chain import Chain, stages
 from bdjax.poison import ROUNDINGS
@@ -49,7 +51,8 @@ class DataConfig:
     """Which data.
 
     Attributes:
-      name: a data set of `bdjax list data`, or a folder ``name/train/<class>/*.png`` in ``data_dir``.
+      name: a data set of `bdjax list data`; or a folder ``name/train/<class>/*.png`` in ``data_dir``, or its path, of
+        which `resolve` makes name and ``data_dir`` (`bdjax.data.locate`).
       data_dir: where prepared data lie; else ``BDJAX_DATA_DIR``, else tfds' own folder. Not part of a run's identity.
       image_size: resize all images to squares of this side; None leaves them.
       train_count: use this many training images, the same for every seed; None is all.
@@ -65,11 +68,24 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise InputError for a value out of range."""
+        for field in ("name", "data_dir"):
+            if getattr(self, field) == "":
+                raise InputError(f"{field} must name a folder, got ''.")
         for field in ("image_size", "train_count"):
             if getattr(self, field) is not None:
                 integer(1, **{field: getattr(self, field)})
         if self.crop_padding is not None:
             integer(crop_padding=self.crop_padding)
+
+    @property
+    def folder_name(self) -> str:
+        """The name as a part of a folder's."""
+        return self.name.removeprefix("./")
+
+    def located(self) -> DataConfig:
+        """Return the same with the folder's own name where it is given by its path, which is not part of a run."""
+        name, data_dir = data.locate(self.name, self.data_dir)
+        return dataclasses.replace(self, name=name, data_dir=data_dir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +187,12 @@ class Config:
     @property
     def run_id(self) -> str:
         """The run's name: what it is, and the hash of its config."""
-        return f"{self.data.name}-{self.attack.name}-{self.defense.name}-{self.digest()}"
+        return f"{self.data.folder_name}-{self.attack.name}-{self.defense.name}-{self.digest()}"
 
     @property
     def victim_id(self) -> str:
         """The name of the attacked model, which runs with other defenses share."""
-        return f"{self.data.name}-{self.attack.name}-{self.digest(self.victim_dict())}"
+        return f"{self.data.folder_name}-{self.attack.name}-{self.digest(self.victim_dict())}"
 
     def control(self) -> Config:
         """Return the same run with plain fine-tuning that shares every option which the defense and `ft` have."""
@@ -229,7 +245,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
         raise InputError(f"seed must be below 2**32, got {seed}.")
     config = Config(
         seed=seed,
-        data=read_section("data", DataConfig, values["data"]),
+        data=read_section("data", DataConfig, values["data"]).located(),
         model=read_choice("model", "bdjax.models", values["model"]),
         attack=read_choice("attack", "bdjax.attacks", values["attack"]),
         poison=read_section("poison", PoisonConfig, values.get("poison", {})),
@@ -276,9 +292,28 @@ def build_attack(config: Config, spec: ImageSpec | None = None, model: Model | N
     """
     options = dict(config.attack.options)
     with named("attack", options):
-        if spec is None and options["label_map"] == "all_to_all":
-            options["label_map"] = attacks.AllToAll(num_classes=2)  # enough to check the other options
+        if spec is None:
+            options = _checkable(config.attack.name, options)
         return attacks.create(config.attack.name, spec=spec, model=model, **options)
+
+
+def _checkable(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an attack's options without what needs the data: enough to check the others."""
+    labels = {option: options[option] for option in ("target_label", *attacks.class_options(name))}
+    named_ones = {option: label for option, label in labels.items() if isinstance(label, str)}
+    numbers = {label: 2**31 + number for number, label in enumerate(sorted(set(named_ones.values())))}
+    known = {**options, **{option: numbers[label] for option, label in named_ones.items()}}
+    return {**known, "label_map": attacks.AllToAll(2)} if known["label_map"] == "all_to_all" else known
+
+
+def attack_files(config: Config) -> dict[str, Path]:
+    """Return the files that options of the attack name, by the options' keys."""
+    found = {}
+    for option, words in registry.files("bdjax.attacks", config.attack.name).items():
+        value = config.attack.options[option]
+        if value is not None and value not in words:
+            found[f"attack.{option}"] = Path(os.path.expanduser(value))
+    return found
 
 
 def build_training(config: Config) -> Supervised:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from bdjax import failures
 from bdjax.checks import InputError
 from bdjax.layout import FORMATS, GREY, HEADING, MARGIN, STYLE, WIDTH, axes, need_matplotlib, save, write
 
@@ -34,12 +35,10 @@ def draw(shown: Sequence[Shown], path: str | Path, heading: str = "") -> Path:
         raise InputError("there is no attack to draw.")
     import matplotlib
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(cast(Any, STYLE)):
-            return save(_page(shown, heading), path)
-    except OSError as error:
-        raise InputError(f"the sheet cannot be written to {path}: {error.strerror}.") from error
+    with matplotlib.rc_context(cast(Any, STYLE)):
+        page = _page(shown, heading)
+        with failures.blaming_the_path(f"the sheet cannot be written to {path}"):
+            return save(page, path)
 
 
 def check(path: str | Path) -> Path:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bdjax import sensitivity
+from bdjax import failures, sensitivity
 from bdjax.checks import InputError, one_of
 from bdjax.layout import (
     BLUE,
@@ -35,7 +34,9 @@ from bdjax.layout import (
     save,
     write,
 )
-from bdjax.report import RATES, Record, Row, best, common, summarize, victims
+from bdjax.printable import printable
+from bdjax.records import damaged, read_arrays, write_text
+from bdjax.report import LONGEST, RATES, Record, Row, best, common, summarize, victims
 from bdjax.tables import spread, write_csv
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def draw(records: Iterable[Record], folder: str | Path, format: str = "png") -> 
     samples = read_samples(rows)
     curves = sensitivity.find(rows)
     folder = Path(folder)
-    try:
+    with failures.blaming_the_path(f"The figures cannot be written to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(cast(Any, STYLE)):
             pages = _pages(rows, samples) | {found.name: sensitivity.draw(found) for found in curves}
@@ -90,9 +91,7 @@ def draw(records: Iterable[Record], folder: str | Path, format: str = "png") -> 
         texts = {"summary.csv": _summary_csv(rows)} | ({"samples.csv": _samples_csv(samples)} if samples else {})
         texts |= {f"{found.name}.csv": sensitivity.as_csv(found) for found in curves}
         for name, text in texts.items():
-            (folder / name).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"The figures cannot be written to {folder}: {error.strerror}.") from error
+            write_text(folder / name, text + "\n")
     return paths + [folder / name for name in texts]
 
 
@@ -118,7 +117,7 @@ class Sample:
 
     def class_name(self, label: int) -> str:
         names = self.record.content["data"]["class_names"]
-        return str(names[label]) if 0 <= label < len(names) else str(label)
+        return printable(str(names[label]), LONGEST) if 0 <= label < len(names) else str(label)
 
 
 def read_samples(rows: Sequence[Row]) -> dict[str, Sample]:
@@ -146,13 +145,13 @@ def read_samples(rows: Sequence[Row]) -> dict[str, Sample]:
 def _read(row: Row, record: Record, best: bool) -> Sample:
     file = record.folder / SAMPLES
     predictions = [f"{images}_{when}" for images in ("clean", "triggered") for when in ("before", "after")]
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("clean", "triggered", "label", *predictions)}
-    except KeyError as error:
-        raise InputError(f"{file} lacks the array {error.args[0].split()[0]}.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} is damaged: {error}.") from error
+    stored = read_arrays(file) or {}
+    if str(stored.pop("run", record.run_id)) != record.run_id:
+        raise damaged(file, "it is of another run")
+    names = ("clean", "triggered", "label", *predictions)
+    if lacking := [name for name in names if name not in stored]:
+        raise damaged(file, f"it lacks the array {lacking[0]}")
+    arrays = {name: stored[name] for name in names}
     shape = arrays["clean"].shape
     if len(shape) != 4 or not shape[0] or shape[3] not in (1, 3):
         raise InputError(f"clean in {file} must have the shape (images, height, width, 1 or 3), got {shape}.")
@@ -167,9 +166,14 @@ def _read(row: Row, record: Record, best: bool) -> Sample:
 
 
 def _attacker_label(record: Record, label: np.ndarray) -> np.ndarray:
-    attack = record.config["attack"]
+    attack, names = record.config["attack"], record.content["data"]["class_names"]
     if attack.get("label_map") == "all_to_one":
-        return np.full_like(label, attack.get("target_label", -1))
+        target = attack.get("target_label", -1)
+        if isinstance(target, str):  # a class by its name
+            names = record.content["data"]["class_names"]
+            named = record.content["data"].get("target_class", target)
+            target = names.index(named) if named in names else -1
+        return np.full_like(label, target)
     if attack.get("label_map") == "all_to_all":
         return (label + 1) % record.content["data"]["num_classes"]
     return np.full_like(label, -1)

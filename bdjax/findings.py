@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -11,13 +10,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from bdjax import records, registry, report
-from bdjax.checks import InputError
 from bdjax.layout import STYLE, encode, need_matplotlib
 from bdjax.report import Record
 
 PACKAGE = "bdjax.analysis"
 _ON_A_PAGE = 130  # dots to an inch, where many figures share one page
-_SETTINGS = "settings"  # the array of a file that tells with which options it was made
+_ABOUT = "about"  # the array of a file that tells what it is of, and with which options it was made
 
 
 class Found(NamedTuple):
@@ -32,25 +30,31 @@ def file_of(record: Record, name: str) -> Path:
     return record.folder / f"analysis-{name}.npz"
 
 
-def write(file: Path, found: Found) -> None:
-    """Write findings whole or not at all."""
-    records.write_arrays(file, **found.arrays, **{_SETTINGS: np.asarray(json.dumps(found.options, sort_keys=True))})
+def write(record: Record, name: str, found: Found) -> None:
+    """Write what an analysis found of a run, whole or not at all."""
+    about = {"analysis": name, "run": record.run_id, "options": found.options}
+    arrays = {**found.arrays, _ABOUT: np.asarray(json.dumps(about, sort_keys=True))}
+    records.write_arrays(file_of(record, name), **arrays)
 
 
-def read(file: Path) -> Found | None:
-    """Return the findings in a file, None where there is none.
+def read(record: Record, name: str) -> Found | None:
+    """Return what an analysis found of a run, None where it has not looked.
 
     Raises:
-      InputError: it is damaged.
+      InputError: the file is damaged, or of another run or analysis.
     """
-    if not file.is_file():
+    file = file_of(record, name)
+    if (arrays := records.read_arrays(file)) is None:
         return None
     try:
-        with np.load(file, allow_pickle=False) as content:
-            arrays = {key: content[key] for key in content.files}
-        return Found(arrays, json.loads(str(arrays.pop(_SETTINGS))))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} is damaged ({error}); delete it to make it again.") from error
+        about = records.parse_json(str(arrays.pop(_ABOUT)))
+    except (KeyError, ValueError) as error:
+        raise records.damaged(file, error) from error
+    if (wrong := records.misfit(about, {"analysis": str, "run": str, "options": dict})) is not None:
+        raise records.damaged(file, wrong)
+    if (about["analysis"], about["run"]) != (name, record.run_id):
+        raise records.damaged(file, f"it is what {about['analysis']} found of {about['run']}")
+    return Found(arrays, about["options"])
 
 
 def titles(runs: Sequence[Record]) -> dict[str, Record]:
@@ -82,7 +86,7 @@ def pictures(runs: Sequence[Record]) -> dict[str, bytes]:
     for title, record in titles(runs).items():
         for file in sorted(record.folder.glob("analysis-*.npz")):
             name = file.stem.partition("-")[2]
-            if name in registry.names(PACKAGE) and (found := read(file)) is not None:
+            if name in registry.names(PACKAGE) and (found := read(record, name)) is not None:
                 groups.setdefault((name, json.dumps(found.options, sort_keys=True)), {})[title] = found
     drawn = {}
     for (name, options), found in sorted(groups.items()):

@@ -17,7 +17,7 @@ from bdjax.types import ImageSpec, Model, Trigger
 _TRAINED = 3  # copies of the parameters: their gradient and its momentum
 
 
-def check_network(model: Model, rows: int, memory: int) -> None:
+def check_network(model: Model, rows: int, memory: int | None) -> None:
     """Refuse a network that no training step could hold.
 
     It needs the parameters, their gradient and its momentum; and at some time the largest array of a pass over a batch.
@@ -26,11 +26,13 @@ def check_network(model: Model, rows: int, memory: int) -> None:
     Args:
       model: the network.
       rows: images of a batch on one device.
-      memory: bytes of the device.
+      memory: bytes of the device; None where nobody tells, and nothing is refused.
 
     Raises:
       InputError: it needs more than there is.
     """
+    if memory is None:
+        return
     count, parameters, largest = _of_network(model, rows)
     there = f"and the device has {_gibibytes(memory)}"
     if (needed := _TRAINED * parameters) > memory:
@@ -41,12 +43,14 @@ def check_network(model: Model, rows: int, memory: int) -> None:
         raise InputError(f"the network computes {array}, {there}.")
 
 
-def check_trigger(trigger: Trigger, spec: ImageSpec, memory: int) -> None:
+def check_trigger(trigger: Trigger, spec: ImageSpec, memory: int | None) -> None:
     """Refuse a trigger whose state could not be held.
 
     Raises:
       InputError: it needs more than there is, or as ``trigger.init``.
     """
+    if memory is None:
+        return
     needed = _of_trigger(trigger, spec) if _is_hashable(trigger) else _of_trigger.__wrapped__(trigger, spec)
     if needed > memory:
         there = f"and the device has {_gibibytes(memory)}"
@@ -66,11 +70,10 @@ def check_images(count: int, shape: tuple[int, ...]) -> None:
 
 
 def machine_bytes() -> int | None:
-    """Return the bytes of the machine's memory; None where nobody says."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+    """Return the bytes of memory of this machine; None on Windows, which does not tell."""
+    if not hasattr(os, "sysconf"):
         return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @functools.lru_cache(maxsize=64)  # the configs of a sweep ask for the same ones thousands of times

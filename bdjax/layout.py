@@ -59,7 +59,9 @@ def print_width(words: str) -> float:
     from matplotlib.textpath import TextPath
 
     # print on a raster comes out a little wider than the outlines
-    return 1.03 * TextPath((0, 0), words or " ", size=STYLE["font.size"]).get_extents().width / 72
+    if not words.strip():  # of which matplotlib makes no path
+        return 0.0
+    return 1.03 * TextPath((0, 0), words, size=STYLE["font.size"]).get_extents().width / 72
 
 
 def cut(words: str, room: float) -> str:

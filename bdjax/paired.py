@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from bdjax import soundness
 from bdjax.checks import InputError, did_you_mean, one_of
+from bdjax.printable import printable
 from bdjax.report import (
+    LONGEST,
     RATES,
     SYMBOLS,
     Record,
@@ -22,7 +25,7 @@ from bdjax.report import (
     victims,
     without_defense,
 )
-from bdjax.tables import ABBREVIATIONS, FORMATS, Grid, Line, bounds, spread, write, write_csv
+from bdjax.tables import ABBREVIATIONS, FORMATS, UNSOUND, Grid, Line, bounds, spread, write, write_csv
 from bdjax.uncertainty import DRAWS, EXACT_PAIRS, Interval, SignFlip, Statistic, interval, sign_flip, statistic
 
 METRICS = ("defense_effectiveness_rating", "attack_success_rate", "clean_accuracy")  # what is compared by default
@@ -57,13 +60,25 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """The comparisons of two defenses, and the runs of either that have no counterpart of the other."""
+    """The comparisons of two defenses, and what is to be known of them.
+
+    Attributes:
+      first: what a table calls the one defense.
+      second: and the other.
+      comparisons: of each attack and, where there are several, of all pairs with an attack (``ALL``).
+      unpaired: the runs of either that have no counterpart of the other.
+      where: data and model, if all runs share them.
+      notes: of attacks, what is wrong with their victims or with the defended networks (`bdjax.soundness`).
+      apart: how many pairs are not in ``ALL``, as their victim has no attack.
+    """
 
     first: str
     second: str
     comparisons: tuple[Comparison, ...]
     unpaired: tuple[Record, ...]
-    where: str  # data and model, if all runs share them
+    where: str
+    notes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    apart: int = 0
 
 
 def compare(records: Iterable[Record], first: str, second: str, metrics: Sequence[str] = METRICS) -> Paired:
@@ -98,12 +113,39 @@ def compare(records: Iterable[Record], first: str, second: str, metrics: Sequenc
         raise InputError(f"no run of {first!r} has a counterpart of {second!r} with the same victim, holdout and seed.")
     unpaired = tuple((here | there)[pairing] for pairing in [*here, *there] if (pairing in here) != (pairing in there))
     if unpaired:
-        names = ", ".join(record.run_id for record in unpaired)
+        names = ", ".join(printable(record.run_id, LONGEST) for record in unpaired)
         _log.warning("Left out, without a counterpart of the other defense: %d (%s).", len(unpaired), names)
-    if len(pairs) > 1:
-        pairs[ALL] = [pair for of_attack in pairs.values() for pair in of_attack]
+    names = (_name(sides[0]), _name(sides[1]))
+    notes = {title: _notes(title, names, of_attack) for title, of_attack in pairs.items()}
+    attacked = {title: list(filter(_has_attack, of_attack)) for title, of_attack in pairs.items()}
+    apart = sum(map(len, pairs.values())) - sum(map(len, attacked.values()))
+    if sum(map(bool, attacked.values())) > 1:
+        pairs[ALL] = [pair for of_attack in attacked.values() for pair in of_attack]
     found = [_comparison(title, metric, own) for title, own in pairs.items() for metric in metrics]
-    return Paired(_name(sides[0]), _name(sides[1]), tuple(found), unpaired, common(sides[0]))
+    return Paired(
+        *names,
+        comparisons=tuple(found),
+        unpaired=unpaired,
+        where=common(sides[0]),
+        notes={title: own for title, own in notes.items() if own},
+        apart=apart,
+    )
+
+
+def _has_attack(pair: tuple[Record, Record]) -> bool:
+    """Say whether there is a backdoor to remove from the victim of a pair."""
+    content = pair[0].content
+    return not soundness.is_benign(content["config"]["attack"]) and not soundness.of_victim(content)
+
+
+def _notes(title: str, names: tuple[str, str], pairs: Sequence[tuple[Record, Record]]) -> list[str]:
+    """Say what is wrong with the victims of an attack, and with what either defense made of them."""
+    of_victims = [soundness.of_victim(pair[0].content) for pair in pairs]
+    found = [f"{title}: {words}" for words in soundness.told(of_victims)]
+    for name, side in zip(names, zip(*pairs, strict=True), strict=True):
+        told = soundness.told([soundness.of_defended(record.content) for record in side])
+        found += [f"{title}, {name}: {words}" for words in told]
+    return found
 
 
 def _comparison(title: str, metric: str, pairs: Sequence[tuple[Record, Record]]) -> Comparison:
@@ -187,9 +229,10 @@ def table(paired: Paired, format: str = "console", decimals: int = 1) -> str:
         means = [spread(value, decimals, 100) for value in (one.first, one.second, one.difference)]
         test = [f"{one.test.p:.3g}", f"{one.test.smallest_p:.3g}"]
         cells = [ABBREVIATIONS[one.metric], *means, bounds(one.interval, decimals, 100), *test, str(one.n)]
-        groups[one.attack].append(Line(cells))
+        groups[one.attack].append(Line(cells, UNSOUND if one.attack in paired.notes else ""))
     heads = ["metric", paired.first, paired.second, "difference", "95 %", "p", "smallest p", "pairs"]
-    return write(Grid("attack", heads, groups, _caption(paired)), format)
+    notes = [note for own in paired.notes.values() for note in own]
+    return write(Grid("attack", heads, groups, _caption(paired), notes=notes), format)
 
 
 def _caption(paired: Paired) -> str:
@@ -206,6 +249,7 @@ def _caption(paired: Paired) -> str:
         + (f" (of more than {EXACT_PAIRS}, {DRAWS} times at random)." if large else ", in all ways."),
         "smallest p: the least that so many differences can give, however large they are.",
         f"{ALL}: the pairs of all attacks, as if independent." if several else "",
+        f"Left out of it, without an attack that took: {paired.apart}." if several and paired.apart else "",
         f"Left out without a counterpart: {len(paired.unpaired)}." if paired.unpaired else "",
     )
     return " ".join(filter(None, parts))
@@ -214,9 +258,11 @@ def _caption(paired: Paired) -> str:
 def _csv(paired: Paired) -> str:
     compared = [f"{which}_{part}" for which in ("first", "second", "difference") for part in Statistic._fields]
     limits = [f"difference_{bound}" for bound in Interval._fields]
-    head = ("attack", "metric", "first", "second", "n", *compared, *limits, *SignFlip._fields)
+    noted = ("notes",) if paired.notes else ()
+    head = ("attack", "metric", "first", "second", "n", *compared, *limits, *SignFlip._fields, *noted)
     lines = []
     for one in paired.comparisons:
         measured = (*one.first, *one.second, *one.difference, *(one.interval or (None, None)), *one.test)
-        lines.append((one.attack, one.metric, paired.first, paired.second, one.n, *measured))
+        notes = ("; ".join(paired.notes.get(one.attack, ())),) if paired.notes else ()
+        lines.append((one.attack, one.metric, paired.first, paired.second, one.n, *measured, *notes))
     return write_csv(head, lines)

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import logging
 import math
-from typing import Any, NamedTuple
+import time
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from bdjax import attacker, data, defenses, footprint, poison
+from bdjax import attacker, attacks, data, defenses, footprint, poison
 from bdjax import config as configs
 from bdjax.attacker import Stage
 from bdjax.checks import LARGEST, InputError, named, one_of
 from bdjax.config import Config, DataConfig
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
-from bdjax.train import loop, residence, sharding, streamed
+from bdjax.train import batches, residence, sharding, streamed
 from bdjax.types import (
     Attack,
     Dataset,
     Defense,
     FittedTrigger,
+    ImageSpec,
     LearnedTrigger,
     Model,
     PoisonedSplit,
@@ -31,11 +36,31 @@ from bdjax.types import (
     TriggerState,
 )
 
+_log = logging.getLogger(__name__)
+
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
 _PURPOSES = (
     *("trigger", "poison", "test", "init", "training", "holdout", "defense"),
     *("selection", "smoothness", "analysis"),  # selection: not drawn any more, but it holds its place
 )
+
+_stamps: dict[tuple[str, str | None], tuple[str, float]] = {}  # and until when they count
+_QUICK, _STAMPS = 0.05, 50  # seconds; a slow stamp counts for so many times what it took
+
+# The SHA-256 of both splits and, under ``files``, of the files that options of the attack name, by those.
+Fingerprint: TypeAlias = dict[str, Any]
+
+
+class AttackPlan(NamedTuple):
+    """The data and the attack of a run: all that a trigger needs which is made by formula."""
+
+    config: Config
+    dataset: Dataset
+    fingerprint: Fingerprint
+    stamp: str  # of the files that this is the fingerprint of
+    attack: Attack
+    trigger_state: TriggerState  # as it is before anything is trained, or as it was made since
+    model: Model
 
 
 class Plan(NamedTuple):
@@ -43,7 +68,8 @@ class Plan(NamedTuple):
 
     config: Config
     dataset: Dataset
-    fingerprint: dict[str, str]
+    fingerprint: Fingerprint
+    stamp: str  # of the files that this is the fingerprint of
     attack: Attack
     trigger_state: TriggerState  # as it is before anything is trained, or as `arm` was given it
     model: Model
@@ -58,37 +84,42 @@ class Plan(NamedTuple):
 def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     """Load the data, build every part and check them against each other, the devices and where the data are to be.
 
+    Nothing is compiled but what puts a trigger that is a formula on the test images, which the run needs as well.
+
     Raises:
       InputError: something asked for cannot be.
     """
     one_of(residence.PLACES, data_on=data_on)
-    dataset, fingerprint = _load(config.data, data_on == "disk")
+    _, dataset, fingerprint, seen, attack, trigger_state, model = prepare_attack(config, on_disk=data_on == "disk")
     spec = dataset.spec
-    model = configs.build_model(config, spec)
-    attack = configs.build_attack(config, spec, model)
     training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
-    _check_memory(config, model, attack, min(training[-1].learner.batch_size or 1, len(dataset.train.label)) // devices)
+    rows_at_once = min(training[-1].learner.batch_size or 1, len(dataset.train.label)) // devices
+    footprint.check_network(model, max(rows_at_once, 1), residence.device_bytes())
     _check_parametrization(config, model)
     rows = _holdout_rows(config, dataset)
     holdout, kept_aside = _divide(config, splits.take(dataset.train, rows), spec.num_classes)
-    attackers = splits.exclude(dataset.train, rows) if config.holdout.held_out else dataset.train
-    _check_rate(attack, attackers)
+    attackers = attackers_images(config, dataset)
+    check_rate(attack, attackers)
+    _check_label_map(attack, dataset.test)
     for stage in training:
-        _check_batches("attack" if stage.name == "trigger" else "training", stage.learner, attackers, devices)
+        batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
+        _check_steps(_section(stage), stage.learner, attackers)
+        _check_devices(_section(stage), stage.learner, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
-        _check_batches(path, stage, holdout, devices)
+        batches.check(stage, holdout, "the holdout")
+        _check_steps(path, stage, holdout)
+        _check_devices(path, stage, devices)
         _check_division(stage, holdout.label.shape[0], spec.num_classes)
-    with named("attack", config.attack.options):
-        trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     if (data_on := residence.choose(data_on, attackers)) != "device":
         fresh = jax.eval_shape(model.init, jax.random.key(0))
         for stage in training:
             streamed.check(stage.learner, model, attacker.start(stage, fresh, fresh, trigger_state), attackers)
     defense = _with_trigger(defense, config, attack, trigger_state)
-    return Plan(
+    plan = Plan(
         config=config,
         dataset=dataset,
         fingerprint=fingerprint,
+        stamp=seen,
         attack=attack,
         trigger_state=trigger_state,
         model=model,
@@ -99,11 +130,46 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
         aside=kept_aside,
         data_on=data_on,
     )
+    check_trigger(plan)
+    return plan
+
+
+def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
+    """Load the data and build the attack, without a question about training or defense.
+
+    Raises:
+      InputError: the data, the network, the attack or a file that it names cannot be.
+    """
+    seen = stamp(config)  # before anything is read, so that a change in the meantime shows
+    dataset, fingerprint = _load(config.data, on_disk, _data_stamp(config))
+    spec = dataset.spec
+    model = configs.build_model(config, spec)
+    attack = configs.build_attack(config, spec, model)
+    with named("attack", config.attack.options):
+        footprint.check_trigger(attack.trigger, spec, residence.device_bytes())
+        trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
+    _tell_namesake(config, spec)
+    return AttackPlan(config, dataset, fingerprint | _files(config), seen, attack, trigger_state, model)
+
+
+def attackers_images(config: Config, dataset: Dataset) -> Split:
+    """Return the clean images that the attacker poisons: those for training, without a held-out holdout."""
+    if not config.holdout.held_out:
+        return dataset.train
+    return splits.exclude(dataset.train, _holdout_rows(config, dataset))
+
+
+def tell_of_batches(plan: Plan) -> None:
+    """Warn of every batch size that there are too few images for; each step then takes all of them."""
+    for stage in plan.stages:
+        batches.tell(stage.learner, plan.attackers, f"{_section(stage)}.batch_size")
+    for path, stage in zip(configs.stage_paths(plan.config), stages(plan.defense), strict=True):
+        batches.tell(stage, plan.holdout, f"{path}.batch_size")
 
 
 def arm(plan: Plan, state: TriggerState) -> Plan:
     """Return the plan with the trigger as the attacker has made it; a defender who knows the trigger knows this one."""
-    if learns_nothing(plan):
+    if learns_nothing(plan.attack):
         return plan
     defense = _with_trigger(configs.build_defense(plan.config), plan.config, plan.attack, state)
     return plan._replace(trigger_state=state, defense=defense)
@@ -120,6 +186,11 @@ def key_for(config: Config, purpose: str) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(config.seed), _PURPOSES.index(purpose))
 
 
+def target_class(plan: Plan | AttackPlan) -> str | None:
+    """Return the name of the class that the attacker wants to see, None where that differs from class to class."""
+    return attacks.target_class(plan.attack.label_map, plan.dataset.spec)
+
+
 def clean_training(plan: Plan) -> Split:
     """Return the attacker's clean images, on the device or as a stream."""
     return plan.attackers if plan.data_on == "device" else poison.clean_stream(plan.attackers)
@@ -127,13 +198,18 @@ def clean_training(plan: Plan) -> Split:
 
 def poison_training(plan: Plan) -> PoisonedSplit:
     """Return the poisoned training split; the same bits for the same seed and trigger, so it is never stored."""
+    return poisoned(plan, plan.attackers, plan.data_on)
+
+
+def poisoned(plan: Plan | AttackPlan, attackers: Split, data_on: str) -> PoisonedSplit:
+    """Return the attacker's images with the trigger in some of them, on the device or as a stream."""
     key, rounding = key_for(plan.config, "poison"), plan.config.poison.rounding
-    if plan.data_on == "device":
-        return _poison_train(key, plan.attack, plan.trigger_state, plan.attackers, rounding)
-    return poison.poison_stream(key, plan.attack, plan.trigger_state, plan.attackers, rounding=rounding)
+    if data_on == "device":
+        return _poison_train(key, plan.attack, plan.trigger_state, attackers, rounding)
+    return poison.poison_stream(key, plan.attack, plan.trigger_state, attackers, rounding=rounding)
 
 
-def triggered_test(plan: Plan) -> PoisonedSplit:
+def triggered_test(plan: Plan | AttackPlan) -> PoisonedSplit:
     """Return the test split with triggers; the same bits for the same seed and attack."""
     key, rounding = key_for(plan.config, "test"), plan.config.poison.rounding
     return _poison_test(key, plan.attack, plan.trigger_state, plan.dataset.test, rounding)
@@ -159,14 +235,58 @@ def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, stat
     return defenses.with_trigger(defense, poison.Stamp(attack.trigger_at_test, state, config.poison.rounding))
 
 
-def learns_nothing(plan: Plan) -> bool:
+def learns_nothing(attack: Attack) -> bool:
     """Return whether the trigger is made by formula alone, so that its state is known before anything is trained."""
-    return not isinstance(plan.attack.trigger, FittedTrigger | LearnedTrigger)
+    return not isinstance(attack.trigger, FittedTrigger | LearnedTrigger)
+
+
+def stamp(config: Config) -> str:
+    """Return what shows, without reading them, that the files of a run are as they were: `bdjax.data.stamp`."""
+    return f"{_data_stamp(config)} {data.stamp_of(configs.attack_files(config).values())}"
+
+
+def fingerprint(config: Config) -> Fingerprint:
+    """Return the fingerprint that the plan of a run has, of its files as they are now.
+
+    Raises:
+      InputError: they cannot be read.
+    """
+    return _load(config.data, False, _data_stamp(config))[1] | _files(config)
+
+
+def differences(begun: Fingerprint, now: Fingerprint, config: Config) -> list[str]:
+    """Name what two fingerprints of a run do not share: images, and files by the options that name them."""
+    words = {"train": "the training images", "test": "the test images"}
+    found = [word for split, word in words.items() if begun.get(split) != now.get(split)]
+    paths, earlier, later = configs.attack_files(config), begun.get("files", {}), now.get("files", {})
+    for option in sorted({*earlier, *later}):
+        if earlier.get(option) != later.get(option):
+            found.append(f"{option} {paths.get(option, '')}".rstrip())
+    return found
+
+
+def _files(config: Config) -> Fingerprint:
+    digests = {option: data.fingerprint_file(path) for option, path in configs.attack_files(config).items()}
+    return {"files": digests} if digests else {}
+
+
+def _data_stamp(config: Config) -> str:
+    """Return the data's stamp; one that took long, of very many files, counts for a while."""
+    wanted = (config.data.name, config.data.data_dir)
+    found, until = _stamps.get(wanted, ("", 0.0))
+    started = time.monotonic()
+    if started < until:
+        return found
+    found = data.stamp(config.data.name, data_dir=config.data.data_dir)
+    took = time.monotonic() - started
+    _stamps[wanted] = found, (started + _STAMPS * took if took > _QUICK else 0.0)
+    return found
 
 
 @functools.lru_cache(maxsize=2)
-def _load(wanted: DataConfig, on_disk: bool) -> tuple[Dataset, dict[str, str]]:
-    """Load data with the config's changes; the runs of one process share the arrays."""
+def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Fingerprint]:
+    """Load data with the config's changes; the runs of one process share the arrays, until the files change."""
+    del stamp
     dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
     changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
     spec = dataclasses.replace(dataset.spec, **changes)
@@ -181,6 +301,19 @@ def _load(wanted: DataConfig, on_disk: bool) -> tuple[Dataset, dict[str, str]]:
     return dataset._replace(spec=spec), data.fingerprint(dataset)
 
 
+def _tell_namesake(config: Config, spec: ImageSpec) -> None:
+    """Say which class a number means where the number is the name of another class."""
+    for option in ("target_label", *attacks.class_options(config.attack.name)):
+        number = config.attack.options[option]
+        if isinstance(number, int) and number < len(spec.class_names) and (remark := attacks.namesake(number, spec)):
+            _tell_once(f"attack.{option} {number} is the class named {spec.class_names[number]!r}{remark}.")
+
+
+@functools.cache  # a sweep prepares its runs again and again
+def _tell_once(text: str) -> None:
+    _log.warning("%s", text)
+
+
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
     wanted = config.holdout
     with named("holdout", ("share", "per_class")):
@@ -191,12 +324,14 @@ def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
             per_class=wanted.per_class,
             balanced=wanted.balanced,
             num_classes=dataset.spec.num_classes,
+            class_names=dataset.spec.class_names,
         )
 
 
 def holdout_size(config: Config) -> int:
     """Return how many images the defender has."""
-    return int(_holdout_rows(config, _load(config.data, False)[0]).size)
+    dataset, _ = _load(config.data, False, _data_stamp(config))
+    return int(_holdout_rows(config, dataset).size)
 
 
 def _divide(config: Config, holdout: Split, num_classes: int) -> tuple[Split, Split | None]:
@@ -212,14 +347,6 @@ def _check_division(stage: Defense, rows: int, num_classes: int) -> None:
         aside.count(rows, share, num_classes)
 
 
-def _check_memory(config: Config, model: Model, attack: Attack, rows: int) -> None:
-    """Refuse a network and a trigger that the device could not hold."""
-    memory = residence.device_bytes()
-    footprint.check_network(model, max(rows, 1), memory)
-    with named("attack", config.attack.options):
-        footprint.check_trigger(attack.trigger, model.spec, memory)
-
-
 def _check_parametrization(config: Config, model: Model) -> None:
     """Refuse to freeze more convolutions than the network has."""
     if config.training["frozen_convolutions"]:
@@ -228,22 +355,89 @@ def _check_parametrization(config: Config, model: Model) -> None:
             jax.eval_shape(functools.partial(configs.build_training(config).parametrization.init, model), variables)
 
 
-def _check_rate(attack: Attack, attackers: Split) -> None:
-    """Refuse a poison rate for which there are too few images that the attack may poison."""
+def check_rate(attack: Attack, attackers: Split) -> None:
+    """Refuse a poison rate for which there are too few images that the attack may poison, or that asks for none.
+
+    Raises:
+      InputError: what rate would do.
+    """
     rows, wanted, whole = poison.reach(attack, attackers)
+    which = "of the target class" if attack.clean_label else "whose label the map changes"
+    option = "attack.target_class_rate" if attack.rate_of == "candidates" else "attack.poison_rate"
+    rate = float(attack.poison_rate)
     if wanted > rows:
-        which = "of the target class" if attack.clean_label else "whose label the map changes"
         raise InputError(
-            f"attack.poison_rate must be at most {math.floor(rows / whole * 1e4) / 1e4}: those are the {rows} images "
-            f"{which} among {whole}; got {float(attack.poison_rate)}."
+            f"{option} must be at most {math.floor(rows / whole * 1e4) / 1e4}: those are the {rows} images "
+            f"{which} among {whole}; got {rate}."
+        )
+    if rate > 0 and not rows:
+        raise InputError(f"{option} must be 0, as there is no training image {which}; got {rate}.")
+    if rate > 0 and not wanted:
+        raise InputError(
+            f"{option} must be 0, for no attack, or at least {_least_rate(whole):.6g}, for one of {whole} images; "
+            f"got {rate}, which rounds to none."
         )
 
 
-def _check_batches(path: str, learner: Defense, split: Split, devices: int) -> None:
-    loop.check_batch(learner, split, f"{path}.batch_size")
-    steps = learner.epochs * -(-split.label.shape[0] // (learner.batch_size or split.label.shape[0] or 1))
+def _least_rate(whole: int) -> float:
+    """Return the least rate, to two digits, that asks for one of so many images."""
+    step = 10.0 ** (math.floor(math.log10(0.5 / whole)) - 1)
+    number = math.floor(0.5 / whole / step)
+    while not poison.rounded(number * step, whole):
+        number += 1
+    return number * step
+
+
+def _check_label_map(attack: Attack, test: Split) -> None:
+    """Refuse a label map that leaves no test image whose label the attacker wants changed."""
+    label = jnp.asarray(test.label)
+    if not (jnp.asarray(test.valid) & (attack.label_map(label) != label)).any():
+        raise InputError(
+            f"attack must want another label for some test image, to be counted; it leaves those of all {len(label)}."
+        )
+
+
+_EFFECTIVE: set[tuple[str, str]] = set()  # triggers and test images that they are known to change
+
+
+def check_trigger(plan: Plan | AttackPlan) -> None:
+    """Refuse a trigger that changes no pixel of any test image that counts, where it is known before training.
+
+    Raises:
+      InputError: it changes none.
+    """
+    if not learns_nothing(plan.attack):
+        return
+    sections = plan.config.to_dict()
+    decisive = {section: sections[section] for section in ("seed", "data", "attack", "poison")}
+    identity = (plan.config.digest(decisive), json.dumps(plan.fingerprint, sort_keys=True))
+    if identity in _EFFECTIVE:
+        return  # the control rows of a run and the points of a sweep share it
+    visible = triggered_test(plan).visible
+    counted = np.asarray(visible.valid)
+    changed = np.asarray(visible.image) != np.asarray(plan.dataset.test.image)
+    if not changed[counted].any():
+        raise InputError(
+            f"attack must change the images, and the trigger of {plan.config.attack.name} with these options leaves "
+            f"each of the {int(counted.sum())} test images that count as it is: choose another pattern, place or "
+            "strength."
+        )
+    _EFFECTIVE.add(identity)
+
+
+def _section(stage: Stage) -> str:
+    """Return the section of the config that says how a stage of the attacker is fed."""
+    return "attack" if stage.name == "trigger" else "training"
+
+
+def _check_steps(path: str, learner: Defense, split: Split) -> None:
+    """Refuse more steps than their number can count."""
+    steps = learner.epochs * batches.of_learner(learner, max(split.label.shape[0], 1)).steps
     if steps > LARGEST:
         raise InputError(f"{path}.epochs must make at most {LARGEST} steps in all; {learner.epochs} make {steps}.")
+
+
+def _check_devices(path: str, learner: Defense, devices: int) -> None:
     if learner.epochs:
         with named(path, ("batch_size",)):
             sharding.batch_mesh(devices, learner.batch_size)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from bdjax import pytree
@@ -173,7 +174,12 @@ def reach(attack: Attack, split: Split) -> tuple[int, int, int]:
     label, valid = jnp.asarray(split.label), jnp.asarray(split.valid)
     candidate = candidates(attack, label, valid)
     whole = int(_whole(attack, candidate, valid))
-    return int(candidate.sum()), round(float(attack.poison_rate) * whole), whole
+    return int(candidate.sum()), rounded(attack.poison_rate, whole), whole
+
+
+def rounded(rate: float, whole: int) -> int:
+    """Return how many rows a rate asks for, rounded as `draw` rounds: in float32, halves to even."""
+    return int(np.round(np.float32(rate) * np.float32(whole)))
 
 
 def expected_count(attack: Attack, split: Split) -> int:

@@ -43,6 +43,18 @@ def bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, Epoch], None]]:
             yield _Bar(progress)
 
 
+@contextlib.contextmanager
+def count(noun: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to call with how many are done and how many there are; where there is no terminal, once each."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, whole: None if quiet or done < whole else print(f"{whole} {noun}", file=sys.stderr)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(noun, total=None)
+        yield lambda done, whole: progress.update(task, completed=done, total=whole)
+
+
 def _print_last(label: str, epochs: int, epoch: Epoch) -> None:
     if epoch.epoch == epochs:
         print(f"{label}: {epochs} epochs, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}", file=sys.stderr)

@@ -51,6 +51,12 @@ def strengths(package: str, name: str) -> dict[str, tuple[float, ...]]:
     return dict(getattr(importlib.import_module(f"{package}.{name}"), "STRENGTHS", {}))
 
 
+def files(package: str, name: str) -> dict[str, tuple[str, ...]]:
+    """Return the options that name a file, each with the words that it may be instead."""
+    factory(package, name)
+    return dict(getattr(importlib.import_module(f"{package}.{name}"), "FILES", {}))
+
+
 def create(package: str, name: str, /, *args: Any, preset: str = "paper", **options: Any) -> Any:
     """Call the factory of that name with the preset's options and, over them, the given ones.
 

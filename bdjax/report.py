@@ -14,18 +14,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bdjax import differing_data, record_format, soundness
 from bdjax.checks import InputError
-from bdjax.records import SCHEMA_VERSION, SMOOTHNESS, read_json
+from bdjax.printable import printable
+from bdjax.record_format import COSTS as COSTS
+from bdjax.record_format import RATES as RATES
+from bdjax.record_format import SECTIONS as SECTIONS
+from bdjax.records import SCHEMA_VERSION, SMOOTHNESS, parse_json, read_smoothness
+from bdjax.soundness import LOW_ATTACK_SUCCESS as LOW_ATTACK_SUCCESS
+from bdjax.soundness import Fault
 from bdjax.uncertainty import Interval, Statistic, interval, statistic
 
-SECTIONS = ("data", "model", "attack", "defense")
 RECORD, CONFIG, BUNDLE = "record.json", "config.yaml", ".jsonl"
-RATES = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "defense_effectiveness_rating")
-COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
 SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the defended network, in its smoothness.json
 STEALTH = ("psnr", "ssim", "linf", "l2", "changed_share")  # of the trigger on test images
-LOW_ATTACK_SUCCESS = 0.1  # attack success rates fall on both sides of it and rarely near it
 CONTROLS = ("none", "ft")  # defenses that every other is compared with
+LONGEST = 120  # characters of a label
 SYMBOLS = {"rho": "ρ", "alpha": "α", "gamma": "γ", "eta_f": "η_F", "eta_r": "η_r", "eta_c": "η_c"}
 _log = logging.getLogger(__name__)
 
@@ -39,12 +43,14 @@ class Record:
 
     ``content`` is its whole ``record.json``, checked, and ``folder`` what else the run has left. Of a record that was
     read from a bundle (`bdjax.bundle`), ``folder`` is that file, ``line`` where it stands there, and ``content`` holds
-    the ``smoothness`` too and has no ``history``.
+    the ``smoothness`` too and has no ``history``. ``apart`` are the digests that tell what it was made of from what
+    others of the same name were (`bdjax.differing_data`), as `distinct` finds them.
     """
 
     folder: Path
     content: Mapping[str, Any]
     line: int | None = None
+    apart: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def file(self) -> Path:
@@ -63,6 +69,11 @@ class Record:
     @property
     def config(self) -> Mapping[str, Any]:
         return self.content["config"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the config as dotted keys, without what a row does not depend on, and the digests."""
+        return {**flatten(self.config), **self.apart}
 
     @property
     def seed(self) -> int:
@@ -111,7 +122,7 @@ class Record:
         """
         if self.line is not None:
             return self.content.get("smoothness", {})
-        return read_json(self.folder / SMOOTHNESS) or {}
+        return read_smoothness(self.folder, self.run_id) or {}
 
     def stealth(self) -> Mapping[str, float]:
         """Return ``STEALTH``; NaN where there is no finite value or an older bdjax did not measure it.
@@ -160,26 +171,46 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Record]:
 
 
 def distinct(records: Iterable[Record]) -> list[Record]:
-    """Keep the first of the records that share config and seed (the data folder aside); warn of the others."""
+    """Keep the first of the records that share config, data and seed; warn of the others, and of data that differ.
+
+    The data folder is left aside; what lay in it is compared by its digests, where the records have them.
+    """
     kept: dict[tuple[str, int], Record] = {}
     repeated = []
-    for record in records:
+    for record in _told_apart(list(records)):
         if kept.setdefault((identity(record), record.seed), record) is not record:
-            repeated.append(record.run_id)
+            repeated.append(printable(record.run_id, LONGEST))
     if repeated:
         others = count(len(repeated), "record")
         _log.warning("Left out %s with the config and seed of another: %s.", others, ", ".join(repeated))
     return list(kept.values())
 
 
+def _told_apart(records: Sequence[Record]) -> list[Record]:
+    """Return the records with the digests that tell them apart; what was found earlier, among more of them, stays."""
+    marked, found = [], defaultdict(dict)
+    for record, own in zip(records, differing_data.told_apart([record.content for record in records]), strict=True):
+        new = {key: digest for key, digest in own.items() if key not in record.apart}
+        marked.append(dataclasses.replace(record, apart={**record.apart, **new}) if new else record)
+        for key, digest in new.items():
+            found[key][digest] = None
+    if found:
+        differing = "; ".join(f"{key} is {' or '.join(digests)}" for key, digests in found.items())
+        _log.warning("Records of one name were made of different data (%s); each has its own row.", differing)
+    return marked
+
+
 def _find(path: Path) -> tuple[list[Path], int]:
     """Return the record files under a path and the number of run folders that have none yet."""
-    if path.is_file():
-        return [path], 0
-    if not path.is_dir():
-        raise InputError(f"There is no file or folder {path}.")
+    try:
+        if path.is_file():
+            return [path], 0
+        if not path.is_dir():
+            raise InputError(f"There is no file or folder {path}.")
+    except OSError as error:
+        _refuse_unreadable(error)
     files, started = [], 0
-    for where, folders, names in os.walk(path):
+    for where, folders, names in os.walk(path, onerror=_refuse_unreadable):
         folders.sort()
         if RECORD in names:
             files.append(Path(where, RECORD))
@@ -187,6 +218,12 @@ def _find(path: Path) -> tuple[list[Path], int]:
         elif CONFIG in names:
             started += 1
     return files, started
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    """Name a folder that cannot be listed; one that has been removed in the meantime is none."""
+    if not isinstance(error, FileNotFoundError):
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
 def _read(file: Path) -> Iterator[Record | str]:
@@ -208,47 +245,28 @@ def _read(file: Path) -> Iterator[Record | str]:
 
 def _parsed(source: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise InputError(f"{source} is not valid JSON: {error}.") from error
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is no number")
 
 
 def _checked(record: Record, source: str) -> Record | str:
     """Return a record that has all that the report reads, or its status where the run is not finished."""
     content = record.content
-    _require(source, content, "schema_version", int)
+    record_format.require(source, content, "schema_version", int)
     if content["schema_version"] != SCHEMA_VERSION:
         version = content["schema_version"]
         raise InputError(f"{source} has schema_version {version}, and this bdjax reads only {SCHEMA_VERSION}.")
-    _require(source, content, "status", str)
+    record_format.require(source, content, "status", str)
     if content["status"] != "finished":
         return content["status"]
-    for key, kind in _required().items():
-        _require(source, content, key, kind)
+    record_format.check(content, source)
     return record
-
-
-def _required() -> dict[str, type]:
-    """Return what the report reads from a record, as dotted keys and their types."""
-    counts = ("clean_correct", "clean_total", "attack_hits", "robust_correct", "attack_total")
-    keys: dict[str, type] = {"run_id": str, "config.seed": int}
-    keys |= {f"config.{section}.name": str for section in SECTIONS}
-    keys |= {f"metrics.{when}.{name}": int for when in ("before", "after") for name in counts}
-    keys |= {f"metrics.{when}.{name}": float for when in ("before", "after") for name in RATES[:3]}
-    keys |= {f"metrics.{RATES[3]}": float} | {f"cost.{name}": float for name in COSTS}
-    return keys | {"data.num_classes": int, "data.class_names": list}
-
-
-def _require(source: str, content: Any, dotted: str, kind: type) -> None:
-    value = content
-    for key in dotted.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            raise InputError(f"{source} lacks the key {dotted}.")
-        value = value[key]
-    accepted = (int, float) if kind is float else kind
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        what = {int: "a whole number", float: "a number", str: "a text", list: "a list"}[kind]
-        raise InputError(f"{dotted} in {source} must be {what}, got {value!r}.")
 
 
 def count(number: int, noun: str) -> str:
@@ -303,6 +321,32 @@ class Row:
     def n(self) -> int:
         return len(self.records)
 
+    @functools.cached_property
+    def faults(self) -> tuple[tuple[Fault, ...], ...]:
+        """Return what is wrong with the victim, the attack or the defended network of each run (`soundness`)."""
+        contents = [record.content for record in self.records]
+        return tuple(soundness.of_victim(content) + soundness.of_defended(content) for content in contents)
+
+    @property
+    def is_benign(self) -> bool:
+        """Whether no image was to be poisoned, so that there is no attack to be removed."""
+        return soundness.is_benign(self.records[0].config["attack"])
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether something is wrong with a run of the row."""
+        return any(self.faults)
+
+    @property
+    def has_attack(self) -> bool:
+        """Whether each victim of the row has learned its task and the attack: what means over attacks are made of."""
+        return not self.is_benign and not any(soundness.of_victim(record.content) for record in self.records)
+
+    @property
+    def competes(self) -> bool:
+        """Whether the row may be called the best: each victim is attacked, and no network is at chance."""
+        return not self.is_benign and not self.is_marked
+
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(record.seed for record in self.records)
@@ -337,7 +381,7 @@ def summarize(
     for record in ordered:
         groups.setdefault(identity(record), []).append(record)
     members = list(groups.values())
-    settings = _distinguishing([flatten(group[0].config) for group in members])
+    settings = _distinguishing([group[0].settings for group in members])
     rows = map(_row, members, settings)
     if sharpness:
         rows = (dataclasses.replace(row, sharpness=_measured(row, Record.sharpness)) for row in rows)
@@ -368,6 +412,31 @@ def _labels(rows: Iterable[Row]) -> Iterator[tuple[str, ...]]:
     return zip(*((row.data, row.model) for row in rows), strict=True)
 
 
+def target_classes(rows: Sequence[Row]) -> str:
+    """Name the class that the attacker wants, where one is wanted for all images, or that of each victim."""
+    titles: dict[str, dict[str, None]] = {}
+    for title, group in victims(rows).items():
+        for row in group:
+            if target := _target_class(row.records[0]):
+                titles.setdefault(target, {})[title] = None
+    if len(titles) == 1:
+        return f"target class: {next(iter(titles))}"
+    each = (f"{target} of {', '.join(of)}" for target, of in titles.items())
+    return f"target classes: {'; '.join(each)}" if titles else ""
+
+
+def _target_class(record: Record) -> str:
+    """Return the number and the name of an all-to-one attack's class, or nothing."""
+    attack, names = record.config["attack"], record.content["data"]["class_names"]
+    target = attack.get("target_label")
+    if attack.get("label_map") != "all_to_one" or not isinstance(target, int | str):
+        return ""
+    if isinstance(target, str) and target in names:
+        target = names.index(target)
+    named = isinstance(target, int) and 0 <= target < len(names) and str(names[target]) != str(target)
+    return printable(f"{target} ({names[target]})" if named else str(target), LONGEST)
+
+
 def rank(row: Row) -> int:
     """Return where a row's defense stands among the controls, ``none`` and ``ft``, and the others after them."""
     name = row.name("defense")
@@ -375,7 +444,10 @@ def rank(row: Row) -> int:
 
 
 def best(rows: Sequence[Row]) -> set[Row]:
-    """Return the rows whose mean defense effectiveness rating is the highest of their victim (``none`` competes)."""
+    """Return the rows whose mean defense effectiveness rating is the highest of their victim (``none`` competes).
+
+    Rows do not compete where there is no attack to remove, or a network at chance; see `Row.competes`.
+    """
     return _at_place(rows, 0)
 
 
@@ -387,9 +459,29 @@ def runners_up(rows: Sequence[Row]) -> set[Row]:
 def _at_place(rows: Sequence[Row], place: int) -> set[Row]:
     marked = set()
     for group in victims(rows).values():
-        ratings = sorted(set(map(_rating, group)), reverse=True)
-        marked |= {row for row in group if [_rating(row)] == ratings[place : place + 1]}
+        competing = [row for row in group if row.competes]
+        ratings = sorted(set(map(_rating, competing)), reverse=True)
+        marked |= {row for row in competing if [_rating(row)] == ratings[place : place + 1]}
     return marked
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Write what is wrong with victims and with defended networks, by the titles of the victims."""
+    written = []
+    for title, group in victims(rows).items():
+        written += [f"{title}: {words}" for words in soundness.told(_of_victims(group))]
+        for row in group:
+            defended = [soundness.of_defended(record.content) for record in row.records]
+            written += [f"{title}, {row.defense}: {words}" for words in soundness.told(defended)]
+    return written
+
+
+def _of_victims(group: Iterable[Row]) -> list[tuple[Fault, ...]]:
+    """Return what is wrong with each of the victims that rows share."""
+    found = {}
+    for record in (record for row in group for record in row.records):
+        found.setdefault((record.content.get("victim_id"), record.seed), soundness.of_victim(record.content))
+    return list(found.values())
 
 
 def _rating(row: Row) -> float:
@@ -417,21 +509,21 @@ def _intervals(row: Row) -> dict[str, Interval | None]:
 def label(record: Record, section: str, settings: Mapping[str, Any]) -> str:
     """Return the name of a record's ``data``, ``model``, ``attack`` or ``defense`` and what settings of it are told."""
     shown = [f"{SYMBOLS.get(key, key)}={plain(value)}" for key, value in _of(section, settings)]
-    return " ".join([record.config[section]["name"], *shown])
+    return printable(" ".join([record.config[section]["name"], *shown]), LONGEST)
 
 
 def identity(record: Record, *aside: str) -> str:
-    """Return the config without its seed, its data folder and some options as canonical text.
+    """Return the config without its seed, its data folder and some options, and the digests, as canonical text.
 
     It is equal for runs of one row; with an option aside, for rows that differ in nothing else.
     """
-    settings = {key: plain(value) for key, value in flatten(record.config).items() if key not in aside}
+    settings = {key: plain(value) for key, value in record.settings.items() if key not in aside}
     return json.dumps(settings, sort_keys=True)
 
 
 def without_defense(record: Record, *aside: str) -> str:
     """Return what decides the attacked network and what the defender has, as canonical text; some options aside."""
-    return identity(record, *aside, *(key for key in flatten(record.config) if of_defense(key)))
+    return identity(record, *aside, *(key for key in record.settings if of_defense(key)))
 
 
 def of_defense(key: str) -> bool:

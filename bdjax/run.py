@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,21 +18,21 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from bdjax import attacker, defenses, evaluate, plans, poison, records, schema, stealth, strength
-from bdjax import config as configs
+from bdjax import attacker, defenses, evaluate, plans, poison, provenance, records, schema, soundness, stealth, strength
 from bdjax.analysis import smoothness
 from bdjax.analysis._curve import Curve
 from bdjax.attacker import Stage
-from bdjax.checks import InputError
+from bdjax.checks import one_of
 from bdjax.config import Config
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
 from bdjax.plans import Plan
-from bdjax.train import hosts, loop, sharding, streamed
+from bdjax.train import batches, hosts, loop, sharding, streamed
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import (
     Defense,
     LearnedTrigger,
+    Learner,
     Metrics,
     PoisonedSplit,
     Split,
@@ -43,6 +44,16 @@ _log = logging.getLogger(__name__)
 _COMPARED = 500  # images on which a trigger of training is compared, which may take long to put on
 VICTIMS = 16  # that are kept at hand, with their variables and triggered test images
 SAMPLES = 10  # test images whose predictions a run keeps for the figures
+_TRIAL = {"value": float, "accuracy": float, "gradient_evaluations": int}
+SELECTION = {  # of the file in which a chosen strength is kept
+    "run": str,
+    "option": str,
+    "chosen": float,
+    "within_budget": bool,
+    "accuracy_before": float,
+    "aside_count": int,
+    "trials": [_TRIAL],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +70,10 @@ class Execution:
         ``smoothness.json``; 0 takes none.
       data_on: where the training images are, one of `bdjax.train.residence.PLACES`; unless on the device, they are
         streamed to it. The results are the same, on one device bit for bit.
-      victims: the last `VICTIMS` attacked models, by their id, which further runs need not test again.
+      changed: of `bdjax.provenance.CHANGED`: what to do where a run, or its victim, was begun with other data than are
+        there now: refuse it, or set its folder aside and run again.
+      on_finished: called with the id of a run whose record is returned as it is.
+      victims: the last `VICTIMS` attacked models, which further runs need not test again.
     """
 
     out: Path
@@ -69,7 +83,13 @@ class Execution:
     should_stop: Callable[[], bool] | None = None
     smoothness: int = 0
     data_on: str = "auto"
-    victims: dict[str, Victim] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    changed: str = "refuse"
+    on_finished: Callable[[str], None] = lambda run_id: None
+    victims: dict[Hashable, Victim] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raise InputError for an unknown word."""
+        one_of(provenance.CHANGED, changed=self.changed)
 
 
 class Guesses(NamedTuple):
@@ -100,22 +120,22 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
     and a folder that they share; the first writes.
 
     Raises:
-      InputError: something asked for cannot be; nothing was compiled.
+      InputError: something asked for cannot be, or the data have changed since the run was begun; nothing was compiled.
       bdjax.train.loop.Diverged: a loss was not finite; the last good checkpoint is kept.
       bdjax.train.loop.Stopped: `Execution.should_stop` said so; a later call continues.
     """
     hosts.check_same(config=config.run_id, devices=execution.devices)
     folder = execution.out / config.run_id
-    if (record := finished(folder)) is not None:
-        _warn_of_no_curve(folder, execution)
-        return record
+    if (record := kept(config, execution)) is not None:
+        return _as_it_is(record, folder, execution)
     plan = plans.prepare(config, execution.devices, execution.data_on)
+    plans.tell_of_batches(plan)
     hosts.check_same(data=plan.fingerprint, versions=records.versions())
     with _locked(folder):
-        if (record := finished(folder)) is not None:  # another process was faster
-            return record
+        if (record := kept(config, execution)) is not None:  # another process was faster
+            return _as_it_is(record, folder, execution)
+        provenance.settle(folder, plan, execution.out, execution.changed)  # its victim may have been trained anew since
         _write(records.write_text, folder / "config.yaml", schema.to_yaml(config.to_dict()))
-        check_fingerprint(folder / "data.json", plan.fingerprint)  # its victim may have been trained anew since
         _check_curve(plan, execution)
         with _locked(execution.out / "victims" / config.victim_id):
             victim = attack(plan, execution)
@@ -126,14 +146,33 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
         return conclude(plan, victim, purified, execution, {"selection": selection} if selection else {})
 
 
+def kept(config: Config, execution: Execution) -> dict[str, Any] | None:
+    """Return the record of a run that is finished, if it is of the data that are there now; else None, or refuse.
+
+    Raises:
+      InputError: the data have changed, and `Execution.changed` is ``refuse``; or the record is of another run.
+    """
+    folder = execution.out / config.run_id
+    record = provenance.finished(folder)
+    same = record is not None and provenance.is_of_these_data(folder, config, execution.changed)
+    return record if same else None
+
+
+def _as_it_is(record: dict[str, Any], folder: Path, execution: Execution) -> dict[str, Any]:
+    _warn_of_no_curve(folder, execution)
+    if hosts.is_first():
+        execution.on_finished(folder.name)
+    return record
+
+
 def attack(plan: Plan, execution: Execution) -> Victim:
     """Train the victim, or restore it, and test it; or return it, if this was done just before."""
-    kept, name = execution.victims, plan.config.victim_id
-    if name not in kept:
-        while len(kept) >= VICTIMS:
-            del kept[next(iter(kept))]
-        kept[name] = _attack(plan, execution)
-    return kept[name]
+    known, name = execution.victims, (plan.config.victim_id, json.dumps(plan.fingerprint, sort_keys=True))
+    if name not in known:
+        while len(known) >= VICTIMS:
+            del known[next(iter(known))]
+        known[name] = _attack(plan, execution)
+    return known[name]
 
 
 def _attack(plan: Plan, execution: Execution) -> Victim:
@@ -147,7 +186,7 @@ def _attack(plan: Plan, execution: Execution) -> Victim:
 
 def trigger_state(plan: Plan, execution: Execution) -> TriggerState:
     """Return the trigger's state when the victim is done; what does not decide it is not trained."""
-    if plans.learns_nothing(plan):
+    if plans.learns_nothing(plan.attack):
         return plan.trigger_state
     stages = plan.stages if isinstance(plan.attack.trigger, LearnedTrigger) else plan.stages[:-1]
     with _locked(execution.out / "victims" / plan.config.victim_id):
@@ -168,7 +207,12 @@ def conclude(
     """
     config, folder = plan.config, execution.out / plan.config.run_id
     after, guesses = _score(plan, purified.variables, victim.triggered)
-    _write(records.write_arrays, folder / "samples.npz", **_samples(plan, victim.triggered, victim.guesses, guesses))
+    _write(
+        records.write_arrays,
+        folder / "samples.npz",
+        run=config.run_id,
+        **_samples(plan, victim.triggered, victim.guesses, guesses),
+    )
     record = {
         "schema_version": records.SCHEMA_VERSION,
         "run_id": config.run_id,
@@ -184,8 +228,8 @@ def conclude(
             "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(victim.metrics, after)),
         },
         "stealth": victim.stealth,
-        "cost": _cost(purified),
-        "victim": _cost(victim.trained),
+        "cost": _cost(purified, stages(plan.defense)[-1], plan.holdout),
+        "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),
         **more,
         "history": [row._asdict() for row in purified.history],
     }
@@ -197,7 +241,7 @@ def with_controls(config: Config) -> list[Config]:
     """Return the control rows of a run and the run itself: no defense, plain fine-tuning with its options, it."""
     if config.defense.name == "none":
         return [config]
-    rows = (config.with_defense(name="none"), _control(config), config)
+    rows = (config.with_defense(name="none"), config.control(), config)
     return list({row.run_id: row for row in rows}.values())
 
 
@@ -206,18 +250,9 @@ def run_with_controls(config: Config, execution: Execution) -> list[dict[str, An
     hosts.check_same(config=config.run_id, devices=execution.devices)
     rows = with_controls(config)
     for row in reversed(rows):  # whatever is wrong with one should not wait for the others
-        if finished(execution.out / row.run_id) is None:
+        if kept(row, execution) is None:
             plans.prepare(row, execution.devices, execution.data_on)
     return [run(row, execution) for row in rows]
-
-
-def _control(config: Config) -> Config:
-    """Return plain fine-tuning with the defense's options; a defense of the whole holdout lends a batch that fits."""
-    control = config.control()
-    if any(stage.batch_size is not None for stage in stages(configs.build_defense(config))):
-        return control
-    batch_size = min(control.defense.options["batch_size"], plans.holdout_size(config))
-    return control.with_defense(**{**control.to_dict()["defense"], "batch_size": batch_size})
 
 
 def plant(plan: Plan, execution: Execution) -> tuple[loop.Result, TriggerState, int]:
@@ -237,7 +272,7 @@ def _train(
     """Train some first stages of the attacker; return the last network, the trigger, and the images of the last one."""
     config = plan.config
     folder = execution.out / "victims" / config.victim_id
-    check_fingerprint(folder / "data.json", plan.fingerprint)
+    provenance.settle(folder, plan, execution.out, execution.changed)
     fresh = variables = plan.model.init(plans.key_for(config, "init"))
     state, history = plan.trigger_state, []
     images: Split | PoisonedSplit = plans.clean_training(plan)
@@ -245,7 +280,7 @@ def _train(
         if stage.sees_poisoned:
             images = plans.poison_training(plan._replace(trigger_state=state))
         seen = images.visible if isinstance(images, PoisonedSplit) else images
-        with Checkpoints(checkpoints_of(folder, stage), every=execution.checkpoint_seconds) as checkpoints:
+        with victim_checkpoints(config, stage.name, execution.out, execution.checkpoint_seconds) as checkpoints:
             label = f"{config.attack.name} {stage.name}"
             options = _loop_options(execution, stage.learner, label, checkpoints)
             begin = attacker.start(stage, fresh, variables, state)
@@ -256,9 +291,21 @@ def _train(
     return loop.Result(variables, history), state, images
 
 
-def checkpoints_of(folder: Path, stage: Stage) -> Path:
+def checkpoints_of(folder: Path, stage: str) -> Path:
     """Return where, in a victim's folder, a stage of the attacker's training is saved."""
-    return folder / ("checkpoints" if stage.name == "victim" else f"checkpoints-{stage.name}")
+    return folder / ("checkpoints" if stage == "victim" else f"checkpoints-{stage}")
+
+
+def victim_checkpoints(config: Config, stage: str, out: Path, every: float = 0.0) -> Checkpoints:
+    """Return the checkpoints of a stage of the attacker's training."""
+    folder = checkpoints_of(out / "victims" / config.victim_id, stage)
+    return Checkpoints(folder, every, {"victim": config.victim_id, "stage": stage, "seed": config.seed})
+
+
+def defense_checkpoints(config: Config, stage: int, out: Path, every: float = 0.0) -> Checkpoints:
+    """Return the checkpoints of a stage of the defense."""
+    folder = out / config.run_id / f"checkpoints-{stage}"
+    return Checkpoints(folder, every, {"run": config.run_id, "stage": stage, "seed": config.seed})
 
 
 def _stage_key(config: Config, stage: Stage) -> Key[Array, ""]:
@@ -272,7 +319,7 @@ def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan,
     config = plan.config
     if config.strength is None or config.selection is None or plan.aside is None:
         return plan, None
-    if (selection := hosts.from_first(lambda: records.read_json(path))) is None:
+    if (selection := hosts.from_first(lambda: records.read_json(path, SELECTION))) is None:
         found = strength.choose(
             plans.key_for(config, "defense"),
             lambda value: plans.with_strength(plan, value).defense,
@@ -284,9 +331,11 @@ def select_strength(plan: Plan, variables: Variables, path: Path) -> tuple[Plan,
             budget=config.selection.budget,
         )
         trials = [trial._asdict() for trial in found.trials]
-        own = {"option": config.strength.path, **dataclasses.asdict(found), "trials": trials}
+        own = {"run": config.run_id, "option": config.strength.path, **dataclasses.asdict(found), "trials": trials}
         selection = hosts.from_first(lambda: own)  # that of another may differ, by rounding
         _write(records.write_json, path, selection)
+    if (run_id := selection.pop("run")) != config.run_id:
+        raise records.damaged(path, f"it is of the run {run_id}")
     return plans.with_strength(plan, selection["chosen"]), selection
 
 
@@ -300,9 +349,10 @@ def defend(plan: Plan, variables: Variables, execution: Execution, curve: Curve 
         def options(number: int) -> dict[str, Any]:
             stage = stages(plan.defense)[number]
             earlier = sum(stage.epochs for stage in stages(plan.defense)[:number])
-            folder = execution.out / config.run_id / f"checkpoints-{number}"
-            kept = Checkpoints(folder, every=execution.checkpoint_seconds) if stage.epochs else None
-            checkpoints = kept and stack.enter_context(kept)
+            checkpoints = None
+            if stage.epochs:
+                kept = defense_checkpoints(config, number, execution.out, execution.checkpoint_seconds)
+                checkpoints = stack.enter_context(kept)
             options = _loop_options(execution, stage, config.defense.name, checkpoints)
             return options if curve is None else {**options, "on_variables": curve.after(earlier)}
 
@@ -375,12 +425,6 @@ def _write(write: Callable[..., None], path: Path, *content: Any, **arrays: Any)
     hosts.from_first(lambda: write(path, *content, **arrays))
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a run that is finished."""
-    record = hosts.from_first(lambda: records.read_json(folder / "record.json"))
-    return record if record is not None and record.get("status") == "finished" else None
-
-
 def mark_diverged(config: Config, out: Path, reason: str) -> None:
     """Write the record of a run that has no result."""
     record = {
@@ -396,25 +440,8 @@ def mark_diverged(config: Config, out: Path, reason: str) -> None:
 
 
 def _warn_of_no_curve(folder: Path, execution: Execution) -> None:
-    if (
-        execution.smoothness
-        and hosts.is_first()
-        and "curve" not in (records.read_json(folder / records.SMOOTHNESS) or {})
-    ):
+    if execution.smoothness and hosts.is_first() and "curve" not in (records.read_smoothness(folder) or {}):
         _log.warning("%s is finished and has no curve of its smoothness; delete it to run it with one.", folder)
-
-
-def check_fingerprint(path: Path, fingerprint: dict[str, str]) -> None:
-    """Refuse to continue a victim, or a run, whose data are no longer what they were.
-
-    Raises:
-      InputError: they are not.
-    """
-    earlier = hosts.from_first(lambda: records.read_json(path))
-    if earlier is None:
-        _write(records.write_json, path, fingerprint)
-    elif earlier != fingerprint:
-        raise InputError(f"the data have changed since {path.parent} was begun; delete that folder to train anew.")
 
 
 def _loop_options(
@@ -473,8 +500,10 @@ def _describe(plan: Plan, poisoned_count: int) -> dict[str, Any]:
         "shape": list(spec.shape),
         "num_classes": spec.num_classes,
         "class_names": list(spec.class_names),
+        "target_class": plans.target_class(plan),
         "train_count": int(plan.attackers.label.shape[0]),
         "test_count": int(plan.dataset.test.valid.sum()),
+        soundness.MAJORITY: int(np.bincount(plan.dataset.test.label[plan.dataset.test.valid]).max()),
         "poisoned_count": poisoned_count,
         "holdout_count": int(plan.holdout.label.shape[0]),
     }
@@ -490,10 +519,12 @@ def plain_metrics(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def _cost(result: loop.Result) -> dict[str, Any]:
+def _cost(result: loop.Result, last: Learner, split: Split) -> dict[str, Any]:
+    """Return what a result took, and how many images at once its last stage was really fed."""
     return {
         "compile_seconds": result.compile_seconds,
         "run_seconds": result.run_seconds,
         "gradient_evaluations": result.gradient_evaluations,
         "epochs": len(result.history),
+        "batch_size": batches.fed(last, split),
     }

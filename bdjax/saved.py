@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from bdjax import config as configs
-from bdjax import defenses, evaluate, plans, records, report, run
+from bdjax import defenses, evaluate, plans, provenance, records, report, run
 from bdjax.analysis._subject import OnVariables, Subject
 from bdjax.analysis.smoothness import VARIANTS, Settings
 from bdjax.checks import InputError, one_of
@@ -79,8 +79,9 @@ def restore(record: Record | str | os.PathLike[str], data_dir: str | None = None
     config = config_of(record, data_dir)
     out = record.folder.resolve().parent
     plan = plans.prepare(config)
+    provenance.check(record.content["data"]["fingerprint"], plan, record.folder)
     victims = _victim_folder(record, plan)
-    folders = {run.checkpoints_of(victims, stage): stage.learner.epochs for stage in plan.stages}
+    folders = {run.checkpoints_of(victims, stage.name): stage.learner.epochs for stage in plan.stages}
     folders |= {out / config.run_id / f"checkpoints-{i}": stage.epochs for i, stage in enumerate(stages(plan.defense))}
     for folder, epochs in folders.items():
         if epochs and not (folder / str(epochs)).is_dir():
@@ -191,7 +192,8 @@ def with_defense(
         },
     }
     beside = record.folder if record.line is None else record.folder.parent
-    return Record(beside / name, content)  # where nothing is, as images and smoothness are the other defense's
+    # where nothing is, as images and smoothness are the other defense's
+    return Record(beside / name, content, apart=record.apart)
 
 
 def smoothness(
@@ -274,9 +276,10 @@ class _Measure:
         before = self._victims[where]
         after = of(defended) if any(stage.epochs for stage in stages(plan.defense)) else before
         with records.locked(record.folder):
-            content = records.read_json(file) or {}
+            content = records.read_smoothness(record.folder) or {}
             earlier = content if content.get("settings") == self._settings.identity() else {}
             measured = {
+                "run": record.run_id,
                 "settings": self._settings.identity(),
                 "before": {**earlier.get("before", {}), **before},
                 "after": {**earlier.get("after", {}), **after},

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,12 @@ from typing import Any
 
 import yaml
 
-from bdjax import registry
+from bdjax import failures, registry
 from bdjax.attacks import _label_maps
 from bdjax.checks import InputError, did_you_mean, named, one_of
 from bdjax.defenses.chain import Chain
 from bdjax.optim.sgd import Schedule
-from bdjax.types import Defense, HParam
+from bdjax.types import ClassLabel, Defense, HParam
 
 _MISSING = object()
 _PACKAGES = {
@@ -44,6 +45,9 @@ _SHORTHANDS = {
 AUTO = "auto"  # of an option that is a method's strength: let the run choose
 _SCALARS = (bool, int, float, str)
 _FLOAT32_MAX = 3.4e38
+_WHOLE = re.compile("[+-]?[0-9]{1,18}")
+# Of a config: bytes of the file, some thousand lines, and characters of a value, so few that any number can be printed.
+_LARGEST, _LONGEST = 2**18, 3000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +62,16 @@ def read(path: Path) -> dict[str, Any]:
     """Read a YAML file of plain nested values; nothing in it is executed.
 
     Raises:
-      InputError: no such file, not YAML, or not a mapping.
+      InputError: no such file, too large a one, not YAML, or not a mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
-    except OSError as error:
-        raise InputError(f"cannot read the config {path}: {error.strerror or error}.") from error
+        with failures.blaming_the_path(f"cannot read the config {path}"), path.open("rb") as file:
+            content = file.read(_LARGEST + 1)  # of a device there is no end
+        if len(content) > _LARGEST:
+            raise InputError(f"the config {path} must be at most {_LARGEST:,} bytes; it is larger.")
+        values = yaml.load(content.decode("utf-8"), _PlainLoader)
+    except (OSError, InputError):
+        raise
     except Exception as error:  # PyYAML raises whatever its constructors of numbers and dates raise
         where = " ".join(str(error).split())
         raise InputError(f"the config {path} is not valid YAML: {where}.") from error
@@ -86,11 +94,20 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value]
+        seen: set[str] = set()
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # which is refused below
+            if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST:
+            problem = f"a value has {len(node.value):,} characters, and {_LONGEST:,} are the most"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return super().construct_scalar(node)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,6 +310,8 @@ def convert(path: str, annotation: Any, value: Any) -> Any:
         return value
     if _is_union(annotation):
         parts = _option_parts(annotation)
+        if annotation == ClassLabel:
+            return _class_label(path, value)
         if types.NoneType in parts and (value is None or str(value).lower() in ("none", "null")):
             return None
         (annotation,) = [part for part in parts if part is not types.NoneType]
@@ -300,6 +319,18 @@ def convert(path: str, annotation: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(annotation):
         return read_section(path, typing.cast(type, annotation), value)
     return _scalar(path, float if annotation is HParam else annotation, value)
+
+
+def _class_label(path: str, value: Any) -> ClassLabel:
+    """Return the number of a class, or its name: a text that is no whole number.
+
+    Quoted in YAML or bare on the command line, ``10`` is the number: the two must mean the same.
+    """
+    if isinstance(value, str):
+        return int(value) if _WHOLE.fullmatch(value.strip()) else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _scalar(path, int, value)
+    raise InputError(f"{path} must be a class, by its number or its name in quotes; got {value!r}.")
 
 
 def _scalar(path: str, kind: type, value: Any) -> Any:
@@ -315,7 +346,18 @@ def _scalar(path: str, kind: type, value: Any) -> Any:
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
     if type(value) is not kind or (isinstance(value, float) and not abs(value) < _FLOAT32_MAX):  # nor NaN
         raise InputError(f"{path} must be {wanted}, got {value!r}.")
+    if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):  # no record and no table could hold it
+        raise InputError(f"{path} must be text in UTF-8 without NUL, got {value!r}.")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text is free of surrogates, which stand for bytes of the command line that are no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shared_options(name: Any, options: Mapping[str, Any], package: str = "bdjax.defenses") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from bdjax import attacker, plans, records, schema
+from bdjax import attacker, plans, provenance, records, schema
 from bdjax import config as configs
 from bdjax import run as single
 from bdjax.checks import InputError, integer
@@ -33,6 +33,10 @@ from bdjax.train import group, loop
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.group import Point
 from bdjax.types import Model
+
+_DIVERGED = "diverged.json"  # in the folder of a victim without a result
+_GROUP = {"names": [str], "data": [(dict, None)]}
+_FORM = {"form": str, "seconds": {str: float}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +101,12 @@ def run(wanted: Sequence[Config], execution: Execution, spread: Spread) -> list[
     group.point_mesh(spread.devices, spread.batch_devices)  # are there so many?
     rows = {row.run_id: row for config in wanted for row in single.with_controls(config)}
     sweep = _Sweep(execution, spread, rows)
+    sweep.look_at_data()
+    for name in sweep.ended():
+        execution.on_finished(name)
     if waiting := _by_victim([row for row in rows.values() if not _settled(execution.out, row)]):
         for row in reversed(waiting):  # whatever is wrong with one should not wait for the others
-            plans.prepare(row, spread.batch_devices, "device")
+            plans.tell_of_batches(plans.prepare(row, spread.batch_devices, "device"))
         sweep.plant({row.victim_id: row for row in waiting})
         sweep.defend(waiting)
     sweep.tidy()
@@ -134,6 +141,20 @@ class _Sweep:
         self._spread = spread
         self._rows = rows
 
+    def look_at_data(self) -> None:
+        """Refuse runs and victims that were begun with other data than are there now, or set them aside."""
+        folders = {self._victim_folder(row): row for row in self._rows.values()}
+        folders |= {self._folder(row): row for row in self._rows.values()}
+        out, changed = self._execution.out, self._execution.changed
+        for folder, row in folders.items():
+            if not provenance.is_of_these_data(folder, row, changed):
+                with records.locked(folder):  # or until another process has done it
+                    provenance.settle(folder, plans.prepare(row), out, changed)
+
+    def ended(self) -> list[str]:
+        """Return the names of the runs that have ended."""
+        return [name for name, row in self._rows.items() if self._done(row)]
+
     def plant(self, victims: Mapping[str, Config]) -> None:
         """Train the victims that nobody has trained yet; one whose attacker trains more than it is left to its runs."""
         victims = {name: config for name, config in victims.items() if _is_one_stage(config)}
@@ -148,7 +169,7 @@ class _Sweep:
         """Remove the groups that were killed when all was done but this."""
         victims = {row.victim_id: row for row in self._rows.values()}
         for file in (self._execution.out / "groups").glob("*/group.json"):
-            names = (records.read_json(file) or {}).get("names", [])
+            names = (records.read_json(file, _GROUP) or {"names": []})["names"]
             for known, done in ((victims, self._planted), (self._rows, self._done)):
                 if names and all(name in known and done(known[name]) for name in names):
                     shutil.rmtree(file.parent, ignore_errors=True)
@@ -188,7 +209,7 @@ class _Sweep:
         """Yield the folders and members of groups: first those that a process has begun, which may be no more."""
         groups, fresh = self._execution.out / "groups", dict(left)
         for file in sorted(groups.glob("*/group.json")):
-            names = (records.read_json(file) or {}).get("names", [])
+            names = (records.read_json(file, _GROUP) or {"names": []})["names"]
             rest = [known[name] for name in names if name in known and name not in fresh]
             if set(names) <= known.keys() and not fresh.keys().isdisjoint(names) and all(map(done, rest)):
                 fresh = {name: config for name, config in fresh.items() if name not in names}
@@ -207,14 +228,15 @@ class _Sweep:
         planned = [plans.prepare(config, self._spread.batch_devices, "device") for config in members]
         own = [self._victim_folder(config) for config in members]
         for plan, path in zip(planned, own, strict=True):
-            single.check_fingerprint(path / "data.json", plan.fingerprint)
+            provenance.settle(path, plan, self._execution.out, self._execution.changed)
         _open(folder, {plan.config.victim_id: plan.fingerprint for plan in planned})
         points = [_victim_point(plan) for plan in planned]
-        checkpoints = [path / "checkpoints" for path in own]
+        saved = functools.partial(single.victim_checkpoints, stage="victim", out=self._execution.out)
+        checkpoints = [functools.partial(saved, config) for config in members]
         outcomes, _ = self._train(points, planned[0].model, f"{len(members)} victims", folder, checkpoints)
         for config, path, outcome in zip(members, own, outcomes, strict=True):
             if isinstance(outcome, loop.Diverged) and not self._planted(config):
-                records.write_json(path / "diverged.json", {"reason": str(outcome)})
+                self._note(path, str(outcome))
         shutil.rmtree(folder, ignore_errors=True)
 
     def _defend(self, folder: Path, members: list[Config]) -> None:
@@ -224,7 +246,8 @@ class _Sweep:
         _open(folder, {config.run_id: found.get(config.run_id) for config in members})
         for number in range(len(stages(rows[0].plan.defense)) if rows else 0):
             plan, points = rows[0].plan, [row.point(number) for row in rows]
-            checkpoints = [self._execution.out / row.id / f"checkpoints-{number}" for row in rows]
+            saved = functools.partial(single.defense_checkpoints, stage=number, out=self._execution.out)
+            checkpoints = [functools.partial(saved, row.plan.config) for row in rows]
             label = f"{len(rows)} × {plan.config.defense.name}"
             outcomes, how = self._train(points, plan.model, label, folder / f"stage-{number}", checkpoints)
             alive = []
@@ -246,20 +269,20 @@ class _Sweep:
     def _begin(self, config: Config) -> _Row | None:
         """Return the run with its victim at hand and its strength chosen; None if the victim has diverged."""
         folder = self._execution.out / config.run_id
-        diverged = records.read_json(self._victim_folder(config) / "diverged.json")
-        if diverged is not None and not self._trained(config):
-            self._mark(config, f"of the victim, {diverged['reason']}")
-            return None
         plan = plans.prepare(config, self._spread.batch_devices, "device")
-        records.write_text(folder / "config.yaml", schema.to_yaml(config.to_dict()))
         if not self._done(config):
-            single.check_fingerprint(folder / "data.json", plan.fingerprint)
+            provenance.settle(folder, plan, self._execution.out, self._execution.changed)
+        records.write_text(folder / "config.yaml", schema.to_yaml(config.to_dict()))
+        reason = self._reason(config)
+        if reason is not None and not self._trained(config):
+            self._mark(config, f"of the victim, {reason}")
+            return None
         alone = dataclasses.replace(self._execution, devices=self._spread.batch_devices)  # as it was planned
         with records.locked(self._victim_folder(config)):
             try:
                 victim = single.attack(plan, alone)
             except loop.Diverged as diverged:  # of a victim of several stages; its other runs are not to try again
-                records.write_json(self._victim_folder(config) / "diverged.json", {"reason": str(diverged)})
+                self._note(self._victim_folder(config), str(diverged))
                 self._mark(config, f"of the victim, {diverged}")
                 return None
         plan = plans.arm(plan, victim.trigger_state)
@@ -267,7 +290,12 @@ class _Sweep:
         return _Row(plan, victim, loop.Result(victim.trained.variables, []), selection, [])
 
     def _train(
-        self, points: Sequence[Point], model: Model, label: str, folder: Path, checkpoints: Sequence[Path]
+        self,
+        points: Sequence[Point],
+        model: Model,
+        label: str,
+        folder: Path,
+        checkpoints: Sequence[Callable[[], Checkpoints]],
     ) -> tuple[list[group.Trained | loop.Diverged], dict[str, Any]]:
         """Train a group; save each point where a run of its own would; tell how it was done."""
         execution, spread, epochs = self._execution, self._spread, points[0].learner.epochs
@@ -275,27 +303,28 @@ class _Sweep:
         mesh = group.point_mesh(devices, spread.batch_devices)
         choice = self._choice(folder / "form.json", points, model, mesh)
         with contextlib.ExitStack() as stack:
-            saved = Checkpoints(folder / "checkpoints", every=execution.checkpoint_seconds) if epochs else None
+            owner = {"group": folder.relative_to(execution.out).as_posix()}
+            kept = Checkpoints(folder / "checkpoints", execution.checkpoint_seconds, owner) if epochs else None
             outcomes = group.run(
                 points,
                 model,
                 form=choice.form,
                 mesh=mesh,
-                checkpoints=saved and stack.enter_context(saved),
+                checkpoints=kept and stack.enter_context(kept),
                 on_epoch=execution.on_epoch and functools.partial(execution.on_epoch, label, epochs),
                 should_stop=execution.should_stop,
             )
-        for path, outcome in zip(checkpoints, outcomes, strict=True):
+        for own, outcome in zip(checkpoints, outcomes, strict=True):
             if epochs and isinstance(outcome, group.Trained):
-                _save(path, outcome)
+                _save(own, outcome)
         return outcomes, {**choice._asdict(), "points": len(points), "devices": devices}
 
     def _choice(self, file: Path, points: Sequence[Point], model: Model, mesh: Mesh | None) -> group.Choice:
         """Return the form: as asked, as chosen when the group was begun, or as chosen now."""
         if self._spread.form != group.AUTO:
             return group.Choice(self._spread.form, {})
-        if (earlier := records.read_json(file)) is not None:
-            return group.Choice(**earlier)
+        if (earlier := records.read_json(file, _FORM)) is not None:
+            return group.Choice(group.check_form(earlier["form"]), earlier["seconds"])
         choice = group.choose(points, model, mesh)
         records.write_json(file, choice._asdict())
         return choice
@@ -305,6 +334,18 @@ class _Sweep:
         if self._done(config):  # a group that is continued has all of its runs again
             return
         single.mark_diverged(config, self._execution.out, reason)
+
+    def _note(self, folder: Path, reason: str) -> None:
+        """Write down why a victim has no result."""
+        records.write_json(folder / _DIVERGED, {"victim": folder.name, "reason": reason})
+
+    def _reason(self, config: Config) -> str | None:
+        """Return why a victim has no result, if it has none."""
+        file = self._victim_folder(config) / _DIVERGED
+        noted = records.read_json(file, {"victim": str, "reason": str})
+        if noted is not None and noted["victim"] != config.victim_id:
+            raise records.damaged(file, f"it is of the victim {noted['victim']}")
+        return None if noted is None else noted["reason"]
 
     def _done(self, config: Config) -> bool:
         return _settled(self._execution.out, config)
@@ -317,7 +358,7 @@ class _Sweep:
 
     def _planted(self, config: Config) -> bool:
         """Whether a victim is trained, or known to diverge."""
-        return (self._victim_folder(config) / "diverged.json").exists() or self._trained(config)
+        return self._reason(config) is not None or self._trained(config)
 
     def _trained(self, config: Config) -> bool:
         epochs = config.training["epochs"]
@@ -342,21 +383,22 @@ def _by_victim(configs: Sequence[Config]) -> list[Config]:
     return sorted(configs, key=place)
 
 
-def _open(folder: Path, members: Mapping[str, dict[str, str] | None]) -> None:
+def _open(folder: Path, members: Mapping[str, plans.Fingerprint | None]) -> None:
     """Write down the members of a group and the fingerprints of their data.
 
     What an earlier process left there is only continued if it was made of the same data: whoever deletes a victim to
     train it anew does not know of the group. Nor is it if that process was killed while it removed the folder.
     """
     content = {"names": list(members), "data": list(members.values())}
-    if records.read_json(folder / "group.json") != content:
+    if records.read_json(folder / "group.json", _GROUP) != content:
         shutil.rmtree(folder, ignore_errors=True)
     records.write_json(folder / "group.json", content)
 
 
 def _settled(out: Path, config: Config) -> bool:
     """Whether a run has ended: finished, or diverged."""
-    return (records.read_json(out / config.run_id / "record.json") or {}).get("status") in ("finished", "diverged")
+    record = records.read_record(out / config.run_id)
+    return record is not None and record["status"] in ("finished", "diverged")
 
 
 def _victim_point(plan: Plan) -> Point:
@@ -380,9 +422,9 @@ def _defense_structure(config: Config, spread: Spread) -> Hashable:
     return plan.model, tuple(each)
 
 
-def _save(folder: Path, trained: group.Trained) -> None:
+def _save(own: Callable[[], Checkpoints], trained: group.Trained) -> None:
     """Save a point's last state, unless that was done before a kill."""
-    with Checkpoints(folder, every=0.0) as checkpoints:
+    with own() as checkpoints:
         epoch = len(trained.history)
         if checkpoints.epoch != epoch:
             checkpoints.save(epoch, trained.state, [row._asdict() for row in trained.history], force=True)

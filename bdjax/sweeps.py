@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 from bdjax.checks import RUNS, InputError
 from bdjax.defenses import check, stage_key
 from bdjax.defenses.chain import Chain, stages
-from bdjax.train import group, loop
+from bdjax.train import batches, group, loop
 from bdjax.types import Defense, Model, Split, Variables
 
 T = TypeVar("T")
@@ -139,7 +139,8 @@ def purify(
         for place, before in alive.items():
             setting, seed = places[place]
             learner = stages(sweep[setting])[number]
-            loop.check_batch(learner, holdout)
+            batches.check(learner, holdout, "holdout")
+            batches.tell(learner, holdout)
             points.append(group.Point(stage_key(keys[seed], number), learner, before.variables, holdout))
         chosen = group.choose(points, model, mesh).form if form == group.AUTO else form
         outcomes = group.run(points, model, form=chosen, mesh=mesh)

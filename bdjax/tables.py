@@ -16,8 +16,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bdjax import soundness
 from bdjax.checks import InputError, one_of
-from bdjax.report import COSTS, RATES, SECTIONS, STEALTH, SYMBOLS, Row, best, common, runners_up, victims
+from bdjax.printable import printable
+from bdjax.report import (
+    COSTS,
+    RATES,
+    SECTIONS,
+    STEALTH,
+    SYMBOLS,
+    Row,
+    best,
+    common,
+    notes,
+    runners_up,
+    target_classes,
+    victims,
+)
 from bdjax.uncertainty import RESAMPLES, Interval, Statistic
 
 
@@ -25,8 +40,10 @@ def table(rows: Sequence[Row], format: str = "console", decimals: int = 1) -> st
     """Write rows as a table: ``console``, ``markdown``, ``csv`` or ``latex`` (needs the package booktabs).
 
     Printed rates are percentages with ``decimals`` digits; CSV has full names and unrounded values in [0, 1]. The best
-    mean DER of each victim is bold and the second best underlined; a console without either still shows * and +. What
-    rows have beyond rates and cost (sharpness, stealth, intervals, ranges) gets columns of its own.
+    mean DER of each victim is bold and the second best underlined; a console without either still shows * and +. Where
+    no attack took, or a network is at chance (`bdjax.soundness`), there is no best, but a ‡ and a note below, or a
+    column of notes. What rows have beyond rates and cost (sharpness, stealth, intervals, ranges) gets columns of its
+    own.
 
     Raises:
         InputError: an unknown format, or no rows.
@@ -122,13 +139,14 @@ def _cells(row: Row, ranges: Iterable[tuple[str, str]], decimals: int) -> list[s
 def _grid(rows: Sequence[Row], decimals: int) -> Grid:
     ranges = _ranges(rows)
     marks = dict.fromkeys(runners_up(rows), SECOND) | dict.fromkeys(best(rows), BEST)
+    marks |= {row: UNSOUND for row in rows if row.is_marked}
     groups = {
         title: [Line([row.defense, *_cells(row, ranges, decimals)], marks.get(row, "")) for row in group]
         for title, group in victims(rows).items()
     }
     heads = ["defense", *_heads(rows)]
     meaning = ("highest mean DER of each attack", "second highest")
-    return Grid("attack", heads, groups, _caption(rows), heads.index("DER"), meaning)
+    return Grid("attack", heads, groups, _caption(rows), heads.index("DER"), meaning, notes=notes(rows))
 
 
 def _caption(rows: Sequence[Row]) -> str:
@@ -152,11 +170,12 @@ def _caption(rows: Sequence[Row]) -> str:
         else ""
     )
     ranges = ", ".join(_short(option) for option in dict.fromkeys(option for option, _ in _ranges(rows)))
+    targets = f", {named}" if (named := target_classes(rows)) else ""
     return (
         f"{where}{': ' if where else ''}{seeds}. ACC: clean accuracy (% of {_denominator(rows, 'clean_total')} test "
         f"images). ASR, RA: attack success rate and robust accuracy (% of {_denominator(rows, 'attack_total')} "
-        f"triggered ones). DER: defense effectiveness rating (%). seconds: the defense's run without compiling. "
-        "gradients: of a batch's loss that the defense computed. "
+        f"triggered ones){targets}. DER: defense effectiveness rating (%). seconds: the defense's run without "
+        "compiling. gradients: of a batch's loss that the defense computed. "
         f"{sharpness}{stealth}{intervals}"
         + (f"Over {ranges}: largest less smallest of the means over its values (points). " if ranges else "")
     ).rstrip()
@@ -175,11 +194,12 @@ def _denominator(rows: Sequence[Row], which: str) -> str:
 
 # --- Print -----------------------------------------------------------------------------------------------------------
 
-BEST, SECOND = "best", "second"
+BEST, SECOND, UNSOUND = "best", "second", "unsound"
+SIGN = "‡"  # of what is unsound, in the cells and before the notes
 
 
 class Line(NamedTuple):
-    """The cells of one line and its mark: ``BEST``, ``SECOND`` or none."""
+    """The cells of one line and its mark: ``BEST``, ``SECOND``, ``UNSOUND`` or none."""
 
     cells: Sequence[str]
     mark: str = ""
@@ -197,6 +217,7 @@ class Grid:
       marked: the column whose cells show the marks of their lines.
       meaning: what the two marks mean, for the caption.
       words: the columns that hold words and stand on the left; the others hold numbers.
+      notes: what is wrong with the lines that are marked ``UNSOUND``, each a line below the table.
     """
 
     group: str
@@ -206,6 +227,7 @@ class Grid:
     marked: int = 0
     meaning: tuple[str, str] = ("", "")
     words: tuple[int, ...] = (0,)
+    notes: Sequence[str] = ()
 
     @property
     def lines(self) -> list[Line]:
@@ -215,10 +237,16 @@ class Grid:
     def described(self, best: str, second: str) -> str:
         """Return the caption with what the marks look like, where there are any."""
         marks = {line.mark for line in self.lines}
+        caption = f"{self.caption} {SIGN}: {_OUT}" if UNSOUND in marks else self.caption
         if BEST not in marks:
-            return self.caption
+            return caption
         also = f", {second}: {self.meaning[1]}" if SECOND in marks else ""
-        return f"{self.caption} {best[:1].upper()}{best[1:]}: {self.meaning[0]}{also}."
+        return f"{caption} {best[:1].upper()}{best[1:]}: {self.meaning[0]}{also}."
+
+    @property
+    def noted(self) -> list[str]:
+        """Return the notes as they stand below the table."""
+        return [f"{SIGN} {note}." for note in self.notes]
 
 
 def write(grid: Grid, format: str) -> str:
@@ -227,7 +255,8 @@ def write(grid: Grid, format: str) -> str:
     return _WRITERS[format](grid)
 
 
-_STARS = {BEST: " *", SECOND: " +"}
+_OUT = "no place among the best or in ranks, and an attack that is none in no mean over attacks."
+_STARS = {BEST: " *", SECOND: " +", UNSOUND: f" {SIGN}"}
 
 
 def _console(grid: Grid) -> str:
@@ -257,8 +286,10 @@ def _console(grid: Grid) -> str:
                 written[grid.marked].stylize("underline", len(cell) - len(cell.lstrip()), len(cell) - 2)
             shown.add_row(*written, style="bold" if line.mark == BEST else "")
         console.print(*([Text(title, "bold")] if title else []), shown, "")
-    caption = Text(grid.described("*", "+"), "dim")
-    console.print(caption, width=max(79, sum(widths) + 2 * (len(widths) - 1)))
+    width = max(79, sum(widths) + 2 * (len(widths) - 1))
+    for note in grid.noted:
+        console.print(Text(note), width=width)
+    console.print(Text(grid.described("*", "+"), "dim"), width=width)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
@@ -269,7 +300,7 @@ def _aligned(column: Sequence[str]) -> list[str]:
     return [f"{mean}{sign or '   '}{std:>{width}}" if width else mean for mean, sign, std in parts]
 
 
-_MARKDOWN = {BEST: "**{}**", SECOND: "<u>{}</u>"}
+_MARKDOWN = {BEST: "**{}**", SECOND: "<u>{}</u>", UNSOUND: f"{{}} {SIGN}"}
 # what Markdown would take for its own
 _MARKUP = re.compile(r"[\\`*|~]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\](?=\()")
 
@@ -285,10 +316,12 @@ def _markdown(grid: Grid) -> str:
                 cells[grid.marked] = _MARKDOWN[line.mark].format(cells[grid.marked])
             written.append([*([_MARKUP.sub(r"\\\g<0>", title)] if front else []), *cells])
     lines = ["| " + " | ".join(cells) + " |" for cells in written]
+    for note in grid.noted:
+        lines += ["", _MARKUP.sub(r"\\\g<0>", note)]
     return "\n".join([*lines, "", grid.described("bold", "underlined")])
 
 
-_LATEX_MARKS = {BEST: r"\textbf{%s}", SECOND: r"\underline{%s}"}
+_LATEX_MARKS = {BEST: r"\textbf{%s}", SECOND: r"\underline{%s}", UNSOUND: r"%s$^\ddagger$"}
 _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -306,6 +339,7 @@ _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
     "η": r"$\eta$",
     "·": r"$\cdot$",
     "†": r"$^\dagger$",
+    SIGN: r"$^\ddagger$",
     "–": "--",
 }
 
@@ -324,7 +358,8 @@ def _latex(grid: Grid) -> str:
             text = " & ".join([*([escape_latex(title) if i == 0 else ""] if front else []), *cells])
             # after the \\ of the line before, [ and * would be its arguments
             written.append(("{}" if text[:1] in ("[", "*") else "") + text + r" \\")
-    caption = rf"\caption{{{escape_latex(grid.described('bold', 'underlined'))}}}"
+    words = " ".join([*grid.noted, grid.described("bold", "underlined")])
+    caption = rf"\caption{{{escape_latex(words)}}}"
     return "\n".join([*written, r"\bottomrule", r"\end{tabular}", caption, r"\end{table}"])
 
 
@@ -360,9 +395,9 @@ def _csv(rows: Sequence[Row]) -> str:
     return write_csv([*head, *more], lines)
 
 
-def _more_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], float | None]]:
-    """Return the columns of intervals, ranges and mean ranks that rows have, and how each is read from a row."""
-    columns: dict[str, Callable[[Row], float | None]] = {}
+def _more_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], float | str | None]]:
+    """Return the columns of intervals, ranges, mean ranks and notes that rows have, and how each is read from a row."""
+    columns: dict[str, Callable[[Row], float | str | None]] = {}
     if any(row.intervals for row in rows):
         for name in RATES:
             for part in Interval._fields:
@@ -373,6 +408,8 @@ def _more_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], float | None
         )
     if any(row.mean_rank is not None for row in rows):
         columns["mean_rank"] = lambda row: row.mean_rank
+    if any(row.is_marked for row in rows):
+        columns["notes"] = lambda row: "; ".join(soundness.told(row.faults))
     return columns
 
 
@@ -381,9 +418,23 @@ def _joined(numbers: Iterable[int]) -> str:
 
 
 def write_csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Write lines as CSV text; None is an empty field."""
+    """Write lines as CSV text; None is an empty field.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP advises (CSV injection);
+    numbers stay what they are.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(lines)
+    writer.writerow(map(_harmless, head))
+    writer.writerows([_harmless(cell) for cell in line] for line in lines)
     return text.getvalue().rstrip("\n")
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _harmless(cell: Any) -> Any:
+    """Return a cell whose text, if it is one, is nothing but text."""
+    if not isinstance(cell, str):
+        return cell
+    return ("'" if cell.startswith(_FORMULA) else "") + printable(cell)

@@ -15,6 +15,7 @@ HParam: TypeAlias = Any  # a float; an array with a leading axis in a sweep; any
 Variables: TypeAlias = dict[str, Any]  # {"params": …, "batch_stats": …}, as Flax keeps them
 BatchStats: TypeAlias = Any
 TriggerState: TypeAlias = Any
+ClassLabel: TypeAlias = int | str  # a class, by its number or by its name
 LearnerState: TypeAlias = Any
 Params: TypeAlias = Any
 
@@ -305,8 +306,9 @@ class Learner(Protocol):
     """Anything that changes a network batch by batch: training from scratch and every defense.
 
     A frozen dataclass of hyper-parameters whose floats are leaves. ``epochs``, ``batch_size`` and ``drop_last`` say
-    how the loop feeds it; a batch size of None is the whole split at once, for what is done in one operation (pruning,
-    say, or a search that ends when it is done). ``finalize`` returns the variables to evaluate.
+    how the loop feeds it (`bdjax.train.batches.shape`); a batch size of None is the whole split at once, for what is
+    done in one operation (pruning, say, or a search that ends when it is done). ``finalize`` returns the variables to
+    evaluate.
     """
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdjax import attacker, config, data, models, run
+from bdjax import attacker, config, data, models, provenance
 from bdjax.bench import measure
 from bdjax.config import Config
 from bdjax.defenses.chain import stages
@@ -53,7 +53,7 @@ def of(configs: Iterable[Config], sizes: Mapping[str, tuple[int, int]], out: Pat
       out: where runs lie.
     """
     gradients: dict[str, float] = defaultdict(float)
-    missing = [one for one in configs if run.finished(out / one.run_id) is None]
+    missing = [one for one in configs if provenance.finished(out / one.run_id) is None]
     done = {one.victim_id for one in configs if one not in missing}
     victims = {one.victim_id: one for one in missing if one.victim_id not in done}
     for one in victims.values():

@@ -15,7 +15,7 @@ import _cost
 from _paper_configs import FULL, SIZES, Missing, Paper, Size, resolve, stand_in, values_of
 from _runs import carry_out
 
-from bdjax import comparison, plans, progress, published, records, run
+from bdjax import comparison, plans, progress, provenance, published, records, run
 from bdjax.checks import InputError, integer, one_of
 from bdjax.config import Config
 from bdjax.published import TASK, Value
@@ -76,7 +76,7 @@ def _print(paper: Paper, tables: Tables, options: argparse.Namespace) -> None:
     planned = [_plan(paper, values, value, seeds, size, options) for value in asked]
     setting = f"{size.describe()} {paper.source}{_left_out(values, asked)}"
     configs = {config.run_id: config for plan in planned for group in plan.groups for config in group}
-    unfinished = [config for config in configs.values() if run.finished(options.out / config.run_id) is None]
+    unfinished = [config for config in configs.values() if provenance.finished(options.out / config.run_id) is None]
     refused = _refused(unfinished)
     print(f"{setting}\n{paper.protocol}", file=sys.stderr)
     possible = [config for config in configs.values() if config.run_id not in refused]
@@ -153,7 +153,7 @@ def _refused(configs: Sequence[Config]) -> dict[str, str]:
 def _tell(configs: Sequence[Config], options: argparse.Namespace) -> None:
     """Print what is still to be done, on standard error unless that is all that was asked for."""
     cost = _cost.of(configs, SIZES, options.out)
-    missing = [config for config in configs if run.finished(options.out / config.run_id) is None]
+    missing = [config for config in configs if provenance.finished(options.out / config.run_id) is None]
     told = cost.describe(_cost.seconds(missing))
     print(told, file=sys.stdout if options.estimate else sys.stderr, flush=True)
 
@@ -162,7 +162,7 @@ def _run(configs: Sequence[Config], out: Path) -> None:
     with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
         execution = run.Execution(out, on_epoch=on_epoch, should_stop=should_stop)
         for config in configs:
-            if run.finished(out / config.run_id) is None:
+            if provenance.finished(out / config.run_id) is None:
                 carry_out(config, execution, sys.stderr)
 
 

@@ -109,12 +109,15 @@ def attack_defenses(rows: Sequence[report.Row]) -> str:
     for title, group in report.victims(rows).items():
         cells = {row.defense: _rates(row, row in best) for row in group}
         lines.append("| " + " | ".join([title, *(cells.get(name, "–") for name in names)]) + " |")
+    for note in report.notes(rows):
+        lines += ["", f"{tables.SIGN} {note}."]
     return "\n".join(lines)
 
 
 def _rates(row: report.Row, is_best: bool) -> str:
     acc, asr, ra, der = (f"{100 * getattr(row, name).mean:.1f}" for name in report.RATES)
-    return f"{acc} / {asr} / {ra} · " + (f"**{der}**" if is_best else der)
+    rating = f"**{der}**" if is_best else der
+    return f"{acc} / {asr} / {ra} · {rating}{f' {tables.SIGN}' if row.is_marked else ''}"
 
 
 def load(name: str) -> dict[str, Any]:

@@ -5,21 +5,40 @@ import json
 CLEAN_TOTAL, ATTACK_TOTAL = 100, 80
 
 
-def rates(clean_correct, attack_hits, robust_correct):
+def rates(clean_correct, attack_hits, robust_correct, attack_total=ATTACK_TOTAL):
     return {
         "clean_correct": clean_correct,
         "clean_total": CLEAN_TOTAL,
         "attack_hits": attack_hits,
         "robust_correct": robust_correct,
-        "attack_total": ATTACK_TOTAL,
+        "attack_total": attack_total,
         "clean_accuracy": clean_correct / CLEAN_TOTAL,
-        "attack_success_rate": attack_hits / ATTACK_TOTAL,
-        "robust_accuracy": robust_correct / ATTACK_TOTAL,
+        "attack_success_rate": attack_hits / attack_total,
+        "robust_accuracy": robust_correct / attack_total,
     }
 
 
-def content(seed=0, attack=None, defense=None, hits=4, rating=0.9, seconds=2.0, **sections):
-    """Return a record as a run writes it; sections are merged into its config."""
+def before(after, rating):
+    """Return rates of an attacked victim with which the rating agrees, if there are any; else some."""
+    for clean_correct in range(after["clean_correct"], CLEAN_TOTAL + 1):
+        for attack_hits in range(ATTACK_TOTAL, 19, -1):  # the attack took
+            found = rates(clean_correct, attack_hits, 0)
+            if abs(rating_of(found, after) - rating) < 1e-9:
+                return found
+    return rates(99, 80, 0)
+
+
+def rating_of(before, after):
+    """Return the defense effectiveness rating of two networks."""
+    success, accuracy = (before[rate] - after[rate] for rate in ("attack_success_rate", "clean_accuracy"))
+    return (max(0, success) - max(0, accuracy) + 1) / 2
+
+
+def content(seed=0, attack=None, defense=None, hits=4, rating=None, seconds=2.0, **sections):
+    """Return a record as a run writes it; sections are merged into its config.
+
+    A rating that is given decides what the victim was, if it can: not every rating is one of whole counts.
+    """
     config = {
         "seed": seed,
         "data": {"name": "digits", "data_dir": None, "image_size": 16},
@@ -37,6 +56,8 @@ def content(seed=0, attack=None, defense=None, hits=4, rating=0.9, seconds=2.0, 
     }
     for name, values in sections.items():
         config[name] = {**config[name], **values}
+    after = rates(90, hits, 60)
+    victim = rates(99, 80, 0) if rating is None else before(after, rating)
     return {
         "schema_version": 1,
         "run_id": "-".join([config["attack"]["name"], config["defense"]["name"], str(seed)]),
@@ -45,9 +66,9 @@ def content(seed=0, attack=None, defense=None, hits=4, rating=0.9, seconds=2.0, 
         "config": config,
         "data": {"name": config["data"]["name"], "num_classes": 10, "class_names": [f"class {i}" for i in range(10)]},
         "metrics": {
-            "before": rates(99, 80, 0),
-            "after": rates(90, hits, 60),
-            "defense_effectiveness_rating": rating,
+            "before": victim,
+            "after": after,
+            "defense_effectiveness_rating": rating_of(victim, after) if rating is None else rating,
         },
         "cost": {"compile_seconds": 1.5, "run_seconds": seconds, "gradient_evaluations": 200, "epochs": 10},
     }

@@ -48,7 +48,7 @@ def test_history_begins_and_ends_with_the_rates_of_the_record(finished, tmp_path
     assert figure.stat().st_size > 10_000
     runs = report.load([finished])
     titles = findings.titles(runs)
-    found = {title: findings.read(findings.file_of(record, "history")) for title, record in titles.items()}
+    found = {title: findings.read(record, "history") for title, record in titles.items()}
     assert [len(one.arrays["epoch"]) for one in found.values()] == [1, 3, 3]  # none, ft, ft_sam
     for title, record in titles.items():
         for rate in report.RATES[:3]:
@@ -163,9 +163,9 @@ def test_every_analysis_finds_plain_arrays_and_draws_them(name, subject, tmp_pat
     assert found
     for array in found.values():
         assert np.asarray(array).dtype.kind in "fiubU"
-    file = tmp_path / "analysis.npz"
-    findings.write(file, findings.Found(found, options))
-    again = findings.read(file)
+    record = report.Record(tmp_path, {"run_id": "some-run"})
+    findings.write(record, name, findings.Found(found, options))
+    again = findings.read(record, name)
     assert again is not None
     assert set(again.arrays) == set(found)
     drawn = findings.draw(name, {"one · ft_sam": again, "two · ft_sam · with a title that is too long " * 3: again})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from PIL import Image
 
 from bdjax import attacks, poison
+from bdjax.attacks import _pictures
 from bdjax.checks import InputError
 from bdjax.types import ImageSpec, Split
 
@@ -209,6 +213,101 @@ def test_an_unreadable_picture_is_named(tmp_path):
     for path in (tmp_path / "no.png", tmp_path / "missing.png"):
         with pytest.raises(InputError, match=f"trigger_image must be a readable image file; '{path}' is not"):
             attacks.create("blended", trigger_image=str(path)).trigger.init(KEY, spec_of(8))
+
+
+def masked_picture(path, side=4):
+    """A red picture whose right half is transparent, and has a color there all the same."""
+    pixels = np.zeros((side, side, 4), np.uint8)
+    pixels[:, : side // 2] = (255, 0, 0, 255)
+    pixels[:, side // 2 :] = (0, 255, 0, 0)
+    Image.fromarray(pixels, "RGBA").save(path)
+    return str(path)
+
+
+def test_a_patch_may_be_a_picture(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "patch.png")
+    image = np.random.default_rng(3).random((32, 32, 3), np.float32)
+    options = {"pattern": str(tmp_path / "patch.png"), "corner": "top_left"}
+    expected = image.copy()
+    expected[:3, :3] = picture / 255
+    np.testing.assert_allclose(triggered("badnets", image, **options), expected, atol=1e-6)
+    half = triggered("badnets", image, opacity=0.5, **options)
+    np.testing.assert_allclose(half[:3, :3], 0.5 * image[:3, :3] + 0.5 * picture / 255, atol=1e-6)
+    large = triggered("badnets", GRAY[32], size=9, **options)
+    assert (large != 0.5).any(-1).sum() == 81, "resized to the patch's size"
+
+
+def test_what_is_transparent_in_a_patch_leaves_the_image_as_it_is(tmp_path):
+    path = masked_picture(tmp_path / "patch.png")
+    image = np.random.default_rng(3).random((8, 8, 3), np.float32)
+    expected = image.copy()
+    expected[4:, 4:6] = 0.25 * image[4:, 4:6] + 0.75 * np.array([1, 0, 0])
+    got = triggered("badnets", image, pattern=path, size=4, opacity=0.75)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    np.testing.assert_array_equal(got[:4], image[:4])
+    np.testing.assert_array_equal(got[4:, 6:], image[4:, 6:])
+
+
+def test_what_is_transparent_in_a_blended_picture_leaves_the_image_as_it_is(tmp_path):
+    path = masked_picture(tmp_path / "picture.png", 8)
+    image = np.random.default_rng(3).random((8, 8, 3), np.float32)
+    expected = image.copy()
+    expected[:, :4] = 0.8 * image[:, :4] + 0.2 * np.array([1, 0, 0])
+    np.testing.assert_allclose(triggered("blended", image, trigger_image=path), expected, atol=1e-6)
+    gray = triggered("blended", image[..., :1], trigger_image=path, alpha=1.0)
+    np.testing.assert_array_equal(gray[:, 4:], image[:, 4:, :1])
+    assert (gray[:, :4] == gray[0, 0]).all()
+
+
+def test_an_opaque_picture_with_an_alpha_channel_is_as_one_without(tmp_path, picture):
+    path, values = picture
+    Image.fromarray(values).convert("RGBA").save(tmp_path / "opaque.png")
+    states = [
+        attacks.create("blended", trigger_image=str(file)).trigger.init(KEY, spec_of(5))
+        for file in (path, tmp_path / "opaque.png")
+    ]
+    np.testing.assert_array_equal(*states)
+
+
+@pytest.mark.parametrize(("name", "option"), [("badnets", "pattern"), ("blended", "trigger_image")])
+def test_a_picture_is_turned_as_its_exif_says(tmp_path, name, option):
+    halves = np.zeros((8, 8, 3), np.uint8)
+    halves[:4, :, 0] = halves[4:, :, 2] = 255
+    Image.fromarray(halves).save(tmp_path / "up.png")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(np.ascontiguousarray(np.rot90(halves, -1))).save(tmp_path / "lying.png", exif=exif)
+    up, lying = (triggered(name, GRAY[8], **{option: str(tmp_path / file)}) for file in ("up.png", "lying.png"))
+    np.testing.assert_array_equal(up, lying)
+
+
+@pytest.mark.parametrize(("name", "option"), [("badnets", "pattern"), ("blended", "trigger_image")])
+def test_a_picture_that_cannot_be_used_is_refused_in_one_line(tmp_path, monkeypatch, name, option):
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "bomb.png")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "large.png").write_bytes(bytes(100))
+    wanted = {
+        "deep.png": "is not (it has more than 8 bits a channel, mode I;16)",
+        "clear.png": "is wholly transparent",
+        "text.png": "is not (cannot identify image file",
+        "none.png": "is not ([Errno 2] No such file or directory",
+        "": "is not (",
+    }
+    for file, words in wanted.items():
+        path = str(tmp_path / file) + ("" if file else os.sep)
+        with pytest.raises(InputError, match=rf"^{option} must be a .*{re.escape(words)}") as error:
+            triggered(name, GRAY[8], **{option: path})
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(_pictures, "MOST_BYTES", 99)
+    with pytest.raises(InputError, match=rf"^{option} .* is not \(it is larger than"):
+        triggered(name, GRAY[8], **{option: str(tmp_path / "large.png")})
+    monkeypatch.setattr(_pictures, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)
+    with pytest.raises(InputError, match=rf"^{option} .* is not \(Image size \(16 pixels\)"):
+        triggered(name, GRAY[8], **{option: str(tmp_path / "bomb.png")})
 
 
 @pytest.mark.parametrize("options", [{"alpha": 1.1}, {"test_alpha": -0.1}])

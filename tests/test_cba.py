@@ -156,3 +156,16 @@ def test_refuses_data_that_do_not_suit(shape, classes, words):
 
 def test_a_one_to_one_map_changes_one_label():
     np.testing.assert_array_equal(attacks.OneToOne(1, 4)(jnp.arange(4)), [0, 4, 2, 3])
+
+
+def test_classes_by_name():
+    names = ("plane", "car", "bird", "cat")
+    spec = ImageSpec("named", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, names)
+    attack = attacks.create("cba", target_label="cat", first_class="bird", second_class="car", spec=spec)
+    assert attack.label_map == attacks.OneToOne(2, 3)
+    assert attack.trigger.second_class == 1
+    assert attacks.class_options("cba") == ["first_class", "second_class"]
+    with pytest.raises(InputError, match=r"first_class must be a class of named, .*; got 'brid' .did you mean 'bird'"):
+        attacks.create("cba", target_label=0, first_class="brid", spec=spec)
+    with pytest.raises(InputError, match="must be three classes; got 2, 1 and 2"):
+        attacks.create("cba", target_label="bird", first_class="bird", second_class="car", spec=spec)

@@ -38,8 +38,8 @@ def test_a_nested_chain_of_a_file_is_that_of_the_command_line(tmp_path):
 def test_a_mistake_in_one_of_several_stages_is_named_by_its_path():
     with pytest.raises(InputError, match=r"^defense\.second\.max_share must lie between 0 and 1, got 2\.0"):
         configs.resolve(schema.overrides([*WORDS[:-1], "2"]))
-    with pytest.raises(InputError, match=r"^defense\.second\.batch_size must be at most 200"):
-        plans.prepare(configs.resolve(schema.overrides([*WORDS, "--defense.second.batch_size", "201"])))
+    with pytest.raises(InputError, match=r"^defense\.second\.batch_size must be a multiple of devices = 8; got 201"):
+        plans.prepare(configs.resolve(schema.overrides([*WORDS, "--defense.second.batch_size", "201"])), devices=8)
 
 
 @pytest.mark.parametrize("name", [name for name in defenses.names() if name not in ("chain", "grad_prune")])

@@ -125,8 +125,8 @@ def save(folder: Path, epoch: int, state) -> None:
     checkpoints.close()
 
 
-def restore(folder: Path, like=STATE):
-    checkpoints = Checkpoints(folder)
+def restore(folder: Path, like=STATE, owner=None):
+    checkpoints = Checkpoints(folder, owner=owner)
     try:
         return checkpoints.restore(jax.tree.map(jnp.asarray, like))
     finally:
@@ -190,6 +190,69 @@ def test_a_damaged_file_is_refused_or_of_no_account(one, tmp_path):
     for message in refused.values():
         assert message.startswith(f"the checkpoint {tmp_path}/copy/1 cannot be read; delete it to start over")
         assert "\n" not in message
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_bit_that_flips_is_refused_or_of_no_account(one, tmp_path):
+    """Weights restored other numbers without a word before checkpoints had a digest."""
+    rng = np.random.default_rng(0)
+    files = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file()]
+    files = [file for file in files if "array_metadatas" not in file.parts and (one / file).stat().st_size]
+    messages = []
+    for file in rng.choice(files, 60):  # type: ignore[arg-type]
+        shutil.copytree(one, tmp_path / "copy")
+        content = bytearray((one / file).read_bytes())
+        place = rng.integers(8 * len(content))
+        content[place // 8] ^= 1 << place % 8
+        (tmp_path / "copy" / file).write_bytes(content)
+        try:
+            saved = restore(tmp_path / "copy")
+        except InputError as error:
+            messages.append(str(error))
+        else:
+            assert same(saved.state, STATE), file
+            assert saved.history == HISTORY, file
+        shutil.rmtree(tmp_path / "copy")
+    assert len(messages) > 20
+    for message in messages:
+        assert message.startswith(f"the checkpoint {tmp_path}/copy/1 cannot be read; delete it to start over")
+
+
+def test_arrays_that_were_exchanged_are_refused(one, tmp_path):
+    shutil.copytree(one, tmp_path / "copy")
+    save(tmp_path / "other", 1, {**STATE, "step": np.int32(5)})
+    shutil.rmtree(tmp_path / "copy" / "1" / "state")
+    shutil.copytree(tmp_path / "other" / "1" / "state", tmp_path / "copy" / "1" / "state")
+    with pytest.raises(InputError, match="it is not what was saved: its digest differs"):
+        restore(tmp_path / "copy")
+
+
+def test_a_checkpoint_of_another_owner_or_epoch_is_refused(one, tmp_path):
+    with pytest.raises(InputError, match="it belongs to nobody"):
+        restore(one, owner={"run": "mine", "stage": 0})
+    with Checkpoints(tmp_path / "its", owner={"run": "another", "stage": 0}) as its:
+        its.save(1, jax.tree.map(jnp.asarray, STATE), HISTORY, force=True)
+    with pytest.raises(InputError, match="it belongs to run another, stage 0"):
+        restore(tmp_path / "its", owner={"run": "mine", "stage": 0})
+    shutil.copytree(one, tmp_path / "copy")
+    (tmp_path / "copy" / "1").rename(tmp_path / "copy" / "2")
+    with pytest.raises(InputError, match="its digest differs"):
+        restore(tmp_path / "copy")
+
+
+def test_a_disk_without_room_is_one_line_and_what_was_saved_stays(one, tmp_path, monkeypatch):
+    shutil.copytree(one, tmp_path / "copy")
+    checkpoints = Checkpoints(tmp_path / "copy")
+
+    def fail(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing\nand so on [os_error_code='28']")
+
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(OSError, match="No space left on device") as full:
+        checkpoints.save(2, jax.tree.map(jnp.asarray, STATE), HISTORY, force=True)
+    assert full.value.filename == str(tmp_path / "copy")
+    checkpoints.close()
+    assert restore(tmp_path / "copy").history == HISTORY
 
 
 def test_what_a_killed_save_leaves_is_passed_over(one, tmp_path):

@@ -35,7 +35,7 @@ def test_a_cell_has_mean_deviation_and_difference_in_the_published_unit(tmp_path
     assert cell.difference == pytest.approx(7.5 - 4.91)
 
 
-MEASURED = {"acc": 90, "asr": 5, "ra": 75, "lcr": 75, "der": 90, "acc_drop": 9, "asr_drop": 95, "runtime_s": 2}
+MEASURED = {"acc": 90, "asr": 5, "ra": 75, "lcr": 75, "der": 93, "acc_drop": 9, "asr_drop": 95, "runtime_s": 2}
 
 
 @pytest.mark.parametrize(("metric", "measured"), MEASURED.items())

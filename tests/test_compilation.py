@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from bdjax.checks import InputError
 from bdjax.train import compilation
 
 
@@ -109,6 +116,92 @@ def test_a_place_that_cannot_be_written_means_no_cache(cache_folder, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     compilation.enable_cache(tmp_path / "file" / "cache")
     assert cache_folder() is None
+
+
+def test_a_home_that_is_not_there_means_no_cache(cache_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as of a user whom the system does not know
+    compilation.enable_cache()
+    assert cache_folder() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_once_and_what_is_kept_is_still_read(cache_folder, tmp_path, monkeypatch, caplog):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings(record=True) as warned:
+        compilation.enable_cache(tmp_path / "mine")
+        warnings.warn("Error writing persistent compilation cache entry for 'jit_f': OSError: full", stacklevel=1)
+    assert [str(warning.message) for warning in warned] == []
+    assert caplog.messages == [
+        f"Compiled programs cannot be kept in {tmp_path / 'mine'} (No space left on device); "
+        "each start compiles them again."
+    ]
+    assert cache_folder() == str(tmp_path / "mine")
+
+
+MENDED = """
+import pathlib, sys
+from bdjax.train import compilation
+compilation.enable_cache(pathlib.Path(sys.argv[1]))
+import jax
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+print(jax.jit(lambda x: jax.numpy.sin(x) + 1)(0.0))
+"""
+
+
+def test_a_program_that_was_cut_short_is_made_again_without_a_word(tmp_path):
+    def start():
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", MENDED, str(tmp_path)]
+        ended = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1.0\n", "")
+        return {file: file.read_bytes() for file in tmp_path.glob("*-cache")}
+
+    whole = start()
+    assert whole
+    for file, content in whole.items():
+        file.write_bytes(content[: len(content) // 2])
+    mended = start()
+    assert mended.keys() == whole.keys()
+    assert all(len(mended[file]) > len(whole[file]) // 2 for file in whole)
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AssertionError(), "its plugin is not installed"),  # what jax 0.10 says of cuda without its plugin
+        (
+            RuntimeError(
+                "Unable to initialize backend 'tpu': INTERNAL: Failed to open libtpu.so "
+                "(set JAX_PLATFORMS='' to automatically choose an available backend)"
+            ),
+            "Unable to initialize backend 'tpu': INTERNAL: Failed to open libtpu.so",
+        ),
+    ],
+)
+def test_an_accelerator_that_is_not_there_is_refused(error, reason, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "local_devices", fail)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "tpu")
+    try:
+        with pytest.raises(InputError) as refused:
+            compilation.require_devices()
+    finally:
+        jax.config.update("jax_platforms", before)
+    asked = f"JAX_PLATFORMS asks for 'tpu', which cannot be used here ({reason})"
+    assert str(refused.value) == f"{asked}; name another, or none."
 
 
 # --- seconds ---------------------------------------------------------------------------------------------------------

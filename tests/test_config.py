@@ -2,7 +2,9 @@
 
 import inspect
 import itertools
+import time
 import typing
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 
 from bdjax import config as configs
 from bdjax import registry, schema
+from bdjax.attacks import OneToOne
 from bdjax.checks import InputError
 from bdjax.optim.sgd import Schedule
+from bdjax.types import ImageSpec
 
 
 def resolve(*words, **file):
@@ -186,6 +190,94 @@ def test_another_defense_for_the_same_victim_gets_the_data_sets_defaults():
     assert config.control() == resolve(defense="ft")
 
 
+# --- Classes by name, data by path, files -----------------------------------------------------------------------------
+
+
+def test_a_target_is_a_number_where_it_reads_as_one_and_else_a_name(tmp_path):
+    file = tmp_path / "config.yaml"
+    for text, value in (("3", 3), ("'3'", 3), ("'03'", 3), ("cat", "cat"), ("'1.5'", "1.5"), ("1_0x", "1_0x")):
+        file.write_text(f"attack: {{name: badnets, target_label: {text}}}")
+        assert configs.resolve(schema.read(file)).attack.options["target_label"] == value
+        assert resolve("--attack.target_label", text.strip("'")).attack.options["target_label"] == value
+
+
+def test_a_target_by_name_stays_a_name_and_survives_its_own_yaml(tmp_path):
+    config = resolve("--attack.target_label", "cat", "--attack.label_map", "all_to_one")
+    assert config.to_dict()["attack"]["target_label"] == "cat"
+    (tmp_path / "config.yaml").write_text(schema.to_yaml(config.to_dict()))
+    assert configs.resolve(schema.read(tmp_path / "config.yaml")) == config
+    assert config.run_id != resolve().run_id
+
+
+@pytest.mark.parametrize("value", [True, 1.5, None, [1]])
+def test_a_target_that_is_neither_is_refused(value):
+    with pytest.raises(InputError, match=r"attack\.target_label must be a class, by its number or its name in quotes"):
+        resolve(attack={"name": "badnets", "target_label": value})
+
+
+def test_names_of_classes_are_checked_where_the_classes_are_known():
+    config = resolve("--attack", "cba", "--attack.first_class", "cat", "--attack.target_label", "dog")
+    spec = ImageSpec("pets", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("ant", "cat", "cow", "dog"))
+    assert configs.build_attack(config, spec).label_map == OneToOne(1, 3)
+    with pytest.raises(InputError, match=r"^attack\.first_class must be a class of pets"):
+        configs.build_attack(resolve("--attack", "cba", "--attack.first_class", "cut"), spec)
+    with pytest.raises(InputError, match=r"^attack\.poison_rate must lie between"):
+        resolve("--attack.target_label", "cat", "--attack.poison_rate", "2")
+    with pytest.raises(InputError, match="must be three classes"):
+        resolve("--attack", "cba", "--attack.first_class", "cat", "--attack.second_class", "cat")
+
+
+def test_data_by_path_have_the_folders_own_name_wherever_they_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = resolve("--data", "shapes", "--data.data_dir", "/sets")
+    paths = ["./shapes", "shapes/", "/sets/shapes", "/sets/shapes/", "~/shapes", "../shapes"]
+    for path in paths:
+        config = resolve("--data", path)
+        assert (config.data.name, config.run_id, config.victim_id) == ("shapes", by_name.run_id, by_name.victim_id)
+        assert configs.resolve(config.to_dict()) == config
+    assert resolve("--data", "./shapes").data.data_dir == str(tmp_path)
+    assert resolve(data={"name": "shapes/"}).data.data_dir == str(tmp_path), "in YAML, too"
+
+
+def test_a_folder_called_like_a_data_set_is_another_run_with_a_name_for_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own, folder = resolve("--data", "digits"), resolve("--data", "./digits")
+    assert folder.run_id != own.run_id
+    assert folder.run_id.startswith("digits-badnets-ft_sam-")
+    assert folder.victim_id.startswith("digits-badnets-")
+    assert folder.holdout.share == 0.05, "what suits the digits is not for whatever else has their name"
+    assert configs.resolve(folder.to_dict()) == folder == resolve("--data", str(tmp_path / "digits"))
+
+
+@pytest.mark.parametrize("key", ["data.name", "data.data_dir"])
+def test_a_folder_without_a_name_is_refused(key):
+    with pytest.raises(InputError, match=rf"^{key} must name a folder, got ''"):
+        resolve(f"--{key}", "")
+
+
+def test_files_of_an_attack_are_those_that_its_options_name(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert configs.attack_files(resolve()) == {}
+    assert configs.attack_files(resolve("--attack.pattern", "sft")) == {}
+    assert configs.attack_files(resolve("--attack.pattern", "~/a.png")) == {"attack.pattern": Path("/home/me/a.png")}
+    blended = resolve("--attack", "blended", "--attack.trigger_image", "b.png")
+    assert configs.attack_files(blended) == {"attack.trigger_image": Path("b.png")}
+    assert configs.attack_files(resolve("--attack", "blended")) == {}
+
+
+@pytest.mark.parametrize("name", registry.names("bdjax.attacks"))
+def test_an_option_that_names_a_file_is_an_option(name):
+    assert registry.files("bdjax.attacks", name).keys() <= schema.parameters("bdjax.attacks", name).keys()
+    assert configs.attack_files(resolve("--attack", name)) == {}
+
+
+def test_the_names_of_runs_are_what_they_were():
+    """Recorded before classes had names, data paths and patches pictures."""
+    assert resolve().run_id == "digits-badnets-ft_sam-ec64940b32"
+    assert resolve("--attack", "cba").victim_id == "digits-cba-817f321166"
+    assert resolve("--data", "cifar10", "--attack.target_label", "3").run_id == "cifar10-badnets-ft_sam-34346162fb"
+
+
 # --- What is refused -------------------------------------------------------------------------------------------------
 
 TYPOS = {
@@ -265,6 +357,13 @@ FILES = {
     "no date": "seed: 2020-13-45",
     "no truth": "seed: !!bool maybe",
     "a number of 5000 digits": f"seed: {'1' * 5000}",
+    "a number of a hundred thousand hexadecimal digits": f"defense: 0x{'f' * 100_000}",
+    "a number that could be read and not be printed": f"defense: 0x{'f' * 4000}",
+    "a number to base 60": f"seed: 1{':1' * 50_000}",
+    "a word without end": f"defense: {'x' * 100_000}",
+    "a key without end": f"? {'x' * 100_000}\n: 1",
+    "a list for a key": "? [defense]\n: ft",
+    "more than a config can be": "#" * 2**18 + "\nseed: 1",
     "a tab": "defense:\n\tname: ft",
     "an open bracket": "defense: [",
     "two documents": "seed: 1\n---\nseed: 2",
@@ -281,6 +380,36 @@ def test_a_file_that_is_not_plain_sections_is_refused_and_named(text, tmp_path):
     file.write_text(text)
     with pytest.raises(InputError, match=r"^the config .*odd\.yaml"):
         schema.read(file)
+
+
+@pytest.mark.parametrize("section", ["", "defense: {name: ft}\ntraining:\n", "defense:\n  name: ft\n"])
+def test_twenty_thousand_keys_are_refused_in_linear_time(section, tmp_path):
+    file = tmp_path / "long.yaml"
+    file.write_text(
+        section + "".join(f"{'  ' if section else ''}k{i}: 1\n" for i in range(20_000 if not section else 18_000))
+    )
+    started = time.process_time()
+    with pytest.raises(InputError, match=r"unknown key '.*k0'"):
+        configs.resolve(schema.merge(schema.read(file), {"defense": {"epochs": 1}}))
+    assert time.process_time() - started < 8  # a quadratic reader took longer by itself
+
+
+@pytest.mark.parametrize("length", [3000, 3001])
+def test_a_value_may_be_as_long_as_a_path(length, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data: {{data_dir: {'x' * length}}}")
+    if length == 3000:
+        assert configs.resolve(schema.read(file)).data.data_dir == "x" * length
+    else:
+        with pytest.raises(InputError, match="a value has 3,001 characters, and 3,000 are the most"):
+            schema.read(file)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\udcff"])
+def test_text_that_no_record_could_hold_is_refused(text):
+    for key in ("data_dir", "name"):
+        with pytest.raises(InputError, match=f"^data.{key} must be text in UTF-8 without NUL, got "):
+            resolve(data={key: text})
 
 
 def test_a_file_that_is_not_utf8_or_not_there_is_refused_and_named(tmp_path):

@@ -54,7 +54,7 @@ FACTS: dict[str, Facts] = {
     "cba": Facts({"bank": 16}, uses_key=True, candidates=(1,), least=2),
     "combined": Facts(candidates=(1, 2, 3), least=3),
     "lc": Facts(clean_label=True, least=6),
-    "sig": Facts(clean_label=True),
+    "sig": Facts({"frequency": 2.0}, clean_label=True),
     "input_aware": Facts(options={"width": 2}),
     "lira": Facts(options={"width": 2}, visible=False, least=4),
     "ssba": Facts(options={"width": 4}),

@@ -21,7 +21,7 @@ from PIL import Image
 from bdjax import data
 from bdjax.checks import InputError
 from bdjax.data import splits, streams
-from bdjax.data.sources import _cache, _cifar_archive, _dataset, _folders, cifar10
+from bdjax.data.sources import _cache, _cifar_archive, _dataset, _folders, _images, cifar10
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 TRAIN = [f"data_batch_{number}.bin" for number in range(1, 6)]
@@ -129,14 +129,68 @@ def test_names():
     assert {"digits", "cifar10"} <= set(data.names())
 
 
-@pytest.mark.parametrize("name", ["cifar01", "", "../digits"])
-def test_unknown_name(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "looked_for"), [("cifar01", "here/cifar01"), ("", "here/"), ("../digits", "digits"), ("/no/shapes/", None)]
+)
+def test_unknown_name(name, looked_for, tmp_path):
     with pytest.raises(InputError) as error:
-        data.load(name, data_dir=tmp_path)
+        data.load(name, data_dir=tmp_path / "here")
     assert "known: cifar10, digits" in str(error.value)
-    assert f"{tmp_path}/{name}/train/<class>/" in str(error.value)
+    place = "/no/shapes" if looked_for is None else f"{tmp_path}/{looked_for}"
+    assert f"{place}/train/<class>/" in str(error.value)
     if name == "cifar01":
         assert "did you mean 'cifar10'?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["./shapes", "./shapes/", "shapes/", "{}/shapes", "{}/shapes/", "../x/shapes", "~/shapes"]
+)
+def test_a_folder_may_be_named_by_its_path(name, tmp_path, monkeypatch):
+    write_images(tmp_path / "x" / "shapes")
+    monkeypatch.chdir(tmp_path / "x")
+    monkeypatch.setenv("HOME", str(tmp_path / "x"))
+    monkeypatch.setenv("BDJAX_DATA_DIR", str(tmp_path / "elsewhere"))
+    name = name.format(tmp_path / "x")
+    assert data.locate(name) == ("shapes", str(tmp_path / "x"))
+    assert data.load(name).spec.name == "shapes"
+
+
+def test_the_folder_that_the_process_is_in_has_a_name_too(tmp_path, monkeypatch):
+    write_images(tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path / "shapes")
+    assert data.load(".").spec.name == data.load("train/..").spec.name == "shapes"
+
+
+def test_a_relative_path_starts_at_the_data_dir_where_there_is_one(tmp_path, monkeypatch):
+    write_images(tmp_path / "sets" / "mine" / "shapes")
+    monkeypatch.chdir(tmp_path)
+    assert data.load("mine/shapes", data_dir=tmp_path / "sets").spec.name == "shapes"
+    assert data.locate("./mine/shapes", "sets") == ("shapes", str(tmp_path / "sets" / "mine"))
+
+
+def test_a_folder_called_like_a_data_set_is_named_by_its_path(tmp_path, monkeypatch, caplog):
+    write_images(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert data.load("digits").spec.shape == (8, 8, 1)
+    assert not caplog.records, "it is not in the data_dir"
+    assert data.load("digits", data_dir=tmp_path).spec.shape == (8, 8, 1)
+    assert f"data digits is bdjax's own; the image folder {tmp_path}/digits is named by ./digits." in caplog.messages
+    for name in ("./digits", "digits/", str(tmp_path / "digits")):
+        assert data.load(name).spec.shape == (4, 4, 3)
+        assert data.locate(name) == ("./digits", str(tmp_path))
+    assert data.locate(*data.locate("./digits")) == data.locate("./digits")
+
+
+def test_a_folder_that_is_here_and_not_in_the_data_dir_is_pointed_at(tmp_path, monkeypatch):
+    write_images(tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"; the folder \./shapes is named by --data \./shapes\)\.$"):
+        data.load("shapes", data_dir=tmp_path / "elsewhere")
+
+
+def test_the_root_of_all_folders_has_no_name():
+    with pytest.raises(InputError, match=r"data\.name must name a folder, got '/'"):
+        data.load("/")
 
 
 def test_data_dir_argument_beats_environment_beats_default(tmp_path, monkeypatch):
@@ -235,11 +289,17 @@ def remove(path):
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (lambda root: remove(root / "test"), "pets has no test split; put its images into .*/pets/test/<class>/"),
+        (
+            lambda root: remove(root / "test"),
+            r"pets has no test split \(or val/\); put its images into .*/pets/test/<class>/",
+        ),
         (lambda root: remove(root / "train"), "pets has no train split"),
         (lambda root: remove(root / "test" / "cat"), "class 'cat' is only in train"),
         (lambda root: (root / "test" / "dog").mkdir(), "class 'dog' is only in test"),
-        (lambda root: remove(root / "test" / "cat" / "0.png"), r"class folder .*/test/cat has no image \(.png, .jpg"),
+        (
+            lambda root: remove(root / "test" / "cat" / "0.png"),
+            r"class folder .*/test/cat has no image \(PNG, .* or PGM\), but nothing\.",
+        ),
         (lambda root: (root / "train" / "ant" / "1.png").write_bytes(b"no image"), r"image .*/ant/1\.png cannot be"),
         (lambda root: cut(root / "train" / "ant" / "1.png"), r"image .*/train/ant/1\.png cannot be read"),
         (lambda root: [remove(root / split / "cat") for split in ("train", "test")], "needs two classes or more"),
@@ -256,11 +316,279 @@ def test_image_folder_refuses(folder, harm, words):
     assert "\n" not in str(error.value)
 
 
-def test_files_that_are_no_images_are_left_alone(folder):
-    (folder / "pets" / "train" / "cat" / "notes.txt").write_text("meow")
-    (folder / "pets" / "train" / "cat" / "._0.png").write_bytes(b"what a Mac leaves behind")
+def test_files_that_are_no_images_are_left_out_and_one_line_says_so(folder, caplog):
+    before = data.load("pets", data_dir=folder)
+    assert not caplog.records
+    cat = folder / "pets" / "train" / "cat"
+    (cat / "GT-00000.csv").write_text("Filename;Width")
+    (cat / "._0.png").write_bytes(b"what a Mac leaves behind")
+    (cat / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    (cat / "BMW.txt").write_text("BMW is how a bitmap begins, too")
+    (cat / "empty").write_bytes(b"")
     (folder / "pets" / "train" / ".thumbnails").mkdir()
-    assert len(data.load("pets", data_dir=folder).train.label) == 4
+    (folder / "pets" / "test" / "README.md").write_text("beside the classes")
+    os.mkfifo(cat / "pipe")
+    pets = data.load("pets", data_dir=folder)
+    assert data.fingerprint(pets) == data.fingerprint(before)
+    (line,) = caplog.messages
+    assert line.startswith(f"image folder {folder}/pets: left out 8 files that are no images (PNG, JPEG, ")
+    assert line.endswith(" or hidden: train/.thumbnails, test/README.md, train/cat/._0.png, ….")
+    assert "\n" not in line
+
+
+def test_one_file_that_is_no_image_is_named(folder, caplog):
+    (folder / "pets" / "train" / "ant" / "notes.txt").write_text("hm")
+    data.load("pets", data_dir=folder)
+    assert "left out 1 file that is no image" in caplog.text
+    assert "train/ant/notes.txt." in caplog.text
+
+
+@pytest.mark.parametrize("name", ["new.jpg", "new.png", "new.tiff", "new.webp", "new.ppm", "NEW.JPEG"])
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_a_file_that_is_called_an_image_and_is_none_is_an_error(folder, name, content):
+    (folder / "pets" / "test" / "cat" / name).write_bytes(content)
+    with pytest.raises(
+        InputError, match=rf"image .*/test/cat/{name} cannot be read \(.*\); replace it or take it away"
+    ):
+        data.load("pets", data_dir=folder)
+
+
+# Of each format: its suffix, and what the pixels of one gray level become.
+FORMATS = {"PNG": ".png", "BMP": ".bmp", "PPM": ".ppm", "TIFF": ".tif", "GIF": ".gif", "WEBP": ".webp", "JPEG": ".jpg"}
+
+
+@pytest.mark.parametrize("called", ["as it is", ".jpg", ".png", ""])
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_read_by_its_content_whatever_the_file_is_called(tmp_path, format, called):
+    write_images(tmp_path / "pets")
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    if format == "GIF":  # a palette
+        pixels = np.repeat(pixels[:1, :1], 4, 0).repeat(4, 1)
+    if format == "JPEG":
+        pixels = np.full((4, 4, 3), 77, np.uint8)
+    suffix = FORMATS[format] if called == "as it is" else called
+    options = {"lossless": True} if format == "WEBP" else {}
+    Image.fromarray(pixels).save(tmp_path / "pets" / "test" / "ant" / f"new{suffix}", format, **options)
+    pets = data.load("pets", data_dir=tmp_path)
+    np.testing.assert_array_equal(pets.test.image[1], pixels)
+
+
+def test_the_formats_are_a_list_of_their_own():
+    """What hands a file to another program, or is read by few, is not opened, whatever it is called."""
+    assert set(_images.FORMATS) == {*FORMATS}
+    assert not {"EPS", "PSD", "WMF", "PDF", "SVG"} & set(_images.FORMATS)
+
+
+def test_a_file_of_another_format_is_not_opened(folder):
+    Image.new("RGB", (4, 4)).save(folder / "pets" / "train" / "cat" / "new.png", "PCX")
+    with pytest.raises(InputError, match=r"new\.png cannot be read"):
+        data.load("pets", data_dir=folder)
+
+
+def test_of_several_pictures_the_first_is_read(folder):
+    frames = [Image.new("RGB", (4, 4), color) for color in ((1, 2, 3), (200, 200, 200))]
+    for name in ("new.gif", "new.tif", "new.webp"):
+        file = folder / "pets" / "train" / "cat" / name
+        frames[0].save(file, save_all=True, append_images=frames[1:], **({"lossless": True} if "webp" in name else {}))
+    pets = data.load("pets", data_dir=folder)
+    assert (pets.train.image[-3:] == (1, 2, 3)).all()
+
+
+def test_portable_gray_images_have_one_channel(tmp_path):
+    write_images(tmp_path / "signs", mode="L", suffix=".pgm")
+    assert data.load("signs", data_dir=tmp_path).spec.shape == (4, 4, 1)
+
+
+def test_images_are_read_at_any_depth_below_their_class(tmp_path, caplog):
+    write_images(tmp_path / "deep")
+    cat = tmp_path / "deep" / "train" / "cat"
+    (cat / "images" / "more").mkdir(parents=True)
+    for place, level in (("images/1.JPEG", 11), ("images/more/2.png", 22), ("images/10.png", 33)):
+        Image.new("RGB", (4, 4), (level,) * 3).save(cat / place, "PNG")
+    deep = data.load("deep", data_dir=tmp_path)
+    of_cat = deep.train.image[deep.train.label == 1][:, 0, 0, 0]
+    assert of_cat.tolist() == [0, 40, 11, 33, 22], "sorted by path: 0.png 1.png images/1 images/10 images/more/2"
+    assert not caplog.records
+
+
+def test_a_folder_that_holds_itself_is_refused(folder):
+    (folder / "pets" / "train" / "cat" / "again").symlink_to(folder / "pets" / "train" / "cat")
+    with pytest.raises(InputError, match=r"cat/again is a link to a folder that it lies in"):
+        data.load("pets", data_dir=folder)
+
+
+def test_an_image_too_large_to_be_believed_is_refused_in_one_line(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)  # which Pillow warns of, and takes for an attack from twice on
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(
+            InputError, match=r"image .*/train/ant/0\.png cannot be read \(Image size \(16 pixels\)"
+        ) as error:
+            data.load("pets", data_dir=folder)
+    assert "\n" not in str(error.value)
+
+
+ORIENTED = ["JPEG", "PNG", "TIFF", "WEBP"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ORIENTED)
+def test_images_are_turned_as_exif_says(tmp_path, format, orientation):
+    """Dark upper left quarter of an upright 16×24 image, stored turned or mirrored in each of the eight ways."""
+    upright = np.full((16, 24), 200, np.uint8)
+    upright[:8, :8] = 20
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.T, 6: np.rot90(upright, 1), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    file = tmp_path / f"stored.{format.lower()}"
+    Image.fromarray(np.ascontiguousarray(stored)).convert("RGB").save(file, format, exif=exif, **options)
+    assert _images.header(file) == ("RGB", (16, 24))
+    image = _images.read_file(file, 1, None)
+    assert image.shape == (16, 24, 1)
+    assert abs(image[..., 0].astype(int) - upright).max() <= (12 if format == "JPEG" else 0)
+
+
+def test_exif_that_is_damaged_leaves_the_image_as_it_is(tmp_path):
+    Image.new("RGB", (4, 6), (9, 9, 9)).save(tmp_path / "odd.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert _images.header(tmp_path / "odd.jpg")[1] == (6, 4)
+    assert _images.read_file(tmp_path / "odd.jpg", 3, None).shape == (6, 4, 3)
+
+
+def test_sizes_are_compared_upright(tmp_path):
+    write_images(tmp_path / "pets")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.new("RGB", (6, 4), (5, 5, 5))
+    for split in ("train", "test"):
+        for name in ("ant", "cat"):
+            for path in (tmp_path / "pets" / split / name).iterdir():
+                Image.new("RGB", (4, 6), (7, 7, 7)).save(path)
+    lying.save(tmp_path / "pets" / "train" / "cat" / "lying.png", exif=exif)
+    assert data.load("pets", data_dir=tmp_path).spec.shape == (6, 4, 3)
+
+
+def converted(tmp_path, image, **options):
+    """Return what a stored image becomes beside color ones."""
+    write_images(tmp_path / "pets")
+    image.save(tmp_path / "pets" / "test" / "ant" / "new.tif" if image.mode == "CMYK" else new_png(tmp_path), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return data.load("pets", data_dir=tmp_path).test.image[1]
+
+
+def new_png(tmp_path):
+    return tmp_path / "pets" / "test" / "ant" / "new.png"
+
+
+def test_images_of_every_mode_become_color(tmp_path):
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    for number, (image, options, wanted) in enumerate(
+        [
+            (palette, {}, (10, 20, 30)),
+            (palette, {"transparency": bytes([0, 128])}, (10, 20, 30)),
+            (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), {}, (10, 20, 30)),
+            (Image.new("LA", (4, 4), (50, 7)), {}, (50, 50, 50)),
+            (Image.new("L", (4, 4), 60), {}, (60, 60, 60)),
+            (Image.new("1", (4, 4), 1), {}, (255, 255, 255)),
+            (Image.new("CMYK", (4, 4), (255, 0, 0, 0)), {}, (0, 255, 255)),
+        ]
+    ):
+        got = converted(tmp_path / str(number), image, **options)
+        assert (got == wanted).all(), (image.mode, options, got[0, 0])
+
+
+@pytest.mark.parametrize(("suffix", "array"), [(".png", np.uint16), (".tif", np.uint16), (".tif", np.float32)])
+def test_more_than_eight_bits_are_refused(folder, suffix, array):
+    Image.fromarray(np.zeros((4, 4), array)).save(folder / "pets" / "test" / "ant" / f"new{suffix}")
+    with pytest.raises(InputError, match=rf"new\{suffix} has more than 8 bits a channel \(mode .*\); convert it to 8"):
+        data.load("pets", data_dir=folder)
+
+
+def write_classes(root: Path, *names: str, splits: tuple[str, ...] = ("train", "test")) -> None:
+    """A gray image of a level of its own for each class and split."""
+    for split in splits:
+        for level, name in enumerate(names):
+            (root / split / name).mkdir(parents=True)
+            Image.new("L", (4, 4), level).save(root / split / name / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "ordered"),
+    [
+        (["10", "9", "0", "11", "2"], "0 2 9 10 11"),
+        (["00010", "9", "00002"], "00002 9 00010"),
+        (["10", "9", "b", "2"], "10 2 9 b"),
+        (["10", "9.5", "2"], "10 2 9.5"),
+        (["10", "²", "2"], "10 2 ²"),
+        (["ZZ", "a", "Ä"], "ZZ a Ä"),
+    ],
+)
+def test_names_that_are_all_whole_numbers_are_in_the_order_of_the_numbers(tmp_path, names, ordered):
+    write_classes(tmp_path / "signs", *names)
+    signs = data.load("signs", data_dir=tmp_path)
+    assert " ".join(signs.spec.class_names) == ordered
+    assert signs.train.image[:, 0, 0, 0].tolist() == [names.index(name) for name in ordered.split()]
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_names_match_in_either_spelling_of_unicode(tmp_path):
+    write_classes(tmp_path / "places", COMPOSED, "bar", splits=("train",))
+    write_classes(tmp_path / "places", DECOMPOSED, "bar", splits=("test",))
+    places = data.load("places", data_dir=tmp_path)
+    assert places.spec.class_names == ("bar", COMPOSED)
+    assert places.test.image[:, 0, 0, 0].tolist() == [1, 0]
+
+
+def test_two_spellings_of_one_name_in_a_split_are_refused(tmp_path):
+    write_classes(tmp_path / "places", COMPOSED, DECOMPOSED)
+    with pytest.raises(InputError, match=f"train has two class folders '{COMPOSED}', in two spellings of Unicode"):
+        data.load("places", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_another_name_of_the_test_split(folder, name, caplog):
+    tested = data.load("pets", data_dir=folder)
+    (folder / "pets" / "test").rename(folder / "pets" / name)
+    assert data.fingerprint(data.load("pets", data_dir=folder)) == data.fingerprint(tested)
+    assert f"has no test/; its {name}/ is the test split." in caplog.text
+
+
+def test_beside_a_test_split_another_is_left_alone(folder):
+    write_classes(folder / "pets", "cat", "ant", "cow", splits=("val",))
+    assert data.load("pets", data_dir=folder).spec.num_classes == 2
+
+
+def test_classes_of_one_split_alone_are_named_and_counted(folder):
+    for name in ("dog", "cow", "eel"):
+        (folder / "pets" / "test" / name).mkdir()
+    with pytest.raises(
+        InputError, match=r"class 'cow' is only in test \(and 2 more are in one split alone\); both need"
+    ):
+        data.load("pets", data_dir=folder)
+
+
+def test_a_class_without_images_says_what_is_there(folder):
+    for path in (folder / "pets" / "train" / "ant").iterdir():
+        path.rename(path.with_suffix(".heic"))
+        path.with_suffix(".heic").write_bytes(b"\x00\x00\x00\x18ftypheic")
+    with pytest.raises(InputError, match=r"train/ant has no image \(PNG, .*\), but 0\.heic, 1\.heic\."):
+        data.load("pets", data_dir=folder)
+
+
+def test_the_fingerprint_of_a_file_is_that_of_its_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert data.fingerprint_file(tmp_path / "a") == known
+    with pytest.raises(InputError, match=r"file .*/none cannot be read \(No such file"):
+        data.fingerprint_file(tmp_path / "none")
 
 
 def test_a_constant_channel_has_no_zero_standard_deviation():

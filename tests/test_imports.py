@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "types": {"pytree"},
     "pytree": set(),
     "checks": set(),
+    "failures": {"checks"},
     "similarity": set(),
     "stealth": BASE | {"data", "similarity"},
     "registry": {"checks"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "hessian": BASE,
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
-    "train": BASE | {"adversarial", "data", "fisher", "optim", "parametrizations"},
+    "train": BASE | {"footprint", "failures", "adversarial", "data", "fisher", "optim", "parametrizations"},
     "attacker": BASE | {"data", "parametrizations", "poison", "train"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
@@ -49,42 +50,54 @@ MAY_IMPORT = {
     | {"chunks", "data", "evaluate", "fisher", "hessian", "layout", "optim", "parametrizations", "records", "structure"}
     | {"train"},
     "uncertainty": set(),
-    "report": {"checks", "records", "uncertainty"},
+    "printable": set(),
+    "soundness": set(),
+    "differing_data": set(),
+    "record_format": {"checks"},
+    "report": {"checks", "printable", "differing_data", "record_format", "records", "soundness", "uncertainty"},
     "published": {"checks"},
-    "tables": {"checks", "report", "uncertainty"},
+    "tables": {"checks", "printable", "report", "soundness", "uncertainty"},
     "bundle": {"checks", "records", "report"},
     "ranking": {"report", "tables", "uncertainty"},
-    "paired": {"checks", "report", "tables", "uncertainty"},
-    "comparison": {"checks", "published", "report", "tables", "uncertainty"},
+    "paired": {"checks", "printable", "report", "soundness", "tables", "uncertainty"},
+    "comparison": {"checks", "published", "report", "soundness", "tables", "uncertainty"},
     "layout": {"checks", "records"},
     "sensitivity": {"layout", "report", "tables", "uncertainty"},
-    "figures": {"checks", "layout", "report", "sensitivity", "tables"},
-    "page": {"checks", "contact_sheet", "figures", "published", "records", "report", "sensitivity", "tables"}
-    | {"uncertainty"},
+    "figures": {"checks", "failures", "layout", "printable", "records", "report", "sensitivity", "tables"},
+    "page": {"checks", "contact_sheet", "failures", "figures", "published", "records", "report", "sensitivity"}
+    | {"printable", "soundness", "tables", "uncertainty"},
     "progress": {"train"},
     "guard": set(),
-    "schema": BASE | {"registry", "attacks", "defenses", "optim"},
-    "config": BASE | {"registry", "schema", "attacks", "poison", "models", "train", "defenses"},
-    "plans": BASE | {"config", "data", "footprint", "poison", "attacker", "train", "defenses"},
+    "schema": BASE | {"failures", "registry", "attacks", "defenses", "optim"},
+    "config": BASE | {"data", "registry", "schema", "attacks", "poison", "models", "train", "defenses"},
+    "plans": BASE | {"attacks", "config", "data", "footprint", "poison", "attacker", "train", "defenses"},
+    "provenance": {"checks", "config", "plans", "records", "train"},
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
-    | {"analysis", "stealth"},
+    | {"provenance"}
+    | {"analysis", "soundness", "stealth"},
     "sweeps": BASE | {"defenses", "train"},
-    "sweep_run": BASE | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"},
+    "sweep_run": BASE
+    | {"schema", "config", "plans", "attacker", "run", "sweeps", "train", "defenses", "records"}
+    | {"provenance"},
     "show": {"config", "plans", "poison", "run", "stealth"},
-    "contact_sheet": {"checks", "layout", "show"},
+    "poisoned_folder": BASE | {"config", "data", "plans", "records", "run", "schema", "show", "train"},
+    "contact_sheet": {"checks", "failures", "layout", "show"},
     "launch": {"checks"},
-    "saved": BASE | {"config", "plans", "run", "defenses", "evaluate", "records", "report", "analysis"},
+    "saved": BASE | {"config", "plans", "provenance", "run", "defenses", "evaluate", "records", "report", "analysis"},
     "findings": {"checks", "layout", "records", "registry", "report"},
-    "analyze": {"checks", "analysis", "findings", "layout", "records", "registry", "report", "saved", "schema"},
+    "analyze": {"checks", "analysis", "failures", "findings", "layout", "records", "registry", "report", "saved"}
+    | {"schema"},
     "demo": {"checks", "schema", "config", "run"},
     "bench": BASE
-    | {"attacks", "data", "defenses", "models", "optim", "poison", "records", "train"},  # times what others do
+    # times what others do
+    | {"attacks", "data", "defenses", "failures", "models", "optim", "poison", "records", "train"},
     "__main__": {"cli"},
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
-    | {"analyze", "bundle", "findings", "paired", "ranking", "sensitivity"},
+    | {"analyze", "bundle", "data", "failures", "findings", "layout", "paired", "plans", "poisoned_folder"}
+    | {"provenance", "ranking", "sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.
@@ -183,9 +196,26 @@ def test_importing_everything_imports_no_optional_library():
     assert not loaded & optional
 
 
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_text_in_files_is_utf8_whatever_the_system_says(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if name not in ("open", "fdopen", "read_text", "write_text", "NamedTemporaryFile"):
+            continue
+        words = [*node.args, *(keyword.value for keyword in node.keywords)]
+        said = {word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)}
+        binary = any("b" in word and len(word) <= 3 for word in said) or said & {"r:"}
+        whole = ast.unparse(node.func)
+        if whole in ("os.open", "Image.open", "gzip.open", "records.write_text", "files.write_text", "write_text"):
+            continue  # no text, or ours, which are UTF-8
+        assert binary or "utf-8" in said or whole.startswith("_open"), f"{relative(file)} line {node.lineno}: {whole}"
+
+
 def test_reports_and_the_command_line_start_without_jax():
-    names = ("bundle", "checks", "cli", "figures", "findings", "guard", "layout", "page", "paired", "published")
-    names += ("ranking", "records", "registry", "report", "sensitivity", "tables", "uncertainty")
+    names = ("bundle", "checks", "cli", "failures", "figures", "findings", "guard", "layout", "page", "paired")
+    names += ("published", "ranking", "records", "registry", "report", "sensitivity", "tables", "uncertainty")
     assert "jax" not in modules_after([f"bdjax.{name}" for name in names])
 
 

@@ -58,7 +58,7 @@ def saved(out, loop):
     restored = manager.restore(manager.latest_step(), args=args)
     leaves = jax.tree_util.tree_leaves_with_path(restored["state"])
     bits = {jax.tree_util.keystr(path): (x.dtype, x.shape, x.tobytes()) for path, x in jax.device_get(leaves)}
-    return Saved(manager.latest_step(), bits, restored["history"])
+    return Saved(manager.latest_step(), bits, restored["history"]["rows"])
 
 
 def exact(out):

@@ -10,8 +10,10 @@ import pytest
 from bdjax import attacks
 from bdjax.attacks import AllToAll, AllToOne, _label_maps
 from bdjax.checks import InputError
-from bdjax.types import LabelMap
+from bdjax.types import ImageSpec, LabelMap
 
+PETS = ImageSpec("pets", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("ant", "café", "cat", "dog"))
+COUNTED = ImageSpec("counted", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("1", "2", "3", "10"))
 LABELS = jnp.arange(4)
 
 
@@ -49,10 +51,40 @@ def test_by_name(spec):
     [
         ({"name": "all_to_non"}, r"label_map must be one of .*; got 'all_to_non' \(did you mean 'all_to_one'\?\)"),
         ({"target_label": -1}, "target_label must be 0 or more, got -1"),
-        ({"target_label": 4, "num_classes": 4}, "target_label must be below 4, the number of classes; got 4"),
+        ({"target_label": 4, "spec": PETS}, "target_label must be below 4, the number of classes; got 4"),
         ({"name": "all_to_all"}, "label_map 'all_to_all' needs the number of classes"),
+        (
+            {"target_label": "cut", "spec": PETS},
+            r"target_label must be a class of pets, by number or by name \(ant, café, cat, dog\); got 'cut' "
+            r"\(did you mean 'cat'\?\)",
+        ),
+        ({"target_label": "cat"}, "target_label 'cat' is the name of a class, which needs the names"),
+        ({"target_label": 10, "spec": COUNTED}, r"below 4, .* got 10 \(the class named '10' has the number 3\)"),
+        ({"target_label": True}, "target_label must be a whole number, got True"),
     ],
 )
 def test_refuses(arguments, words):
     with pytest.raises(InputError, match=words):
         _label_maps.create(**arguments)
+
+
+@pytest.mark.parametrize("name", ["café", "cafe\u0301", 1])
+def test_a_target_by_name_in_either_spelling_of_unicode_or_by_number(name):
+    assert attacks.create("blended", target_label=name, spec=PETS).label_map == AllToOne(1)
+
+
+def test_a_target_by_name_reaches_triggers_that_are_made_for_it():
+    assert attacks.create("lf", target_label="cat", spec=PETS).trigger.target_label == 2
+
+
+def test_the_class_that_a_map_aims_at_has_a_name():
+    assert attacks.target_class(AllToOne(2), PETS) == "cat"
+    assert attacks.target_class(AllToOne(3), COUNTED) == "10"
+    assert attacks.target_class(attacks.OneToOne(0, 3), PETS) == "dog"
+    assert attacks.target_class(AllToAll(4), PETS) is None
+    assert attacks.target_class(AllToOne(2), ImageSpec("bare", (8, 8, 3), 4, (0.5,), (0.5,))) == "2"
+
+
+@pytest.mark.parametrize(("number", "remark"), [(0, ""), (1, " (the class named '1' has the number 0)"), (9, "")])
+def test_a_number_that_is_the_name_of_another_class_is_remarked(number, remark):
+    assert attacks.namesake(number, COUNTED) == remark

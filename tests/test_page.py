@@ -150,6 +150,18 @@ def addresses(document):
     return [value for one in document.all() for key, value in one.attributes.items() if key in ("src", "href")]
 
 
+def test_the_files_of_an_attack_are_among_the_hashes_of_its_data(tmp_path):
+    record = content(0)
+    files = {"attack.trigger_image": "ef" * 32}
+    record["data"]["fingerprint"] = {"train": "ab" * 32, "test": "cd" * 32, "files": files}
+    write(tmp_path / "runs", record)
+    text = page.write(report.load([tmp_path / "runs"]), tmp_path / "report.html").read_text()
+    hashes = {
+        name: f"{start * 8}…" for name, start in (("train", "ab"), ("test", "cd"), ("attack.trigger_image", "ef"))
+    }
+    assert all(f"{name} {digits}" in text for name, digits in hashes.items())
+
+
 def test_everything_is_in_the_file_and_nothing_is_fetched(document):
     for address in addresses(document):
         assert address.startswith(("data:", "#")) or not urllib.parse.urlsplit(address).scheme, address
@@ -188,8 +200,8 @@ def test_each_run_links_to_its_record_with_counts_and_denominators(document, fil
     line = next(one for one in document.all("tr") if one.attributes.get("id") == "run-badnets-ft-1")
     assert [cell.text for cell in line.all("td")][:5] == [
         "1",
-        "99 → 90 of 100",
-        "80 → 57 of 80",
+        "90 → 90 of 100",
+        "73 → 57 of 80",
         "0 → 60 of 80",
         "0.6000",
     ]
@@ -321,7 +333,7 @@ def test_records_of_strangers_are_text(tmp_path):
         0, {"name": EVIL, "x'\"<b>": "</pre><b>"}, {"name": "</style><i onclick=x>"}, model={"name": "<!--"}
     )
     record["run_id"] = "<img src=x onerror=alert(1)> &amp;"
-    record["data"]["class_names"] = ["</script><img src=x onerror=alert(1)>\ud800"] * 10
+    record["data"]["class_names"] = ["</script><img src=x onerror=alert(1)>"] * 10
     record["versions"] = {EVIL: EVIL}
     record["device"] = [EVIL]
     folder = write(tmp_path / "javascript:alert(1)", record, content(1))
@@ -344,7 +356,7 @@ def test_sparse_records_make_a_page(tmp_path):
     bare["metrics"]["after"]["attack_success_rate"] = float("nan")
     bare["metrics"]["defense_effectiveness_rating"] = float("nan")
     bare["cost"]["run_seconds"] = float("inf")
-    document = of(tmp_path, bare)
+    document = parse(page.html([report.Record(tmp_path, bare)], tmp_path))
     assert table_cells(lines(document)[0])[:4] == ["90.0", "–", "75.0", "–"]
     assert not list(document.all("a", "mark"))
 
@@ -354,6 +366,11 @@ def test_runs_of_the_same_name_keep_their_anchors_apart(tmp_path):
     second["run_id"] = first["run_id"]
     found = contents.gather(report.load([write(tmp_path, first, second)]), tmp_path)
     assert sorted(found.run_anchors.values()) == ["run-badnets-none-0", "run-badnets-none-0-2"]
+
+
+def test_the_target_class_is_named(document):
+    assert "Target class: 0 (class 0). Made with" in document.text
+    assert "without any trigger are left out (target class: 0 (class 0))." in document.text
 
 
 # --- Charts ---

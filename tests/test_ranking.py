@@ -58,8 +58,11 @@ def test_the_table_marks_the_lowest_and_names_what_was_left_out():
 def test_without_a_common_attack_there_is_no_ranking():
     rows = rows_of({"badnets": {"ft": 0.7}, "blended": {"nft": 0.9}})
     found = ranking.rank(rows)
-    assert found == ((), (), ("badnets", "blended"))
-    assert ranking.table(found) == "No ranking: there is no attack that all of these defenses were run on."
+    assert found == ((), (), ("badnets", "blended"), (), ())
+    assert ranking.table(found) == (
+        "No ranking: there is no attack that all of these defenses were run on. Left out, without some of the "
+        "defenses: badnets, blended."
+    )
     assert [row.mean_rank for row in ranking.with_mean_ranks(rows)] == [None, None]
 
 

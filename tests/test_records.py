@@ -1,5 +1,6 @@
 """The files of a run: whole or not there, and one process at a time."""
 
+import errno
 import json
 import os
 import subprocess
@@ -64,6 +65,89 @@ def test_a_number_that_json_does_not_know_is_never_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": 1e999}', "1e999 is no number"),
+        (f'{{"a": {DIGITS}}}', "a number has 5000 digits"),
+        (f'{{"a": {DEEP}}}', "it is nested too deeply"),
+        ('{"a": "\\ud800"}', "surrogates not allowed"),
+        ('{"a": 1, "content_sha256": "0"}', "its digest differs"),
+        ('{"a": ', "Expecting value"),
+        ('["a"]', "it must be a mapping"),
+        ('{"b": 1}', "a is missing"),
+        ('{"a": true}', "a must be a number"),
+    ],
+)
+def test_json_that_is_not_what_it_should_be_is_one_sentence(tmp_path, text, reason):
+    file = tmp_path / "side.json"
+    file.write_text(text)
+    with pytest.raises(InputError) as refused:
+        records.read_json(file, {"a": float})
+    assert str(refused.value).startswith(f"{file} is damaged (")
+    assert reason in str(refused.value)
+    assert str(refused.value).endswith("; delete it to make it again.")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_bit_that_flips_in_json_is_seen_or_of_no_account(tmp_path):
+    file, content = tmp_path / "record.json", {"run_seconds": 12.5, "name": "ft", "list": [1, 2], "none": None}
+    messages = []
+    for seed in range(100):
+        records.write_json(file, content)
+        damage(file, np.random.default_rng(seed))
+        try:
+            read = records.read_json(file, {"run_seconds": float, "list": [int]})
+            assert {name: read[name] for name in content} == content  # the name of the digest may be another
+        except InputError as error:
+            messages.append(str(error))
+    assert len(messages) > 80
+    assert all(message.startswith(f"{file} is damaged (") and "\n" not in message for message in messages)
+
+
+def test_a_bit_that_flips_in_arrays_is_seen_or_of_no_account(tmp_path):
+    file, arrays = tmp_path / "samples.npz", {"a": np.arange(40).reshape(8, 5), "b": np.asarray("words")}
+    messages = []
+    for seed in range(200):
+        records.write_arrays(file, **arrays)
+        damage(file, np.random.default_rng(seed))
+        try:
+            read = records.read_arrays(file)
+            assert all(np.array_equal(read[name], arrays[name]) for name in read.keys() & arrays.keys())
+        except InputError as error:
+            messages.append(str(error))
+    assert len(messages) > 80
+    assert all(message.startswith(f"{file} is damaged (") and "\n" not in message for message in messages)
+
+
+def damage(file, rng):
+    content = bytearray(file.read_bytes())
+    place = rng.integers(8 * len(content))
+    content[place // 8] ^= 1 << place % 8
+    file.write_bytes(content)
+
+
+def test_shapes_of_plain_values():
+    shape = {"names": [str], "data": [(dict, None)], "seconds": {str: float}, "more?": bool}
+    fine = {"names": ["a"], "data": [{}, None], "seconds": {"loop": 1}, "whatever": []}
+    assert records.misfit(fine, shape) is None
+    wrong = {
+        "names[0] must be a text": {"names": [1]},
+        "names must be a list": {"names": {}},
+        "data[1] must be a mapping": {"data": [None, 1]},
+        "seconds.loop must be a number": {"seconds": {"loop": "1"}},
+        "more must be a bool": {"more": 1},
+    }
+    for words, change in wrong.items():
+        assert records.misfit({**fine, **change}, shape) == words
+
+
 def test_others_may_read_what_the_user_lets_them(tmp_path):
     plain, file = tmp_path / "plain", tmp_path / "record.json"
     plain.touch()
@@ -126,6 +210,47 @@ def test_a_lock_is_free_again_after_an_error(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), records.locked(tmp_path):
             raise ZeroDivisionError
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.lock_descriptor", fail)
+    for hold in (lambda: records.locked(tmp_path), lambda: records.claimed([tmp_path])):
+        with pytest.raises(OSError, match="No locks available, so it cannot be locked") as raised, hold():
+            raise AssertionError("it is not held")
+        assert (raised.value.errno, raised.value.filename) == (errno.ENOLCK, str(tmp_path / ".lock"))
+
+
+def test_a_lock_leaves_what_is_in_its_file_alone(tmp_path):
+    (tmp_path / ".lock").write_text("of an earlier bdjax")
+    with records.locked(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == "of an earlier bdjax"
+
+
+def test_windows_waits_for_a_reader_before_a_file_is_replaced(tmp_path, monkeypatch):
+    file, replace, refusals = tmp_path / "record.json", Path.replace, [PermissionError(), PermissionError()]
+
+    def busy(temporary, target):
+        if refusals:
+            raise refusals.pop()
+        return replace(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    with pytest.raises(PermissionError):  # elsewhere it is no reader's fault
+        records.write_json(file, {"new": 1})
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    records.write_json(file, {"new": 2})
+    assert records.read_json(file) == {"new": 2}
+    refusals += 4 * [PermissionError()]
+    with pytest.raises(PermissionError):
+        records.write_json(file, {"new": 3})
+    assert records.read_json(file) == {"new": 2}
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_versions_and_device_are_plain_values():

@@ -1,16 +1,18 @@
 """Records to rows to tables to figures, on small made-up records whose statistics are known by hand."""
 
 import csv
+import errno
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, ft_sam, write
+from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, ft_sam, rates, rating_of, write
 
 from bdjax import figures, report, tables
 from bdjax.checks import InputError
@@ -117,6 +119,36 @@ def test_a_run_that_is_named_and_has_no_finished_record_is_left_out(tmp_path, ca
     assert caplog.messages == ["Left out 1 run without a finished record.", "Left out 1 run that diverged."]
 
 
+@pytest.mark.parametrize("hidden", ["", "run001"])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, hidden):
+    """Nothing of it would be in the table, and nobody would know."""
+    write(tmp_path, content(0), content(1))
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path) == os.fspath(tmp_path / hidden):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError) as caught:
+        report.load([tmp_path])
+    assert str(caught.value) == f"{tmp_path / hidden} cannot be read: Permission denied."
+
+
+def test_a_folder_that_is_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    write(tmp_path, content(0), content(1))
+    scandir = os.scandir
+
+    def removed(path):
+        if os.fspath(path).endswith("run001"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", removed)
+    assert [record.seed for record in report.load([tmp_path])] == [0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -170,14 +202,14 @@ def test_required_keys_are_named(tmp_path, key, change):
 def test_statistics_by_hand(tmp_path):
     made = [
         content(seed, defense=ft_sam(2.0), hits=hits, rating=rating, seconds=seconds)
-        for seed, hits, rating, seconds in [(0, 4, 0.7, 1.0), (1, 8, 0.8, 2.0), (2, 24, 0.9, 6.0)]
+        for seed, hits, rating, seconds in [(0, 4, 0.6, 1.0), (1, 8, 0.7, 2.0), (2, 24, 0.8, 6.0)]
     ]
     (row,) = rows_of(tmp_path, *made)
     # hits / 80 = .05, .1, .3: mean .15; deviations -.1, -.05, .15; squares sum to .035; over n - 1 = 2
     assert row.n == 3
     assert row.seeds == (0, 1, 2)
     assert row.attack_success_rate == pytest.approx((0.15, 0.0175**0.5))
-    assert row.defense_effectiveness_rating == pytest.approx((0.8, 0.1))
+    assert row.defense_effectiveness_rating == pytest.approx((0.7, 0.1))
     assert row.run_seconds == pytest.approx((3.0, 7.0**0.5))
     assert row.compile_seconds == pytest.approx((1.5, 0.0))
     assert row.clean_accuracy == pytest.approx((0.9, 0.0))
@@ -253,14 +285,16 @@ def test_best_of_each_victim(several):
 
 def test_runner_up_is_the_second_rating(tmp_path):
     ratings = {"ft": 0.7, "nft": 0.9, "sft": 0.7, "none": 0.5}
-    write(tmp_path, *(content(defense={"name": name}, rating=value) for name, value in ratings.items()))
+    hits = {"none": 80}
+    made = (content(defense={"name": name}, hits=hits.get(name, 4), rating=value) for name, value in ratings.items())
+    write(tmp_path, *made)
     rows = report.summarize(report.load([tmp_path]))
     assert {row.defense for row in report.runners_up(rows)} == {"ft", "sft"}
     assert not report.runners_up([row for row in rows if row.defense in ("ft", "sft")])
 
 
 def test_no_defense_is_best_where_all_do_harm(tmp_path):
-    rows = rows_of(tmp_path, content(0, rating=0.5), content(0, defense={"name": "ft"}, rating=0.4))
+    rows = rows_of(tmp_path, content(hits=80, rating=0.5), content(defense={"name": "ft"}, hits=80, rating=0.46))
     assert [row.defense for row in report.best(rows)] == ["none"]
 
 
@@ -350,15 +384,17 @@ def test_one_run_has_no_deviation(tmp_path, format):
 
 
 def test_decimals_and_undefined_values(tmp_path):
-    record = content(0, hits=1)
-    record["metrics"]["after"]["robust_accuracy"] = float("nan")
-    text = tables.table(rows_of(tmp_path, record), "markdown", decimals=2)
+    made = content(0, hits=1, rating=0.9)
+    made["metrics"]["after"]["robust_accuracy"] = float("nan")  # in memory alone: no record that is read has it
+    text = tables.table(report.summarize([report.Record(tmp_path, made)]), "markdown", decimals=2)
     assert "| 90.00 | 1.25 | – | **90.00** | 1 | 2.0 |" in text
 
 
 def test_denominators_that_differ_are_both_named(tmp_path):
     other = content(0, attack={"name": "blended"})
-    other["metrics"]["after"]["attack_total"] = 90
+    victim, defended = (rates(99, 90, 0, 90), rates(90, 4, 60, 90))
+    metrics = {"before": victim, "after": defended, "defense_effectiveness_rating": rating_of(victim, defended)}
+    other["metrics"] = metrics
     text = tables.table(rows_of(tmp_path, content(0), other), "markdown")
     assert "(% of 80 for badnets; 90 for blended triggered ones)" in text
 
@@ -531,6 +567,15 @@ def test_outcomes(tmp_path, label_map, expected):
     arrays = {"label": label, "triggered_after": np.array([3, expected[1], 5, 8])}
     sample = figures.Sample(None, record, True, arrays, attacker)  # type: ignore[arg-type]
     assert [sample.outcome("triggered_after", i) for i in range(4)] == ["right", "hit", "right", "other"]
+
+
+def test_a_target_by_name_is_drawn_as_its_number(tmp_path):
+    record = report.Record(tmp_path, content(0, attack={"target_label": "class 7"}))
+    assert figures._attacker_label(record, np.array([3, 9])).tolist() == [7, 7]
+    record.content["data"]["target_class"] = "class 8"  # as the run found it, in whatever spelling of Unicode
+    assert figures._attacker_label(record, np.array([3])).tolist() == [8]
+    record = report.Record(tmp_path, content(0, attack={"target_label": "nowhere"}))
+    assert figures._attacker_label(record, np.array([3])).tolist() == [-1]
 
 
 def test_columns_show_many_classes_and_no_target(several):

@@ -14,11 +14,13 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from bdjax import cli, data, plans, run, schema
 from bdjax import config as configs
 from bdjax.checks import InputError
 from bdjax.run import Execution
+from bdjax.train import batches
 
 # Sizes that every run of this file shares, so that each network is compiled once.
 EPOCHS = 3
@@ -106,7 +108,7 @@ def test_a_victim_that_rows_share_is_tested_once(copied, monkeypatch):
     execution = Execution(copied)
     run.run_with_controls(resolve(), execution)
     assert len(tested) == 1 + 3  # the victim, and what each row ends with
-    assert list(execution.victims) == [resolve().victim_id]
+    assert [name for name, _ in execution.victims] == [resolve().victim_id]
 
 
 def test_a_run_makes_a_folder_for_itself_and_each_control_and_one_for_the_victim(first):
@@ -142,8 +144,10 @@ def test_a_record_has_everything_that_a_reader_needs(first):
         "shape": [8, 8, 1],
         "num_classes": CLASSES,
         "class_names": list(data.load("digits").spec.class_names),
+        "target_class": "0",
         "train_count": TRAIN,
         "test_count": TEST,
+        "test_majority_count": 46,
         "poisoned_count": round(0.1 * TRAIN),
         "holdout_count": HOLDOUT,
     }
@@ -179,6 +183,8 @@ def test_the_cost_counts_every_gradient(first):
         "ft_sam": 2 * EPOCHS * STEPS,
     }
     assert {name: cost["epochs"] for name, cost in costs.items()} == {"none": 0, "ft": EPOCHS, "ft_sam": EPOCHS}
+    assert {name: cost["batch_size"] for name, cost in costs.items()} == {"none": None, "ft": 100, "ft_sam": 100}
+    assert first.record()["victim"]["batch_size"] == 64
     assert costs["ft_sam"]["run_seconds"] > 0
     assert first.record()["victim"]["gradient_evaluations"] == EPOCHS * (TRAIN // 64)
 
@@ -408,27 +414,75 @@ def test_controls_are_not_repeated():
         assert rows[-1] == configs.resolve({"defense": defense})
 
 
-def test_the_control_of_a_defense_that_takes_any_holdout_fits_the_holdout():
-    """Grad-Prune's batch of 128 is more than two images of each class."""
+def test_the_control_of_a_defense_that_takes_any_holdout_takes_any_too():
+    """Grad-Prune's batch of 100 is more than two images of each class."""
     config = configs.resolve({"defense": "grad_prune", "holdout": {"per_class": 2}})
     control = run.with_controls(config)[1]
-    assert control.defense.options["batch_size"] == 20
-    assert len(plans.prepare(control).holdout.label) == 20
+    assert control.defense.options["batch_size"] == config.defense.options["batch_size"] == 100
+    plan = plans.prepare(control)
+    assert batches.fed(plan.defense, plan.holdout) == len(plan.holdout.label) == 20
 
 
 def test_a_mistake_is_found_before_the_controls_run(tmp_path):
-    ran = bdjax(tmp_path / "out", *SIZES, "--defense.batch_size", str(HOLDOUT + 1))
+    ran = bdjax(tmp_path / "out", *SIZES, "--holdout.per_class", "999")
     assert (ran.code, ran.err.count("\n"), (tmp_path / "out").exists()) == (2, 1, False)
-    assert ran.err.startswith(f"bdjax: defense.batch_size must be at most {HOLDOUT}")
+    assert ran.err.startswith("bdjax: holdout.per_class must be at most 130: class '8' has only 130")
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_named_with_its_section():
     with pytest.raises(InputError, match=r"^training\.batch_size must be a multiple of devices = 3"):
         plans.prepare(resolve(), devices=3)
-    second = {"name": "ft", "batch_size": HOLDOUT + 1}
-    chained = configs.resolve({"defense": {"name": "chain", "first": "none", "second": second}})
-    with pytest.raises(InputError, match=r"^defense\.second\.batch_size must be at most"):
-        plans.prepare(chained)
+    chain = {"name": "chain", "first": "none", "second": {"name": "ft", "batch_size": HOLDOUT + 2}}
+    chained = configs.resolve({"training": {"batch_size": 66}, "defense": chain})
+    with pytest.raises(InputError, match=r"^defense\.second\.batch_size must be a multiple of devices = 3"):
+        plans.prepare(chained, devices=3)
+
+
+# --- small sets of one's own -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_set(tmp_path, monkeypatch):
+    """Pictures of two classes and a third that is rare: 24, 24 and 3 to train on."""
+    rng = np.random.default_rng(0)
+    for split, counts in (("train", (24, 24, 3)), ("test", (8, 8, 8))):
+        for number, (name, count) in enumerate(zip(("left", "right", "stop"), counts, strict=True)):
+            folder = tmp_path / "data" / "signs" / split / name
+            folder.mkdir(parents=True)
+            for image in range(count):
+                pixels = np.clip(rng.normal(80 * number, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{image}.png")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    batches._tell.cache_clear()
+    return ("--data", "signs", "--data.data_dir", str(tmp_path / "data"))
+
+
+def test_a_rare_class_is_named_with_what_would_do(own_set, tmp_path):
+    for words, complaint in (
+        (("--holdout.share", "0.5"), "holdout.share must be at most 0.176471: class 'stop' has only 3 of the 8 images"),
+        ((), "holdout.share must be at least 0.058824, which is one image of each of 3 classes from 51; got 0.05"),
+    ):
+        ran = bdjax(tmp_path / "out", *SIZES, *own_set, *words)
+        assert (ran.code, ran.err.count("\n")) == (2, 1)
+        assert ran.err.startswith(f"bdjax: {complaint}")
+    assert "--holdout.balanced false" in bdjax(tmp_path, *SIZES, *own_set, "--holdout.share", "0.5").err
+
+
+def test_a_small_set_with_a_rare_class_is_done_at_once_and_said_to_be_small(own_set, tmp_path, caplog):
+    words = (*SIZES, *own_set, "--holdout.share", "0.5", "--holdout.balanced", "false")
+    ran = bdjax(tmp_path / "out", *words)
+    assert ran.code == 0
+    assert [message for message in caplog.messages if "batch_size" in message] == [
+        "training.batch_size = 128 is more than the 51 images there are: each step takes all of them.",
+        "defense.batch_size = 256 is more than the 25 images there are: each step takes all of them.",
+    ]
+    (file,) = ran.folder.glob("signs-badnets-ft_sam-*/record.json")
+    record = json.loads(file.read_text())
+    assert (record["cost"]["batch_size"], record["victim"]["batch_size"]) == (25, 51)
+    assert record["data"]["holdout_count"] == 25
+    assert record["cost"]["gradient_evaluations"] == 2 * EPOCHS
+    again = bdjax(tmp_path / "again", str(file.parent / "config.yaml"), *own_set[2:])  # as it is stored
+    assert (again.code, [path.name for path in again.folder.glob("signs-badnets-ft_sam-*")]) == (0, [file.parent.name])
 
 
 def test_the_config_file_is_plain_yaml(first):

@@ -197,7 +197,7 @@ def test_values_keep_their_columns_whatever_the_settings():
     swept = [content(0, {"pattern": p}, ft_sam(rho)) for rho in (1, 2, 4) for p in (odd, "white")]
     lines = read(only(*swept))
     assert {len(line) for line in lines} == {10}
-    assert [line[1] for line in lines[1:]] == [f"badnets pattern={odd}"] * 3 + ["badnets pattern=white"] * 3
+    assert [line[1] for line in lines[1:]] == ['badnets pattern=a, "b"\\nc'] * 3 + ["badnets pattern=white"] * 3
 
 
 def test_an_undefined_rate_is_an_empty_field():

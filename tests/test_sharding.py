@@ -8,6 +8,7 @@ import pytest
 
 from bdjax import defenses
 from bdjax.checks import InputError
+from bdjax.data import splits
 from bdjax.train import loop, sharding
 from bdjax.train.checkpoints import Checkpoints
 
@@ -22,18 +23,25 @@ def mesh():
 
 @pytest.fixture(scope="module", params=["ft", "ft_sam"])
 def learner(request):
-    """Supervised learning with and without a second gradient; the last batch is not full."""
-    return defenses.create(request.param, epochs=3, batch_size=32)
+    """Supervised learning with and without a second gradient, and with draws that ask how many rows a batch has."""
+    augment = {"ft": "standard", "ft_sam": "mixup"}[request.param]
+    return defenses.create(request.param, epochs=3, batch_size=32, augment=augment)
 
 
 @pytest.fixture(scope="module")
-def spread(learner, model, variables, split, mesh) -> loop.Result:
-    return loop.run(KEY, learner, model, variables, split, mesh=mesh)
+def odd(split):
+    """45 rows: a batch of 23 and one of 22, neither of which eight devices divide."""
+    return splits.take(split, np.arange(45))
 
 
-def test_eight_devices_give_the_result_of_one(spread, learner, model, variables, split):
-    """Batch statistics are those of the whole batch: with four rows a device they would be far off."""
-    one = loop.run(KEY, learner, model, variables, split)
+@pytest.fixture(scope="module")
+def spread(learner, model, variables, odd, mesh) -> loop.Result:
+    return loop.run(KEY, learner, model, variables, odd, mesh=mesh)
+
+
+def test_eight_devices_give_the_result_of_one(spread, learner, model, variables, odd):
+    """Batch statistics are those of the whole batch: with three rows a device they would be far off."""
+    one = loop.run(KEY, learner, model, variables, odd)
     for got, expected in zip(*(jax.tree.leaves(result.variables) for result in (spread, one)), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4, rtol=1e-4)
     assert [row.loss for row in spread.history] == pytest.approx([row.loss for row in one.history], rel=1e-4)
@@ -58,15 +66,34 @@ def test_one_host_works_on_all_rows_of_a_batch(mesh):
     assert sharding.rows_here(None, 32) == sharding.rows_here(mesh, 32) == slice(0, 32)
 
 
+@pytest.mark.parametrize("rows", [45, 5])
+def test_a_batch_that_the_devices_do_not_divide_is_divided_all_the_same(split, mesh, rows):
+    """No device works on more than its share, and no sum counts what the compiler pads."""
+    few = splits.take(split, np.arange(rows))
+
+    def total(batch):
+        image = sharding.split_batch(batch._replace(valid=None), mesh).image.astype(np.float32)
+        return (image * image).sum((1, 2, 3)).sum()
+
+    compiled = jax.jit(total).lower(few).compile()
+    assert f"f32[{-(-rows // DEVICES)},8,8,3]" in compiled.as_text()
+    assert compiled(few) == pytest.approx((few.image.astype(float) ** 2).sum(), rel=1e-5)
+
+
+def test_rows_that_make_the_shares_equal(mesh):
+    assert [sharding.even(mesh, size) for size in (1, 8, 23)] == [8, 8, 24]
+    assert sharding.even(None, 23) == 23
+
+
 def test_only_the_first_epoch_compiles(spread):
     assert [row.compile_seconds for row in spread.history[1:]] == [0.0, 0.0]
 
 
-def test_a_continued_run_is_bit_identical(spread, learner, model, variables, split, mesh, tmp_path):
+def test_a_continued_run_is_bit_identical(spread, learner, model, variables, odd, mesh, tmp_path):
     def feed(**options):
         checkpoints = Checkpoints(tmp_path, every=0.0)
         try:
-            return loop.run(KEY, learner, model, variables, split, checkpoints=checkpoints, mesh=mesh, **options)
+            return loop.run(KEY, learner, model, variables, odd, checkpoints=checkpoints, mesh=mesh, **options)
         finally:
             checkpoints.close()
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from bdjax import cli, contact_sheet, data, plans, poison, run, schema, show
 from bdjax import config as configs
@@ -82,3 +83,44 @@ def test_a_trigger_that_is_fitted_first_needs_no_victim(tmp_path):
     assert {path.name for path in victim.glob("checkpoints*")} == {"checkpoints-surrogate", "checkpoints-trigger"}
     again = show.show(config, Execution(tmp_path))
     np.testing.assert_array_equal(again.triggered, got.triggered)
+
+
+def write_pets(root):
+    """Three images of each of three classes; far too few for a default batch or holdout."""
+    for split in ("train", "test"):
+        for number, name in enumerate(("ant", "cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(3):
+                Image.new("RGB", (8, 8), (40 * number, 20 * index, 9)).save(root / split / name / f"{index}.png")
+
+
+def test_a_trigger_by_formula_asks_nothing_of_training_holdout_or_defense(tmp_path):
+    write_pets(tmp_path / "pets")
+    words = ["--data", str(tmp_path / "pets"), "--training.batch_size", "500", "--attack.target_label", "dog"]
+    config = configs.resolve(schema.overrides([*words, "--holdout.per_class", "99", "--attack.poison_rate", "1"]))
+    with pytest.raises(InputError):
+        plans.prepare(config)
+    got = show.show(config, Execution(tmp_path / "runs"))
+    assert got.target == "dog"
+    assert got.clean.shape == (8, 8, 8, 3)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_heading_names_the_target(tmp_path, monkeypatch):
+    write_pets(tmp_path / "pets")
+    headings = []
+    monkeypatch.setattr(contact_sheet, "draw", lambda shown, file, heading: headings.append(heading) or file)
+    for words in (["badnets", "sig"], ["badnets", "--attack.label_map", "all_to_all"]):
+        words = ["show", *words, "--file", str(tmp_path / "a.png"), "--data", str(tmp_path / "pets")]
+        target = [] if "all_to_all" in words else ["--attack.target_label", "cat"]
+        assert cli.main([*words, *target, "--out", str(tmp_path / "runs"), "--quiet"]) == 0
+    assert headings == ["pets, target class cat", "pets"]
+
+
+def test_a_target_that_is_no_class_is_refused_in_one_line(tmp_path, capsys):
+    write_pets(tmp_path / "pets")
+    words = ["show", "badnets", "--data", str(tmp_path / "pets"), "--attack.target_label", "cut"]
+    assert cli.main([*words, "--file", str(tmp_path / "a.png"), "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bdjax: attack.target_label must be a class of pets, by number or by name (ant, cat, dog);")
+    assert error.count("\n") == 1

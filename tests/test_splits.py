@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -86,19 +88,60 @@ def test_holdout_never_draws_a_padding_row():
         ({}, "exactly one of share and per_class"),
         ({"share": 0.1, "per_class": 1}, "exactly one of share and per_class"),
         ({"share": 1.5}, "share must lie between 0 and 1, got 1.5"),
-        ({"share": 0.0}, "the holdout would be empty: share=0.0 of 103 rows in 4 classes"),
-        ({"share": 0.001, "balanced": False}, "the holdout would be empty: share=0.001 of 103 rows"),
+        ({"share": 0.0}, "share must be at least 0.038835, which is one image of each of 4 classes from 103; got 0.0"),
+        (
+            {"share": 0.001, "balanced": False},
+            "share must be at least 0.009709, which is one image from 103",
+        ),
         ({"per_class": 0}, "per_class must be 1 or more"),
         ({"per_class": True}, "per_class must be a whole number"),
-        ({"per_class": 4}, "4 images of each class, but class 3 has only 3"),
-        ({"share": 0.5}, "12 images of each class, but class 3 has only 3"),
+        (
+            {"per_class": 4},
+            "per_class must be at most 3: class 'dog' has only 3 of the 4 images .* got 4; a share",
+        ),
+        ({"share": 0.5}, "share must be at most 0.116505: class 'dog' has only 3 of the 12 .*--holdout.balanced false"),
         ({"per_class": 2, "balanced": False}, "balanced=False has no meaning with per_class"),
     ],
 )
 def test_holdout_refuses(options, words):
     split = split_of([0] * 40 + [1] * 30 + [2] * 30 + [3] * 3)
     with pytest.raises(InputError, match=words):
-        splits.holdout(jax.random.key(0), split, num_classes=4, **options)
+        splits.holdout(jax.random.key(0), split, num_classes=4, class_names=("ant", "bee", "cat", "dog"), **options)
+
+
+@pytest.mark.parametrize(
+    ("label", "options", "words"),
+    [
+        ([0] * 50 + [1], {"share": 0.5}, "share cannot draw images of each class, as class 2 has none; a share with"),
+        ([0] * 50 + [1], {"per_class": 1}, "per_class cannot draw images of each class, as class 2 has none; a share"),
+        ([0, 1], {"share": 0.5}, "share cannot draw an image of each of 3 classes from 2; with balanced=False"),
+        ([], {"share": 0.5, "balanced": False}, "share cannot draw from a split without images"),
+    ],
+)
+def test_holdout_refuses_what_no_share_could_draw(label, options, words):
+    with pytest.raises(InputError, match=words):
+        splits.holdout(jax.random.key(0), split_of(label), num_classes=3, **options)
+
+
+@pytest.mark.parametrize("counts", [(40, 30, 30, 3), (60, 60, 4), (7, 1), (211, 500, 97)])
+def test_the_shares_that_are_named_would_do(counts):
+    """The least share draws one image of each class, and the most as many as the smallest class has."""
+    split = split_of(np.repeat(np.arange(len(counts)), counts))
+
+    def drawn(share):
+        return splits.holdout(jax.random.key(0), split, share=share, num_classes=len(counts))
+
+    for wrong, each in ((1e-4, 1), (1.0, min(counts))):
+        with pytest.raises(InputError) as refused:
+            drawn(wrong)
+        share = float(re.findall(r"[\d.]+\d", str(refused.value))[0])
+        assert np.bincount(split.label[drawn(share)]).tolist() == [each] * len(counts)
+
+
+def test_a_share_whatever_the_class_is_drawn_from_a_set_with_a_rare_one():
+    split = split_of([0] * 40 + [1] * 30 + [2] * 30 + [3] * 3)
+    rows = splits.holdout(jax.random.key(0), split, share=0.5, balanced=False, num_classes=4)
+    assert len(set(rows.tolist())) == 51
 
 
 def test_take_and_exclude_part_the_split():

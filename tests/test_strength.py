@@ -15,7 +15,7 @@ from bdjax import cli, config, defenses, plans, pytree, registry, report, run, s
 from bdjax.checks import InputError
 from bdjax.data.aside import keep_aside
 from bdjax.defenses.chain import chain
-from bdjax.train import compilation
+from bdjax.train import batches, compilation
 from bdjax.types import ImageSpec, Info, Split
 
 KEY = jax.random.key(0)
@@ -216,10 +216,13 @@ def test_a_holdout_too_small_to_divide_is_refused_before_anything_is_trained(def
         plans.prepare(config.resolve(values))
 
 
-def test_a_batch_that_the_rest_cannot_fill_is_refused_before_anything_is_trained():
+def test_a_batch_that_the_rest_cannot_fill_is_all_of_it(caplog):
     values = {"defense": {"name": "ft_sam", "rho": "auto", "batch_size": 40}, "holdout": {"per_class": 4}}
-    with pytest.raises(InputError, match=r"defense\.batch_size must be at most 30, the number of images; got 40"):
-        plans.prepare(config.resolve(values))
+    batches._tell.cache_clear()
+    plans.tell_of_batches(plans.prepare(config.resolve(values)))
+    assert caplog.messages == [
+        "defense.batch_size = 40 is more than the 30 images there are: each step takes all of them."
+    ]
 
 
 def test_the_network_that_a_run_ends_with_is_the_one_that_was_measured(tmp_path: Path):

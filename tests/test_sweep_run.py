@@ -162,7 +162,7 @@ def test_runs_of_a_victim_that_diverges_are_marked(tmp_path):
         (("--devices", "9"), "devices must be at most 8"),
         (("--devices", "4", "--batch-devices", "3"), "batch_devices must divide devices = 4; got 3."),
         (("--at-once", "0"), "at_once must"),
-        (("--defense.batch_size", "99999"), "defense.batch_size must be at most 200"),
+        (("--holdout.per_class", "999"), "holdout.per_class must be at most 130: class '8' has only 130"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(words, complaint, tmp_path):
@@ -263,7 +263,7 @@ def test_a_group_that_was_killed_when_all_was_done_is_removed(swept):
     names = {"mine": sorted(names_of_the_sweep()), "another": ["of-another-grid"]}
     for folder, listed in names.items():
         (out / "groups" / folder).mkdir()
-        (out / "groups" / folder / "group.json").write_text(json.dumps({"names": listed}))
+        (out / "groups" / folder / "group.json").write_text(json.dumps({"names": listed, "data": []}))
     assert bdjax(out, *OVER)[0] == 0
     assert [folder.name for folder in (out / "groups").iterdir()] == ["another"]
     shutil.rmtree(out / "groups" / "another")

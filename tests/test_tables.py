@@ -150,7 +150,45 @@ def check_names(attack, defense):
     _, line = read_markdown(tables.table(rows, "markdown"))
     assert [" ".join(cell.split()) for cell in line[:2]] == names
     (line,) = csv.DictReader(io.StringIO(tables.table(rows, "csv")))
-    assert [line["attack"], line["defense"]] == [attack, defense]
+    assert [line["attack"], line["defense"]] == [f"'{name}" if name[0] in "=-" else name for name in (attack, defense)]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_text_is_no_formula_in_a_spreadsheet(start):
+    name = f"{start}HYPERLINK(1)"
+    text = tables.write_csv([name, "plain"], [[name, -1.5], [None, -2], ["a=b", float("-inf")]])
+    head, *lines = csv.reader(io.StringIO(text))
+    shown = "'" + name.replace("\t", r"\t").replace("\r", r"\r")
+    assert head == [shown, "plain"]
+    assert lines == [[shown, "-1.5"], ["", "-2"], ["a=b", "-inf"]]
+
+
+# --- Captions ---
+
+
+def targeted(target, names=("plane", "car", "cat"), **attack):
+    made = content(attack={"target_label": target, **attack})
+    return {**made, "data": {**made["data"], "class_names": list(names)}}
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [(2, "target class: 2 (cat)"), ("cat", "target class: 2 (cat)"), ("dog", "target class: dog")],
+)
+def test_the_class_that_the_attacker_wants_is_named(target, told):
+    for style in ("console", "markdown", "latex"):
+        assert f"triggered ones), {told}. DER" in " ".join(tables.table(rows_of(targeted(target)), style).split())
+
+
+def test_a_class_whose_name_is_its_number_is_named_once():
+    assert "target class: 2. DER" in tables.table(rows_of(targeted(2, "0123")), "markdown")
+    assert "target class: 7. DER" in tables.table(rows_of(targeted(7)), "markdown")
+
+
+def test_target_classes_that_differ_are_named_with_their_attacks():
+    rows = rows_of(targeted(2), targeted(0, name="blended"), targeted(0, name="wanet", label_map="all_to_all"))
+    assert "target classes: 2 (cat) of badnets; 0 (plane) of blended. DER" in tables.table(rows, "markdown")
+    assert "target class" not in tables.table(rows[2:], "markdown")
 
 
 # --- Statistics ---

@@ -44,12 +44,15 @@ class Curve:
         # From the host: the loop may have spread its state over devices, and consumes it in its next epoch.
         rows[epoch] = {"epoch": epoch, **self.measure(jax.device_get(variables()))}
         curve = {"settings": self.settings, "rows": [rows[number] for number in sorted(rows)]}
-        records.write_json(self.file, {**(records.read_json(self.file) or {}), "curve": curve})
+        records.write_json(self.file, {**self._content(), "run": self.file.parent.name, "curve": curve})
 
     def after(self, epochs: int) -> Callable[[int, Callable[[], Variables]], None]:
         """Return the same for a loop that begins after this many epochs: ``on_variables`` of `bdjax.train.loop.run`."""
         return lambda epoch, variables: self(epochs + epoch, variables)
 
+    def _content(self) -> dict[str, Any]:
+        return records.read_smoothness(self.file.parent) or {}
+
     def _rows(self) -> dict[int, dict[str, Any]]:
-        curve = (records.read_json(self.file) or {}).get("curve", {})
+        curve = self._content().get("curve", {})
         return {row["epoch"]: row for row in curve.get("rows", ()) if curve.get("settings") == self.settings}

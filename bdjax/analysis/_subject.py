@@ -67,6 +67,15 @@ class Analysis(Protocol):
         ...
 
 
+@runtime_checkable
+class NeedsLibrary(Protocol):
+    """An analysis that measures with a library which may not be installed."""
+
+    def require(self) -> None:
+        """Raise InputError where it is not."""
+        ...
+
+
 def convolution(model: Model, variables: Variables, layer: str | None = None) -> Path:
     """Return the path of a convolution's kernel: the last one that the network computes, or that of a layer's name.
 

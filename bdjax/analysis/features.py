@@ -84,22 +84,37 @@ def neighbors(points: Points, rows: Int[np.ndarray, " k"], count: int = NEIGHBOR
     return np.argpartition(distance, count - 1, axis=1)[:, :count]
 
 
-def _tsne(points: Points, seed: int, perplexity: float) -> Any:
+def require(method: str) -> Any:
+    """Return the class that embeds.
+
+    Raises:
+      InputError: its library is not installed.
+    """
     try:
-        from openTSNE import TSNE
+        if method == "tsne":
+            from openTSNE import TSNE
+
+            return TSNE
+        from umap import UMAP
+
+        return UMAP
     except ImportError as error:
-        raise InputError("t-SNE needs openTSNE, which pip install 'bdjax[embedding]' brings.") from error
+        missing = {
+            "tsne": "t-SNE needs openTSNE, which pip install 'bdjax[embedding]' brings.",
+            "umap": "method='umap' needs UMAP: pip install umap-learn.",
+        }
+        raise InputError(missing[method]) from error
+
+
+def _tsne(points: Points, seed: int, perplexity: float) -> Any:
     options: dict[str, Any] = {"perplexity": min(perplexity, (len(points) - 1) / 3), "random_state": seed, "n_jobs": 1}
-    return TSNE(initialization="pca", **options).fit(points)
+    return require("tsne")(initialization="pca", **options).fit(points)
 
 
 def _umap(points: Points, seed: int, perplexity: float) -> Any:
     del perplexity
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise InputError("method='umap' needs UMAP: pip install umap-learn.") from error
-    return UMAP(n_neighbors=min(15, len(points) - 1), random_state=seed, n_jobs=1).fit_transform(points)
+    neighbors = min(15, len(points) - 1)
+    return require("umap")(n_neighbors=neighbors, random_state=seed, n_jobs=1).fit_transform(points)
 
 
 def _of_images(model: Model, variables: Variables, image: Array) -> Array:
@@ -146,6 +161,10 @@ class Features:
     method: str
     seed: int
     perplexity: float
+
+    def require(self) -> None:
+        """Refuse to measure where what embeds is not installed."""
+        require(self.method)
 
     def measure(self, subject: Subject) -> Findings:
         """Return ``label``, ``attacker_label`` and ``is_triggered`` [n], and what both networks make of the images.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import typing
+from collections.abc import Callable
 from typing import Any
 
 from bdjax import registry
@@ -10,7 +13,9 @@ from bdjax.attacks import _label_maps
 from bdjax.attacks._label_maps import AllToAll as AllToAll
 from bdjax.attacks._label_maps import AllToOne as AllToOne
 from bdjax.attacks._label_maps import OneToOne as OneToOne
-from bdjax.types import Attack, ImageSpec, LabelMap, Model
+from bdjax.attacks._label_maps import namesake as namesake
+from bdjax.attacks._label_maps import target_class as target_class
+from bdjax.types import Attack, ClassLabel, ImageSpec, LabelMap, Model
 
 
 def names() -> list[str]:
@@ -23,7 +28,7 @@ def create(
     *,
     preset: str = "paper",
     label_map: LabelMap | str = "all_to_one",
-    target_label: int = 0,
+    target_label: ClassLabel = 0,
     spec: ImageSpec | None = None,
     model: Model | None = None,
     **options: Any,
@@ -34,8 +39,8 @@ def create(
       name: the file's name.
       preset: ``paper``, or another of the attack's presets.
       label_map: ``all_to_one``, ``all_to_all`` or a label map of one's own.
-      target_label: the target of ``all_to_one``.
-      spec: the images' specification: all-to-all needs it, and it lets the target label be checked.
+      target_label: the target of ``all_to_one``, by number or by name.
+      spec: the images' specification: all-to-all and names of classes need it, and it lets the target be checked.
       model: the network, for triggers that are made with one; without it their state does as little as it can.
       options: ``poison_rate`` and whatever else the attack takes.
 
@@ -43,7 +48,21 @@ def create(
       InputError: unknown name or option, or a value out of range.
     """
     if isinstance(label_map, str):
-        label_map = _label_maps.create(label_map, target_label, spec.num_classes if spec else None)
+        label_map = _label_maps.create(label_map, target_label, spec)
+    for option in class_options(name):
+        if isinstance(options.get(option), str):
+            options[option] = _label_maps.class_number(options[option], spec, option)
     if "model" in inspect.signature(registry.factory(__name__, name)).parameters:
         options["model"] = model
     return registry.create(__name__, name, preset=preset, label_map=label_map, **options)
+
+
+def class_options(name: str) -> list[str]:
+    """Return an attack's own options that are a class, by number or by name."""
+    return list(_class_options(registry.factory(__name__, name)))
+
+
+@functools.cache  # the configs of a sweep ask for the same ones thousands of times
+def _class_options(factory: Callable[..., Any]) -> tuple[str, ...]:
+    hints = typing.get_type_hints(factory)
+    return tuple(option for option, kind in hints.items() if kind == ClassLabel)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from bdjax.checks import InputError, integer, one_of
-from bdjax.types import LabelMap
+from bdjax.checks import InputError, did_you_mean, integer, one_of
+from bdjax.types import ClassLabel, ImageSpec, LabelMap
 
 NAMES = ("all_to_one", "all_to_all")
+_LISTED = 10  # class names in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +47,67 @@ class OneToOne:
         return jnp.where(label == self.source_label, self.target_label, label).astype(label.dtype)
 
 
-def create(name: str = "all_to_one", target_label: int = 0, num_classes: int | None = None) -> LabelMap:
-    """Return the label map of that name.
+def create(name: str = "all_to_one", target_label: ClassLabel = 0, spec: ImageSpec | None = None) -> LabelMap:
+    """Return the label map of that name; what is not known without the data is checked where there is a ``spec``.
 
     Raises:
-      InputError: unknown name, a target outside the classes, or all-to-all without the number of classes.
+      InputError: unknown name, a target that is no class, or all-to-all or a target's name without the specification.
     """
     one_of(NAMES, label_map=name)
-    integer(target_label=target_label)
-    if num_classes is not None and target_label >= num_classes:
-        raise InputError(f"target_label must be below {num_classes}, the number of classes; got {target_label}.")
+    target = class_number(target_label, spec, "target_label")
     if name == "all_to_one":
-        return AllToOne(target_label)
-    if num_classes is None:
-        raise InputError("label_map 'all_to_all' needs the number of classes: pass num_classes or the data set's spec.")
-    return AllToAll(num_classes)
+        return AllToOne(target)
+    if spec is None:
+        raise InputError("label_map 'all_to_all' needs the number of classes: pass the data set's spec.")
+    return AllToAll(spec.num_classes)
+
+
+def class_number(label: ClassLabel, spec: ImageSpec | None, option: str) -> int:
+    """Return the number of a class that an option names by number or by name.
+
+    Raises:
+      InputError: there is no such class; or a name is given and the classes are not known.
+    """
+    if isinstance(label, str):
+        return _by_name(label, spec, option)
+    integer(**{option: label})
+    if spec is not None and label >= spec.num_classes:
+        raise InputError(
+            f"{option} must be below {spec.num_classes}, the number of classes; got {label}{namesake(label, spec)}."
+        )
+    return label
+
+
+def _by_name(label: str, spec: ImageSpec | None, option: str) -> int:
+    if spec is None:
+        raise InputError(f"{option} {label!r} is the name of a class, which needs the names: pass the data set's spec.")
+    name = unicodedata.normalize("NFC", label)
+    if name not in spec.class_names:
+        listed = ", ".join(spec.class_names[:_LISTED]) or "none has a name"
+        more = ", …" if len(spec.class_names) > _LISTED else ""
+        near = did_you_mean(label, spec.class_names)
+        raise InputError(
+            f"{option} must be a class of {spec.name}, by number or by name ({listed}{more}); got {label!r}{near}."
+        )
+    return spec.class_names.index(name)
+
+
+def namesake(number: int, spec: ImageSpec) -> str:
+    """Return a remark where a class of another number has this number for its name, else nothing.
+
+    Classes 1 to 10 have the numbers 0 to 9, and 1 may mean either to who counts from one.
+    """
+    if str(number) not in spec.class_names or spec.class_names.index(str(number)) == number:
+        return ""
+    return f" (the class named {str(number)!r} has the number {spec.class_names.index(str(number))})"
+
+
+def target_class(label_map: LabelMap, spec: ImageSpec) -> str | None:
+    """Return the name (else the number) of the class that a label map aims at; None where it aims at many."""
+    if not isinstance(label_map, AllToOne | OneToOne):
+        return None
+    number = label_map.target_label
+    return spec.class_names[number] if number < len(spec.class_names) else str(number)
 
 
 def check_clean_label(label_map: LabelMap) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from bdjax import pytree
+from bdjax.attacks import _pictures
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, one_of, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, LabelMap
 
 CORNERS = ("bottom_right", "bottom_left", "top_right", "top_left")
 PATTERNS = ("white", "checkerboard", "sft")
+FILES = {"pattern": PATTERNS}  # options that name a file, and the words that do not
 CANDIDATES = ("all", "changed")
 PRESETS = {
     "sft": {"corner": "bottom_left", "pattern": "sft", "opacity": 0.6},
@@ -29,20 +32,30 @@ class Placed(NamedTuple):
     inside: Bool[Array, "h w c"]
 
 
+class Cutout(NamedTuple):
+    """A patch with transparent parts, which leave the image as it is: at the image's size, as `Placed`."""
+
+    patch: Float[Array, "h w c"]
+    opacity: Float[Array, "h w c"]  # 0 outside
+
+
 @pytree.dataclass
 class Patch:
-    """A square T of s × s pixels in one corner: x'[p] = (1 − α) x[p] + α T[p] inside it."""
+    """A square T of s × s pixels in one corner: x'[p] = (1 − α) x[p] + α T[p] inside it.
+
+    Of a picture with opacity m, x'[p] = (1 − α m[p]) x[p] + α m[p] T[p].
+    """
 
     opacity: HParam
     size: int | None = pytree.static()
     corner: str = pytree.static()
     pattern: str = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Placed:
+    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Placed | Cutout:
         """Return T in its corner of an image, with values in [0, 1], and where that is.
 
         Raises:
-          InputError: the patch is larger than the image.
+          InputError: the patch is larger than the image, or it is a picture that cannot be read.
         """
         del key
         height, width, channels = spec.shape
@@ -53,12 +66,21 @@ class Patch:
         above = height - size if self.corner.startswith("bottom") else 0
         left = width - size if self.corner.endswith("right") else 0
         room = ((above, height - size - above), (left, width - size - left), (0, 0))
-        patch = jnp.repeat(self._drawn(size), channels, -1)
-        return Placed(jnp.pad(patch, room), jnp.pad(jnp.ones_like(patch, bool), room))
+        if self.pattern in PATTERNS:
+            patch = jnp.repeat(self._drawn(size), channels, -1)
+            return Placed(jnp.pad(patch, room), jnp.pad(jnp.ones_like(patch, bool), room))
+        pixels, opacity = _pictures.read(self.pattern, (size, size, channels), "pattern")
+        patch = jnp.pad(jnp.asarray(pixels), room)
+        if opacity is None:
+            return Placed(patch, jnp.pad(jnp.ones(pixels.shape, bool), room))
+        return Cutout(patch, jnp.pad(jnp.repeat(jnp.asarray(opacity), channels, -1), room))
 
-    def apply(self, key: Key[Array, ""], state: Placed, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: Placed | Cutout, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         """Put the patch on one image."""
         del key
+        if isinstance(state, Cutout):
+            weight = self.opacity * state.opacity
+            return (1 - weight) * image + weight * state.patch
         return jnp.where(state.inside, (1 - self.opacity) * image + self.opacity * state.patch, image)
 
     def _drawn(self, size: int) -> Float[Array, "s s 1"]:
@@ -93,12 +115,14 @@ def badnets(
       size: s, side of the patch in pixels, at most the image's; by default 3 / 32 of the image's, and no less than 3.
       corner: ``bottom_right``, ``bottom_left``, ``top_right`` or ``top_left``.
       pattern: T: ``white``; ``checkerboard``, white where row + column is even; or ``sft``, whose rows are black black
-        white, black white black and white black white, each cell as large as the patch needs.
+        white, black white black and white black white, each cell as large as the patch needs. Or the path of a
+        picture, with a ``/`` or a suffix in it, which is resized to s × s; its content is part of what a run is made
+        of, and what is transparent in it leaves the image as it is.
       opacity: α, in [0, 1]: 1 replaces the pixels.
       candidates: who may be poisoned: ``all`` images, or those whose label the map changes (``changed``).
 
     Raises:
-      InputError: a value out of range.
+      InputError: a value out of range; a picture that cannot be read (when the trigger is initialized).
 
     References:
       Gu, Dolan-Gavitt & Garg, BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain, 2017.
@@ -113,8 +137,14 @@ def badnets(
     if size is not None:
         integer(1, size=size)
     one_of(CORNERS, corner=corner)
-    one_of(PATTERNS, pattern=pattern)
+    if not _is_path(pattern):
+        one_of(PATTERNS, pattern=pattern)
     one_of(CANDIDATES, candidates=candidates)
     rate_of = "candidates" if candidates == "changed" else "all"
     trigger = Patch(opacity, size, corner, pattern)
     return Attack(trigger, label_map, poison_rate, rate_of=rate_of, candidates=candidates)
+
+
+def _is_path(pattern: str) -> bool:
+    """Return whether a pattern looks like a file's path; a misspelled word does not."""
+    return bool(os.path.dirname(pattern) or os.path.splitext(pattern)[1])

@@ -2,53 +2,54 @@
 
 from __future__ import annotations
 
-import os
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
 from bdjax import pytree
+from bdjax.attacks import _pictures
 from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import InputError, one_of, unit_interval
+from bdjax.checks import one_of, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, LabelMap
 
 CANDIDATES = ("all", "changed")
 PRESETS = {"ft_sam": {"alpha": 0.1}, "reference_code": {"candidates": "changed"}}
+FILES = {"trigger_image": ()}  # options that name a file, and the words that do not
+
+
+class Cutout(NamedTuple):
+    """A picture with transparent parts, which leave the image as it is."""
+
+    picture: Float[Array, "h w c"]
+    opacity: Float[Array, "h w 1"]
 
 
 @pytree.dataclass
 class Blend:
-    """Mix every pixel with a fixed picture: x' = (1 − α) x + α T."""
+    """Mix every pixel with a fixed picture: x' = (1 − α) x + α T; of opacity m, x' = (1 − α m) x + α m T."""
 
     alpha: HParam
     trigger_image: str | None = pytree.static(default=None)
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Float[Array, "h w c"]:
+    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Float[Array, "h w c"] | Cutout:
         """Return T in [0, 1]: uniform random pixels drawn from the key, or the image file at the images' size."""
         if self.trigger_image is None:
             return jax.random.uniform(key, spec.shape)
-        return jnp.asarray(_read(self.trigger_image, spec.shape))
+        pixels, opacity = _pictures.read(self.trigger_image, spec.shape, "trigger_image")
+        picture = jnp.asarray(pixels)
+        return picture if opacity is None else Cutout(picture, jnp.asarray(opacity))
 
     def apply(
-        self, key: Key[Array, ""], state: Float[Array, "h w c"], image: Float[Array, "h w c"]
+        self, key: Key[Array, ""], state: Float[Array, "h w c"] | Cutout, image: Float[Array, "h w c"]
     ) -> Float[Array, "h w c"]:
         """Put the trigger on one image."""
         del key
+        if isinstance(state, Cutout):
+            weight = self.alpha * state.opacity
+            return (1 - weight) * image + weight * state.picture
         return (1 - self.alpha) * image + self.alpha * state
-
-
-def _read(path: str, shape: tuple[int, int, int]) -> np.ndarray:
-    from PIL import Image
-
-    height, width, channels = shape
-    try:
-        picture = Image.open(os.path.expanduser(path)).convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError) as error:
-        raise InputError(f"trigger_image must be a readable image file; {path!r} is not ({error}).") from error
-    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
-    return pixels.reshape(shape)
 
 
 def blended(
@@ -70,7 +71,8 @@ def blended(
       poison_rate: share of the candidates, in [0, 1].
       alpha: strength α of the trigger in training, in [0, 1].
       test_alpha: strength at test time; the same by default.
-      trigger_image: path of a picture, resized to the images' size without regard to its proportions.
+      trigger_image: path of a picture, resized to the images' size without regard to its proportions. Its content is
+        part of what a run is made of; what is transparent in it leaves the image as it is.
       candidates: who may be poisoned: ``all`` images, or those whose label the map changes (``changed``).
 
     Raises:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
 from bdjax import pytree
-from bdjax.attacks._label_maps import AllToOne, OneToOne
+from bdjax.attacks._label_maps import AllToOne, OneToOne, class_number
 from bdjax.checks import InputError, integer, unit_interval
 from bdjax.data.augment import as_float
-from bdjax.types import Attack, ImageSpec, Info, LabelMap, Model, Split, Variables
+from bdjax.types import Attack, ClassLabel, ImageSpec, Info, LabelMap, Model, Split, Variables
 
 _SIDE = 32  # the images' side for which ``jitter`` is given
 
@@ -114,8 +114,8 @@ def cba(
     label_map: LabelMap = AllToOne(),
     poison_rate: float = 0.05,
     cover_rate: float = 0.45,
-    first_class: int = 1,
-    second_class: int = 2,
+    first_class: ClassLabel = 1,
+    second_class: ClassLabel = 2,
     bank: int = 256,
     jitter: int = 3,
 ) -> Attack:
@@ -137,8 +137,8 @@ def cba(
       label_map: ``all_to_one``, whose target label is C; it becomes A → C.
       poison_rate: share of the whole training split, in [0, 1].
       cover_rate: share of each batch that is mixed within a class, in [0, 1].
-      first_class: A, the class of the images that get the trigger.
-      second_class: B.
+      first_class: A, the class of the images that get the trigger; by number, or by name where the data are known.
+      second_class: B, likewise.
       bank: images of B to mix with, drawn once from the training split.
       jitter: largest |J| in pixels on images of 32 pixels, in proportion on others; below 16.
 
@@ -150,19 +150,23 @@ def cba(
       table 1.
     """
     unit_interval(poison_rate=poison_rate, cover_rate=cover_rate)
-    integer(first_class=first_class, second_class=second_class, jitter=jitter)
+    first, second = (
+        class_number(label, None, option)
+        for option, label in (("first_class", first_class), ("second_class", second_class))
+    )
+    integer(jitter=jitter)
     integer(1, bank=bank)
     if jitter >= _SIDE // 2:
         raise InputError(f"jitter must be below {_SIDE // 2}, half of the images it is given for; got {jitter}.")
     if not isinstance(label_map, AllToOne | OneToOne):
         raise InputError("label_map must be 'all_to_one' for the composite attack: it changes the label of one class.")
     target = label_map.target_label
-    if len({first_class, second_class, target}) < 3:
-        classes = f"{first_class}, {second_class} and {target}"
+    if len({first, second, target}) < 3:
+        classes = f"{first}, {second} and {target}"
         raise InputError(f"first_class, second_class and the target label must be three classes; got {classes}.")
     return Attack(
-        HalfMixer(second_class, bank, jitter),
-        OneToOne(first_class, target),
+        HalfMixer(second, bank, jitter),
+        OneToOne(first, target),
         poison_rate,
         candidates="changed",
         controls_training=True,

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree
 from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import non_negative, unit_interval
+from bdjax.checks import InputError, non_negative, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, LabelMap
 
 PRESETS = {
@@ -26,8 +26,19 @@ class Stripes:
     alpha: HParam
 
     def init(self, key: Key[Array, ""], spec: ImageSpec) -> tuple[()]:
-        """Return nothing: the stripes are a formula."""
-        del key, spec
+        """Return nothing: the stripes are a formula.
+
+        Raises:
+          InputError: a frequency that is not below half the width: columns sample such a wave too rarely. At the half
+            they meet only its zeros, and above it they show another, slower one.
+        """
+        del key
+        width = spec.shape[1]
+        if isinstance(self.frequency, int | float) and self.frequency >= width / 2:  # one of a sweep may be traced
+            raise InputError(
+                f"frequency must be below {width / 2:g}, half the width of the images in pixels; "
+                f"got {self.frequency:g} cycles over {width}."
+            )
         return ()
 
     def apply(self, key: Key[Array, ""], state: tuple[()], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
@@ -58,7 +69,8 @@ def sig(
       target_class_rate: share of the target class's images, in [0, 1].
       delta: δ, the stripes' height on images in [0, 1], in [0, 1]; FT-SAM's is 40 of 255 levels.
       test_delta: δ at test time; the same by default.
-      frequency: f in cycles per image width, 0 or more.
+      frequency: f in cycles per image width, 0 or more and below half the width in pixels, which `Stripes.init`
+        checks, as it knows the images.
       alpha: α, how far the image fades to middle gray under the stripes, in [0, 1].
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bdjax import records
+from bdjax import failures, records
 from bdjax.bench import loads, measure, scaling, startup, steps, sweeps
 from bdjax.bench.session import SECTIONS, Session, Settings
 from bdjax.checks import InputError
@@ -47,8 +47,8 @@ def run(settings: Settings, out: Path, tell: Callable[[str], None] = lambda line
         results["load_average"][name], started = measure.machine()["load_average"], time.perf_counter()
         try:
             results[name] = _MEASURES[name](session)
-        except RuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not failures.is_out_of_memory(error):
                 raise
             session.skip(name, "not enough memory")
         results["section_seconds"][name] = time.perf_counter() - started

@@ -78,5 +78,5 @@ def child(code: str, *words: str, **environment: str) -> list[float]:
     """
     variables = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **environment}
     command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", check=True)
     return [float(line.split()[0]) for line in done.stdout.splitlines()]

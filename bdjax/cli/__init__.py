@@ -6,23 +6,55 @@ called, so that ``--help`` and a mistake wait for nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-from bdjax import __version__, guard
+from bdjax import __version__, failures, guard
 from bdjax.checks import InputError
-from bdjax.cli import analyze, bench, compare, demo, export, listing, report, run, show, smoothness, sweep
+from bdjax.cli import (
+    _streams,
+    analyze,
+    bench,
+    compare,
+    demo,
+    export,
+    listing,
+    poison,
+    report,
+    run,
+    show,
+    smoothness,
+    sweep,
+)
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, complain
 
-_COMMANDS = (demo, run, sweep, show, listing, report, compare, analyze, smoothness, export, bench)  # as --help has them
+_COMMANDS = (
+    demo,
+    run,
+    sweep,
+    show,
+    poison,
+    listing,
+    report,
+    compare,
+    analyze,
+    smoothness,
+    export,
+    bench,
+)  # as --help has them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 failed, 2 a mistake in what was asked, 143 stopped."""
+    if arguments is None:  # the process is ours
+        _streams.hush_helpers()
+        logging.basicConfig(format="%(message)s")  # before orbax does it, with names that say nothing to a user
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return _of_several(words) if guard.is_watched() else _answer(words)
+    with _streams.writable():
+        return _of_several(words) if guard.is_watched() else _answer(words)
 
 
 def _of_several(words: list[str]) -> int:
@@ -36,8 +68,9 @@ def _of_several(words: list[str]) -> int:
             complain(f"{guard.LOST} ({str(error).partition(chr(10))[0][:200]}).", EXIT_FAILED)
         else:
             traceback.print_exc()
-        sys.stdout.flush()
+        _streams.settle()
         os._exit(EXIT_FAILED)  # what JAX does at the end waits for the others
+    _streams.settle()
     hosts.finish(code)
     return code
 
@@ -47,24 +80,23 @@ def _answer(words: list[str]) -> int:
         try:
             return _call(words)
         finally:
-            print(end="", flush=True)  # a reader who has gone is noticed here, not when Python exits
+            _streams.flush()
     except InputError as error:
         return complain(error, EXIT_MISTAKE)
     except KeyboardInterrupt:
         return complain("interrupted; the same command continues.", EXIT_STOPPED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # there is nobody to tell
-        return EXIT_FAILED
-    except (OSError, MemoryError) as error:
-        return complain(error, EXIT_FAILED)
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        return EXIT_FAILED  # there is nobody to tell
+    except Exception as error:
+        if (reason := failures.explain(error)) is None:
             raise
-        first = str(error).partition("\n")[0]
-        return complain(f"the device has not enough memory: lower batch_size, chunk or width ({first})", EXIT_FAILED)
+        mistake = isinstance(error, OSError) and error.errno in failures.IMPOSSIBLE
+        return complain(reason, EXIT_MISTAKE if mistake else EXIT_FAILED)
 
 
 def _call(words: list[str]) -> int:
+    if any("\0" in word for word in words):  # which no path can have
+        raise InputError("an argument has the character NUL, which none can have.")
     options, rest = _parser().parse_known_args(words)
     options.words = words[1:]
     if rest and not options.takes_more:

@@ -5,31 +5,60 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdjax import guard
+from bdjax import failures, guard
 from bdjax.checks import InputError, integer, non_negative
-from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, complain
+from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, check_folders, complain, tell
 
 if TYPE_CHECKING:
     from bdjax import run
+
+_NAMED = 3  # runs that are told by name; of more, how many
+# As long as any path below the folder of the run folders gets
+_DEEPEST = Path("victims", 100 * "v", "checkpoints-surrogate", "state.orbax-checkpoint-tmp", 100 * "f")
 
 
 def execution_options(
     parser: argparse.ArgumentParser,
     out: str,
+    *,
+    flag: str = "--out",
     devices: str = "split each batch over this many devices (default: 1; of several hosts: all)",
 ) -> None:
-    """Add the options of `bdjax.run.Execution`; ``out`` is where runs go by default."""
-    parser.add_argument("--out", default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
+    """Add the options of `bdjax.run.Execution`; ``out`` is where runs go by default, ``flag`` what changes that."""
+    parser.add_argument(flag, default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
     parser.add_argument("--devices", type=int, help=devices)
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=1.0, help="least seconds between checkpoints; 0: after every epoch"
     )
+    parser.add_argument(
+        "--changed-data",
+        default="refuse",
+        metavar="WHAT",
+        help="where a run was begun with other data than are there now: refuse (default), or rerun it, the old one "
+        "set aside in a folder that is named after its data",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def check(options: argparse.Namespace) -> Path:
+    """Return the folder of the run folders; refuse options of an execution that cannot be."""
+    from bdjax.train import hosts
+
+    if options.devices is not None:
+        integer(1, devices=options.devices)
+    integer(smoothness_every=getattr(options, "smoothness_every", 0))
+    non_negative(checkpoint_seconds=options.checkpoint_seconds)
+    if options.name == "run":
+        hosts.check(options.hosts, options.host, options.coordinator, options.host_timeout)
+        if options.hosts is not None and sys.platform == "win32":
+            raise InputError("hosts must not be given on Windows, where JAX computes on one host alone.")
+    return _out_of(options.out)
 
 
 def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any]) -> int:
@@ -37,37 +66,49 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     from bdjax import progress, run
     from bdjax.train import compilation, hosts, loop
 
-    if options.devices is not None:
-        integer(1, devices=options.devices)
-    every = getattr(options, "smoothness_every", 0)
-    integer(smoothness_every=every)
-    non_negative(checkpoint_seconds=options.checkpoint_seconds)
+    out, every = check(options), getattr(options, "smoothness_every", 0)
     compilation.enable_cache()
-    out = out_of(options)
     asked = _join(options)
+    compilation.require_devices()
     devices = options.devices or (hosts.devices() if hosts.count() > 1 else 1)
     quiet = options.quiet or not hosts.is_first()
     try:
         with run.stop_on_signal() as signaled, progress.bar(quiet=quiet) as on_epoch:
             should_stop = lambda: signaled() or asked()  # noqa: E731
             execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
-            work(dataclasses.replace(execution, data_on=getattr(options, "data_on", "auto")))
+            more = {"data_on": getattr(options, "data_on", "auto"), "changed": options.changed_data}
+            finished: list[str] = []
+            work(dataclasses.replace(execution, on_finished=finished.append, **more))
+        if finished and not quiet:
+            _tell_of(finished)
     except loop.Stopped as stopped:
         if hosts.is_first():
-            print(f"bdjax: {stopped}; the same command continues.", file=sys.stderr)
+            tell(f"{stopped}; the same command continues.")
         return EXIT_STOPPED
     except loop.Diverged as diverged:
         return complain(diverged, EXIT_FAILED)
     return 0
 
 
-def out_of(options: argparse.Namespace) -> Path:
-    """Return the folder of the run folders; one that cannot be is a mistake."""
-    if not options.out:
-        raise InputError("out must name a folder, got ''.")
-    out = Path(options.out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out must be a folder; {out} is a file.")
+def _tell_of(finished: list[str]) -> None:
+    """Say which runs were there already, or how many, where there are many."""
+    what = ", ".join(finished) if len(finished) <= _NAMED else f"{len(finished)} runs"
+    print(f"finished already: {what}", file=sys.stderr)
+
+
+def _out_of(word: str) -> Path:
+    check_folders(out=word)
+    out = Path(word)
+    try:
+        os.stat(out / _DEEPEST)
+    except OSError as error:
+        if error.errno in failures.IMPOSSIBLE:
+            raise InputError(f"out must be a shorter path, or one that leads somewhere; got {word!r}.") from error
+    for folder in (out, *out.parents):
+        if folder.is_dir():
+            break
+        if folder.exists():
+            raise InputError(f"out must be a folder; {folder} is {'a file' if folder.is_file() else 'none'}.")
     return out
 
 
@@ -78,7 +119,6 @@ def _join(options: argparse.Namespace) -> Callable[[], bool]:
     asked = guard.listen() if guard.is_watched() else lambda: False
     if options.name != "run":
         return asked
-    hosts.check(options.hosts, options.host, options.coordinator, options.host_timeout)
     if options.hosts is not None:
         hosts.start(options.hosts, options.host, options.coordinator, options.host_timeout)
     return asked

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bdjax.checks import InputError
+from bdjax.cli._parser import tell
+
 if TYPE_CHECKING:
     from bdjax.report import Record
 
@@ -27,6 +30,21 @@ def print_table(
     print(tables.table(rows, style))
     if statistics and style != "csv":  # which has the mean ranks in a column
         print("\n" + ranking.table(ranking.rank(rows), style))
+
+
+def may_draw(what: str = "the figures") -> bool:
+    """Say whether figures can be drawn here; where they cannot, a line on standard error tells that they are left out.
+
+    Commands whose figures are not all that they are for ask this before they begin.
+    """
+    from bdjax import layout
+
+    try:
+        layout.need_matplotlib()
+    except InputError as error:
+        tell(f"{what} will be left out: {error}")
+        return False
+    return True
 
 
 def draw_figures(records: Sequence[Record], folder: Path) -> None:

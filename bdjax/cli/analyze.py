@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bdjax.cli._output import teller
-from bdjax.cli._parser import Commands, check_values
+from bdjax.cli._parser import Commands, check_folders, check_values
 
 
 def add(commands: Commands) -> None:
@@ -34,7 +34,9 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax.train import compilation
 
     check_values(rest, "RUNS")
+    check_folders(figures=options.figures, data_dir=options.data_dir)
     compilation.enable_cache()
+    compilation.require_devices()
     for file in analyze.analyze(
         options.analysis,
         options.runs,

@@ -46,6 +46,9 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     del rest
     from bdjax import bench
     from bdjax.bench import session, table
+    from bdjax.train import compilation
+
+    compilation.require_devices()
 
     def tell(line: str) -> None:
         if not options.quiet:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from bdjax.cli._execution import carry_out, execution_options
-from bdjax.cli._output import draw_figures, print_table
+from bdjax.cli._output import draw_figures, may_draw, print_table
 from bdjax.cli._parser import Commands
 
 
@@ -28,11 +28,13 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
 
     started = time.perf_counter()
     runs = demo.plan(options.dataset, seeds=options.seeds, data_dir=options.data_dir)
+    drawn = may_draw()
     code = carry_out(options, lambda execution: demo.carry_out(runs, execution))
     if code:
         return code
     records = report.load(Path(options.out) / config.run_id for config in runs)
     print_table(records)
-    draw_figures(records, Path(options.out) / "figures")
+    if drawn:
+        draw_figures(records, Path(options.out) / "figures")
     print(f"{len(runs)} runs in {options.out} in {time.perf_counter() - started:.0f} s")
     return 0

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from bdjax.checks import one_of
-from bdjax.cli._output import draw_figures, print_table
-from bdjax.cli._parser import RUNS, Commands
+from bdjax.cli._output import draw_figures, may_draw, print_table
+from bdjax.cli._parser import RUNS, Commands, check_folders
 
 
 def add(commands: Commands) -> None:
@@ -32,14 +32,19 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
-    from bdjax import findings, page, report, tables
+    from bdjax import findings, layout, page, report, tables
 
+    check_folders(figures=options.figures)
     one_of(tables.FORMATS, format=options.format)
-    file = page.check(options.html) if options.html else None
+    file = page.check(options.html) if options.html is not None else None
+    if options.figures is not None:
+        layout.need_matplotlib()
     records = report.load(options.runs)
     print_table(records, options.format, options.smoothness, options.stealth, options.statistics)
-    if options.figures:
+    if options.figures is not None:
         draw_figures(records, Path(options.figures))
     if file:
-        print(page.write(records, file, findings.pictures(records)))
+        analyzed = any(any(record.folder.glob("analysis-*.npz")) for record in records)
+        pictures = findings.pictures(records) if analyzed and may_draw("the figures of analyses") else {}
+        print(page.write(records, file, pictures))
     return 0

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bdjax.cli._execution import carry_out, execution_options, shallow, values_of
+from bdjax.cli._execution import carry_out, check, execution_options, shallow, values_of
 from bdjax.cli._output import print_table
-from bdjax.cli._parser import Commands
+from bdjax.cli._parser import Commands, tell
+
+if TYPE_CHECKING:
+    from bdjax.config import Config
 
 
 def add(commands: Commands) -> None:
@@ -35,7 +39,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="measure the loss surface every N epochs of each defense",
     )
-    parser.add_argument("--show", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--show", action="store_true", help="check the run, print its resolved config and stop")
     parser.add_argument(
         "--data-on",
         default="auto",
@@ -71,7 +75,10 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     with shallow():
         config = configs.resolve(values)
     if options.show:
-        for key, value in schema.flatten(config.to_dict()).items():
+        with shallow():
+            _check(config, options)
+            shown = schema.flatten(config.to_dict())
+        for key, value in shown.items():
             print(f"{key}: {'null' if value is None else value}")
         return 0
     code = carry_out(options, lambda execution: run.run_with_controls(config, execution))
@@ -81,6 +88,20 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     _print_selection(Path(options.out) / config.run_id)
     print(f"record: {Path(options.out) / config.run_id / 'record.json'}")
     return 0
+
+
+def _check(config: Config, options: argparse.Namespace) -> None:
+    """Refuse what the run would refuse, in the same words, and fetch, prepare or train nothing for it."""
+    from bdjax import data, plans, run
+    from bdjax.train import compilation
+
+    check(options)
+    compilation.require_devices()
+    if data.is_ready(config.data.name, config.data.data_dir):
+        for row in reversed(run.with_controls(config)):
+            plans.prepare(row, options.devices or 1, options.data_on)
+    else:
+        tell(f"{config.data.name} is not on this machine yet, so that what depends on the data was not checked.")
 
 
 def _print_selection(folder: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from bdjax.cli._execution import carry_out, execution_options, shallow, values_of
 from bdjax.cli._parser import Commands, check_values
+
+if TYPE_CHECKING:
+    from bdjax import show
 
 
 def add(commands: Commands) -> None:
@@ -36,10 +40,17 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     values = values_of(options.config, rest)
     with shallow():
         wanted = [configs.resolve(schema.merge(values, {"attack": {"name": name}})) for name in names]
-    file = contact_sheet.check(options.file or f"{names[0] if len(names) == 1 else 'attacks'}.png")
+    usual = f"{names[0] if len(names) == 1 else 'attacks'}.png"
+    file = contact_sheet.check(usual if options.file is None else options.file)
     shown: list[show.Shown] = []
     code = carry_out(options, lambda execution: shown.extend(show.show(config, execution) for config in wanted))
     if code:
         return code
-    print(contact_sheet.draw(shown, file, heading=wanted[0].data.name))
+    print(contact_sheet.draw(shown, file, heading=_heading(wanted[0].data.folder_name, shown)))
     return 0
+
+
+def _heading(data: str, shown: list[show.Shown]) -> str:
+    """Return the data set's name and the class that the attacks aim at, if it is one."""
+    targets = list(dict.fromkeys(one.target for one in shown if one.target is not None))
+    return data if not targets else f"{data}, target class {' or '.join(targets)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bdjax.cli._output import teller
-from bdjax.cli._parser import Commands
+from bdjax.cli._parser import Commands, check_folders
 
 
 def add(commands: Commands) -> None:
@@ -36,7 +36,9 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax.analysis.smoothness import VARIANTS, Settings
     from bdjax.train import compilation
 
+    check_folders(data_dir=options.data_dir)
     compilation.enable_cache()
+    compilation.require_devices()
     given = {name: getattr(options, name) for name in ("images", "draws", "chunk")}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     variants = options.variant or VARIANTS

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bdjax.checks import RUNS, InputError, integer, non_negative
-from bdjax.cli._execution import carry_out, execution_options, out_of, shallow, values_of
-from bdjax.cli._output import draw_figures, print_table
+from bdjax.checks import RUNS, InputError, integer
+from bdjax.cli._execution import carry_out, check, execution_options, shallow, values_of
+from bdjax.cli._output import draw_figures, may_draw, print_table
 from bdjax.cli._parser import EXIT_FAILED, Commands, complain
 
 
@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
-    from bdjax import report, run, sweep_run
+    from bdjax import provenance, report, sweep_run
 
     values = values_of(options.config, rest)
     axes: dict[str, list[str]] = {}
@@ -76,11 +76,12 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     spread = sweep_run.Spread(options.form, devices, options.batch_devices, at_once)
     if options.jobs is not None:
         return _submit(options, at_once)
+    drawn = may_draw()
     rows = []
     code = carry_out(options, lambda execution: rows.extend(sweep_run.run(wanted, execution, spread)))
     if code:
         return code
-    folders = [folder for row in rows if run.finished(folder := Path(options.out) / row.run_id) is not None]
+    folders = [folder for row in rows if provenance.finished(folder := Path(options.out) / row.run_id) is not None]
     if len(folders) < len(rows):
         count = len(rows) - len(folders)
         complain(f"{count} of {len(rows)} runs diverged; the reason stands in their record.json.", EXIT_FAILED)
@@ -88,7 +89,8 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         return EXIT_FAILED
     records = report.load(folders)
     print_table(records)
-    draw_figures(records, Path(options.out) / "figures")
+    if drawn:
+        draw_figures(records, Path(options.out) / "figures")
     return 0
 
 
@@ -103,7 +105,7 @@ def _submit(options: argparse.Namespace, at_once: int) -> int:
     """Submit the same command, less what submits it, as jobs."""
     from bdjax import launch
 
-    non_negative(checkpoint_seconds=options.checkpoint_seconds)
+    out = check(options)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _job_options(own)
     words = own.parse_known_args(options.words)[1]
@@ -114,7 +116,7 @@ def _submit(options: argparse.Namespace, at_once: int) -> int:
         if not (key and equals):
             raise InputError(f"--job must be KEY=VALUE, such as timeout_min=240; got {word!r}.")
         given[key] = int(value) if value.isdecimal() else value
-    jobs = launch.submit(words, out_of(options), options.jobs, cluster=options.cluster, options=given)
+    jobs = launch.submit(words, out, options.jobs, cluster=options.cluster, options=given)
     print("submitted: " + ", ".join(job.job_id for job in jobs))
     print(f"then: bdjax report {options.out} --figures {Path(options.out) / 'figures'}")
     return 0

@@ -6,11 +6,14 @@ training loop puts them on the device.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import importlib
 import inspect
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,13 @@ import numpy as np
 
 from bdjax import checks, footprint, registry
 from bdjax.data import splits as splits
-from bdjax.data.sources import _folders
+from bdjax.data.sources import _cache, _folders
 from bdjax.types import Dataset, Split
 
 _SOURCES = "bdjax.data.sources"
 _PART = 1000  # images that are read at once
+
+_log = logging.getLogger(__name__)
 
 
 def names() -> list[str]:
@@ -41,10 +46,11 @@ def load(
     """Return a data set: uint8 images [n, h, w, c], int32 labels [n], every row valid, and its ``ImageSpec``.
 
     Args:
-      name: one of ``names()``, or a folder of images ``<data_dir>/<name>/{train,test}/<class>/*.png`` (or jpg, jpeg,
-        bmp).
-      data_dir: where data sets lie. Without it the environment variable ``BDJAX_DATA_DIR`` counts, and without that
-        the default of TensorFlow Datasets, ``~/tensorflow_datasets``.
+      name: one of ``names()``; or the name of a folder of images ``<data_dir>/<name>/{train,test}/<class>/``, or its
+        path, such as ``./shapes``. A name of ``names()`` means that data set; ``./digits`` is a folder.
+      data_dir: where data sets lie; a relative path starts here too, or else where the process is. For names, without
+        it the environment variable ``BDJAX_DATA_DIR`` counts, and without that the default of TensorFlow Datasets,
+        ``~/tensorflow_datasets``.
       image_size: make every image square with this many pixels a side (bilinear, with antialiasing where it shrinks;
         the aspect ratio is not kept). The mean and standard deviation in the specification stay those of the images
         as they were stored.
@@ -66,8 +72,10 @@ def load(
     """
     if image_size is not None:
         checks.integer(1, image_size=image_size)
+    name, data_dir = locate(name, data_dir)
     folder = _folders.resolve(data_dir)
     if name in names():
+        _tell_namesake(name, folder)
         factory = registry.factory(_SOURCES, name)
         if not on_disk:
             return _resized(factory(folder), image_size)
@@ -83,6 +91,31 @@ def load(
     return _image_folder.image_folder(root, image_size)
 
 
+def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, str | None]:
+    """Return a data set's own name and its ``data_dir`` where it is named by the path of a folder; others as they are.
+
+    Raises:
+      InputError: a path without a name.
+
+    >>> from bdjax import data
+    >>> data.locate("/data/shapes/"), data.locate("digits"), data.locate("./digits", "/data")
+    (('shapes', '/data'), ('digits', None), ('./digits', '/data'))
+    """
+    return _folders.locate(name, data_dir, names())
+
+
+def is_ready(name: str, data_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Whether `load` would have to download or prepare nothing; an unknown name is ready to be refused.
+
+    Raises:
+      InputError: the folder that is named is not there.
+    """
+    if name not in names():
+        return True
+    module = importlib.import_module(f"{_SOURCES}.{name}")
+    return not hasattr(module, "is_ready") or module.is_ready(_folders.resolve(data_dir))
+
+
 def fingerprint(dataset: Dataset) -> dict[str, str]:
     """Return the SHA-256 of each split's images and labels (shapes and types included), as hexadecimal words.
 
@@ -90,6 +123,54 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
     tenth of a second where the processor has SHA instructions.
     """
     return {"train": _digest(dataset.train), "test": _digest(dataset.test)}
+
+
+def fingerprint_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, as a hexadecimal word.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise checks.InputError(f"file {os.fspath(path)} cannot be read ({reason}).") from error
+
+
+def stamp(name: str = "digits", *, data_dir: str | os.PathLike[str] | None = None) -> str:
+    """Return a hexadecimal word for the names, sizes and times of change of a data set's files; none of them is read.
+
+    While it stays the same, so does `fingerprint`; where it has changed, the fingerprint may have, too. Arguments as
+    for `load`; a data set that is not there has a stamp as well.
+    """
+    return stamp_of([_folders.resolve(data_dir) / name])
+
+
+def stamp_of(paths: Iterable[Path]) -> str:
+    """Return the same for files, and for all that is in folders, caches and hidden files aside."""
+    digest = hashlib.sha256()
+    for root in paths:
+        for file in sorted(_files_of(root)):
+            with contextlib.suppress(OSError):  # it has gone, which changes the stamp as well
+                seen = file.stat()
+                digest.update(f"{file}\0{seen.st_size}\0{seen.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _files_of(root: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root.resolve()
+    seen = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = [one for one in inner if not one.startswith(".") and one != _cache.BESIDE]
+        yield from (Path(real, one) for one in names if not one.startswith("."))
 
 
 def _digest(split: Split) -> str:
@@ -112,16 +193,22 @@ def _parts(array: Any) -> Iterator[np.ndarray]:
 
 
 def _image_folder_root(name: str, folder: Path) -> Path:
-    """Return ``<folder>/<name>`` if it is a folder of images, else explain what was looked for."""
-    if isinstance(name, str) and name and Path(name).name == name:
-        root = folder / name
-        if (root / "train").is_dir() or (root / "test").is_dir():
-            return root
+    """Return ``<folder>/<name>`` if it is a folder, else explain what was looked for."""
+    plain = name.removeprefix("./") if isinstance(name, str) else ""
+    if plain and Path(plain).name == plain and (folder / plain).is_dir():
+        return folder / plain
     near = checks.did_you_mean(name, names())
+    here = f"; the folder ./{plain} is named by --data ./{plain}" if plain and Path(plain).is_dir() else ""
     raise checks.InputError(
         f"no data set {name!r}{near}; known: {', '.join(names())}, and there is no image folder "
-        f"{folder}/{name}/train/<class>/ (name another data_dir, or set BDJAX_DATA_DIR)."
+        f"{folder}/{plain or name}/train/<class>/ (name another data_dir, or set BDJAX_DATA_DIR{here})."
     )
+
+
+def _tell_namesake(name: str, folder: Path) -> None:
+    """Say so where a folder of images has the name of a data set that bdjax knows, which is the one that is meant."""
+    if (folder / name / "train").is_dir():
+        _log.warning("data %s is bdjax's own; the image folder %s is named by ./%s.", name, folder / name, name)
 
 
 def _resized(dataset: Dataset, image_size: int | None) -> Dataset:

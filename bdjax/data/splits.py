@@ -7,6 +7,7 @@ and depend on the key and the labels only.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from bdjax.data.streams import Selection
 from bdjax.types import Split
 
 Rows = Int[np.ndarray, " k"]
+_OF_ANY_CLASS = "balanced=False (--holdout.balanced false)"
 
 
 def holdout(
@@ -29,6 +31,7 @@ def holdout(
     per_class: int | None = None,
     balanced: bool = True,
     num_classes: int,
+    class_names: Sequence[str] = (),
 ) -> Rows:
     """Draw the defender's clean rows from a clean training split, without replacement; return them in rising order.
 
@@ -48,28 +51,29 @@ def holdout(
       per_class: a whole number of at least 1; it implies ``balanced``.
       balanced: draw the same number of each class.
       num_classes: labels are 0 … num_classes − 1.
+      class_names: what a message calls them.
 
     Raises:
-      InputError: nothing would be drawn, or a class has too few rows (it is named).
+      InputError: nothing would be drawn, or a class has too few rows: it is named, with what would do.
     """
-    if (share is None) == (per_class is None):
-        raise InputError(f"give exactly one of share and per_class, got share={share!r} and per_class={per_class!r}.")
     label, rows = _shuffled(key, split)
-    if share is not None:
-        checks.unit_interval(share=share)
-        if not balanced:
-            return np.sort(rows[: _not_empty(_whole(share * len(rows)), f"share={share!r} of {len(rows)} rows")])
-        per_class = _not_empty(
-            _whole(share * len(rows) / num_classes), f"share={share!r} of {len(rows)} rows in {num_classes} classes"
-        )
-    if not balanced:
-        raise InputError("balanced=False has no meaning with per_class; give share instead.")
-    checks.integer(1, per_class=per_class)
     counts = np.bincount(label, minlength=num_classes)
-    for name, count in enumerate(counts):
-        if per_class is not None and count < per_class:
-            raise InputError(f"the holdout needs {per_class} images of each class, but class {name} has only {count}.")
-    return _first_of_each_class(rows, label, np.full(num_classes, per_class))
+    if share is not None and per_class is None:
+        checks.unit_interval(share=share)
+        _check_not_empty(share, num_classes if balanced else 1, len(rows))
+        if not balanced:
+            return np.sort(rows[: _whole(share * len(rows))])
+        each, most = _whole(share * len(rows) / num_classes), _share(counts.min() * num_classes / len(rows))
+        _check_smallest(each, counts, class_names, f"share must be at most {most}", share)
+    elif per_class is not None and share is None:
+        if not balanced:
+            raise InputError("balanced=False has no meaning with per_class; give share instead.")
+        checks.integer(1, per_class=per_class)
+        each = per_class
+        _check_smallest(each, counts, class_names, f"per_class must be at most {counts.min()}", per_class)
+    else:
+        raise InputError(f"give exactly one of share and per_class, got share={share!r} and per_class={per_class!r}.")
+    return _first_of_each_class(rows, label, np.full(num_classes, each))
 
 
 def subset(key: Key[Array, ""], split: Split, size: int, *, num_classes: int) -> Rows:
@@ -157,10 +161,38 @@ def _whole(number: float) -> int:
     return math.floor(number + 1e-9)
 
 
-def _not_empty(number: int, source: str) -> int:
-    if number < 1:
-        raise InputError(f"the holdout would be empty: {source} is less than one image; raise share, or use per_class.")
-    return number
+def _check_not_empty(share: float, classes: int, rows: int) -> None:
+    """Refuse a share of so many rows that is less than an image of each of so many classes."""
+    if not rows:
+        raise InputError("share cannot draw from a split without images.")
+    if rows < classes:
+        raise InputError(
+            f"share cannot draw an image of each of {classes} classes from {rows}; with {_OF_ANY_CLASS} it draws "
+            "images whatever their class."
+        )
+    if _whole(share * rows / classes) < 1:
+        each = "" if classes == 1 else f" of each of {classes} classes"
+        least = _share(classes / rows)
+        raise InputError(f"share must be at least {least}, which is one image{each} from {rows}; got {share!r}.")
+
+
+def _check_smallest(each: int, counts: np.ndarray, class_names: Sequence[str], bound: str, got: float) -> None:
+    """Refuse to draw more of each class than the smallest has."""
+    number, least = int(counts.argmin()), int(counts.min())
+    if each <= least:
+        return
+    name = f"class {class_names[number]!r}" if class_names else f"class {number}"
+    remedy = f"a share with {_OF_ANY_CLASS} draws images whatever their class"
+    if not least:
+        raise InputError(f"{bound.split()[0]} cannot draw images of each class, as {name} has none; {remedy}.")
+    raise InputError(
+        f"{bound}: {name} has only {least} of the {each} images that are wanted of each class; got {got!r}; {remedy}."
+    )
+
+
+def _share(number: float) -> float:
+    """Return a share with few digits that draws as much as this one; above, as `_whole` rounds down."""
+    return math.ceil(number * 1e6 - 1e-6) / 1e6
 
 
 def _checked(split: Split, index: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from bdjax import registry
 from bdjax.checks import InputError
 from bdjax.defenses.chain import Chain, stages
-from bdjax.train import loop
+from bdjax.train import batches, loop
 from bdjax.types import Defense, Model, PoisonedSplit, Split, TriggerSource, Variables
 
 
@@ -46,8 +46,11 @@ def run(key: Key[Array, ""], defense: Defense | Chain, model: Model, variables: 
       holdout: the defender's clean images.
 
     Raises:
-      InputError: the holdout is empty, smaller than a batch, or not a `Split`; or the defense needs a trigger.
+      InputError: the holdout is empty or not a `Split`; or the defense needs a trigger.
     """
+    check(defense, holdout)
+    for stage in stages(defense):
+        batches.tell(stage, holdout)
     return purify(key, defense, model, variables, holdout).variables
 
 

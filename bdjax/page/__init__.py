@@ -12,6 +12,7 @@ import importlib.resources
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from bdjax import failures
 from bdjax import records as files
 from bdjax.checks import InputError
 from bdjax.page import analyses, charts, opening, protocol, summary, triggers
@@ -37,10 +38,8 @@ def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, byt
     """
     file = check(file)
     text = html(records, file.parent, figures)
-    try:
+    with failures.blaming_the_path(f"the page cannot be written to {file}"):
         files.write_text(file, text)
-    except OSError as error:
-        raise InputError(f"the page cannot be written to {file}: {error.strerror}.") from error
     return file
 
 

@@ -159,7 +159,7 @@ def _reach(rows: Iterable[Row], value: Callable[[Row], Statistic]) -> list[float
 
 def _of_trade_off(content: Content) -> str:
     words = "Up and to the left is better: the backdoor is gone, and the accuracy is not."
-    defended = [row for row in content.rows if row.name("defense") != "none"]
+    defended = [row for row in content.rows if row.name("defense") != "none" and row.competes]
     known = [row for row in defended if not math.isnan(row.attack_success_rate.mean)]
     if not known:
         return words

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bdjax.report import Record, Row, best, runners_up, summarize, victims
+from bdjax.report import Record, Row, best, notes, runners_up, summarize, victims
 
 PERCENT = "\N{NO-BREAK SPACE}%"
 
@@ -38,6 +38,11 @@ class Content:
     def runners_up(self) -> set[Row]:
         """The rows with the second highest."""
         return runners_up(self.rows)
+
+    @functools.cached_property
+    def notes(self) -> list[str]:
+        """What is wrong with victims, attacks and defended networks, in words."""
+        return notes(self.rows)
 
     @functools.cached_property
     def victims(self) -> dict[str, list[Row]]:

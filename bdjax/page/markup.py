@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import TypeAlias
 from xml.etree.ElementTree import Element, tostring
 
+from bdjax.printable import printable
+
 Content: TypeAlias = "Element | str | int | Iterable[Content] | None"
 Attribute: TypeAlias = "str | int | float | bool | None"
 
@@ -24,7 +26,7 @@ def tag(name: str, /, *content: Content, **attributes: Attribute) -> Element:
     element = Element(name)
     for key, value in attributes.items():
         if value is not None and value is not False:
-            element.set(key.rstrip("_").replace("_", "-"), "" if value is True else str(value))
+            element.set(key.rstrip("_").replace("_", "-"), "" if value is True else _visible(str(value)))
     return add(element, *content)
 
 
@@ -40,7 +42,13 @@ def add(element: Element, *content: Content) -> Element:
     return element
 
 
+def _visible(text: str) -> str:
+    """Return text without control characters but for its line ends and tabs, which styles and scripts have, too."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
 def _write(element: Element, text: str) -> None:
+    text = _visible(text)
     if len(element):
         element[-1].tail = (element[-1].tail or "") + text
     else:

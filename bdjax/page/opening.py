@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from xml.etree.ElementTree import Element
 
+from bdjax import soundness
 from bdjax.page.content import PERCENT, Content, listed, mapping, percent
 from bdjax.page.markup import add, tag
-from bdjax.report import LOW_ATTACK_SUCCESS, Record, Row, best, count
-from bdjax.tables import spread
+from bdjax.report import LOW_ATTACK_SUCCESS, Record, Row, best, count, target_classes
+from bdjax.tables import SIGN, spread
 from bdjax.uncertainty import Statistic
 
 CARDS = 12  # victims that are shown at once
+MOST_NOTES = 3  # of what is not counted; all stand below the table
 
 
 def title(content: Content) -> str:
@@ -48,8 +50,14 @@ def _measured(content: Content) -> str:
     seeds = sorted({record.seed for record in records})
     return (
         f"{count(len(records), 'run')} of {networks} on {_labels(rows, 'data')}: {attacks} against {defenses}; "
-        f"{count(len(seeds), 'seed')} ({_span(seeds)}). {_circumstances(records)}"
+        f"{count(len(seeds), 'seed')} ({_span(seeds)}). {_targets(rows)}{_circumstances(records)}"
     )
+
+
+def _targets(rows: Sequence[Row]) -> str:
+    """Name the class that the attackers want, if they want one."""
+    targets = target_classes(rows)
+    return f"{targets[:1].upper()}{targets[1:]}. " if targets else ""
 
 
 def _labels(rows: Iterable[Row], section: str) -> str:
@@ -84,17 +92,20 @@ def _dates(records: Iterable[Record]) -> str:
 
 
 def _findings(content: Content) -> Iterator[str]:
-    defended = _defended(content.rows)
-    attacked = [row for row in content.rows if row.name("defense") == "none"]
+    """Say what came out where there was something to compare (`bdjax.soundness`), and what is left out."""
+    defended = [row for row in _defended(content.rows) if row.competes]
+    attacked = [row for row in content.rows if row.name("defense") == "none" and row.has_attack]
     if attacked:
         yield f"Without a defense the mean ASR is {_reach(row.attack_success_rate for row in attacked)}."
-    if not defended:
-        return
-    runs = [record for row in defended for record in row.records]
-    low = sum(record.value("attack_success_rate") < LOW_ATTACK_SUCCESS for record in runs)
-    yield f"{low} of {count(len(runs), 'run')} with a defense end with an ASR below {percent(LOW_ATTACK_SUCCESS)}."
-    yield from _winners(content)
-    yield from _overall(content, defended)
+    if defended:
+        runs = [record for row in defended for record in row.records]
+        low = sum(record.value("attack_success_rate") < LOW_ATTACK_SUCCESS for record in runs)
+        yield f"{low} of {count(len(runs), 'run')} with a defense end with an ASR below {percent(LOW_ATTACK_SUCCESS)}."
+        yield from _winners(content)
+        yield from _overall(content)
+    if content.notes:
+        more = [f"{len(content.notes) - MOST_NOTES} more"] if len(content.notes) > MOST_NOTES else []
+        yield f"Not counted: {'; '.join([*content.notes[:MOST_NOTES], *more])}."
 
 
 def _defended(rows: Iterable[Row]) -> list[Row]:
@@ -103,7 +114,7 @@ def _defended(rows: Iterable[Row]) -> list[Row]:
 
 def _winners(content: Content) -> Iterator[str]:
     """Say whose rating is the highest, on how many victims."""
-    victims = [group for group in content.victims.values() if _defended(group)]
+    victims = [group for group in content.victims.values() if _defended(group) and best(group)]
     if len(victims) < 2:
         return
     wins = Counter(name for group in victims for name in {row.name("defense") for row in best(group)})
@@ -112,16 +123,18 @@ def _winners(content: Content) -> Iterator[str]:
     yield f"Highest mean DER: {name} on {times} of {count(len(victims), 'victim')}{also}."
 
 
-def _overall(content: Content, defended: Sequence[Row]) -> Iterator[str]:
+def _overall(content: Content) -> Iterator[str]:
     """Name the defense, with one setting, whose rating is the highest over all victims, if several were run on all."""
+    victims = [group for group in content.victims.values() if all(row.has_attack for row in group)]
     means: dict[str, list[float]] = {}
-    for row in defended:
+    for row in (row for group in victims for row in _defended(group) if row.competes):
         means.setdefault(row.defense, []).append(row.defense_effectiveness_rating.mean)
-    everywhere = {name: sum(of) / len(of) for name, of in means.items() if len(of) == len(content.victims)}
+    everywhere = {name: sum(of) / len(of) for name, of in means.items() if len(of) == len(victims)}
     known = {name: mean for name, mean in everywhere.items() if not math.isnan(mean)}
-    if len(known) > 1 and len(content.victims) > 1:
+    if len(known) > 1 and len(victims) > 1:
         name = max(known, key=lambda one: known[one])
-        yield f"Over all victims {name} has the highest mean DER, {100 * known[name]:.1f}{PERCENT}."
+        which = "all victims" if len(victims) == len(content.victims) else f"{len(victims)} victims"
+        yield f"Over {which} {name} has the highest mean DER, {100 * known[name]:.1f}{PERCENT}."
 
 
 def _reach(statistics: Iterable[Statistic]) -> str:
@@ -133,16 +146,24 @@ def _reach(statistics: Iterable[Statistic]) -> str:
 
 
 def _card(victim: str, group: Sequence[Row]) -> Element:
-    """Return one victim's best defense, and the rates before and after it."""
-    winners = [row for row in group if row in best(group)]
-    row = winners[0]
-    equal = f" and {len(winners) - 1} more" if len(winners) > 1 else ""
+    """Return one victim's best defense, and the rates before and after it; or why there is none."""
     card = tag("div", tag("h2", victim), class_="card finding")
+    winners = [row for row in group if row in best(group)]
+    row = next(iter(winners or group))
+    if not winners:
+        faults = "; ".join(soundness.told(row.faults))
+        reason = f"{SIGN} {faults}" if faults else "no image was poisoned"
+        return add(card, tag("p", reason, class_="winner"), _changes(row))
+    equal = f" and {len(winners) - 1} more" if len(winners) > 1 else ""
     name = row.defense
     if row.name("defense") == "none":
         name = "no defense did better than none" if _defended(group) else "no defense was run"
     add(card, tag("p", name, equal, class_="winner"))
     add(card, tag("p", tag("b", spread(row.defense_effectiveness_rating, 1, 100)), " DER, ", f"n = {row.n}"))
+    return add(card, _changes(row))
+
+
+def _changes(row: Row) -> Element:
     rates = (("ASR", "attack_success_rate"), ("ACC", "clean_accuracy"))
     changes = [
         (
@@ -151,7 +172,7 @@ def _card(victim: str, group: Sequence[Row]) -> Element:
         )
         for head, name in rates
     ]
-    return add(card, tag("dl", changes))
+    return tag("dl", changes)
 
 
 def _before(row: Row, name: str) -> float:

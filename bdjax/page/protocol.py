@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from bdjax.page.content import Content, listed, mapping, percent
+from bdjax.page.content import PERCENT, Content, listed, mapping, percent
 from bdjax.page.markup import add, tag
-from bdjax.report import CONFIG, LOW_ATTACK_SUCCESS, Record, flatten, plain
+from bdjax.report import CONFIG, LOW_ATTACK_SUCCESS, Record, flatten, plain, target_classes
 
 _HASH = 16  # hexadecimal digits of a fingerprint that are printed
 
@@ -32,12 +32,13 @@ def section(content: Content) -> Element:
 def _definitions(content: Content) -> list[Element]:
     clean = _totals(total for row in content.rows for total in row.clean_total)
     attacked = _totals(total for row in content.rows for total in row.attack_total)
+    targets = target_classes(content.rows)
     meanings = (
         ("ACC", f"clean accuracy: the share of {clean} untouched test images that get their true label."),
         (
             "ASR",
             f"attack success rate: the share of {attacked} triggered test images that get the attacker's label. Images "
-            "whose label is the attacker's without any trigger are left out.",
+            f"whose label is the attacker's without any trigger are left out{f' ({targets})' if targets else ''}.",
         ),
         ("RA", "robust accuracy: the share of the same triggered images that get their true label."),
         (
@@ -61,7 +62,10 @@ def _statistics(content: Content) -> list[Element]:
         "poisoned images, initial weights, order of the batches and clean images of the defender, so that it is one "
         "victim with its defense. ± is the sample standard deviation (n − 1); a single run has none. Marks compare "
         "means, and do not say that a difference is significant. Attack success tends to be either high or low, so the "
-        f"table also counts the runs below {percent(LOW_ATTACK_SUCCESS)}. No defense sees the test images."
+        f"table also counts the runs below {percent(LOW_ATTACK_SUCCESS)}. No defense sees the test images. "
+        "A victim is at chance whose accuracy is not above a guess, and an attack did not take whose success rate is "
+        f"not above {percent(LOW_ATTACK_SUCCESS)}, or a guess where that is more (one-sided, at the level of "
+        f"5{PERCENT}): there is no backdoor to remove, and no defense is the best."
     )
     return [tag("h3", "Statistics"), tag("p", words)]
 
@@ -92,7 +96,7 @@ def _command(content: Content) -> str:
 def _settings(content: Content) -> list[Element]:
     """Return what all runs share, and the values of what differs between them."""
     values: dict[str, dict[str, None]] = {}
-    configs = [{key: plain(value) for key, value in flatten(row.records[0].config).items()} for row in content.rows]
+    configs = [{key: plain(value) for key, value in row.records[0].settings.items()} for row in content.rows]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     for key in keys:
         values[key] = dict.fromkeys(config.get(key, "–") for config in configs)
@@ -133,8 +137,9 @@ def _data(content: Content) -> list[Element]:
     lines = []
     for text, number in content.fingerprints.items():
         found = json.loads(text)
-        hashes = [f"{name} {str(value)[:_HASH]}…" for name, value in mapping(found.pop("fingerprint", None)).items()]
-        of = f"; SHA-256 of the images and labels: {', '.join(hashes)}" if hashes else ""
+        known = flatten(mapping(found.pop("fingerprint", None)))
+        hashes = [f"{name.removeprefix('files.')} {str(value)[:_HASH]}…" for name, value in known.items()]
+        of = f"; SHA-256 of the images and labels, and of files: {', '.join(hashes)}" if hashes else ""
         lines.append(tag("li", ", ".join(_pairs(found)), of, value=number, id=f"data-{number}"))
     return [tag("h3", "Data"), tag("ol", lines, class_="numbered")]
 

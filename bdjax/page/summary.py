@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from xml.etree.ElementTree import Element
 
+from bdjax import soundness
 from bdjax.page import compared, runs
 from bdjax.page.columns import Column, columns
 from bdjax.page.compared import Reported
@@ -15,7 +16,7 @@ from bdjax.page.content import Content
 from bdjax.page.markup import Content as Markup
 from bdjax.page.markup import add, data_uri, tag
 from bdjax.report import Row, count
-from bdjax.tables import table
+from bdjax.tables import SIGN, table
 
 _FILTERS = (("data", "data"), ("model", "network"), ("attack", "attack"), ("defense", "defense"))
 _SWITCHES = {"stealth": "Stealth of the triggers", "published": "Published values"}
@@ -33,7 +34,7 @@ def section(content: Content) -> Element:
     add(made, tag("p", _how_to_read(content), class_="note"), _controls(content, grid.switches))
     scroll = {"class_": "scroll", "tabindex": 0, "role": "region", "aria_label": "Table of results"}
     add(made, tag("div", grid.element(), **scroll))
-    add(made, tag("p", "No row is left: choose less.", id="nothing", hidden=True))
+    add(made, tag("p", "No row is left: choose less.", id="nothing", hidden=True), _notes(content))
     add(made, compared.footnote(grid.notes) if grid.published else None)
     return add(made, _downloads(content))
 
@@ -45,6 +46,15 @@ def _how_to_read(content: Content) -> str:
         f"Each rate is {seeds}, in per cent. Bold: highest mean DER of its victim; underlined: second highest. A row "
         "opens its runs, with counts, seconds, config and the link to each record."
     )
+
+
+def _notes(content: Content) -> Element | None:
+    """Return what is wrong with the rows that are marked, or None."""
+    if not content.notes:
+        return None
+    words = "Rows with this mark are no candidates for the best, and an attack that is none is in no mean over attacks:"
+    lines = [tag("li", f"{SIGN} {note}") for note in content.notes]
+    return tag("div", tag("p", words), tag("ul", lines), class_="note unsound")
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
@@ -130,6 +140,8 @@ def _defense(content: Content, row: Row) -> Element:
 
 
 def _marked(content: Content, row: Row, column: Column, text: str) -> Markup:
+    if column.metric == "der" and row.is_marked:
+        return [text, tag("span", f" {SIGN}", title="; ".join(soundness.told(row.faults)), class_="sign")]
     if column.metric == "der" and row in content.best:
         return tag("strong", text, title=f"highest mean DER of {content.titles[row]}")
     if column.metric == "der" and row in content.runners_up:

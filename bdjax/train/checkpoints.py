@@ -1,22 +1,32 @@
-"""Checkpoints of a loop: its state and its history after the last epoch, written so that a kill cannot harm them."""
+"""Checkpoints of a loop: its state and its history after the last epoch, written so that a kill cannot harm them.
+
+Each has a digest of all that it holds, and of whose it is; what was damaged or exchanged is never trained on.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bdjax import failures
 from bdjax.checks import InputError
 from bdjax.train import hosts
 from bdjax.types import LearnerState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save, and prints what it raises, too
+
+History: TypeAlias = list[dict[str, Any]]
+Owner: TypeAlias = Mapping[str, str | int]  # such as run, stage and seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +34,7 @@ class Saved:
     """A restored checkpoint."""
 
     state: LearnerState
-    history: list[dict[str, Any]]
+    history: History
 
 
 class Checkpoints:
@@ -37,11 +47,13 @@ class Checkpoints:
     Args:
       folder: made if it is not there.
       every: least seconds between two saves; 0 saves after every epoch.
+      owner: whose they are. One that was put here from elsewhere, with another owner, is refused.
     """
 
-    def __init__(self, folder: Path, every: float = 1.0):
+    def __init__(self, folder: Path, every: float = 1.0, owner: Owner | None = None):
         self.folder = folder.absolute()
         self._every = every
+        self._owner = dict(owner or {})
         self._next_save = time.monotonic() + every
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False, create=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
@@ -52,15 +64,27 @@ class Checkpoints:
         """How many epochs the newest checkpoint has seen; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, epoch: int, state: LearnerState, history: list[dict[str, Any]], *, force: bool = False) -> None:
-        """Save the state after ``epoch`` epochs, unless the last save is too young."""
+    def save(self, epoch: int, state: LearnerState, history: History, *, force: bool = False) -> None:
+        """Save the state after ``epoch`` epochs, unless the last save is too young.
+
+        Raises:
+          OSError: there is no room, or the folder cannot be written to.
+        """
         started = time.monotonic()
         if not force and not hosts.from_first(lambda: started >= self._next_save):  # all save, or none
             return
         if hosts.count() > 1:  # the first writes what each host has of its own; they share the work of the rest
             state = jax.tree.map(lambda x: np.asarray(x) if x.is_fully_addressable else x, state)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(cast(Any, history)))
-        self._manager.save(epoch, args=args, force=True)
+        sealed = {"rows": history, **self._seal(epoch, state, history)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(cast(Any, sealed)))
+        try:
+            self._manager.save(epoch, args=args, force=True)
+        except jax.errors.JaxRuntimeError:  # another host was lost
+            raise
+        except Exception as error:  # orbax raises whatever its storage layers raise
+            if (failure := failures.storage_error(error)) is None:
+                raise
+            raise OSError(failure.errno, failure.strerror, str(self.folder)) from error
         ended = time.monotonic()
         self._next_save = ended + max(self._every, 10 * (ended - started)) if self._every else ended
 
@@ -68,7 +92,7 @@ class Checkpoints:
         """Return the newest checkpoint with the shapes and types of ``like``, on one device; None if there is none.
 
         Raises:
-          InputError: the checkpoint cannot be read, or belongs to another state.
+          InputError: the checkpoint cannot be read, is not what was saved, or belongs to another state or owner.
         """
         epoch = self.epoch
         hosts.check_same(**{f"checkpoints in {self.folder}": epoch})  # or the folder is not shared
@@ -81,12 +105,34 @@ class Checkpoints:
             if _shapes(self._manager.item_metadata(epoch)["state"].tree) != _shapes(abstract):
                 raise InputError("it is of another network or optimizer")
             restored = self._manager.restore(epoch, args=args)
-            return Saved(restored["state"], restored["history"])
+            sealed = dict(restored["history"])
+            saved = Saved(restored["state"], sealed.pop("rows"))
+            self._check(sealed, self._seal(epoch, saved.state, saved.history))
+            return saved
         except jax.errors.JaxRuntimeError:  # another host was lost
             raise
         except Exception as error:  # orbax raises whatever its storage layers raise
-            broken, reason = self.folder / str(epoch), str(error).partition("\n")[0][:200]
-            raise InputError(f"the checkpoint {broken} cannot be read; delete it to start over ({reason}).") from error
+            broken = self.folder / str(epoch)
+            raise InputError(
+                f"the checkpoint {broken} cannot be read; delete it to start over ({_brief(error)})."
+            ) from error
+
+    def _seal(self, epoch: int, state: LearnerState, history: History) -> dict[str, Any]:
+        """Return whose the checkpoint is, with a digest of that and of every bit of it."""
+        digest = hashlib.sha256(json.dumps([epoch, self._owner, history], sort_keys=True).encode())
+        for leaf in jax.tree.leaves(hosts.local(state)):
+            array = np.asarray(leaf)
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return {"owner": self._owner, "sha256": digest.hexdigest()}
+
+    @staticmethod
+    def _check(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        if found.get("owner") != expected["owner"]:
+            whose = ", ".join(f"{name} {value}" for name, value in dict(found.get("owner") or {}).items())
+            raise InputError(f"it belongs to {whose or 'nobody'}")
+        if found.get("sha256") != expected["sha256"]:
+            raise InputError("it is not what was saved: its digest differs")
 
     def close(self) -> None:
         """Release the folder."""
@@ -97,6 +143,10 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _brief(error: Exception) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0][:200]
 
 
 def _shapes(tree: Any) -> list[tuple[tuple[int, ...], str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 import re
 import statistics
 import time
@@ -23,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from bdjax.checks import InputError
-from bdjax.train import compilation, loop
+from bdjax.train import batches, compilation, loop, residence
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.sharding import BATCH
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
@@ -174,10 +173,10 @@ def choose(points: Sequence[Point], model: Model, mesh: Mesh | None = None) -> C
     if here == 1 or not points[0].learner.epochs:
         return Choice(LOOP, {})
     rows = points[0].split.label.shape[0]
-    size = points[0].learner.batch_size or rows
-    few = _place(stack([point._replace(split=_first(point.split, _STEPS * size)) for point in points]), mesh)
-    steps = -(-few.split.label.shape[1] // size)
-    whole = points[0].learner.epochs * rows / size
+    shape = batches.of_learner(points[0].learner, rows)
+    few = _place(stack([point._replace(split=_first(point.split, _STEPS * shape.size)) for point in points]), mesh)
+    steps = batches.of_learner(points[0].learner, few.split.label.shape[1]).steps
+    whole = points[0].learner.epochs * shape.steps
     seconds: dict[str, float] = {}
     compiling = 0.0
     for form in (LOOP, VMAP, *(f"map:{k}" for k in (4, 8) if k < here)):
@@ -242,7 +241,7 @@ def fits(compiled: Any, sharing: int) -> bool:
     if (need := compiled.memory_analysis()) is None:
         return True
     statistics = jax.local_devices()[0].memory_stats() or {}
-    limit = statistics.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / sharing
+    limit = statistics.get("bytes_limit") or (residence.host_bytes() or math.inf) / sharing
     asked = need.temp_size_in_bytes + need.argument_size_in_bytes + need.output_size_in_bytes
     return asked - need.alias_size_in_bytes < _MEMORY * limit
 

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from bdjax.checks import InputError, integer
+from bdjax.train import compilation
 
 AUTO = "auto"
 HEARTBEAT_SECONDS = 60
@@ -92,6 +93,7 @@ def start(
             _check_free(int(str(coordinator).rpartition(":")[2]))
         limits["cluster_detection_method"] = "deactivate"  # or SLURM would choose among the devices
         jax.distributed.initialize(coordinator, int(hosts), host, **limits)
+    compilation.require_devices()
     devices = Counter(device.process_index for device in jax.devices())
     if len(set(devices.values())) > 1:
         raise InputError(f"every host must have as many devices; they have {[devices[i] for i in sorted(devices)]}.")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from bdjax.checks import InputError
 from bdjax.data import splits
-from bdjax.train import blame, compilation, hosts, sharding
+from bdjax.train import batches, blame, compilation, hosts, sharding
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Info, Learner, LearnerState, Model, Split, Variables
 
@@ -106,11 +106,11 @@ def run(
       mesh: devices over which each batch is split.
 
     Raises:
-      InputError: the batch is larger than the split, or the checkpoint is not of this run.
+      InputError: no row is valid, or the checkpoint is not of this run.
       Diverged: the loss or a parameter is not finite after an epoch.
       Stopped: as asked.
     """
-    check_batch(learner, split)
+    batches.check(learner, split)
     split, variables = valid_rows(split), hosts.arrays_of_first(variables)
     hosts.check_same(images=split)
     split, variables = sharding.replicate((split, variables), mesh)
@@ -269,17 +269,6 @@ def trained(
     return learner.finalize(model, state), spent.sum()
 
 
-def check_batch(learner: Learner, split: Split, name: str = "batch_size") -> None:
-    """Refuse a batch that the split cannot fill.
-
-    Raises:
-      InputError: no valid rows, or fewer than ``batch_size``, while there are epochs to run.
-    """
-    rows = int(np.asarray(split.valid).sum())
-    if learner.epochs and rows < (learner.batch_size or 1):
-        raise InputError(f"{name} must be at most {rows}, the number of images; got {learner.batch_size}.")
-
-
 def _place(state: LearnerState, mesh: Mesh | None) -> LearnerState:
     """Copy a state to its devices; the epoch consumes it."""
     return sharding.replicate(jax.tree.map(jnp.array, state), mesh)
@@ -320,38 +309,18 @@ def epoch(
 ) -> tuple[LearnerState, Summary]:
     """Take one step for every batch of a fresh random order and return the state and the epoch's means.
 
-    A pure function, to be compiled, mapped over learners or put into a longer loop. All rows are fed.
+    A pure function, to be compiled, mapped over learners or put into a longer loop. Each row of the split is valid.
     """
-    batches = draw_batches(key, learner, split.label.shape[0])
+    drawn = batches.draw(key, learner, split.label.shape[0])
 
     def step(state: LearnerState, inputs: tuple[Array, Array, Array | None]) -> tuple[LearnerState, Any]:
         number, index, filled = inputs
         images, labels = split.image[index], split.label[index]
-        return take_step(batches.step_key, number, learner, model, state, images, labels, filled, mesh=mesh)
+        return take_step(drawn.step_key, number, learner, model, state, images, labels, filled, mesh=mesh)
 
-    state, infos = jax.lax.scan(step, state, (jnp.arange(batches.index.shape[0]), batches.index, batches.filled))
+    state, infos = jax.lax.scan(step, state, (jnp.arange(drawn.index.shape[0]), drawn.index, drawn.filled))
     state = sharding.keep_whole(state, mesh)
     return state, summarize(state, infos)
-
-
-class Batches(NamedTuple):
-    """What an epoch's key decides before an image is seen."""
-
-    step_key: Key[Array, ""]
-    index: Int[Array, "steps size"]  # the rows of each batch
-    filled: Bool[Array, "steps size"] | None  # False on the rows that fill up the last batch; None if there are none
-
-
-def draw_batches(key: Key[Array, ""], learner: Learner, rows: int) -> Batches:
-    """Return the batches of an epoch over so many rows, in a fresh random order. A pure function."""
-    order_key, step_key = jax.random.split(key)
-    size = learner.batch_size or rows
-    steps = rows // size if learner.drop_last else -(-rows // size)
-    order = jax.random.permutation(order_key, rows)
-    index = jnp.resize(order, (steps, size))  # the last batch is filled up with rows that
-    filled = (jnp.arange(steps * size) < rows).reshape(steps, size)  # do not count
-    ragged = steps * size > rows
-    return Batches(step_key, index, filled if ragged else None)  # without padding the network needs no mask
 
 
 def take_step(

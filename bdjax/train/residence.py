@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import jax
 
+from bdjax import footprint
 from bdjax.types import Split
 
 PLACES = ("auto", "device", "host", "disk")
@@ -25,12 +24,17 @@ def choose(asked: str, split: Split, *, memory: int | None = None) -> str:
     """
     if asked != "auto":
         return asked
-    needed = 2 * split.image.nbytes
-    return "device" if needed <= SHARE * (device_bytes() if memory is None else memory) else "host"
+    memory = device_bytes() if memory is None else memory
+    return "host" if memory is not None and 2 * split.image.nbytes > SHARE * memory else "device"
 
 
-def device_bytes() -> int:
-    """Return the bytes of memory that one device has for arrays."""
+def device_bytes() -> int | None:
+    """Return the bytes of memory that one device has for arrays; None where nobody tells."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
-    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return limit or host_bytes()
+
+
+def host_bytes() -> int | None:
+    """Return the bytes of memory of this machine; None on Windows, which does not tell."""
+    return footprint.machine_bytes()

@@ -54,6 +54,11 @@ def rows_here(mesh: Mesh | None, batch_size: int) -> slice:
     return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
 
 
+def even(mesh: Mesh | None, batch_size: int) -> int:
+    """Return how many rows a batch must have at least to be put on the devices of the mesh in equal shares."""
+    return batch_size if mesh is None else batch_size + -batch_size % mesh.shape[BATCH]
+
+
 def keep_whole(tree: Any, mesh: Mesh | None) -> Any:
     """Inside a compiled step: let each device have all of a tree."""
     if mesh is None:
@@ -62,7 +67,10 @@ def keep_whole(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def split_batch(batch: Split, mesh: Mesh | None) -> Split:
-    """Inside a compiled step: give each device its share of the rows. Sums over rows stay sums over the batch."""
+    """Inside a compiled step: give each device its share of the rows. Sums over rows stay sums over the batch.
+
+    The shares need not be equal: the compiler pads the last ones, and leaves the padding out of every sum.
+    """
     if mesh is None:
         return batch
     rows = NamedSharding(_here(mesh), PartitionSpec(BATCH))

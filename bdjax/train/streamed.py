@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int, Key, Num
 from bdjax.checks import InputError
 from bdjax.data import streams
 from bdjax.data.streams import ReadAhead, Stream
-from bdjax.train import compilation, hosts, loop, sharding
+from bdjax.train import batches, compilation, hosts, loop, sharding
 from bdjax.types import Info, Learner, LearnerState, Model, Split, Variables
 
 CHUNK_BYTES = 2**23  # images that go to the device at once; more if two batches are more
@@ -90,10 +90,10 @@ def check(learner: Learner, model: Model, variables: Variables, split: Split) ->
 
     Raises:
       InputError: the learner takes all images at once, or looks at them before its first step; grain is missing; or
-        the batch is larger than the split.
+        no row is valid.
     """
     streams.require()
-    loop.check_batch(learner, split)
+    batches.check(learner, split)
     if learner.epochs and learner.batch_size is None:
         raise InputError("what takes all images at once cannot be streamed; keep them on the device.")
     image = jax.ShapeDtypeStruct(split.image.shape, split.image.dtype)
@@ -112,8 +112,9 @@ class Reading(NamedTuple):
 
     step_key: Key[Array, ""]
     index: Int[np.ndarray, "chunks steps share"]  # rows of the split, of each batch this host's share
-    filled: Bool[np.ndarray, "chunks steps share"] | None  # as in `bdjax.train.loop.Batches`
+    filled: Bool[np.ndarray, "chunks steps share"] | None  # as in `bdjax.train.batches.Batches`
     steps: int  # that are taken
+    size: int  # rows of a batch, all hosts' together; those beyond them only make the shares equal
     ahead: ReadAhead
 
 
@@ -122,21 +123,23 @@ def begin(
 ) -> Reading:
     """Begin to read the images of an epoch, in the order of its key; of several hosts, each reads its share."""
     rows = np.flatnonzero(np.asarray(split.valid))
-    batches = _draw_batches(key, learner, len(rows))
-    index, filled = jax.device_get((batches.index, batches.filled))
+    drawn = _draw(key, learner, len(rows))
+    index, filled = jax.device_get((drawn.index, drawn.filled))
     steps, size = index.shape
+    even = sharding.even(mesh, size)
     in_chunk = max(_LEAST, chunk_bytes // max(1, size * _row_bytes(split)))
     chunks = -(-steps // in_chunk)
     in_chunk = -(-steps // max(1, chunks))  # about as many in each
 
     def chunked(array: np.ndarray) -> np.ndarray:
-        share = array[:, sharding.rows_here(mesh, size)]
+        equal = np.pad(array, ((0, 0), (0, even - size)), mode="edge")
+        share = equal[:, sharding.rows_here(mesh, even)]
         more = np.zeros((chunks * in_chunk - steps, share.shape[1]), array.dtype)  # steps that are not taken
         return np.concatenate([share, more]).reshape(chunks, in_chunk, -1)
 
     index = chunked(rows[index])
     ahead = ReadAhead(split.image.images, index.reshape(chunks, -1))  # type: ignore[attr-defined]
-    return Reading(batches.step_key, index, None if filled is None else chunked(filled), steps, ahead)
+    return Reading(drawn.step_key, index, None if filled is None else chunked(filled), steps, size, ahead)
 
 
 def epoch(
@@ -165,7 +168,15 @@ def epoch(
             first = number * len(rows)
             count = min(len(rows), reading.steps - first)
             state, info = _take_steps(
-                reading.step_key, np.int32(first), np.int32(count), learner, model, state, *inputs, mesh=mesh
+                reading.step_key,
+                np.int32(first),
+                np.int32(count),
+                learner,
+                model,
+                state,
+                *inputs,
+                size=reading.size,
+                mesh=mesh,
             )
             queued.append(info)
     infos += jax.device_get(list(queued))
@@ -184,16 +195,19 @@ def take_steps(
     labels: Int[Array, "steps b"],
     filled: Bool[Array, "steps b"] | None,
     *,
+    size: int,
     mesh: Mesh | None = None,
 ) -> tuple[LearnerState, Info]:
     """Take the steps ``first``, ``first + 1``, … of an epoch with the first ``count`` of these batches.
+
+    Of each the first ``size`` rows are fed; the compiler divides them among the devices whatever their number.
 
     Returns:
       The state, and what each step reported; zeros for the steps that were not taken.
     """
 
     def step(number: Int[Array, ""], state: LearnerState) -> tuple[LearnerState, Info]:
-        batch = jax.tree.map(lambda x: x[number], (images, labels, filled))
+        batch = jax.tree.map(lambda x: x[number, :size], (images, labels, filled))
         return loop.take_step(step_key, first + number, learner, model, state, *batch, mesh=mesh)
 
     def one(number: Int[Array, ""], carry: tuple[LearnerState, Info]) -> tuple[LearnerState, Info]:
@@ -236,8 +250,8 @@ def _init_state(
 
 
 _init = compilation.jit(_init_state, static_argnames=("model", "image"))
-_draw_batches = compilation.jit(loop.draw_batches, static_argnames="rows")
-_take_steps = compilation.jit(take_steps, static_argnames=("model", "mesh"), donate_argnames="state")
+_draw = compilation.jit(batches.draw, static_argnames="rows")
+_take_steps = compilation.jit(take_steps, static_argnames=("model", "size", "mesh"), donate_argnames="state")
 _summarize = compilation.jit(loop.summarize)
 
 

@@ -19,6 +19,7 @@ from bdjax.data import augment
 from bdjax.data.augment import AUGMENTATIONS
 from bdjax.optim.sgd import Schedule, Sgd
 from bdjax.parametrizations import FrozenConvolutions, Identity
+from bdjax.train import batches
 from bdjax.train.gradients import Context, FisherTrace, GradientRule, Perturbed, PlainGradient
 from bdjax.types import BatchStats, HParam, Info, Model, Parametrization, Split, Variables
 
@@ -49,7 +50,7 @@ class Supervised:
       parametrization: what is tuned.
       label_smoothing: ε in `cross_entropy`.
       augment: of `bdjax.data.augment.augmented`, drawn anew for every image and epoch.
-      epochs, batch_size: whole numbers. drop_last: leave out an epoch's last, smaller batch.
+      epochs, batch_size: whole numbers. drop_last: leave out what the batches of an epoch leave over.
       start: what an attacker gives it to start from, a new network (``scratch``) or a ``clean`` one.
     """
 
@@ -67,8 +68,7 @@ class Supervised:
         """Return the state before the first step."""
         del key
         rows = split.label.shape[0]
-        steps = rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
-        steps_per_epoch = jnp.int32(max(steps, 1))
+        steps_per_epoch = jnp.int32(batches.of_learner(self, rows).steps)
         tuned, frozen = self.parametrization.init(model, variables)
         loss_fn = self._example_loss_fn(model, frozen, variables["batch_stats"])
         rule, passes = self.gradient.init(tuned, loss_fn, split, model.spec.num_classes)
@@ -174,7 +174,7 @@ def supervised(
 
     Args:
       epochs: passes over the split.
-      batch_size: images a step.
+      batch_size: most images a step; all images where there are fewer.
       learning_rate: SGD's base rate.
       momentum: in [0, 1).
       weight_decay: coupled, on everything that is tuned.
@@ -182,7 +182,8 @@ def supervised(
       label_smoothing: share ε of the probability that goes to the other classes.
       augment: ``standard`` (the data set's own), ``none``, ``mixup``, ``cutmix``, ``randaugment``, ``augmix``,
         ``cutout`` or ``adversarial``.
-      drop_last: leave out the last, smaller batch of an epoch.
+      drop_last: leave out the images that would not fill a batch, others in each epoch; without it all batches are
+        as even as can be.
       gradient: what is done to the gradient before SGD; nothing by default.
       parametrization: what is tuned; the weights by default.
       start: ``clean`` is for an attacker who first trains a network like this on clean images, with none of these four

@@ -42,7 +42,7 @@ def cached(source: Path, read: Callable[[], Arrays]) -> Arrays:
     altered or cut short is named in a warning and made anew from the source.
     """
     identity = _identity(source)
-    places = [source / BESIDE, user_folder(source)]
+    places = [place for place in (source / BESIDE, user_folder(source)) if place is not None]
     for place in places:
         try:
             arrays = _load(place, identity)
@@ -52,13 +52,15 @@ def cached(source: Path, read: Callable[[], Arrays]) -> Arrays:
         if arrays is not None:
             return arrays
     arrays = read()
-    _store(places[0] if _may_write(places[0]) else places[1], identity, arrays)
+    _store(places[0] if _may_write(places[0]) else places[-1], identity, arrays)
     return arrays
 
 
-def user_folder(source: Path) -> Path:
-    """Return the place of the cache of a read-only source, under ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+def user_folder(source: Path) -> Path | None:
+    """Return the place of the cache of a read-only source, in ``XDG_CACHE_HOME`` or ``~/.cache``, if there is one."""
+    home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    if home.parts[:1] == ("~",):  # a container's user may have none
+        return None
     resolved = source.resolve()
     name = hashlib.sha256(str(resolved).encode()).hexdigest()[:16]
     return home / "bdjax" / "data" / f"{resolved.parent.name}-{name}"

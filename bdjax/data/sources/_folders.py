@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Container
 from pathlib import Path
 
 from bdjax.checks import InputError
@@ -11,17 +12,53 @@ from bdjax.checks import InputError
 
 def default() -> Path:
     """Return the folder that TensorFlow Datasets uses when it is told nothing, without importing it."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def resolve(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return the argument, else the environment variable ``BDJAX_DATA_DIR``, else the default; ``~`` is expanded."""
+    if data_dir is not None and not os.fspath(data_dir):
+        raise InputError("data_dir must name a folder, got ''.")
     named = data_dir if data_dir is not None else os.environ.get("BDJAX_DATA_DIR") or None
     return default() if named is None else Path(os.path.expanduser(named))  # which takes an unknown ~user as it is
 
 
+def locate(name: str, data_dir: str | os.PathLike[str] | None, known: Container[str]) -> tuple[str, str | None]:
+    """Return a data set's own name and its ``data_dir`` where the name is the path of a folder; others as they are.
+
+    A path has a separator in it or begins with ``~``, or is ``.`` or ``..``; a relative one starts at ``data_dir``, or
+    else where the process is. The name is the last part, so that it does not matter where the data lie; ``./`` stays
+    before the name of a data set that bdjax knows.
+
+    Raises:
+      InputError: a path without a name, such as ``/``.
+
+    >>> from bdjax.data.sources import _folders
+    >>> _folders.locate("/data/shapes/", None, ["digits"]), _folders.locate("shapes", None, ["digits"])
+    (('shapes', '/data'), ('shapes', None))
+    >>> _folders.locate("~/digits", "/data", ["digits"])[0], _folders.locate("./digits", "/data", ["digits"])
+    ('./digits', ('./digits', '/data'))
+    """
+    base = None if data_dir is None else os.fspath(data_dir)
+    if not is_path(name):
+        return name, base
+    path = Path(os.path.abspath(os.path.join(os.path.expanduser(base or "."), os.path.expanduser(name))))
+    if not path.name:
+        raise InputError(f"data.name must name a folder, got {name!r}.")
+    return f"./{path.name}" if path.name in known else path.name, str(path.parent)
+
+
+def is_path(name: str) -> bool:
+    """Return whether a data set's name is the path of a folder."""
+    if not isinstance(name, str):
+        return False
+    return any(mark in name for mark in {"/", os.sep}) or name.startswith("~") or name in (".", "..")
+
+
 def require(folder: Path) -> None:
     """Refuse a folder that is not there, lest a misspelled path be filled with a download."""
+    if folder.parts[:1] == ("~",):
+        raise InputError(f"there is no home for {folder}; name the folder of the data sets (data_dir, BDJAX_DATA_DIR).")
     if folder == default() and not folder.exists():
         folder.mkdir(parents=True)
     if not folder.is_dir():

@@ -1,8 +1,12 @@
-"""People's own data: ``<name>/train/<class>/*.png`` and ``<name>/test/<class>/*.png``."""
+"""People's own data: image files in ``<name>/train/<class>/`` and ``<name>/test/<class>/``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,11 +19,16 @@ from bdjax.types import Dataset
 
 T = TypeVar("T")
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
+FORMATS = "PNG, JPEG, BMP, GIF, TIFF, WebP, PPM or PGM"
+TEST = ("test", "val", "valid", "validation")  # the first that is there is the test split
+_NAMED = 3  # of the files that are left out
+
+_log = logging.getLogger(__name__)
 
 
 class _Files(NamedTuple):
     paths: list[Path]
+    headers: list[tuple[str, tuple[int, int]]]  # of each, Pillow's mode and (height, width)
     label: np.ndarray  # int32 [n]
 
 
@@ -35,61 +44,172 @@ class _Shape(NamedTuple):
 def image_folder(root: Path, image_size: int | None = None) -> Dataset:
     """Return the images of ``<root>/{train,test}/<class>/``, named after the folder.
 
-    Classes are the folders' names in alphabetical order, the same in both splits; rows are sorted by class and file
-    name. If every image is gray there is one channel, else all are converted to RGB (transparency is dropped). The
-    mean and standard deviation are measured on the training images.
+    An image is what Pillow reads as PNG, JPEG, BMP, GIF (the first frame), TIFF (the first page), WebP, PPM or PGM,
+    whatever its file is called, at any depth below its class (Tiny-ImageNet's ``train/<class>/images/``). It is turned
+    as its EXIF orientation says. Other files, and hidden ones, are left out, and one line says how many and names some;
+    but a file that is called an image and is damaged or empty is an error. Where there is no ``test/``, ``val/`` or
+    ``validation/`` takes its place.
+
+    Classes are the folders' names (in Unicode's composed form, NFC), the same in both splits. Names that are all whole
+    numbers are in the order of the numbers (0, 1, 2, 10), others in plain order; rows are sorted by class and by the
+    file's path. If every image is stored as gray there is one channel, else all are converted to RGB (transparency is
+    dropped, CMYK as Pillow does it). The mean and standard deviation are measured on the training images.
 
     Args:
       root: the folder with the splits.
       image_size: resize every image to this many pixels a side; without it all must have one size.
 
     Raises:
-      InputError: a split, a class or its images are missing, an image cannot be read or differs in size.
+      InputError: a split, a class or its images are missing, two classes have one name, an image cannot be read, has
+        more than 8 bits a channel, is too large to be believed or differs in size.
     """
-    class_names = _class_names(root)
-    train, test = (_list(root / split, class_names) for split in ("train", "test"))
-    shape = _survey([*train.paths, *test.paths], image_size)
+    splits = {"train": root / "train", "test": _test_folder(root)}
+    folders = {split: _classes(root, folder) for split, folder in splits.items()}
+    class_names = _class_names(root, folders, splits)
+    left_out = [path for folder in splits.values() for path in _loose(folder)]
+    train, test = (_list(folders[split], class_names, left_out) for split in splits)
+    _tell_left_out(root, left_out)
+    shape = _survey(train, test, image_size)
     footprint.check_images(len(train.paths) + len(test.paths), (shape.height, shape.width, shape.channels))
     images = [_read(files.paths, shape, image_size) for files in (train, test)]
     arrays = _dataset.Arrays(images[0], train.label, images[1], test.label)
     return _dataset.build(root.name, arrays, class_names)
 
 
-def _class_names(root: Path) -> tuple[str, ...]:
-    found = {}
-    for split in ("train", "test"):
-        folder = root / split
-        if not folder.is_dir():
-            raise InputError(f"image folder {root} has no {split} split; put its images into {folder}/<class>/.")
-        found[split] = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    if only := sorted(found["train"] ^ found["test"]):
-        where = "train" if only[0] in found["train"] else "test"
-        raise InputError(f"the splits of {root} differ: class {only[0]!r} is only in {where}; both need every class.")
-    if len(found["train"]) < 2:
-        raise InputError(f"image folder {root} needs two classes or more, got {sorted(found['train'])}.")
-    return tuple(sorted(found["train"]))
+def _test_folder(root: Path) -> Path:
+    found = next((name for name in TEST if (root / name).is_dir()), TEST[0])
+    if found != TEST[0] and (root / "train").is_dir():
+        _log.warning("image folder %s has no test/; its %s/ is the test split.", root, found)
+    return root / found
 
 
-def _list(folder: Path, class_names: Sequence[str]) -> _Files:
-    paths, label = [], []
-    for number, name in enumerate(class_names):
-        files = sorted(
-            path
-            for path in (folder / name).iterdir()
-            if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+def _classes(root: Path, folder: Path) -> dict[str, Path]:
+    """Return the folder of each class of a split by its name in NFC, as which two must not be the same."""
+    if not folder.is_dir():
+        or_val = " (or val/)" if folder.name == TEST[0] else ""
+        raise InputError(
+            f"image folder {root} has no {folder.name} split{or_val}; put its images into {folder}/<class>/."
         )
-        if not files:
-            raise InputError(f"class folder {folder / name} has no image ({', '.join(EXTENSIONS)}).")
-        paths += files
-        label += [number] * len(files)
-    return _Files(paths, np.array(label, np.int32))
+    classes: dict[str, Path] = {}
+    for path in _entries(folder):
+        name = unicodedata.normalize("NFC", path.name)
+        if not path.is_dir() or name.startswith("."):
+            continue
+        if name in classes:
+            raise InputError(f"{folder} has two class folders {name!r}, in two spellings of Unicode; rename one.")
+        classes[name] = path
+    return classes
 
 
-def _survey(paths: Sequence[Path], image_size: int | None) -> _Shape:
+def _class_names(root: Path, folders: Mapping[str, Mapping[str, Path]], splits: Mapping[str, Path]) -> tuple[str, ...]:
+    """Return the classes in the order of their labels."""
+    names = {split: set(classes) for split, classes in folders.items()}
+    if only := _ordered(names["train"] ^ names["test"]):
+        where = splits["train" if only[0] in names["train"] else "test"].name
+        more = f" (and {len(only) - 1} more are in one split alone)" if len(only) > 1 else ""
+        raise InputError(
+            f"the splits of {root} differ: class {only[0]!r} is only in {where}{more}; both need every class."
+        )
+    if len(names["train"]) < 2:
+        raise InputError(f"image folder {root} needs two classes or more, got {sorted(names['train'])}.")
+    return tuple(_ordered(names["train"]))
+
+
+def _ordered(names: set[str]) -> list[str]:
+    """Sort class names: as numbers if all are whole numbers, else as they are."""
+    if all(re.fullmatch("[0-9]+", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def _loose(folder: Path) -> list[Path]:
+    """Return what lies in a split beside its class folders."""
+    return [path for path in _entries(folder) if path.name.startswith(".") or not path.is_dir()]
+
+
+def _list(folders: Mapping[str, Path], class_names: Sequence[str], left_out: list[Path]) -> _Files:
+    """Return the images of a split; what is none is appended to ``left_out``."""
+    paths, headers, label = [], [], []
+    for number, name in enumerate(class_names):
+        before, others = len(paths), len(left_out)
+        for path in _files(folders[name], left_out):
+            if (found := _header(path)) is None:
+                left_out.append(path)
+            else:
+                paths.append(path)
+                headers.append(found)
+        if len(paths) == before:
+            there = [path.name for path in left_out[others : others + _NAMED]]
+            raise InputError(
+                f"class folder {folders[name]} has no image ({FORMATS}), but {', '.join(there) or 'nothing'}."
+            )
+        label += [number] * (len(paths) - before)
+    return _Files(paths, headers, np.array(label, np.int32))
+
+
+def _files(folder: Path, left_out: list[Path]) -> list[Path]:
+    """Return the files below a folder that are not hidden, sorted by their paths; the others are left out."""
+
+    def walk(inner: Path, above: frozenset[str]) -> Iterator[Path]:
+        real = os.path.realpath(inner)
+        if real in above:
+            raise InputError(f"{inner} is a link to a folder that it lies in; take it away.")
+        for path in _entries(inner):
+            if path.name.startswith("."):
+                left_out.append(path)
+            elif path.is_dir():
+                yield from walk(path, above | {real})
+            else:
+                yield path
+
+    def place(path: Path) -> tuple[str, str]:
+        relative = path.relative_to(folder).as_posix()
+        return unicodedata.normalize("NFC", relative), relative
+
+    return sorted(walk(folder, frozenset()), key=place)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what a folder holds, in an order that no file system decides."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read ({error.strerror}).") from error
+
+
+def _header(path: Path) -> tuple[str, tuple[int, int]] | None:
+    """Return what an image's header says, None for what is no image and is not called one.
+
+    Raises:
+      InputError: it is called an image, and cannot be read.
+    """
+    if path.suffix.lower() in _images.SUFFIXES:
+        return _named(path, _images.header)
+    if not path.is_file():
+        return None
+    try:
+        return _images.header(path)
+    except Exception:  # as for `_named`
+        return None
+
+
+def _tell_left_out(root: Path, paths: Sequence[Path]) -> None:
+    if paths:
+        names = [path.relative_to(root).as_posix() for path in paths[:_NAMED]]
+        more = ", …" if len(paths) > _NAMED else ""
+        files = "file that is" if len(paths) == 1 else "files that are"
+        no_image = "no image" if len(paths) == 1 else "no images"
+        _log.warning(
+            "image folder %s: left out %d %s %s (%s) or hidden: %s%s.",
+            *(root, len(paths), files, no_image, FORMATS, ", ".join(names), more),
+        )
+
+
+def _survey(train: _Files, test: _Files, image_size: int | None) -> _Shape:
     """Decide on the shape of all images from the files' headers alone."""
-    headers = [_named(path, _images.header) for path in paths]
+    paths, headers = [*train.paths, *test.paths], [*train.headers, *test.headers]
     for path, (mode, _) in zip(paths, headers, strict=True):
-        if mode.startswith(("I", "F")):
+        if _images.is_deep(mode):
             raise InputError(f"image {path} has more than 8 bits a channel (mode {mode}); convert it to 8 bits.")
     channels = 1 if all(mode in ("1", "L") for mode, _ in headers) else 3
     height, width = headers[0][1]
@@ -109,7 +229,11 @@ def _read(paths: Sequence[Path], shape: _Shape, image_size: int | None) -> np.nd
     out = np.empty((len(paths), shape.height, shape.width, shape.channels), np.uint8)
 
     def one(row: int) -> None:
-        out[row] = _named(paths[row], _images.read_file, shape.channels, image_size)
+        image = _named(paths[row], _images.read_file, shape.channels, image_size)
+        if image.shape != out.shape[1:]:  # a PNG may name its orientation after its pixels
+            size = f"{image.shape[0]}×{image.shape[1]}"
+            raise InputError(f"image {paths[row]} is {size} once it is turned upright; pass image_size, or turn it.")
+        out[row] = image
 
     _images.in_threads(one, range(len(paths)), shape.threads)
     return out

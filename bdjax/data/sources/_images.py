@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 T = TypeVar("T")
 
 MODES = {1: "L", 3: "RGB"}  # channels to Pillow's name for them
-FORMATS = ("PNG", "JPEG", "BMP")  # by content, not by name: Pillow hands some others to outside programs
+# By content, not by name: Pillow hands some others to outside programs.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_IN_RECORDS = ("PNG", "JPEG", "BMP")  # what other programs put into records is no more than these
+# How each orientation of EXIF becomes upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def workers(height: int, width: int) -> int:
@@ -35,23 +53,72 @@ def decode(encoded: Sequence[bytes], out: np.ndarray) -> None:
     """
     height, width, channels = out.shape[1:]
     for row, content in enumerate(encoded):
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=_IN_RECORDS) as image:
             if image.size != (width, height):
                 raise ValueError(f"an image is {image.height}×{image.width} where {height}×{width} was announced")
             out[row] = _pixels(image, channels)
 
 
 def read_file(path: str | os.PathLike[str], channels: int, image_size: int | None) -> np.ndarray:
-    """Return one image file as uint8 [h, w, c], resized to a square if a size is given."""
+    """Return one image file as uint8 [h, w, c], upright, resized to a square if a size is given."""
+    image = upright(path)
+    image = image if image.mode == MODES[channels] else _flat(image).convert(MODES[channels])
+    return _pixels(image if image_size is None else _resize(image, image_size), channels)
+
+
+def upright(path: str | os.PathLike[str]) -> Image.Image:
+    """Return an image file (of several pictures, the first) turned as its EXIF orientation says.
+
+    Raises:
+      Exception: whatever Pillow answers to a damaged file. One that may be too large is for `header` to refuse.
+    """
     with Image.open(path, formats=FORMATS) as image:
-        image = image.convert(MODES[channels])
-        return _pixels(image if image_size is None else _resize(image, image_size), channels)
+        image.load()
+        turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))  # Pillow turns TIFF itself
+        return image if turn is None else image.transpose(turn)
+
+
+def read_masked(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return one image file, upright and at a size, uint8 [h, w, c], and its opacity [h, w, 1] if it has any holes.
+
+    What is transparent lends its color to no pixel that is not.
+    """
+    height, width, channels = shape
+    image = upright(path)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        opacity = np.asarray(image.getchannel("A"), np.uint8)[..., None]
+        if alpha.getextrema() != (255, 255):
+            return _pixels(image.convert("RGB").convert(MODES[channels]), channels), opacity
+    image = image.convert(MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
+    return _pixels(image, channels), None
 
 
 def header(path: str | os.PathLike[str]) -> tuple[str, tuple[int, int]]:
-    """Return Pillow's mode and the (height, width) of an image file without decoding it."""
-    with Image.open(path, formats=FORMATS) as image:
-        return image.mode, (image.height, image.width)
+    """Return Pillow's mode and the (height, width) of an upright image file without decoding it.
+
+    To be called by one thread: it changes what becomes of warnings for a moment.
+
+    Raises:
+      Exception: whatever Pillow answers to what is no image, and to one of more pixels than `Image.MAX_IMAGE_PIXELS`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(path, formats=FORMATS)
+    with image:
+        width, height = image.size
+        orientation = _orientation(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size may be that before or after the turn
+            width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+            orientation = image.tag_v2.get(ExifTags.Base.Orientation, 1)
+        return image.mode, (width, height) if orientation in _ON_ITS_SIDE else (height, width)
+
+
+def is_deep(mode: str) -> bool:
+    """Return whether images of Pillow's mode have more than 8 bits a channel: nobody says what their range means."""
+    return mode.startswith(("I", "F"))
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
@@ -79,6 +146,25 @@ def in_threads(function: Callable[[T], None], items: Iterable[T], threads: int) 
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def write(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+    """Write an image, uint8 [h, w, 1 or 3], as PNG; `read_file` returns the same bits."""
+    Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)).save(path, "PNG")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation as far as it stands before the pixels; 1, upright, where EXIF is damaged."""
+    try:
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own method decodes the image
+    except Exception:  # SyntaxError, struct.error, … : the pixels may be whole all the same
+        return 1
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Return an image whose transparency can be dropped: of a palette with levels of it, Pillow would warn."""
+    levels = image.mode == "P" and isinstance(image.info.get("transparency"), bytes)
+    return image.convert("RGBA") if levels else image
 
 
 def _resize(image: Image.Image, size: int) -> Image.Image:

@@ -40,6 +40,13 @@ def cifar10(data_dir: Path | None = None, *, on_disk: bool = False) -> Dataset:
     )
 
 
+def is_ready(data_dir: Path) -> bool:
+    """Whether a prepared folder is there; where the user named the folder for it, that must be there."""
+    if data_dir != _folders.default():
+        _folders.require(data_dir)
+    return _folders.newest_version(data_dir, "cifar10") is not None
+
+
 # tfds is imported where something must be decoded: a cached load neither needs it nor waits for it.
 def _prepare(data_dir: Path) -> Path:
     with _extra.required():
