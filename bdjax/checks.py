@@ -9,6 +9,12 @@ import numbers
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
+# The most of what is counted. What has no bound of its own is at most what a 32-bit integer holds, as positions and
+# steps on a device are; a number beyond is a slip of the hand.
+LARGEST = 2**31 - 1
+EPOCHS = 1_000_000
+RUNS = 100_000  # of a sweep, before its control rows
+DRAWS = 1_000_000  # random vectors, steps of an iteration
 _LONGEST_WORD = 100  # letters in which a spelling mistake is looked for
 
 
@@ -52,13 +58,15 @@ def below_one(**values: Any) -> None:
             raise InputError(f"{name} must be at least 0 and below 1, got {value!r}.")
 
 
-def integer(minimum: int = 0, **values: Any) -> None:
-    """Refuse what is not a whole number of at least ``minimum``."""
+def integer(minimum: int = 0, maximum: int = LARGEST, **values: Any) -> None:
+    """Refuse what is not a whole number from ``minimum`` to ``maximum``."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise InputError(f"{name} must be a whole number, got {value!r}.")
         if value < minimum:
             raise InputError(f"{name} must be {minimum} or more, got {value!r}.")
+        if int(value) > maximum:
+            raise InputError(f"{name} must be at most {maximum}, got {value!r}.")
 
 
 def one_of(choices: Iterable[str], **values: Any) -> None:

@@ -240,7 +240,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
     refuse_unknown("", values, [field.name for field in dataclasses.fields(Config)])
     values = _with_defaults(values)
     seed = convert("seed", int, values.get("seed", 0))
-    integer(seed=seed)
+    integer(seed=seed, maximum=2**63)
     if seed >= 2**32:
         raise InputError(f"seed must be below 2**32, got {seed}.")
     config = Config(

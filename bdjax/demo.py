@@ -8,7 +8,7 @@ from typing import Any
 
 from bdjax import config as configs
 from bdjax import schema
-from bdjax.checks import integer, one_of
+from bdjax.checks import RUNS, integer, one_of
 from bdjax.config import Config
 from bdjax.run import Execution, run
 
@@ -47,7 +47,7 @@ def plan(dataset: str = "digits", *, seeds: int | None = None, data_dir: str | N
     one_of(STORIES, dataset=dataset)
     story = STORIES[dataset]
     seeds = story.seeds if seeds is None else seeds
-    integer(1, seeds=seeds)
+    integer(1, RUNS, seeds=seeds)
     found = []
     for seed in range(seeds):
         for attack in ATTACKS:

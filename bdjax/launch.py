@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bdjax.checks import InputError, integer, one_of
+from bdjax.checks import RUNS, InputError, integer, one_of
 
 CLUSTERS = ("slurm", "local")
 
@@ -51,7 +51,7 @@ def submit(
     Raises:
       InputError: no such cluster, less than one job, an option that submitit does not know, no SLURM, or no submitit.
     """
-    integer(1, jobs=jobs)
+    integer(1, RUNS, jobs=jobs)
     one_of(CLUSTERS, cluster=cluster)
     try:
         import submitit

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from bdjax import attacker, attacks, data, defenses, poison
+from bdjax import attacker, attacks, data, defenses, footprint, poison
 from bdjax import config as configs
 from bdjax.attacker import Stage
-from bdjax.checks import InputError, named, one_of
+from bdjax.checks import LARGEST, InputError, named, one_of
 from bdjax.config import Config, DataConfig
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
@@ -93,6 +93,8 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     _, dataset, fingerprint, seen, attack, trigger_state, model = prepare_attack(config, on_disk=data_on == "disk")
     spec = dataset.spec
     training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
+    rows_at_once = min(training[-1].learner.batch_size or 1, len(dataset.train.label)) // devices
+    footprint.check_network(model, max(rows_at_once, 1), residence.device_bytes())
     _check_parametrization(config, model)
     rows = _holdout_rows(config, dataset)
     holdout, kept_aside = _divide(config, splits.take(dataset.train, rows), spec.num_classes)
@@ -101,9 +103,11 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     _check_label_map(attack, dataset.test)
     for stage in training:
         batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
+        _check_steps(_section(stage), stage.learner, attackers)
         _check_devices(_section(stage), stage.learner, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
         batches.check(stage, holdout, "the holdout")
+        _check_steps(path, stage, holdout)
         _check_devices(path, stage, devices)
         _check_division(stage, holdout.label.shape[0], spec.num_classes)
     if (data_on := residence.choose(data_on, attackers)) != "device":
@@ -142,6 +146,7 @@ def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
     model = configs.build_model(config, spec)
     attack = configs.build_attack(config, spec, model)
     with named("attack", config.attack.options):
+        footprint.check_trigger(attack.trigger, spec, residence.device_bytes())
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     _tell_namesake(config, spec)
     return AttackPlan(config, dataset, fingerprint | _files(config), seen, attack, trigger_state, model)
@@ -285,6 +290,8 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
     dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
     changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
     spec = dataclasses.replace(dataset.spec, **changes)
+    if changes.get("crop_padding", 0) > (side := max(spec.shape[:2])):
+        raise InputError(f"data.crop_padding must be at most {side}, the images' side; got {wanted.crop_padding}.")
     if wanted.train_count is not None:
         available = dataset.train.label.shape[0]
         if wanted.train_count > available:
@@ -421,6 +428,13 @@ def check_trigger(plan: Plan | AttackPlan) -> None:
 def _section(stage: Stage) -> str:
     """Return the section of the config that says how a stage of the attacker is fed."""
     return "attack" if stage.name == "trigger" else "training"
+
+
+def _check_steps(path: str, learner: Defense, split: Split) -> None:
+    """Refuse more steps than their number can count."""
+    steps = learner.epochs * batches.of_learner(learner, max(split.label.shape[0], 1)).steps
+    if steps > LARGEST:
+        raise InputError(f"{path}.epochs must make at most {LARGEST} steps in all; {learner.epochs} make {steps}.")
 
 
 def _check_devices(path: str, learner: Defense, devices: int) -> None:

@@ -28,7 +28,7 @@ from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
 from bdjax.plans import Plan
 from bdjax.run import Execution, Victim
-from bdjax.sweeps import check_axis
+from bdjax.sweeps import check_axes
 from bdjax.train import group, loop
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.group import Point
@@ -74,8 +74,7 @@ def points(values: Mapping[str, Any], axes: Mapping[str, Sequence[str]]) -> list
     Raises:
       InputError: an axis without values or with a repeated one, or a point that is no config.
     """
-    for path, words in axes.items():
-        check_axis(path, words)
+    check_axes(axes)
     found: dict[str, tuple[str, ...]] = {}
     configured = []
     for words in itertools.product(*axes.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from bdjax.checks import InputError
+from bdjax.checks import RUNS, InputError
 from bdjax.defenses import check, stage_key
 from bdjax.defenses.chain import Chain, stages
 from bdjax.train import batches, group, loop
@@ -60,8 +61,7 @@ def grid(create: Callable[..., T], **axes: Sequence[float]) -> Sweep[T]:
     """
     if not axes:
         raise InputError("grid needs an axis, such as rho=[0.5, 1, 2].")
-    for name, values in axes.items():
-        check_axis(name, values)
+    check_axes(axes)
     settings = tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
     points = [create(**setting) for setting in settings]
     structures = [jax.tree.structure(point) for point in points]
@@ -76,17 +76,25 @@ def grid(create: Callable[..., T], **axes: Sequence[float]) -> Sweep[T]:
     return Sweep(jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *points), settings)
 
 
-def check_axis(name: str, values: Sequence[Any]) -> None:
-    """Refuse an axis without values or with one that stands twice.
+def check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse axes that are no grid.
 
     Raises:
-      InputError: it is such an axis.
+      InputError: an axis without values or with one that stands twice, or more points than a sweep may have.
     """
-    if not values:
-        raise InputError(f"{name} needs at least one value.")
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise InputError(f"{name} has the value {value!r} twice.")
+    points = math.prod(map(len, axes.values()))
+    if points > RUNS:
+        sizes = " × ".join(f"{len(values)} of {name}" for name, values in axes.items())
+        raise InputError(f"a sweep must have at most {RUNS} points, got {points}: {sizes}.")
+    for name, values in axes.items():
+        if not values:
+            raise InputError(f"{name} needs at least one value.")
+        seen = set()
+        for value in values:
+            plain = value.item() if hasattr(value, "item") else value  # an array is not hashable
+            if plain in seen:
+                raise InputError(f"{name} has the value {value!r} twice.")
+            seen.add(plain)
 
 
 def purify(

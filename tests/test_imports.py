@@ -26,8 +26,9 @@ MAY_IMPORT = {
     "similarity": set(),
     "stealth": BASE | {"data", "similarity"},
     "registry": {"checks"},
-    "data": BASE | {"registry"},
+    "data": BASE | {"registry", "footprint"},
     "structure": BASE,
+    "footprint": BASE,
     "adversarial": BASE,
     # data: uint8 to float; models: the layers of generators; a trigger may be made with a network
     "attacks": BASE | {"registry", "adversarial", "data", "models", "similarity", "structure"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "hessian": BASE,
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
-    "train": BASE | {"failures", "adversarial", "data", "fisher", "optim", "parametrizations"},
+    "train": BASE | {"footprint", "failures", "adversarial", "data", "fisher", "optim", "parametrizations"},
     "attacker": BASE | {"data", "parametrizations", "poison", "train"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
@@ -70,7 +71,7 @@ MAY_IMPORT = {
     "guard": set(),
     "schema": BASE | {"failures", "registry", "attacks", "defenses", "optim"},
     "config": BASE | {"data", "registry", "schema", "attacks", "poison", "models", "train", "defenses"},
-    "plans": BASE | {"attacks", "config", "data", "poison", "attacker", "train", "defenses"},
+    "plans": BASE | {"attacks", "config", "data", "footprint", "poison", "attacker", "train", "defenses"},
     "provenance": {"checks", "config", "plans", "records", "train"},
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}

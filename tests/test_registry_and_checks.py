@@ -139,6 +139,17 @@ def test_a_minimum():
         checks.integer(2, size=1)
 
 
+def test_a_maximum():
+    """What has no other is that of a 32-bit integer."""
+    checks.integer(2, 5, size=5)
+    checks.integer(size=2**31 - 1)
+    with pytest.raises(InputError, match="size must be at most 5, got 6"):
+        checks.integer(2, 5, size=6)
+    for value in (2**31, 2**63 - 1, 10**400):
+        with pytest.raises(InputError, match="size must be at most 2147483647, got"):
+            checks.integer(size=value)
+
+
 def test_one_of():
     checks.one_of(("apple", "pear"), fruit="pear")
     with pytest.raises(InputError, match=r"fruit must be one of apple, pear; got 'aple' \(did you mean 'apple'\?\)"):

@@ -59,7 +59,7 @@ def embed(points: Points, *, method: str = "tsne", seed: int = 0, perplexity: fl
         is not installed.
     """
     one_of(METHODS, method=method)
-    integer(0, seed=seed)
+    integer(0, 2**32 - 1, seed=seed)
     positive(perplexity=perplexity)
     if len(points) < 4:
         raise InputError(f"points must be 4 or more to be embedded, got {len(points)}.")
@@ -147,7 +147,7 @@ def features(images: int = 2000, method: str = "tsne", seed: int = 0, perplexity
       InputError: a value out of range, an unknown method, or too few images for one of each class.
     """
     integer(1, images=images)
-    integer(0, seed=seed)
+    integer(0, 2**32 - 1, seed=seed)
     one_of(METHODS, method=method)
     positive(perplexity=perplexity)
     return Features(images, method, seed, float(perplexity))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from bdjax import evaluate, fisher, layout
 from bdjax.analysis._subject import Findings, Subject
-from bdjax.checks import InputError, integer, one_of, positive
+from bdjax.checks import DRAWS, InputError, integer, one_of, positive
 from bdjax.chunks import accumulate
 from bdjax.data import splits
 from bdjax.data.augment import as_float
@@ -80,8 +80,10 @@ class Settings:
 
     def check(self) -> None:
         """Raise InputError for a value out of range."""
-        integer(2, images=self.images, draws=self.draws)
-        integer(1, iterations=self.iterations, chunk=self.chunk)
+        integer(2, images=self.images)
+        integer(2, maximum=DRAWS, draws=self.draws)
+        integer(1, maximum=DRAWS, iterations=self.iterations)
+        integer(1, chunk=self.chunk)
         positive(tolerance=self.tolerance)
 
     def identity(self) -> dict[str, int | float]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 from bdjax import layout
 from bdjax.analysis._subject import Findings, Subject
 from bdjax.analysis.smoothness import VARIANTS, mean_loss, sample
-from bdjax.checks import integer, one_of
+from bdjax.checks import DRAWS, integer, one_of
 from bdjax.hessian import Spectrum, smoothed, spectral_density
 from bdjax.layout import BLUE, ORANGE
 from bdjax.train import compilation
@@ -45,8 +45,9 @@ def spectrum(images: int = 200, steps: int = 100, starts: int = 1, variant: str 
     Raises:
       InputError: a value out of range or an unknown variant.
     """
-    integer(2, images=images, steps=steps)
-    integer(1, starts=starts)
+    integer(2, images=images)
+    integer(2, maximum=DRAWS, steps=steps)
+    integer(1, maximum=DRAWS, starts=starts)
     one_of(VARIANTS, variant=variant)
     return SpectrumOfRuns(images, steps, starts, variant)
 

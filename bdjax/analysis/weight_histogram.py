@@ -17,6 +17,7 @@ from bdjax.layout import AFTER, BEFORE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MOST_BINS = 100_000
 _WORDS = {"norms": layout.WEIGHT_NORM, "weights": "weight $w$"}
 
 
@@ -36,7 +37,7 @@ def weight_histogram(of: str = "norms", bins: int = 30, layer: str | None = None
       Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization, ICCV 2023, fig. 5.
     """
     one_of(_WORDS, of=of)
-    integer(2, bins=bins)
+    integer(2, maximum=_MOST_BINS, bins=bins)
     return WeightHistogram(of, bins, layer)
 
 

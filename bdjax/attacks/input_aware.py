@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks import _generators
 from bdjax.attacks._generators import UShape
 from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import integer, non_negative, positive, unit_interval
+from bdjax.checks import EPOCHS, integer, non_negative, positive, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
 
 PRESETS = {"reference_code": {"double_tanh": True, "accumulate_gradient": True}}
@@ -243,9 +243,9 @@ def input_aware(
       Nguyen & Tran, Input-Aware Dynamic Backdoor Attack, section 3.
     """
     unit_interval(poison_rate=poison_rate, cover_rate=cover_rate, density=density)
-    integer(epochs=epochs)
+    integer(maximum=EPOCHS, epochs=epochs)
     if learning_epochs is not None:
-        integer(learning_epochs=learning_epochs)
+        integer(maximum=EPOCHS, learning_epochs=learning_epochs)
     integer(1, batch_size=batch_size, width=width)
     positive(learning_rate=learning_rate)
     non_negative(sparsity=sparsity, diversity=diversity)

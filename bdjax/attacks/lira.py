@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks import _generators
 from bdjax.attacks._generators import Autoencoder
 from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import InputError, integer, positive, unit_interval
+from bdjax.checks import EPOCHS, InputError, integer, positive, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
 
 
@@ -138,7 +138,7 @@ def lira(
       Doan et al., LIRA: Learnable, Imperceptible and Robust Backdoor Attacks, algorithm 1 and section 4.
     """
     unit_interval(poison_rate=poison_rate, epsilon=epsilon)
-    integer(learning_epochs=learning_epochs)
+    integer(maximum=EPOCHS, learning_epochs=learning_epochs)
     integer(1, width=width)
     positive(learning_rate=learning_rate)
     trigger = Noise(epsilon, learning_rate, label_map, learning_epochs, width)

@@ -14,7 +14,7 @@ from bdjax import pytree
 from bdjax.attacks import _generators
 from bdjax.attacks._generators import Decoder, Encoder
 from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import InputError, integer, non_negative, positive, unit_interval
+from bdjax.checks import EPOCHS, InputError, integer, non_negative, positive, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Params, Split, Variables
 
 LETTERS = 12  # of 8 bits each; four zeros make up the published code's 100
@@ -149,7 +149,7 @@ def ssba(
       Li et al., Invisible Backdoor Attack with Sample-Specific Triggers, section 4; Tancik et al., StegaStamp, 2020.
     """
     unit_interval(poison_rate=poison_rate, gate=gate)
-    integer(epochs=epochs, delay=delay, ramp=ramp)
+    integer(maximum=EPOCHS, epochs=epochs, delay=delay, ramp=ramp)
     integer(1, bits=bits, batch_size=batch_size, width=width)
     positive(learning_rate=learning_rate)
     non_negative(image_weight=image_weight)

@@ -12,6 +12,7 @@ from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
 from bdjax.types import Attack, HParam, ImageSpec, LabelMap, Split
 
+_FINEST = 1024  # grid, which is enlarged to an image
 _CUBIC = -0.75  # a of the cubic kernel with which the paper's code enlarges the field
 
 
@@ -122,6 +123,6 @@ def wanet(
     """
     unit_interval(poison_rate=poison_rate)
     non_negative(cover_ratio=cover_ratio, strength=strength)
-    integer(1, grid=grid)
+    integer(1, maximum=_FINEST, grid=grid)
     cover_rate = min(cover_ratio * poison_rate, 1 - poison_rate)
     return Attack(Warp(strength, grid), label_map, poison_rate, controls_training=True, cover_rate=cover_rate)

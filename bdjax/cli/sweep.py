@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bdjax.checks import InputError, integer
+from bdjax.checks import RUNS, InputError, integer
 from bdjax.cli._execution import carry_out, check, execution_options, shallow, values_of
 from bdjax.cli._output import draw_figures, may_draw, print_table
 from bdjax.cli._parser import EXIT_FAILED, Commands, complain
@@ -65,7 +65,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
             raise InputError(f"--over {path} stands twice; list all of its values in one.")
         axes[path] = [value.strip() for value in listed.split(",") if value.strip()]
     if options.seeds is not None:
-        integer(1, seeds=options.seeds)
+        integer(1, RUNS, seeds=options.seeds)
         if "seed" in axes:
             raise InputError("--seeds and --over seed exclude each other; give one.")
         axes["seed"] = [str(seed) for seed in range(options.seeds)]

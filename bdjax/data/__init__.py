@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bdjax import checks, registry
+from bdjax import checks, footprint, registry
 from bdjax.data import splits as splits
 from bdjax.data.sources import _cache, _folders
 from bdjax.types import Dataset, Split
@@ -217,6 +217,8 @@ def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
         return dataset
     from bdjax.data.sources import _images
 
+    count = sum(split.label.shape[0] for split in (dataset.train, dataset.test))
+    footprint.check_images(count, (image_size, image_size, channels))
     train, test = (
         split._replace(image=_images.resize(np.asarray(split.image), image_size))
         for split in (dataset.train, dataset.test)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bdjax import pytree
 from bdjax.adversarial import pgd
-from bdjax.checks import InputError, integer, non_negative, one_of, unit_interval
+from bdjax.checks import EPOCHS, InputError, integer, non_negative, one_of, unit_interval
 from bdjax.data import augment
 from bdjax.data.augment import AUGMENTATIONS
 from bdjax.optim.sgd import Schedule, Sgd
@@ -198,7 +198,7 @@ def supervised(
     Raises:
       InputError: a value out of range, or options that exclude each other.
     """
-    integer(epochs=epochs)
+    integer(maximum=EPOCHS, epochs=epochs)
     integer(1, batch_size=batch_size)
     unit_interval(label_smoothing=label_smoothing)
     one_of(AUGMENTATIONS, augment=augment)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from bdjax import footprint
 from bdjax.checks import InputError
 from bdjax.data.sources import _dataset, _images
 from bdjax.types import Dataset
@@ -69,6 +70,7 @@ def image_folder(root: Path, image_size: int | None = None) -> Dataset:
     train, test = (_list(folders[split], class_names, left_out) for split in splits)
     _tell_left_out(root, left_out)
     shape = _survey(train, test, image_size)
+    footprint.check_images(len(train.paths) + len(test.paths), (shape.height, shape.width, shape.channels))
     images = [_read(files.paths, shape, image_size) for files in (train, test)]
     arrays = _dataset.Arrays(images[0], train.label, images[1], test.label)
     return _dataset.build(root.name, arrays, class_names)

@@ -1,0 +1,124 @@
+"""What is asked of the memory at the least, known from shapes before anything is allocated."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bdjax.checks import InputError
+from bdjax.types import ImageSpec, Model, Trigger
+
+_TRAINED = 3  # copies of the parameters: their gradient and its momentum
+
+
+def check_network(model: Model, rows: int, memory: int | None) -> None:
+    """Refuse a network that no training step could hold.
+
+    It needs the parameters, their gradient and its momentum; and at some time the largest array of a pass over a batch.
+    It may well need more: what is let through can run out of memory yet.
+
+    Args:
+      model: the network.
+      rows: images of a batch on one device.
+      memory: bytes of the device; None where nobody tells, and nothing is refused.
+
+    Raises:
+      InputError: it needs more than there is.
+    """
+    if memory is None:
+        return
+    count, parameters, largest = _of_network(model, rows)
+    there = f"and the device has {_gibibytes(memory)}"
+    if (needed := _TRAINED * parameters) > memory:
+        with_training = f"with their gradient and momentum they need {_gibibytes(needed)}"
+        raise InputError(f"the network has {_short(count)} parameters; {with_training}, {there}.")
+    if largest > memory:
+        array = f"one array of {_gibibytes(largest)} of a batch of {rows} images of {model.spec.shape[:2]} pixels"
+        raise InputError(f"the network computes {array}, {there}.")
+
+
+def check_trigger(trigger: Trigger, spec: ImageSpec, memory: int | None) -> None:
+    """Refuse a trigger whose state could not be held.
+
+    Raises:
+      InputError: it needs more than there is, or as ``trigger.init``.
+    """
+    if memory is None:
+        return
+    needed = _of_trigger(trigger, spec) if _is_hashable(trigger) else _of_trigger.__wrapped__(trigger, spec)
+    if needed > memory:
+        there = f"and the device has {_gibibytes(memory)}"
+        raise InputError(f"the trigger with these options takes {_gibibytes(needed)}, {there}.")
+
+
+def check_images(count: int, shape: tuple[int, ...]) -> None:
+    """Refuse images of a size at which the machine could not hold so many.
+
+    Raises:
+      InputError: they need more than there is.
+    """
+    needed, memory = count * math.prod(shape), machine_bytes()
+    if memory is not None and needed > memory:
+        images = f"{count} images of {shape[0]}×{shape[1]} pixels take {_gibibytes(needed)}"
+        raise InputError(f"image_size must be less: {images}, and the machine has {_gibibytes(memory)}.")
+
+
+def machine_bytes() -> int | None:
+    """Return the bytes of memory of this machine; None on Windows, which does not tell."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@functools.lru_cache(maxsize=64)  # the configs of a sweep ask for the same ones thousands of times
+def _of_network(model: Model, rows: int) -> tuple[int, int, int]:
+    """Return the number of parameters, their bytes, and those of the largest array of a pass over so many images."""
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((rows, *model.spec.shape), jnp.float32)
+    traced = jax.make_jaxpr(lambda variables, image: model.apply(variables, image, train=True))(variables, image)
+    leaves = jax.tree.leaves(variables["params"])
+    largest = max(map(_bytes, _results(traced.jaxpr)), default=0)
+    return sum(math.prod(x.shape) for x in leaves), sum(map(_bytes, leaves)), largest
+
+
+@functools.lru_cache(maxsize=64)
+def _of_trigger(trigger: Trigger, spec: ImageSpec) -> int:
+    state = jax.eval_shape(lambda key: trigger.init(key, spec), jax.random.key(0))
+    return sum(map(_bytes, jax.tree.leaves(state)))
+
+
+def _results(program: Any) -> Iterator[Any]:
+    """Yield the shapes and types of what a traced program computes, also in the programs that it calls."""
+    for eqn in program.eqns:
+        yield from (var.aval for var in eqn.outvars)
+        for value in eqn.params.values():
+            for part in value if isinstance(value, list | tuple) else (value,):
+                called = getattr(part, "jaxpr", part)
+                if hasattr(called, "eqns"):
+                    yield from _results(called)
+
+
+def _bytes(array: Any) -> int:
+    return math.prod(array.shape) * getattr(array.dtype, "itemsize", 4)
+
+
+def _short(count: int) -> str:
+    return f"{count:,}" if count < 10**9 else f"{count:.1e}".replace("e+", "e")
+
+
+def _gibibytes(number: int) -> str:
+    return f"{number / 2**30:,.1f} GiB" if number < 2**50 else f"{number / 2**30:.1e} GiB".replace("e+", "e")
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
