@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from bdjax import failures, findings, records, registry, report, saved, schema
+from bdjax import failures, findings, places, records, registry, report, saved, schema
 from bdjax.analysis._subject import Analysis, NeedsLibrary
-from bdjax.checks import InputError, one_of
+from bdjax.checks import one_of
 from bdjax.findings import PACKAGE, Found
 from bdjax.layout import FORMATS, need_matplotlib
 from bdjax.report import Record
@@ -46,8 +46,7 @@ def analyze(
     choice = schema.read_choice("analysis", PACKAGE, {**(options or {}), "name": name})
     analysis = cast(Analysis, registry.create(PACKAGE, name, **choice.options))
     figure = Path(folder) / f"{name}.{format}"
-    if figure.parent.exists() and not figure.parent.is_dir():
-        raise InputError(f"figures must be a folder; {figure.parent} is a file.")
+    places.check_folder("figures", folder)
     runs = findings.titles(report.load(paths))
     found: dict[str, Found] = {}
     known: saved.Known = {}

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bdjax import places
 from bdjax.checks import InputError
 from bdjax.records import write_text
 from bdjax.report import BUNDLE, Record, identity
@@ -21,12 +22,11 @@ def check(file: str | os.PathLike[str]) -> Path:
     """Return the path of a bundle to write.
 
     Raises:
-      InputError: its suffix is not ``.jsonl``, by which it would be known, or it is a folder.
+      InputError: its suffix is not ``.jsonl``, by which it would be known, or it is no file that could be.
     """
-    path = Path(file)
-    if path.suffix != BUNDLE or path.is_dir():
+    if Path(file).suffix != BUNDLE:
         raise InputError(f"out must name a {BUNDLE} file, such as records{BUNDLE}; got {str(file)!r}.")
-    return path
+    return places.check_file("out", file)
 
 
 def write(records: Iterable[Record], file: str | os.PathLike[str]) -> Path:

@@ -9,13 +9,13 @@ import numbers
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
-_LONGEST_WORD = 100  # letters in which a spelling mistake is looked for
 # The most of what is counted. What has no bound of its own is at most what a 32-bit integer holds, as positions and
 # steps on a device are; a number beyond is a slip of the hand.
 LARGEST = 2**31 - 1
 EPOCHS = 1_000_000
 RUNS = 100_000  # of a sweep, before its control rows
 DRAWS = 1_000_000  # random vectors, steps of an iteration
+_LONGEST_WORD = 100  # letters in which a spelling mistake is looked for
 
 
 class InputError(ValueError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bdjax import failures
+from bdjax import failures, places
 from bdjax.checks import InputError
 from bdjax.layout import FORMATS, GREY, HEADING, MARGIN, STYLE, WIDTH, axes, need_matplotlib, save, write
 
@@ -45,13 +45,13 @@ def check(path: str | Path) -> Path:
     """Return the path of a sheet that could be drawn, before anything is trained for it.
 
     Raises:
-      InputError: another suffix than png, pdf or svg, or no matplotlib.
+      InputError: another suffix than png, pdf or svg, no file that could be, or no matplotlib.
     """
     path = Path(path)
     if path.suffix[1:] not in FORMATS:
         raise InputError(f"file must end in .{', .'.join(FORMATS)}; got {str(path)!r}.")
     need_matplotlib()
-    return path
+    return places.check_file("file", path)
 
 
 def scale(change: np.ndarray) -> int:

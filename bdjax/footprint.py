@@ -70,11 +70,10 @@ def check_images(count: int, shape: tuple[int, ...]) -> None:
 
 
 def machine_bytes() -> int | None:
-    """Return the bytes of the machine's memory; None where nobody says."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+    """Return the bytes of memory of this machine; None on Windows, which does not tell."""
+    if not hasattr(os, "sysconf"):
         return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @functools.lru_cache(maxsize=64)  # the configs of a sweep ask for the same ones thousands of times

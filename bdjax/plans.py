@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 from bdjax import attacker, attacks, defenses, footprint, inputs, poison
 from bdjax import config as configs
 from bdjax.attacker import Stage
-from bdjax.checks import InputError, named, one_of
+from bdjax.checks import LARGEST, InputError, named, one_of
 from bdjax.config import Config
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
@@ -96,9 +96,11 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     _check_label_map(attack, dataset.test)
     for stage in training:
         batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
+        _check_steps(_section(stage), stage.learner, attackers)
         _check_devices(_section(stage), stage.learner, devices)
     for path, stage in zip(configs.stage_paths(config), stages(defense), strict=True):
         batches.check(stage, holdout, "the holdout")
+        _check_steps(path, stage, holdout)
         _check_devices(path, stage, devices)
         _check_division(stage, holdout.label.shape[0], spec.num_classes)
     if (data_on := residence.choose(data_on, attackers)) != "device":
@@ -358,6 +360,13 @@ def check_trigger(plan: Plan | AttackPlan) -> None:
 def _section(stage: Stage) -> str:
     """Return the section of the config that says how a stage of the attacker is fed."""
     return "attack" if stage.name == "trigger" else "training"
+
+
+def _check_steps(path: str, learner: Defense, split: Split) -> None:
+    """Refuse more steps than their number can count."""
+    steps = learner.epochs * batches.of_learner(learner, max(split.label.shape[0], 1)).steps
+    if steps > LARGEST:
+        raise InputError(f"{path}.epochs must make at most {LARGEST} steps in all; {learner.epochs} make {steps}.")
 
 
 def _check_devices(path: str, learner: Defense, devices: int) -> None:

@@ -14,7 +14,6 @@ from bdjax.plans import Plan
 from bdjax.train import hosts
 
 CHANGED = ("refuse", "rerun")  # what to do where the data are others than those that a run was begun with
-_FILE = "data.json"
 _SHAPE = {"train": str, "test": str, "files?": {str: str}, "stamp?": str}
 
 
@@ -89,7 +88,7 @@ def check(made_of: Fingerprint, plan: Plan, whose: Path) -> None:
 
 def _begun_with(folder: Path) -> dict[str, Any] | None:
     """Return the fingerprint with which a folder was begun and the stamp of its files, which may not be known."""
-    begun = records.read_json(folder / _FILE, _SHAPE)
+    begun = records.read_json(folder / records.DATA, _SHAPE)
     record = records.read_record(folder)
     if record is None or record["status"] != "finished":
         return begun and {"stamp": None, **begun}
@@ -113,4 +112,4 @@ def _is_same(folder: Path, begun: Fingerprint, now: Fingerprint, config: Config,
 
 
 def _write(folder: Path, fingerprint: Fingerprint, stamp: str) -> None:
-    hosts.from_first(lambda: records.write_json(folder / _FILE, {**fingerprint, "stamp": stamp}))
+    hosts.from_first(lambda: records.write_json(folder / records.DATA, {**fingerprint, "stamp": stamp}))

@@ -28,6 +28,7 @@ except ModuleNotFoundError:  # Windows has none
     resource = None
 
 SCHEMA_VERSION = 1
+DATA = "data.json"  # which data a run or a victim was begun with
 SMOOTHNESS = "smoothness.json"  # beside the record, of the runs whose loss surface was measured
 _FINISHED = {"run_id": str, "status": str, "data": {"fingerprint": {"train": str, "test": str, "files?": {str: str}}}}
 _RECORD = (_FINISHED, {"run_id": str, "status": str, "reason": str})
@@ -227,17 +228,18 @@ def read_smoothness(folder: Path, run_id: str | None = None) -> dict[str, Any] |
 def set_aside(folder: Path, out: Path, name: str) -> None:
     """Move what is in a folder below ``out`` to the same place below ``out/name``, or ``name-2`` and so on.
 
-    Its lock stays, as does, to the last, what says that there is something to be moved.
+    Its lock stays, as does, to the last, what says that there is something to be moved. So a call that was killed is
+    gone on with by the next one, at the same place: one that has nothing of the same name, nor yet what is moved last.
     """
     place = folder.relative_to(out)
+    entries = [entry for entry in folder.iterdir() if entry.name != ".lock"]
     number = itertools.count(2)
     target = out / name / place
-    while target.exists():
+    while (target / DATA).exists() or any((target / entry.name).exists() for entry in entries):
         target = out / f"{name}-{next(number)}" / place
-    target.mkdir(parents=True)
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.suffix == ".json"):
-        if entry.name != ".lock":
-            entry.rename(target / entry.name)
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(entries, key=lambda entry: (entry.name == DATA, entry.suffix == ".json")):
+        entry.rename(target / entry.name)
 
 
 def damaged(path: Path, reason: object) -> InputError:

@@ -10,7 +10,6 @@ import pytest
 
 from bdjax import attacks, cli, data, footprint, models, pytree, registry
 from bdjax.checks import InputError
-from bdjax.train import batches
 from bdjax.train.supervised import supervised
 from bdjax.types import ImageSpec, Split
 
@@ -131,9 +130,11 @@ def test_numbers_beyond_sense_are_refused_before_a_folder_is_made(words, message
 def test_so_are_more_steps_than_their_number_can_count():
     rows = 3000
     split = Split(np.zeros((rows, 1, 1, 1), np.uint8), np.zeros(rows, np.int32), np.ones(rows, bool))
-    batches.check(supervised(epochs=10**6, batch_size=2), split)
-    with pytest.raises(InputError, match=r"epochs must make at most 2147483647 steps in all; 1000000 make 3000000000"):
-        batches.check(supervised(epochs=10**6, batch_size=1), split)
+    plans._check_steps("training", supervised(epochs=10**6, batch_size=2), split)
+    with pytest.raises(
+        InputError, match=r"training\.epochs must make at most 2147483647 steps in all; 1000000 make 30"
+    ):
+        plans._check_steps("training", supervised(epochs=10**6, batch_size=1), split)
 
 
 @pytest.mark.parametrize(

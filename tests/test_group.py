@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from planted import Net
 
-from bdjax import defenses
+from bdjax import defenses, footprint
 from bdjax.checks import InputError
 from bdjax.data import splits
 from bdjax.models._layers import LinenModel
-from bdjax.train import compilation, group, loop, residence
+from bdjax.train import compilation, group, loop
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.group import Point
 
@@ -209,7 +209,7 @@ def test_memory_is_compared_with_the_device(make, model, monkeypatch):
     state = group._init(stacked, "loop", model, None)
     compiled = group._epoch.lower(0, stacked, state, "loop", model, None).compile()
     assert group.fits(compiled, 1)
-    monkeypatch.setattr(residence.os, "sysconf", lambda name: 100)  # bytes a page, pages
+    monkeypatch.setattr(footprint.os, "sysconf", lambda name: 100)  # bytes a page, pages
     assert not group.fits(compiled, 1)
-    monkeypatch.delattr(residence.os, "sysconf")  # Windows does not tell
+    monkeypatch.delattr(footprint.os, "sysconf")  # Windows does not tell
     assert group.fits(compiled, 1)

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "pytree": set(),
     "checks": set(),
     "failures": {"checks"},
+    "places": {"checks", "failures"},
     "similarity": set(),
     "stealth": BASE | {"data", "similarity"},
     "registry": {"checks"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "hessian": BASE,
     "parametrizations": BASE | {"optim", "structure"},
     "poison": BASE | {"data"},  # uint8 to float; an attack is whatever fits the protocol
-    "train": BASE | {"failures", "adversarial", "data", "fisher", "optim", "parametrizations"},
+    "train": BASE | {"footprint", "failures", "adversarial", "data", "fisher", "optim", "parametrizations"},
     "attacker": BASE | {"data", "parametrizations", "poison", "train"},
     # a defender knows neither attacks nor poison
     "defenses": BASE | {"registry", "chunks", "data", "fisher", "optim", "parametrizations", "structure", "train"},
@@ -57,7 +58,7 @@ MAY_IMPORT = {
     "report": {"checks", "printable", "differing_data", "record_format", "records", "soundness", "uncertainty"},
     "published": {"checks"},
     "tables": {"checks", "printable", "report", "soundness", "uncertainty"},
-    "bundle": {"checks", "records", "report"},
+    "bundle": {"checks", "places", "records", "report"},
     "ranking": {"report", "tables", "uncertainty"},
     "paired": {"checks", "printable", "report", "soundness", "tables", "uncertainty"},
     "comparison": {"checks", "published", "report", "soundness", "tables", "uncertainty"},
@@ -65,7 +66,7 @@ MAY_IMPORT = {
     "sensitivity": {"layout", "report", "tables", "uncertainty"},
     "figures": {"checks", "failures", "layout", "printable", "records", "report", "sensitivity", "tables"},
     "page": {"checks", "contact_sheet", "failures", "figures", "published", "records", "report", "sensitivity"}
-    | {"printable", "soundness", "tables", "uncertainty"},
+    | {"places", "printable", "soundness", "tables", "uncertainty"},
     "progress": {"train"},
     "guard": set(),
     "schema": BASE | {"failures", "registry", "attacks", "defenses", "optim"},
@@ -83,22 +84,22 @@ MAY_IMPORT = {
     | {"inputs", "provenance"},
     "show": {"config", "plans", "poison", "run", "stealth"},
     "poisoned_folder": BASE | {"config", "data", "plans", "records", "run", "schema", "show", "train"},
-    "contact_sheet": {"checks", "failures", "layout", "show"},
+    "contact_sheet": {"checks", "failures", "layout", "places", "show"},
     "launch": {"checks"},
     "saved": BASE | {"config", "plans", "provenance", "run", "defenses", "evaluate", "records", "report", "analysis"},
     "findings": {"checks", "layout", "records", "registry", "report"},
     "analyze": {"checks", "analysis", "failures", "findings", "layout", "records", "registry", "report", "saved"}
-    | {"schema"},
+    | {"places", "schema"},
     "demo": {"checks", "schema", "config", "run"},
     "bench": BASE
     # times what others do
-    | {"attacks", "data", "defenses", "failures", "models", "optim", "poison", "records", "train"},
+    | {"attacks", "data", "defenses", "failures", "models", "optim", "places", "poison", "records", "train"},
     "__main__": {"cli"},
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
     | {"analyze", "bundle", "data", "failures", "findings", "layout", "paired", "plans", "poisoned_folder"}
-    | {"provenance", "ranking", "sensitivity"},
+    | {"places", "provenance", "ranking", "sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.

@@ -179,7 +179,7 @@ def test_a_huge_learning_rate_diverges(model, variables, split):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rho": 1e30}, r"lower the learning rate \(0.01\), rho \(1e\+30\) or the weight decay \(0.0001\)$"),
+        ({"rho": 3e38}, r"lower the learning rate \(0.01\), rho \(3e\+38\) or the weight decay \(0.0001\)$"),
         ({"rho": 0.0, "weight_decay": 1e30}, r"lower the learning rate \(0.01\) or the weight decay \(1e\+30\)$"),
     ],
 )

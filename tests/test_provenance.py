@@ -192,6 +192,51 @@ def test_a_rerun_sets_aside_what_was_made_of_other_data(copied, capsys, command)
     assert "finished already" in capsys.readouterr().err
 
 
+class Killed(BaseException):
+    """Stands for a signal that nobody can handle."""
+
+
+@pytest.mark.slow
+def test_a_rerun_that_is_killed_while_it_sets_aside_is_gone_on_with_and_loses_nothing(copied, capsys):
+    data, out = copied
+    whole = {file.relative_to(out): file.read_bytes() for file in _kept(out)}
+    for file in (data / "set").glob("test/*/*.png"):
+        paint(file, int(file.stem) + 500)
+    for move in range(40):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "rename", _stopping_after(move % 4))
+            try:
+                code = call(out, data, "--changed-data", "rerun", "--quiet")
+            except Killed:
+                continue
+        assert code == 0
+        break
+    (aside,) = out.glob("data-*")
+    assert {file.relative_to(aside): file.read_bytes() for file in _kept(aside)} == whole
+    assert move > 2
+    assert {record.run_id for record in report.load([aside])} == {record.run_id for record in report.load(_runs(out))}
+
+
+def _kept(out: Path) -> list[Path]:
+    return [file for file in out.rglob("*") if file.is_file() and file.name != ".lock"]
+
+
+def _runs(out: Path) -> list[Path]:
+    return list(out.glob("set-*"))
+
+
+def _stopping_after(count: int):
+    """Return `Path.rename` that is killed after so many moves."""
+    moves = iter(range(count))
+
+    def rename(path: Path, target: Path) -> None:
+        if next(moves, None) is None:
+            raise Killed
+        os.rename(path, target)
+
+    return rename
+
+
 def test_an_unknown_word_is_refused(ran, capsys):
     data, out = ran
     assert call(out, data, "--changed-data", "rerum") == 2
@@ -247,6 +292,24 @@ def test_what_is_set_aside_leaves_its_lock_and_finds_a_free_name(tmp_path):
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("data-*/run/*")}
     assert found == {f"data-1{n}/run/{name}" for n in ("", "-2") for name in ("checkpoints", "record.json")}
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_setting_aside_goes_on_where_it_was_killed(tmp_path, moves):
+    folder = tmp_path / "run"
+    names = ("checkpoints", "samples.npz", "config.yaml", "record.json", "data.json")
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", _stopping_after(moves))
+        with pytest.raises(Killed):
+            records.set_aside(folder, tmp_path, "data-1")
+    assert (folder / "data.json").exists()  # which says that there is something to be moved
+    records.set_aside(folder, tmp_path, "data-1")
+    assert {path.name for path in (tmp_path / "data-1" / "run").iterdir()} == set(names)
+    assert list(folder.iterdir()) == []
+    assert not (tmp_path / "data-1-2").exists()
 
 
 def test_a_run_without_files_has_the_fingerprint_that_it_always_had():

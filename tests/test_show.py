@@ -68,6 +68,16 @@ def test_the_command_draws_attacks_by_name(tmp_path, capsys):
     assert "did you mean 'badnets'?" in capsys.readouterr().err
 
 
+def test_an_option_of_one_attack_is_left_out_for_the_others_and_refused_where_none_has_it(tmp_path, capsys):
+    words = ["--file", str(tmp_path / "sheet.svg"), "--out", str(tmp_path / "runs"), "--quiet"]
+    assert cli.main(["show", "badnets", "blended", "--attack.size", "2", *words]) == 0
+    for attacks in (["blended"], ["blended", "sig"]):  # badnets, the default, has it
+        assert cli.main(["show", *attacks, "--attack.size", "2", *words]) == 2
+        assert "unknown key 'attack.size'; attack 'blended' has" in capsys.readouterr().err
+    assert cli.main(["show", "blended", "--attack", "badnets", *words]) == 2
+    assert "attack.name must be left out where the attack is named: blended" in capsys.readouterr().err
+
+
 def test_a_file_that_cannot_be_drawn_is_refused_before_anything_is_trained(tmp_path, capsys):
     assert cli.main(["show", "lf", "--file", "sheet.jpg", "--out", str(tmp_path / "runs")]) == 2
     assert "file must end in" in capsys.readouterr().err
@@ -110,7 +120,7 @@ def test_the_heading_names_the_target(tmp_path, monkeypatch):
     write_pets(tmp_path / "pets")
     headings = []
     monkeypatch.setattr(contact_sheet, "draw", lambda shown, file, heading: headings.append(heading) or file)
-    for words in (["badnets", "sig"], ["badnets", "--attack.label_map", "all_to_all"]):
+    for words in (["badnets", "blended"], ["badnets", "--attack.label_map", "all_to_all"]):
         words = ["show", *words, "--file", str(tmp_path / "a.png"), "--data", str(tmp_path / "pets")]
         target = [] if "all_to_all" in words else ["--attack.target_label", "cat"]
         assert cli.main([*words, *target, "--out", str(tmp_path / "runs"), "--quiet"]) == 0

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bdjax import failures, records
+from bdjax import failures, places, records
 from bdjax.bench import loads, measure, scaling, startup, steps, sweeps
 from bdjax.bench.session import SECTIONS, Session, Settings
-from bdjax.checks import InputError
 
 SCHEMA_VERSION = 1
 _MEASURES: dict[str, Callable[[Session], Any]] = {
@@ -34,10 +33,9 @@ def run(settings: Settings, out: Path, tell: Callable[[str], None] = lambda line
       tell: is given a line for each section and for whatever is skipped.
 
     Raises:
-      InputError: ``out`` is a folder.
+      InputError: ``out`` is no file that could be.
     """
-    if out.is_dir():
-        raise InputError(f"out must be a file; {out} is a folder.")
+    places.check_file("out", out)
     results = {"schema_version": SCHEMA_VERSION, "machine": measure.machine(), **measure.described(settings)}
     session = Session(settings, tell)
     peak = measure.Peak(settings.dtype or "float32").rates()

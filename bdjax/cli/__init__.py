@@ -95,8 +95,9 @@ def _answer(words: list[str]) -> int:
 
 
 def _call(words: list[str]) -> int:
-    if any("\0" in word for word in words):  # which no path can have
-        raise InputError("an argument has the character NUL, which none can have.")
+    for word in words:
+        if "\0" in word or not _is_passable(word):
+            raise InputError(f"an argument has a character that none can have: {word!r}.")
     options, rest = _parser().parse_known_args(words)
     options.words = words[1:]
     if rest and not options.takes_more:
@@ -104,6 +105,15 @@ def _call(words: list[str]) -> int:
     if options.name == "run" and options.hosts and not options.show and not guard.is_watched():
         return guard.watch("bdjax", words)
     return options.call(options, rest)
+
+
+def _is_passable(word: str) -> bool:
+    """Whether the system could pass a word, or open a path of that name: not if it has half of a character."""
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parser() -> Parser:

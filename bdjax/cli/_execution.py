@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdjax import failures, guard
+from bdjax import guard, places
 from bdjax.checks import InputError, integer, non_negative
-from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, check_folders, complain, tell
+from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, complain, tell
 
 if TYPE_CHECKING:
     from bdjax import run
@@ -58,7 +57,7 @@ def check(options: argparse.Namespace) -> Path:
         hosts.check(options.hosts, options.host, options.coordinator, options.host_timeout)
         if options.hosts is not None and sys.platform == "win32":
             raise InputError("hosts must not be given on Windows, where JAX computes on one host alone.")
-    return _out_of(options.out)
+    return places.check_folder("out", options.out, _DEEPEST)
 
 
 def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any]) -> int:
@@ -96,22 +95,6 @@ def _tell_of(finished: list[str]) -> None:
     print(f"finished already: {what}", file=sys.stderr)
 
 
-def _out_of(word: str) -> Path:
-    check_folders(out=word)
-    out = Path(word)
-    try:
-        os.stat(out / _DEEPEST)
-    except OSError as error:
-        if error.errno in failures.IMPOSSIBLE:
-            raise InputError(f"out must be a shorter path, or one that leads somewhere; got {word!r}.") from error
-    for folder in (out, *out.parents):
-        if folder.is_dir():
-            break
-        if folder.exists():
-            raise InputError(f"out must be a folder; {folder} is {'a file' if folder.is_file() else 'none'}.")
-    return out
-
-
 def _join(options: argparse.Namespace) -> Callable[[], bool]:
     """Join the other processes of the run, if it has any; return whether the process that guards this is to stop."""
     from bdjax.train import hosts
@@ -135,6 +118,28 @@ def values_of(files: list[str], rest: list[str]) -> dict[str, Any]:
     values = schema.read(Path(files[0])) if files else {}
     with shallow():
         return schema.merge(values, schema.overrides(rest))
+
+
+def values_of_attacks(names: Sequence[str], files: list[str], rest: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield, for attacks that a command names by themselves, what `values_of` returns for each.
+
+    An option that some of them have is left out for the others; one that none has stays, to be refused.
+    """
+    from bdjax import schema
+
+    first = 1 if rest and not rest[0].startswith("--") else 0
+    below = values_of(files, rest[:first])
+    with shallow():
+        given = schema.overrides(rest[first:])
+        options = schema.as_mapping("attack", given.get("attack"))
+        if "name" in options:
+            raise InputError(f"attack.name must be left out where the attack is named: {', '.join(names)}.")
+        known = {name: schema.parameters("bdjax.attacks", name) for name in names}
+        for name, own in known.items():
+            of_others = {option for other in known.values() for option in other} - set(own)
+            kept = {option: value for option, value in options.items() if option not in of_others}
+            named = schema.merge(below, {"attack": {"name": name}})
+            yield schema.merge(named, {**given, "attack": kept})
 
 
 @contextlib.contextmanager

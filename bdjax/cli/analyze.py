@@ -30,11 +30,12 @@ def add(commands: Commands) -> None:
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
-    from bdjax import analyze, schema
+    from bdjax import analyze, places, schema
     from bdjax.train import compilation
 
     check_values(rest, "RUNS")
-    check_folders(figures=options.figures, data_dir=options.data_dir)
+    check_folders(data_dir=options.data_dir)
+    places.check_folder("figures", options.figures)
     compilation.enable_cache()
     compilation.require_devices()
     for file in analyze.analyze(

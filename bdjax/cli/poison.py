@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from bdjax.checks import InputError
-from bdjax.cli._execution import carry_out, execution_options, shallow, values_of
+from bdjax.cli._execution import carry_out, execution_options, shallow, values_of_attacks
 from bdjax.cli._parser import Commands, check_values
 
 
@@ -34,11 +34,12 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     from bdjax import config as configs
-    from bdjax import poisoned_folder, progress, schema
+    from bdjax import poisoned_folder, progress
 
     check_values(rest, "ATTACK")
     with shallow():
-        config = configs.resolve(schema.merge(values_of(options.config, rest), {"attack": {"name": options.attack}}))
+        (values,) = values_of_attacks([options.attack], options.config, rest)
+        config = configs.resolve(values)
     folder = _folder(options.out)
     if poisoned_folder.finished(config, folder):
         print(f"finished already: {folder}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bdjax.checks import one_of
 from bdjax.cli._output import draw_figures, may_draw, print_table
-from bdjax.cli._parser import RUNS, Commands, check_folders
+from bdjax.cli._parser import RUNS, Commands
 
 
 def add(commands: Commands) -> None:
@@ -32,12 +32,12 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
-    from bdjax import findings, layout, page, report, tables
+    from bdjax import findings, layout, page, places, report, tables
 
-    check_folders(figures=options.figures)
     one_of(tables.FORMATS, format=options.format)
     file = page.check(options.html) if options.html is not None else None
     if options.figures is not None:
+        places.check_folder("figures", options.figures)
         layout.need_matplotlib()
     records = report.load(options.runs)
     print_table(records, options.format, options.smoothness, options.stealth, options.statistics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from bdjax.cli._execution import carry_out, execution_options, shallow, values_of
+from bdjax.cli._execution import carry_out, execution_options, shallow, values_of_attacks
 from bdjax.cli._parser import Commands, check_values
 
 if TYPE_CHECKING:
@@ -33,13 +33,12 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     from bdjax import config as configs
-    from bdjax import contact_sheet, registry, schema, show
+    from bdjax import contact_sheet, registry, show
 
     check_values(rest, "ATTACK")
     names = registry.names("bdjax.attacks") if options.attacks == ["all"] else options.attacks
-    values = values_of(options.config, rest)
     with shallow():
-        wanted = [configs.resolve(schema.merge(values, {"attack": {"name": name}})) for name in names]
+        wanted = [configs.resolve(values) for values in values_of_attacks(names, options.config, rest)]
     usual = f"{names[0] if len(names) == 1 else 'attacks'}.png"
     file = contact_sheet.check(usual if options.file is None else options.file)
     shown: list[show.Shown] = []

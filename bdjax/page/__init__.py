@@ -12,7 +12,7 @@ import importlib.resources
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from bdjax import failures
+from bdjax import failures, places
 from bdjax import records as files
 from bdjax.checks import InputError
 from bdjax.page import analyses, charts, opening, protocol, summary, triggers
@@ -47,12 +47,11 @@ def check(file: str | Path) -> Path:
     """Return the path of a page that could be written.
 
     Raises:
-      InputError: its name does not end in .html.
+      InputError: its name does not end in .html, or it is no file that could be.
     """
-    path = Path(file)
-    if path.suffix not in (".html", ".htm"):
+    if Path(file).suffix not in (".html", ".htm"):
         raise InputError(f"file must end in .html; got {str(file)!r}.")
-    return path
+    return places.check_file("file", file)
 
 
 def html(records: Iterable[Record], folder: Path, figures: Mapping[str, bytes] | None = None) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from bdjax.checks import LARGEST, InputError
+from bdjax.checks import InputError
 from bdjax.train import hosts
 from bdjax.types import Learner, Split
 
@@ -76,17 +76,13 @@ def draw(key: Key[Array, ""], learner: Learner, rows: int) -> Batches:
 
 
 def check(learner: Learner, split: Split, name: str = "split") -> None:
-    """Refuse to feed nothing, or to take more steps than their number can count.
+    """Refuse to feed nothing.
 
     Raises:
-      InputError: there are epochs to run, and no row is valid; or too many steps.
+      InputError: there are epochs to run, and no row is valid.
     """
-    if not learner.epochs:
-        return
-    if not (rows := count(split)):
+    if learner.epochs and not count(split):
         raise InputError(f"{name} must have at least 1 image to train on, got 0.")
-    if (steps := learner.epochs * of_learner(learner, rows).steps) > LARGEST:
-        raise InputError(f"epochs must make at most {LARGEST} steps in all; {learner.epochs} make {steps}.")
 
 
 def tell(learner: Learner, split: Split, name: str = "batch_size") -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import jax
 
+from bdjax import footprint
 from bdjax.types import Split
 
 PLACES = ("auto", "device", "host", "disk")
@@ -38,6 +37,4 @@ def device_bytes() -> int | None:
 
 def host_bytes() -> int | None:
     """Return the bytes of memory of this machine; None on Windows, which does not tell."""
-    if not hasattr(os, "sysconf"):
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return footprint.machine_bytes()

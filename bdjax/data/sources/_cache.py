@@ -98,7 +98,7 @@ def _manifest(place: Path) -> dict[str, Any] | None:
         manifest = json.loads((place / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _DamagedError(f"cache manifest {place / MANIFEST} is damaged") from error
     if not isinstance(manifest, dict):
         raise _DamagedError(f"cache manifest {place / MANIFEST} is damaged")
