@@ -79,7 +79,7 @@ def nothing_is_measured(monkeypatch):
 def test_the_file_says_what_was_measured_on_what(answer):
     results, _, _ = answer
     assert results["schema_version"] == bench.SCHEMA_VERSION
-    assert set(results) == {"schema_version", "date", "machine", "versions", "settings", "peak"} | {
+    assert set(results) == {"schema_version", "date", "machine", "versions", "settings", "peak", "content_sha256"} | {
         *session.SECTIONS, "load_average", "section_seconds", "skipped", "memory",
     }  # fmt: skip
     device = results["machine"]["device"]

@@ -75,6 +75,6 @@ def test_a_tiny_demo_writes_table_and_figures_and_is_not_repeated(tmp_path, monk
     monkeypatch.setattr("bdjax.plans.prepare", None)  # whatever loads data or trains would fail
     assert cli.main(["demo", "--out", str(tmp_path)]) == 0
     again = capsys.readouterr()
-    assert again.err == ""
+    assert again.err == "finished already: 4 runs\n"
     assert again.out.splitlines()[:-1] == printed.out.splitlines()[:-1]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")} == records

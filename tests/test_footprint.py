@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax import attacks, cli, data, footprint, models, pytree, registry
+from bdjax import attacks, cli, data, footprint, models, plans, pytree, registry
 from bdjax.checks import InputError
 from bdjax.train.supervised import supervised
 from bdjax.types import ImageSpec, Split
