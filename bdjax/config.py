@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bdjax import attacks, data, models, registry
-from bdjax.checks import InputError, below_one, integer, named, one_of, positive, unit_interval
+from bdjax.checks import LARGEST, InputError, below_one, integer, named, one_of, positive, unit_interval
 from bdjax.defenses.chain import Chain, stages
 from bdjax.poison import ROUNDINGS
 from bdjax.schema import (
@@ -301,7 +301,7 @@ def _checkable(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return an attack's options without what needs the data: enough to check the others."""
     labels = {option: options[option] for option in ("target_label", *attacks.class_options(name))}
     named_ones = {option: label for option, label in labels.items() if isinstance(label, str)}
-    numbers = {label: 2**31 + number for number, label in enumerate(sorted(set(named_ones.values())))}
+    numbers = {label: LARGEST - number for number, label in enumerate(sorted(set(named_ones.values())))}
     known = {**options, **{option: numbers[label] for option, label in named_ones.items()}}
     return {**known, "label_map": attacks.AllToAll(2)} if known["label_map"] == "all_to_all" else known
 
