@@ -41,7 +41,7 @@ def check_file(name: str, place: str | os.PathLike[str]) -> Path:
     """
     file = Path(place)
     if not file.name:
-        raise InputError(f"{name} must name a file, got {os.fspath(place)!r}.")
+        raise InputError(f"{name} must be a file, got {os.fspath(place)!r}.")
     _check_path(name, file, os.fspath(place))
     if file.exists() and not file.is_file():
         what = "a folder" if file.is_dir() else "none"
