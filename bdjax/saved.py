@@ -79,7 +79,9 @@ def restore(record: Record | str | os.PathLike[str], data_dir: str | None = None
     config = config_of(record, data_dir)
     out = record.folder.resolve().parent
     plan = plans.prepare(config)
-    provenance.check(record.content["data"]["fingerprint"], plan, record.folder)
+    if (made_of := record.content["data"].get("fingerprint")) is None:
+        raise InputError(f"{record.source} does not say of which data it is, so that its networks cannot be measured.")
+    provenance.check(made_of, plan, record.folder)
     victims = _victim_folder(record, plan)
     folders = {run.checkpoints_of(victims, stage.name): stage.learner.epochs for stage in plan.stages}
     folders |= {out / config.run_id / f"checkpoints-{i}": stage.epochs for i, stage in enumerate(stages(plan.defense))}

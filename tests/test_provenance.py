@@ -243,6 +243,13 @@ def test_an_unknown_word_is_refused(ran, capsys):
     assert "changed must be one of refuse, rerun; got 'rerum' (did you mean 'rerun'?)" in refused(capsys)
 
 
+def test_a_record_that_does_not_say_of_which_data_it_is_cannot_be_restored(ran):
+    record = defended(ran[1])
+    data = {key: value for key, value in record.content["data"].items() if key != "fingerprint"}
+    with pytest.raises(InputError, match=r"record\.json does not say of which data it is"):
+        saved.restore(report.Record(record.folder, {**record.content, "data": data}))
+
+
 # --- what is of another run ------------------------------------------------------------------------------------------
 
 
