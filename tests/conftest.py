@@ -78,6 +78,14 @@ def variables(model):
     return model.init(jax.random.key(0))
 
 
+@pytest.fixture(scope="module")
+def no_cache_of_the_user():
+    """Let commands that are called in this process keep no compiled programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
     """Forget compiled programs between files before there are too many: each takes memory maps, which Linux limits."""

@@ -20,18 +20,13 @@ from bdjax import cli, report, run, schema, sweep_run
 from bdjax.data.sources import _cache
 from bdjax.train import group, loop
 
+pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
+
 SIZES = ("--model.width", "2", "--training.epochs", "1", "--defense.epochs", "1", "--defense.rho", "auto")
 AXES = ("training.learning_rate=0.05,1e30", "defense.momentum=0.5,0.9")  # a victim that diverges, and two runs as one
 SWEEP = ("--model.width", "2", "--training.epochs", "1", "--defense", "ft", "--defense.epochs", "2")
 KINDS = ("bit", "cut", "empty", "gone", "noise", "exchanged", "folder", "word")
 WORDS = (b"null", b"[]", b"{}", b'"text"', b"NaN", b"[" * 5000, b'{"a": 1' + b"0" * 5000 + b"}", b"\xff\xfe", b"{", b"")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_cache_of_the_user():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
-        yield
 
 
 def call(*words: str) -> tuple[int, str, str]:

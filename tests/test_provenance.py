@@ -13,6 +13,8 @@ from bdjax import cli, findings, inputs, plans, provenance, records, report, sav
 from bdjax import config as configs
 from bdjax.checks import InputError
 
+pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
+
 CLASSES = ("bar", "left")
 SIZES = ("--model.width", "2", "--training.epochs", "1", "--training.batch_size", "8", "--holdout", "0.5")
 DEFENSE = ("--defense", "ft", "--defense.epochs", "1", "--defense.batch_size", "8")
@@ -40,13 +42,6 @@ def words(data: Path, *more: str) -> list[str]:
 
 def call(out: Path, data: Path, *more: str, command: str = "run") -> int:
     return cli.main([command, *words(data, *more), "--out", str(out)])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_cache_of_the_user():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
-        yield
 
 
 @pytest.fixture(scope="module")

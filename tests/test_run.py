@@ -22,6 +22,8 @@ from bdjax.checks import InputError
 from bdjax.run import Execution
 from bdjax.train import batches
 
+pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
+
 # Sizes that every run of this file shares, so that each network is compiled once.
 EPOCHS = 3
 SIZES = ("--model.width", "4", "--training.epochs", str(EPOCHS), "--defense.epochs", str(EPOCHS))
@@ -61,13 +63,6 @@ def results(record):
 
 def snapshot(folder):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_cache_of_the_user():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from bdjax.run import Execution
 from bdjax.train import loop
 from bdjax.types import PoisonedSplit, Split
 
+pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
+
 KEY = jax.random.key(0)
 
 # --- A network -------------------------------------------------------------------------------------------------------
@@ -201,13 +203,6 @@ def test_a_curve_keeps_its_rows_and_the_rest_of_its_file(tmp_path):
 
 SIZES = ("--model.width", "2", "--training.epochs", "1", "--defense", "ft", "--defense.epochs", "3")
 MIXED = ("--variant", "mixed")  # the curve's own settings, so that the measurement is compiled once
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_cache_of_the_user():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
-        yield
 
 
 @pytest.fixture(scope="module")
