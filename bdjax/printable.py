@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
-# control characters, invisible ones such as those that turn the direction of writing, halves of characters, line ends
-_UNFIT = ("Cc", "Cf", "Cs", "Zl", "Zp")
-_JOINERS = "\u200c\u200d"  # which some scripts are written with
+# control characters, invisible ones such as those that turn the direction of writing, halves of characters, line ends,
+# and spaces that only look like one
+_UNFIT = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
+_FIT = " \u200c\u200d"  # though of these kinds: some scripts are written with the latter two
 
 
 def printable(text: str, most: int | None = None) -> str:
@@ -26,6 +27,6 @@ def printable(text: str, most: int | None = None) -> str:
 
 
 def _escaped(character: str) -> str:
-    if unicodedata.category(character) not in _UNFIT or character in _JOINERS:
+    if unicodedata.category(character) not in _UNFIT or character in _FIT:
         return character
     return character.encode("unicode_escape").decode("ascii")

@@ -99,7 +99,7 @@ MAY_IMPORT = {
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
     | {"analyze", "bundle", "data", "failures", "findings", "layout", "paired", "plans", "poisoned_folder"}
-    | {"places", "provenance", "ranking", "sensitivity"},
+    | {"places", "printable", "provenance", "ranking", "sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.

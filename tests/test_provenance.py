@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdjax import cli, findings, inputs, plans, provenance, records, report, saved, schema
+from bdjax import cli, data, findings, inputs, plans, provenance, records, report, saved, schema
 from bdjax import config as configs
 from bdjax.checks import InputError
 
@@ -110,6 +110,18 @@ def test_the_same_data_elsewhere_are_the_same(copied, tmp_path_factory, capsys):
     shutil.copytree(data / "set", other / "set", copy_function=shutil.copyfile)
     assert call(out, data, "--data.data_dir", str(other)) == 0
     assert "finished already" in capsys.readouterr().err
+
+
+def test_content_of_the_same_size_and_time_has_another_stamp(tmp_path):
+    file = tmp_path / "set" / "train" / "bar" / "0.bmp"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"red")
+    os.utime(file, (1, 1))
+    before = data.stamp("set", data_dir=tmp_path)
+    assert data.stamp("set", data_dir=tmp_path) == before
+    file.write_bytes(b"sea")
+    os.utime(file, (1, 1))
+    assert data.stamp("set", data_dir=tmp_path) != before
 
 
 # --- what has --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from bdjax.checks import InputError
+from bdjax.printable import printable
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 143
 RUNS = "run folders, folders of run folders, or bundles of records (.jsonl)"
@@ -67,4 +68,4 @@ def one_line(text: str) -> str:
     if len(text) > _BEGIN + _END:
         text = f"{text[:_BEGIN]} […] {text[-_END:]}"
     text = re.sub(r"(?: |\t|\r?\n)+", " ", text).strip(" ")
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return printable(text)

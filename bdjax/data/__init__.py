@@ -155,7 +155,9 @@ def stamp_of(paths: Iterable[Path]) -> str:
         for file in sorted(_files_of(root)):
             with contextlib.suppress(OSError):  # it has gone, which changes the stamp as well
                 seen = file.stat()
-                digest.update(f"{file}\0{seen.st_size}\0{seen.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+                # The time of change of the entry too: a copy can bring its own time of change of the content.
+                known = f"{file}\0{seen.st_size}\0{seen.st_mtime_ns}\0{seen.st_ctime_ns}\0"
+                digest.update(known.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
