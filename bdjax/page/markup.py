@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable
 from typing import TypeAlias
 from xml.etree.ElementTree import Element, tostring
@@ -43,8 +44,8 @@ def add(element: Element, *content: Content) -> Element:
 
 
 def _visible(text: str) -> str:
-    """Return text without control characters but for its line ends and tabs, which styles and scripts have, too."""
-    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+    r"""Return text without control characters but for line ends and tabs, as in styles, and the page's "98.1\xa0%"."""
+    return re.sub(r"[^\n\t\xa0]+", lambda stretch: printable(stretch[0]), text)
 
 
 def _write(element: Element, text: str) -> None:
