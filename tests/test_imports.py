@@ -86,7 +86,9 @@ MAY_IMPORT = {
     "poisoned_folder": BASE | {"config", "data", "plans", "records", "run", "schema", "show", "train"},
     "contact_sheet": {"checks", "failures", "layout", "places", "show"},
     "launch": {"checks"},
-    "saved": BASE | {"config", "plans", "provenance", "run", "defenses", "evaluate", "records", "report", "analysis"},
+    "saved": BASE
+    | {"config", "plans", "provenance", "run", "defenses", "evaluate", "records", "report", "analysis"}
+    | {"train"},  # how products round
     "findings": {"checks", "layout", "records", "registry", "report"},
     "analyze": {"checks", "analysis", "failures", "findings", "layout", "records", "registry", "report", "saved"}
     | {"places", "schema"},

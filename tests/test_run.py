@@ -170,6 +170,32 @@ def test_no_defense_changes_nothing_and_every_row_starts_from_the_same_victim(fi
     assert first.record("ft")["metrics"]["after"] != first.record("ft_sam")["metrics"]["after"]
 
 
+def test_a_precision_of_products_makes_a_run_of_its_own_of_the_same_numbers(first, tmp_path):
+    """On a CPU, which ignores it; the record says what was in force."""
+    words = ("--defense", "none", "--matmul_precision", "tensorfloat32", "--deterministic")
+    ran = bdjax(tmp_path, *SIZES[:4], *words)
+    record, plain = ran.record("none"), first.record("none")
+    assert record["run_id"] == configs.resolve(schema.overrides([*SIZES[:4], *words[:4]])).run_id != plain["run_id"]
+    assert record["victim_id"] != plain["victim_id"]
+    assert (record["config"].pop("matmul_precision"), "matmul_precision" in plain["config"]) == ("tensorfloat32", False)
+    assert [found["device"]["matmul_precision"] for found in (record, plain)] == ["tensorfloat32", None]
+    assert record["device"]["compiler_options"] == plain["device"]["compiler_options"]
+    assert "xla_cpu_experimental_ynn_fusion_type=" in plain["device"]["compiler_options"]
+    assert results(record)[1:] == results(plain)[1:]
+    assert jax.config.jax_default_matmul_precision is None
+
+
+def test_all_of_a_run_is_computed_in_its_precision_and_with_its_kernels(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "_carry_out", lambda *_: seen.append(jax.config.jax_default_matmul_precision))
+    monkeypatch.setattr(run.compilation.flags, "DETERMINISTIC", {"cpu": {"xla_gpu_deterministic_ops": True}})
+    monkeypatch.setattr(run.plans, "prepare", lambda *_: seen.append(run.compilation.options_in_force()))
+    config = configs.resolve({"defense": "none", "matmul_precision": "float32"})
+    run.run_with_controls(config, Execution(tmp_path, deterministic=True))
+    options, precision = seen
+    assert (precision, options["xla_gpu_deterministic_ops"]) == ("float32", True)
+
+
 def test_the_cost_counts_every_gradient(first):
     costs = {name: first.record(name)["cost"] for name in ("none", "ft", "ft_sam")}
     assert {name: cost["gradient_evaluations"] for name, cost in costs.items()} == {

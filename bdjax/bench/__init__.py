@@ -13,6 +13,7 @@ from typing import Any
 from bdjax import failures, places, records
 from bdjax.bench import loads, measure, scaling, startup, steps, sweeps
 from bdjax.bench.session import SECTIONS, Session, Settings
+from bdjax.train import numerics
 
 SCHEMA_VERSION = 1
 _MEASURES: dict[str, Callable[[Session], Any]] = {
@@ -36,6 +37,11 @@ def run(settings: Settings, out: Path, tell: Callable[[str], None] = lambda line
       InputError: ``out`` is no file that could be.
     """
     places.check_file("out", out)
+    with numerics.in_force(settings.matmul_precision):
+        return _run(settings, out, tell)
+
+
+def _run(settings: Settings, out: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     results = {"schema_version": SCHEMA_VERSION, "machine": measure.machine(), **measure.described(settings)}
     session = Session(settings, tell)
     peak = measure.Peak(settings.dtype or "float32").rates()

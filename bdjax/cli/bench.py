@@ -26,6 +26,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the random images (default: 32)")
     parser.add_argument("--dtype", metavar="TYPE", help="in which the network computes: float32 or bfloat16")
     parser.add_argument(
+        "--matmul-precision",
+        "--matmul_precision",
+        metavar="PRECISION",
+        help="of float32 products on an accelerator: float32, tensorfloat32 or bfloat16 (default: JAX's)",
+    )
+    parser.add_argument(
         "--only", nargs="+", metavar="SECTION", dest="sections", help="loads steps sweeps scaling startup"
     )
     parser.add_argument("--points", type=int, nargs="+", metavar="N", help="sizes of the sweeps (default: 1 2 4 8 16)")

@@ -77,7 +77,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     if options.show:
         with shallow():
             _check(config, options)
-            shown = schema.flatten(config.to_dict())
+            shown = schema.flatten({**config.to_dict(), "matmul_precision": config.matmul_precision})
         for key, value in shown.items():
             print(f"{key}: {'null' if value is None else value}")
         return 0
