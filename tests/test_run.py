@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -183,6 +184,18 @@ def test_a_precision_of_products_makes_a_run_of_its_own_of_the_same_numbers(firs
     assert "xla_cpu_experimental_ynn_fusion_type=" in plain["device"]["compiler_options"]
     assert results(record)[1:] == results(plain)[1:]
     assert jax.config.jax_default_matmul_precision is None
+
+
+def test_a_traced_run_has_the_same_results_and_a_table_of_operations(first, tmp_path):
+    words = ("--defense", "none", "--profile", str(tmp_path / "traces"))
+    traced = bdjax(tmp_path, *SIZES[:4], *words)
+    assert (traced.code, traced.err) == (0, "")
+    assert results(traced.record("none")) == results(first.record("none"))
+    assert {path.name for path in (tmp_path / "traces").iterdir()} == {"badnets-victim", "operations.json"}
+    assert re.search(r"badnets-victim:\nshare +ms +times +operation +from\n *\d+\.\d%", traced.out)
+    again = bdjax(tmp_path, *SIZES[:4], *words)
+    assert again.code == 0
+    assert "no trace was taken: nothing was trained for two epochs in this call" in again.err
 
 
 def test_all_of_a_run_is_computed_in_its_precision_and_with_its_kernels(tmp_path, monkeypatch):

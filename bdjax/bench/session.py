@@ -11,6 +11,7 @@ import jax
 
 from bdjax import models
 from bdjax.checks import InputError, integer, one_of, positive
+from bdjax.profile import Traces
 from bdjax.train import numerics
 from bdjax.types import ImageSpec, Model
 
@@ -112,11 +113,16 @@ def _check(asked: Settings) -> None:
 
 
 class Session:
-    """The settings on their way through the sections, and what was skipped."""
+    """The settings on their way through the sections, what was skipped, and where traces go if there are any."""
 
-    def __init__(self, settings: Settings, tell: Callable[[str], None] = lambda line: None):
+    def __init__(
+        self,
+        settings: Settings,
+        tell: Callable[[str], None] = lambda line: None,
+        traces: Traces | None = None,
+    ):
         """Start the clock."""
-        self.settings, self.tell = settings, tell
+        self.settings, self.tell, self.traces = settings, tell, traces
         self.skipped: list[dict[str, str]] = []
         self._started = time.perf_counter()
 
