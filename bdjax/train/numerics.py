@@ -27,7 +27,8 @@ def in_force(matmul_precision: str | None = None, deterministic: bool = False) -
         ``JAX_DEFAULT_MATMUL_PRECISION``, without which it is the coarsest. What asks for a precision of its own, as the
         Hessian does, has that.
       deterministic: let each process compute the same bits on the same kind of device: on a GPU by XLA's option, at the
-        cost of tuned kernels; elsewhere it is so without one.
+        cost of tuned kernels; elsewhere it is so without one. Of programs, that is: a single operation between them,
+        such as the product that turns fast SFT's shifts into kernels at the end, is compiled as JAX does it.
 
     Raises:
       InputError: the XLA here has no such option.
