@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -179,7 +180,7 @@ def _operations(trace_dir: Path) -> list[Operation]:
     found: dict[_Key, Origin] = {}
     for file in _files(trace_dir):
         programs = _programs(file)
-        for event in _events(jax.profiler.ProfileData.from_file(str(file))):
+        for event in _read(file):
             key = event.program, event.name
             origin = _origin(programs, event)
             if _is_control(event.name, origin):
@@ -224,6 +225,13 @@ def _programs(file: Path) -> _Programs:
 
 def _unnumbered(program: str) -> str:
     return program.partition("(")[0]
+
+
+def _read(file: Path) -> list[_Event]:
+    # From Python 3.12 on, the first use of JAX's reader warns; where warnings are errors, that aborts the process.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return list(_events(jax.profiler.ProfileData.from_file(str(file))))
 
 
 def _events(data: Any) -> Iterator[_Event]:
