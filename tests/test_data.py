@@ -1092,7 +1092,7 @@ def test_a_cache_alone_stands_for_its_source(tmp_path, monkeypatch):
         np.testing.assert_array_equal(read.train.image, image[:4])
         np.testing.assert_array_equal(read.test.label, label[4:])
     manifest.unlink()
-    with pytest.raises(InputError, match="needs the extra 'data'|not a data set that bdjax can read"):
+    with pytest.raises(InputError, match=r"needs the extra|not a data set that bdjax can read"):
         data.load("cifar10", data_dir=tmp_path)
 
 
