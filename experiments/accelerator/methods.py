@@ -114,14 +114,22 @@ def parts(settings: Settings) -> list[Part]:
         found += [_part(settings, planted, method, first) for method in MAIN]
         found.append(_surface_part(settings, planted))
     found += _crossed(settings, victims.MAIN, MAIN, later)
-    # Compiling is nearly all that a trial costs, so it has each method once, and each further attack with one of them.
-    rest, also = (REST[:2], ()) if settings.debug else (REST, SMOOTHING)
-    found += _crossed(settings, victims.MAIN[:1] if settings.debug else victims.MAIN, rest, (first, *later))
-    for planted in FURTHER:
-        if planted.is_there:
-            found.append(victims.part(settings, planted))
-            found += _crossed(settings, (planted,), TUNING[:1] if settings.debug else TUNING, (first, *later))
-            found += _crossed(settings, (planted,), also, (first, *later))
+    if settings.debug:
+        return found + _trial(settings)
+    found += _crossed(settings, victims.MAIN, REST, (first, *later))
+    for planted in filter(lambda planted: planted.is_there, FURTHER):
+        found.append(victims.part(settings, planted))
+        found += _crossed(settings, (planted,), TUNING, (first, *later))
+        found += _crossed(settings, (planted,), SMOOTHING, (first, *later))
+    return found
+
+
+def _trial(settings: Settings) -> list[Part]:
+    """Return the rest of a trial: each method once, and attacks that do not take half a minute to compile."""
+    found = _crossed(settings, victims.MAIN[:1], REST[:2], SEEDS[:1])
+    for planted in (one for one in FURTHER[:4] if one.attack != "input_aware"):
+        found.append(victims.part(settings, planted))
+        found += _crossed(settings, (planted,), TUNING[:1], SEEDS[:1])
     return found
 
 
@@ -173,7 +181,8 @@ def _purify(session: Session, planted: Planted, method: Method, seed: int) -> It
     asked = functools.partial(_values, session.settings, planted, method)
     configs = [runs.resolve(asked(method.defense), setting) for setting in method.settings]
     prepared = [runs.attacked(session, config) for config in configs]
-    own = [_with_draw(plan, runs.drawn(plan.config, seed)) for plan, _ in prepared]
+    draws = [runs.drawn(config, seed) for config in configs]
+    own = [_with_draw(plan, draw) for (plan, _), draw in zip(prepared, draws, strict=True)]
     victim = prepared[0][1]
     printed_as = {runs.resolve(asked(name)).run_id: name for name in (method.defense, *method.variants)}
     outcomes = _outcomes(session, method, own, victim)
@@ -189,7 +198,7 @@ def _purify(session: Session, planted: Planted, method: Method, seed: int) -> It
             "published": runs.published_of(planted, method.source, name, method.clean_data) if name else {},
         }
     if seed == SEEDS[0] and method in MAIN and isinstance(outcomes[0], loop.Result):
-        with _defended(session, own[0].config) as kept:
+        with _defended(session, draws[0]) as kept:
             kept.save(1, outcomes[0].variables, [], force=True)
     runs.keep_records(session)
 
@@ -217,7 +226,7 @@ def _outcomes(
 ) -> list[loop.Result | loop.Diverged]:
     """Purify the victim at every setting, as one program."""
     made = {tuple(setting.values()): plan.defense for setting, plan in zip(method.settings, own, strict=True)}
-    sweep = sweeps.grid(lambda **setting: made[tuple(setting.values())], **method.axes)
+    sweep: Any = sweeps.grid(lambda **setting: made[tuple(setting.values())], **method.axes)
     found = sweeps.purify(
         plans.key_for(own[0].config, "defense"),
         sweep,
