@@ -22,7 +22,8 @@ _HEADS = ("victim", "network", "epochs", "ACC", "ASR", "RA", "images/s", "compil
 _PUBLISHED = ("ACC published", "ASR published", "source", "remark")
 _CAPTION = (
     "Victims by FT-SAM's protocol, one of seed 0 each. ACC of the clean test images, ASR and RA of the triggered ones "
-    "(%, with counts). images/s: those of all epochs over the seconds without compiling."
+    "(%, with counts). images/s: those of all epochs over the seconds without compiling, where the attacker trains "
+    "the victim alone."
 )
 
 
@@ -49,6 +50,7 @@ def _train(session: Session, planted: Planted) -> Iterator[Row]:
     record = run.run(config, runs.execution(session))
     runs.keep_records(session)
     cost, images = record["victim"], record["data"]["train_count"]
+    alone = cost["epochs"] == config.training["epochs"]  # no surrogate or trigger was trained before
     yield {
         "victim": planted.name,
         "run_id": record["run_id"],
@@ -57,7 +59,7 @@ def _train(session: Session, planted: Planted) -> Iterator[Row]:
         "model": record["config"]["model"],
         "images": images,
         **cost,
-        "images_per_second": cost["epochs"] * images / cost["run_seconds"],
+        "images_per_second": cost["epochs"] * images / cost["run_seconds"] if alone else None,
         **runs.rates(record["metrics"]["before"]),
         "remark": "; ".join(soundness.told([soundness.of_victim(record)])),
         "published": runs.published_of(planted, "ft-sam", "none", ""),
@@ -84,12 +86,23 @@ def _line(row: Row) -> printed.Line:
         ("robust_accuracy", "robust_correct", "attack_total"),
     )
     rates = [f"{row[rate]:.2%} ({row[part]:,}/{row[whole]:,})" for rate, part, whole in counted]
-    cost = (f"{row['images_per_second']:,.0f}", f"{row['compile_seconds']:.1f}", f"{row['run_seconds']:.1f}")
+    speed = row["images_per_second"]
+    cost = [f"{row[name]:.1f}" for name in ("compile_seconds", "run_seconds")]
     known = row["published"]
     beside = [known_rate(known, metric) for metric in ("acc", "asr")]
     network = "{name}, width {width}, {dtype}".format(**row["model"])
     front = [row["victim"], f"{row['images']:,} images of {row['data']}; {network}", str(row["epochs"])]
-    return printed.Line([*front, *rates, *cost, *beside, known.get("source", "–"), row["remark"]])
+    return printed.Line(
+        [
+            *front,
+            *rates,
+            "–" if speed is None else f"{speed:,.0f}",
+            *cost,
+            *beside,
+            known.get("source", "–"),
+            row["remark"],
+        ]
+    )
 
 
 def known_rate(known: Row, metric: str) -> str:
