@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 # PyTorch takes its turn on the same device, and JAX would take three quarters of its memory at the start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# In miniature, compiling is nearly all that there is to wait for: as in the tests, two thirds of it do.
+if "--debug" in sys.argv:
+    cheap = "--xla_backend_optimization_level=1 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+    os.environ.setdefault("XLA_FLAGS", cheap)
 
 import _checkout  # noqa: F401  # the checkout's bdjax, where none is installed
 from accelerator import flags, methods, right, speed, victims

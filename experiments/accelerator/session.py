@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from bdjax import records
 from bdjax.bench import measure
+from bdjax.train import loop
 
 Row = dict[str, Any]
 RESULTS, LOG, SUMMARY = "results.jsonl", "log.txt", "summary.md"
@@ -119,12 +120,14 @@ class Session:
             for row in part.run(self):
                 fresh.append({"part": part.name, **row})
                 self._keep([*kept, *fresh])
+        except loop.Stopped as stopped:  # as `out_of_time` said: another call goes on with it
+            ending = {"stopped": str(stopped)}
         except Exception as error:  # one part that fails must not cost the minutes of the others
             ending = {"failed": f"{type(error).__name__}: {error}"[:500]}
             self.tell(traceback.format_exc())
         seconds = time.perf_counter() - started
         self._keep([*kept, *fresh, {"part": part.name, **ending, "seconds": round(seconds, 2), **_where()}])
-        self.tell(f"{part.name}: {'failed' if 'failed' in ending else 'done'} in {seconds:.1f} s")
+        self.tell(f"{part.name}: {next(iter(ending))} in {seconds:.1f} s")
 
     def _keep(self, rows: list[Row]) -> None:
         self.rows = rows
