@@ -64,7 +64,7 @@ def test_every_part_has_a_name_of_its_own_and_an_estimate(debug, tmp_path):
     assert len(set(names)) == len(names)
     assert all(name.startswith("speed/") for name in names)
     assert all(0 < part.seconds < (30 if debug else 240) for part in listed)
-    assert sum(part.seconds for part in listed) < 120 or not debug
+    assert sum(part.seconds for part in listed) <= 60 or not debug
 
 
 def test_every_step_is_measured_in_every_type_and_size(tmp_path):
@@ -120,7 +120,7 @@ def test_a_steps_row_has_the_rates_and_shares_of_its_own_seconds(nothing_runs, s
 def test_a_step_that_has_loops_of_its_own_is_not_counted(nothing_runs, session, monkeypatch):
     monkeypatch.setitem(SECONDS, "fast_sft", 1.0)
     monkeypatch.setattr(measure, "timed", lambda work, rounds: dict.fromkeys(work, measure.Timing(1.0, 0.5)))
-    (row,) = rows_of(speed._step_part(speed.Case("fast_sft", "float32", SIZE), speed.DEBUG), session)
+    (row,) = rows_of(speed._step_part(speed.Case("fast_sft", "float32", SIZE), speed.DEBUG_SMALL), session)
     assert "share_of_matmul" not in row
     assert "matmul_flops_per_second" in row
 
@@ -154,7 +154,7 @@ def test_a_sweep_is_priced_in_single_runs(nothing_runs, session, monkeypatch, fi
 
     monkeypatch.setattr(sweeps, "costs", costs)
     case = speed.Case("sam", "float32", SIZE, "small_cnn")
-    (row,) = rows_of(speed._sweep(case, speed.DEBUG, ("vmap",))[0], session)
+    (row,) = rows_of(speed._sweep(case, speed.DEBUG_SMALL, ("vmap",))[0], session)
     assert (row["points"], row["compile_seconds"]) == (4, 7.0)
     assert row.get("in_singles", row.get("missing")) == (2.0 if fits else "not enough memory")
     assert ("2.0" if fits else "not enough memory") in speed.tables([row])

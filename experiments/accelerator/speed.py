@@ -121,10 +121,12 @@ class Scale:
 
 
 _H100 = {"plain": 25, "sam": 35, "nft": 25, "anp_like": 30, "sft": 45, "fast_sft": 60, "torch": 15, "torch.compile": 40}
-_CPU = {"plain": 5, "sam": 6, "nft": 2, "anp_like": 2, "sft": 4, "fast_sft": 4, "torch": 2, "torch.compile": 60}
+_CPU = {"plain": 5, "sam": 6, "torch": 2}
+_CPU_SMALL = {"plain": 2, "sam": 2, "fast_sft": 4}
 FULL = Scale(64, 5_120, 5, 8, 3, 2, 10_000, _H100)
 DEBUG = Scale(4, 160, 2, 2, 2, 1, 64, _CPU, other_seconds=1.0)
 SMALL = "small_cnn"  # in miniature, of all that is not compared with PyTorch
+DEBUG_SMALL = dataclasses.replace(DEBUG, compile_seconds=_CPU_SMALL)
 
 
 # The parts
@@ -141,9 +143,9 @@ def parts(settings: Settings) -> list[Part]:
 def further_parts(settings: Settings) -> list[Part]:
     """Return the rest, in the order of its worth, for when the other subjects have had their minutes."""
     if settings.debug:
-        method = _step_part(Case("fast_sft", "float32", 16, SMALL), DEBUG)
-        sweep = _sweep(Case(SAM, "float32", 16, SMALL), DEBUG, (group.LOOP,))
-        return [method, *sweep, *_rest(Case(PLAIN, "float32", 16, SMALL), DEBUG)]
+        method = _step_part(Case("fast_sft", "float32", 16, SMALL), DEBUG_SMALL)
+        sweep = _sweep(Case(SAM, "float32", 16, SMALL), DEBUG_SMALL, (group.LOOP,))
+        return [method, *sweep, *_rest(Case(PLAIN, "float32", 16, SMALL), DEBUG_SMALL)]
     methods = [_step_part(Case(step, "bfloat16", 128), FULL) for step in STEPS if step not in (PLAIN, SAM)]
     larger = [_step_part(Case(step, "bfloat16", 256), FULL, (Way(CHANNELS_LAST, True),)) for step in (PLAIN, SAM)]
     floats = [part for kind in ("tensorfloat32", "float32") for part in _against_torch(kind, 128, FULL)]
