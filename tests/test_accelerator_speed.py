@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax import defenses, models
+from bdjax import defenses, models, profile
 from bdjax.bench import measure, sweeps
 from bdjax.train.gradients import Perturbed
 from bdjax.train.supervised import supervised
@@ -190,19 +190,20 @@ def test_other_subjects_rows_make_no_table():
 
 
 def test_all_kinds_of_rows_have_their_table():
+    operation = profile.Operation("fusion.1", "jit_epoch", 0.25, 0.5, 20, "a/conv", "layers.py:9")._asdict()
     found = speed.tables(
         [
             {"part": "speed/peak", "peak": "bfloat16", "matmul_flops_per_second": 7e14, "copy_bytes_per_second": 3e12},
             {"part": "speed/loads", "rate": "load digits", "images_per_second": 12345.0},
             {"part": "speed/startup", "startup": "plain", "cold": 30.0, "cached": 2.0},
             {"part": "speed/startup", "startup": "import", "cold": 1.0},
-            {"part": "speed/profile", "operation_of": "sam", "steps": 10, "name": "fusion.1", "seconds": 0.25},
+            {"part": "speed/profile", "operation_of": "sam", "steps": 10, **operation},
         ]
     )
     lines = [line.replace(" ", "") for line in found.splitlines()]
     for line in ("|bfloat16|700,000|3,000|", "|loaddigits|12,345|", "|plain|30.0|2.0|", "|import|1.0|–|"):
         assert line in lines
-    assert "|sam|10|fusion.1|0.25|" in lines
+    assert "|SAM|fusion.1|50.0%|25.0|2|layers.py:9|" in lines
 
 
 def test_the_readmes_table_names_pytorchs_layout():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import contextvars
 import dataclasses
 import math
 import os
@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bdjax import records
-from bdjax.train import compilation, group, loop, sharding
+from bdjax.train import compilation, group, loop, numerics, sharding
 from bdjax.types import ImageSpec, Learner, LearnerState, Model, Split
 
 T = TypeVar("T")
@@ -57,11 +57,6 @@ def timed(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timin
     return {name: Timing(*map(statistics.median, zip(*times, strict=True))) for name, times in clock.items()}
 
 
-def matmul_precision(name: str | None) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which JAX rounds the operands of float32 products so; None leaves it as it is."""
-    return contextlib.nullcontext() if name is None else jax.default_matmul_precision(name)
-
-
 class Peak:
     """The device's own rates: what a large matrix product computes, and what a large copy reads and writes.
 
@@ -82,9 +77,9 @@ class Peak:
         self.flops, self.bytes = self._times * 2.0 * size**3, self._times * 2.0 * self._array.nbytes
 
     def product(self) -> Any:
-        """Multiply square matrices, in the given precision or in JAX's own."""
+        """Multiply square matrices, in the given precision or the one that JAX is set to."""
         product = None
-        with matmul_precision(self._precision):
+        with numerics.in_force(self._precision):
             for _ in range(self._times):
                 product = _product(self._matrix, self._matrix)
         return product
@@ -153,7 +148,18 @@ def prepared(makers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     One at a time on an accelerator, where compiling includes trying kernels out.
     """
     with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1) as pool:
-        return dict(zip(makers, pool.map(lambda make: make(), makers.values()), strict=True))
+        return dict(zip(makers, pool.map(lambda make: make(), map(_as_here, makers.values())), strict=True))
+
+
+def _as_here(make: Callable[[], T]) -> Callable[[], T]:
+    """Return a call for another thread, with this one's compiler options and precision, which are a thread's own."""
+    context, precision = contextvars.copy_context(), jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+    def call() -> T:
+        with jax.default_matmul_precision(precision):
+            return context.run(make)
+
+    return call
 
 
 class Epoch:
@@ -177,7 +183,7 @@ class Epoch:
         self._mesh, self._precision = mesh, precision
         self._split, self.state = sharding.replicate((split, start(learner, model, split)), mesh)
         started = time.perf_counter()
-        with matmul_precision(precision):
+        with numerics.in_force(precision):
             lowered = loop.train_epoch.lower(*self._arguments, self.state, self._split, mesh=mesh)  # type: ignore[attr-defined]
             compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - started
@@ -186,7 +192,7 @@ class Epoch:
 
     def __call__(self) -> loop.Summary:
         """Take the steps of the next epoch."""
-        with matmul_precision(self._precision):
+        with numerics.in_force(self._precision):
             self.state, summary = loop.train_epoch(*self._arguments, self.state, self._split, mesh=self._mesh)
         return summary
 

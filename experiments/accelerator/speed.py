@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from accelerator import torch_process
 from accelerator.session import Part, Row, Session, Settings
 from accelerator.speed_tables import tables as tables
 from accelerator.torch_ways import CHANNELS_LAST, LAYOUTS, NCHW, Way
-from bdjax import defenses, evaluate, records
+from bdjax import defenses, evaluate, profile, records
 from bdjax.bench import loads, measure, startup, sweeps
 from bdjax.bench import session as bench_session
 from bdjax.parametrizations import NeuronMasks
@@ -56,6 +55,12 @@ STEPS: dict[str, Callable[[int], Learner]] = {
     "fast_sft": lambda size: _defense("fast_sft", size),
 }
 _WITH_LOOPS = ("sft", "fast_sft")  # within a step, of which XLA counts one turn, and a trace on one step of ten
+
+
+def _numbers(kind: str) -> tuple[str, str | None]:
+    """Return what `TYPES` says of a type; on a CPU, float32 products are exact, whatever is asked for."""
+    dtype, precision = TYPES[kind]
+    return dtype, None if jax.default_backend() == "cpu" else precision
 
 
 def _defense(name: str, batch_size: int, **options: Any) -> Learner:
@@ -111,6 +116,7 @@ class Scale:
             widths=(self.width,),
             batch_sizes=(case.batch_size,),
             dtype=TYPES[case.kind][0],
+            matmul_precision=_numbers(case.kind)[1],
             steps=self.steps(case.batch_size),
             rounds=self.rounds,
         )
@@ -121,7 +127,7 @@ class Scale:
 
 
 _H100 = {"plain": 25, "sam": 35, "nft": 25, "anp_like": 30, "sft": 45, "fast_sft": 60, "torch": 15, "torch.compile": 40}
-_CPU = {"plain": 5, "sam": 6, "torch": 2}
+_CPU = {"plain": 5, "sam": 5, "torch": 2}
 _CPU_SMALL = {"plain": 2, "sam": 2, "fast_sft": 4}
 FULL = Scale(64, 5_120, 5, 8, 3, 2, 10_000, _H100)
 DEBUG = Scale(4, 160, 2, 2, 2, 1, 64, _CPU, other_seconds=1.0)
@@ -194,14 +200,12 @@ def _sweep(case: Case, scale: Scale, forms: tuple[str, ...]) -> list[Part]:
 
 def _rest(case: Case, scale: Scale) -> list[Part]:
     both = scale.seconds(PLAIN, SAM)
-    listed = [
+    return [
         Part("speed/loads", 2 * scale.other_seconds, functools.partial(_loads, case=case, scale=scale)),
         Part("speed/evaluation", 3 * scale.other_seconds, functools.partial(_evaluation, case=case, scale=scale)),
         Part("speed/startup", 2 * both, functools.partial(_startup, case=case, scale=scale)),
+        Part("speed/profile", both, functools.partial(_profile, case=case, scale=scale)),
     ]
-    if importlib.util.find_spec("bdjax.profile") is not None:
-        listed.append(Part("speed/profile", both, functools.partial(_profile, case=case, scale=scale)))
-    return listed
 
 
 # What they measure
@@ -210,7 +214,7 @@ def _rest(case: Case, scale: Scale) -> list[Part]:
 def _peak(session: Session, kinds: tuple[str, ...]) -> Iterator[Row]:
     del session
     for kind in kinds:
-        yield {"peak": kind, **measure.Peak(*TYPES[kind]).rates()}
+        yield {"peak": kind, **measure.Peak(*_numbers(kind)).rates()}
 
 
 def _step(session: Session, case: Case, scale: Scale, ways: tuple[Way, ...]) -> Iterator[Row]:
@@ -227,7 +231,7 @@ def _step(session: Session, case: Case, scale: Scale, ways: tuple[Way, ...]) -> 
         except torch_process.Missing as reason:
             yield {**_said(case, TORCH, scale), "mode": way.mode, "layout": way.layout, "missing": str(reason)}
             session.tell(f"{case.part}: no {way.mode} {way.layout}: {reason}")
-    peak = measure.Peak(*TYPES[case.kind])
+    peak = measure.Peak(*_numbers(case.kind))
     work = {**epochs, **torch, "product": peak.product, "copy": peak.copy}
     timings = measure.timed(work, scale.rounds)
     rates = {"matmul": peak.flops / timings["product"].seconds, "copy": peak.bytes / timings["copy"].seconds}
@@ -241,7 +245,7 @@ def _step(session: Session, case: Case, scale: Scale, ways: tuple[Way, ...]) -> 
 @functools.cache
 def _epoch(case: Case, scale: Scale) -> measure.Epoch:
     model, split = _model_and_split(case, scale)
-    return measure.Epoch(STEPS[case.step](case.batch_size), model, split, precision=TYPES[case.kind][1])
+    return measure.Epoch(STEPS[case.step](case.batch_size), model, split, precision=_numbers(case.kind)[1])
 
 
 def _model_and_split(case: Case, scale: Scale) -> tuple[Model, Split]:
@@ -370,8 +374,6 @@ def _startup(session: Session, case: Case, scale: Scale) -> Iterator[Row]:
 
 def _profile(session: Session, case: Case, scale: Scale) -> Iterator[Row]:
     """Trace a call of each, and name the ten costliest operations; the traces stay with the runs, being large."""
-    from bdjax import profile  # type: ignore[attr-defined]
-
     for of in (case, case._replace(step=SAM)):
         epoch = _epoch(of, scale)
         jax.block_until_ready(epoch())
@@ -379,8 +381,4 @@ def _profile(session: Session, case: Case, scale: Scale) -> Iterator[Row]:
         with profile.trace(folder):
             jax.block_until_ready(epoch())
         for operation in profile.costliest(folder, count=10):
-            yield {"operation_of": of.step, "steps": scale.steps(of.batch_size), **_fields(operation)}
-
-
-def _fields(operation: Any) -> Row:
-    return dataclasses.asdict(operation) if dataclasses.is_dataclass(operation) else operation._asdict()  # type: ignore[arg-type]
+            yield {"operation_of": of.step, "steps": scale.steps(of.batch_size), **operation._asdict()}

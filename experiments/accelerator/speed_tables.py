@@ -61,11 +61,7 @@ def _startup(rows: Sequence[Row]) -> str:
 
 
 def _operations(rows: Sequence[Row]) -> str:
-    """Write whatever fields an operation has, those of a plain step and of SAM's below one another."""
-    found = [row for row in rows if "operation_of" in row]
-    names = [name for name in (found[0] if found else ()) if name != "part"]
-    columns = {name: lambda row, name=name: _plain(row[name]) for name in names}
-    return _table(found, columns, words=2)
+    return _table([row for row in rows if "operation_of" in row], _OPERATION_COLUMNS, words=2)
 
 
 _TABLES = (_steps, _against_torch, _sweep, _peaks, _rates, _startup, _operations)
@@ -119,10 +115,6 @@ def _ms(name: str) -> Callable[[Row], str]:
     return lambda row: milliseconds(row[name]) if name in row else _MISSING
 
 
-def _plain(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 _WHICH: _Columns = {
     "step": lambda row: STEP_NAMES[row["step"]],
     "type": lambda row: TYPE_NAMES[row["kind"]],
@@ -174,4 +166,12 @@ _STARTUP_COLUMNS: _Columns = {
     "seconds in a fresh process": lambda row: row.get("missing", row["startup"]),
     "cold": _number("cold", ".1f"),
     "cached": _number("cached", ".1f"),
+}
+_OPERATION_COLUMNS: _Columns = {
+    "step": lambda row: STEP_NAMES[row["operation_of"]],
+    "operation": lambda row: row["name"],
+    "share": _number("share", ".1%"),
+    "ms a step": lambda row: milliseconds(row["seconds"] / row["steps"]),
+    "times a step": lambda row: f"{row['count'] / row['steps']:,.0f}",
+    "from": lambda row: row["line"] or row["path"][-60:],
 }
