@@ -4,16 +4,18 @@
 
 Per width: seconds of a step, images a second, share of the measured matrix-product rate, the ratio of a SAM step to a
 plain one, what the compiled epoch adds to a Python loop over the very same step, and, where torch is installed, the
-ratio to the same step in PyTorch.
+ratio of both to the same steps in PyTorch, eager, in the faster of its two layouts.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import _measure
 import jax
+from accelerator.torch_ways import LAYOUTS, Way
 
 from bdjax import defenses, models, records
 from bdjax.bench import measure as benchmarks
@@ -42,8 +44,7 @@ def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float)
     for name, learner in learners.items():
         work[f"{name}_epoch"] = benchmarks.Epoch(learner, model, split)
         work[f"{name}_loop"] = loop_call(learner, model, split, steps)
-    if (step := torch_call(width, batch_size, steps)) is not None:
-        work["torch_epoch"] = step
+    work |= torch_calls(width, batch_size, steps)
     seconds = {name: total / steps for name, total in benchmarks.interleaved(work, rounds).items()}
     flops = benchmarks.step_flops(learners["plain"], model, split)
     row: dict[str, Any] = {"width": width, "batch_size": batch_size, "seconds_per_step": seconds}
@@ -54,8 +55,13 @@ def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float)
         )
         row[f"{name}_epoch_overhead"] = seconds[f"{name}_epoch"] / seconds[f"{name}_loop"] - 1
     row["sam_to_plain"] = seconds["sam_epoch"] / seconds["plain_epoch"]
-    if "torch_epoch" in seconds:
-        row["plain_to_torch"] = seconds["plain_epoch"] / seconds["torch_epoch"]
+    for name in learners:
+        of_layout = {
+            layout: seconds[f"torch_{name}_{layout}"] for layout in LAYOUTS if f"torch_{name}_{layout}" in seconds
+        }
+        if of_layout:
+            best = min(of_layout, key=lambda layout: of_layout[layout])
+            row[f"{name}_to_torch"], row[f"{name}_torch_layout"] = seconds[f"{name}_epoch"] / of_layout[best], best
     return row
 
 
@@ -80,50 +86,17 @@ def loop_call(learner: Learner, model: Model, split: Split, steps: int) -> Calla
     return call
 
 
-def torch_call(width: int, batch_size: int, steps: int) -> Callable[[], Any] | None:
-    """Return a call that takes the same steps in PyTorch on the CPU, or None where torch is not installed."""
-    try:
-        import torch
-        from torch import nn
-        from torch.nn import functional
-    except ImportError:
-        return None
+def torch_calls(width: int, batch_size: int, steps: int) -> dict[str, Callable[[], Any]]:
+    """Return calls that take the same steps in PyTorch on the CPU, in each layout; none without torch."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    from accelerator import torch_steps
 
-    class Block(nn.Module):
-        def __init__(self, inputs: int, outputs: int, stride: int):
-            super().__init__()
-            self.bn1, self.bn2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
-            self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-            self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-            changes = stride != 1 or inputs != outputs
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
-
-        def forward(self, x: Any) -> Any:
-            out = functional.relu(self.bn1(x))
-            x = x if self.shortcut is None else self.shortcut(out)
-            return x + self.conv2(functional.relu(self.bn2(self.conv1(out))))
-
-    channels = [width * 2**stage for stage in range(4) for _ in range(2)]
-    inputs = [width, *channels[:-1]]
-    blocks = [Block(a, b, 2 if a != b else 1) for a, b in zip(inputs, channels, strict=True)]
-    network = nn.Sequential(
-        nn.Conv2d(3, width, 3, 1, 1, bias=False),
-        *blocks,
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8 * width, 10),
-    )
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    image, label = torch.rand(batch_size, 3, 32, 32), torch.randint(0, 10, (batch_size,))
-
-    def call() -> Any:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            functional.cross_entropy(network(image), label).backward()
-            optimizer.step()
-        return ()
-
-    return call
+    return {
+        f"torch_{name}_{layout}": torch_steps.steps(width, batch_size, steps, name == "sam", Way(layout))
+        for name in ("plain", "sam")
+        for layout in LAYOUTS
+    }
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bdjax import records
-from bdjax.train import compilation, group, loop, sharding
+from bdjax.train import compilation, group, loop, numerics, sharding
 from bdjax.types import ImageSpec, Learner, LearnerState, Model, Split
 
 T = TypeVar("T")
@@ -26,47 +27,79 @@ T = TypeVar("T")
 _REPEATS = 10  # of a product and of a copy
 
 
+class Timing(NamedTuple):
+    """Median seconds of a call: until its results are there, and until it has returned without them.
+
+    The second is the host's own time as long as the device's queue has room; where that is full, the host waits in it.
+    """
+
+    seconds: float
+    host_seconds: float
+
+
 def interleaved(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Return the median seconds of each piece of work, timed in turn so that a drifting machine harms no ratio."""
+    return {name: timing.seconds for name, timing in timed(work, rounds).items()}
+
+
+def timed(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
+    """Return what `interleaved` does, and what of it the host needs to start the work."""
     for call in work.values():  # compile and warm up
         jax.block_until_ready(call())
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    clock: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, call in work.items():
             started = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            results = call()
+            returned = time.perf_counter()
+            jax.block_until_ready(results)
+            clock[name].append((time.perf_counter() - started, returned - started))
+    return {name: Timing(*map(statistics.median, zip(*times, strict=True))) for name, times in clock.items()}
 
 
 class Peak:
     """The device's own rates: what a large matrix product computes, and what a large copy reads and writes.
+
+    The numbers are random: of ones and zeros, fewer bits flip, less power is drawn, and the clock is higher.
 
     Attributes:
       flops: operations of one call of ``product``.
       bytes: what one call of ``copy`` reads and writes.
     """
 
-    def __init__(self, dtype: Any = jnp.float32):
+    def __init__(self, dtype: Any = jnp.float32, precision: str | None = None):
         """Choose sizes of which starting the call is no part, and which no cache holds."""
         cpu = jax.default_backend() == "cpu"
         size, length = (2048, 2**26) if cpu else (8192, 2**28)
-        self._matrix, self._array = jnp.ones((size, size), dtype), jnp.zeros(length, jnp.float32)
-        self.flops, self.bytes = 2.0 * size**3, 2.0 * self._array.nbytes
+        self._times = 1 if cpu else 8  # an accelerator is given the next before it has done the last
+        self._precision = precision
+        self._matrix, self._array = _random((size, size), dtype), _random((length,), jnp.float32)
+        self.flops, self.bytes = self._times * 2.0 * size**3, self._times * 2.0 * self._array.nbytes
 
     def product(self) -> Any:
-        """Multiply two square matrices, in the precision that JAX is set to."""
-        return _product(self._matrix, self._matrix)
+        """Multiply square matrices, in the given precision or the one that JAX is set to."""
+        product = None
+        with numerics.in_force(self._precision):
+            for _ in range(self._times):
+                product = _product(self._matrix, self._matrix)
+        return product
 
     def copy(self) -> Any:
         """Add one to an array, in place: fresh memory would cost the host more than the copy."""
-        self._array = _plus_one(self._array)
+        for _ in range(self._times):
+            self._array = _plus_one(self._array)
         return self._array
 
     def rates(self) -> dict[str, float]:
         """Return operations and bytes a second, the best of ten each: what the device can do when it is let."""
         flops, bandwidth = self.flops / _fastest(self.product), self.bytes / _fastest(self.copy)
         return {"matmul_flops_per_second": flops, "copy_bytes_per_second": bandwidth}
+
+
+def _random(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return normal numbers: a million, over and over, as more would take longer to draw than to multiply."""
+    drawn = np.random.default_rng(0).standard_normal(2**20, np.float32)
+    return jnp.tile(jnp.asarray(drawn, dtype), math.prod(shape) // drawn.size).reshape(shape)
 
 
 _product = compilation.jit(jnp.matmul)
@@ -134,22 +167,33 @@ class Epoch:
 
     Attributes:
       state: before the next call.
+      compile_seconds: that tracing and compiling took.
       fits: whether the device has the memory for it; if not, it must not be called.
-      bytes: what one step reads and writes by XLA's count, where it tells. A loop's body is counted once.
+      held_bytes: the memory that it asks for, where XLA tells.
+      flops: floating-point operations of one step, as XLA counts them before it optimizes, where it tells. A loop's
+        body is counted once, which is that of the steps; so it is no count for a step that has loops within.
+      bytes: what one step reads and writes by XLA's count, likewise, of the program as it is compiled.
     """
 
-    def __init__(self, learner: Learner, model: Model, split: Split, mesh: Mesh | None = None):
+    def __init__(
+        self, learner: Learner, model: Model, split: Split, mesh: Mesh | None = None, precision: str | None = None
+    ):
         """Compile it, and run nothing."""
         self._arguments = (jax.random.key(1), learner, model)
-        self._mesh = mesh
+        self._mesh, self._precision = mesh, precision
         self._split, self.state = sharding.replicate((split, start(learner, model, split)), mesh)
-        compiled = loop.train_epoch.lower(*self._arguments, self.state, self._split, mesh=mesh).compile()  # type: ignore[attr-defined]
-        self.fits = group.fits(compiled, 1)
-        self.bytes = _counted(compiled, "bytes accessed")
+        started = time.perf_counter()
+        with numerics.in_force(precision):
+            lowered = loop.train_epoch.lower(*self._arguments, self.state, self._split, mesh=mesh)  # type: ignore[attr-defined]
+            compiled = lowered.compile()
+        self.compile_seconds = time.perf_counter() - started
+        self.fits, self.held_bytes = group.fits(compiled, 1), group.held_bytes(compiled)
+        self.flops, self.bytes = _counted(lowered, "flops"), _counted(compiled, "bytes accessed")
 
     def __call__(self) -> loop.Summary:
         """Take the steps of the next epoch."""
-        self.state, summary = loop.train_epoch(*self._arguments, self.state, self._split, mesh=self._mesh)
+        with numerics.in_force(self._precision):
+            self.state, summary = loop.train_epoch(*self._arguments, self.state, self._split, mesh=self._mesh)
         return summary
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,13 +48,32 @@ def points(count: int, model: Model, split: Split, batch_size: int) -> list[grou
 def _row(session: Session, wanted: list[group.Point], model: Model, single: measure.Epoch) -> dict[str, Any]:
     asked, count = session.settings, len(wanted)
     forms = [group.LOOP, *([group.VMAP] if count > 1 else []), *(f"map:{k}" for k in asked.maps if k < count)]
-    work: dict[str, Callable[[], Any]] = {SINGLE: single}
+    found = costs(wanted, model, single, forms, asked.steps, asked.rounds)
+    for form in [form for form in forms if form not in found["cost_per_point"]]:
+        session.skip(f"a sweep of {count} points as {form}", "not enough memory")
+    return {"points": count, "seconds_per_step": found["seconds_per_step"], "cost_per_point": found["cost_per_point"]}
+
+
+def costs(
+    wanted: Sequence[group.Point], model: Model, single: measure.Epoch, forms: Sequence[str], steps: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Return, for each form that fits in memory, what a step of all points takes and a point costs over a single run.
+
+    Args:
+      wanted: the points of the sweep, of so many steps an epoch as ``steps`` says.
+      model: the network of all.
+      single: an epoch of one of them.
+      forms: of `bdjax.train.group`.
+      steps: of one call.
+      rounds: how often each is called.
+    """
     programs = measure.prepared({form: functools.partial(group.program, wanted, model, form) for form in forms})
-    for form, program in programs.items():
-        if program.fits:
-            work[form] = program.epoch
-        else:
-            session.skip(f"a sweep of {count} points as {form}", "not enough memory")
-    seconds = {name: total / asked.steps for name, total in measure.interleaved(work, asked.rounds).items()}
-    cost = {form: seconds[form] / count / seconds[SINGLE] for form in forms if form in seconds}
-    return {"points": count, "seconds_per_step": seconds, "cost_per_point": cost}
+    fitting = {form: program for form, program in programs.items() if program.fits}
+    work: dict[str, Callable[[], Any]] = {form: program.epoch for form, program in fitting.items()}
+    calls = measure.interleaved({SINGLE: single, **work}, rounds)
+    seconds = {name: total / steps for name, total in calls.items()}
+    return {
+        "seconds_per_step": seconds,
+        "cost_per_point": {form: seconds[form] / len(wanted) / seconds[SINGLE] for form in fitting},
+        "compile_seconds": {form: program.compile_seconds for form, program in programs.items()},
+    }

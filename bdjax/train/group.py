@@ -238,12 +238,19 @@ def _time(group: Point, form: str, model: Model, mesh: Mesh | None) -> tuple[flo
 
 def fits(compiled: Any, sharing: int) -> bool:
     """Whether a program's arrays and workspace fit into its device's memory, which so many devices share."""
-    if (need := compiled.memory_analysis()) is None:
+    if (asked := held_bytes(compiled)) is None:
         return True
     statistics = jax.local_devices()[0].memory_stats() or {}
     limit = statistics.get("bytes_limit") or (residence.host_bytes() or math.inf) / sharing
+    return asked < _MEMORY * limit
+
+
+def held_bytes(compiled: Any) -> int | None:
+    """Return the bytes of a program's arrays and workspace, where XLA tells; an argument given up is counted once."""
+    if (need := compiled.memory_analysis()) is None:
+        return None
     asked = need.temp_size_in_bytes + need.argument_size_in_bytes + need.output_size_in_bytes
-    return asked - need.alias_size_in_bytes < _MEMORY * limit
+    return asked - need.alias_size_in_bytes
 
 
 def _init_all(group: Point, form: str, model: Model, mesh: Mesh | None) -> LearnerState:
