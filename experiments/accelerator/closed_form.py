@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -10,10 +11,10 @@ import optax
 
 from bdjax import optim
 
-RHO, RATE, MOMENTUM, DECAY, STEPS = 0.5, 0.1, 0.9, 5e-4, 3
+RHO, RATE, MOMENTUM, DECAY, STEPS = 20.0, 0.1, 0.9, 5e-4, 3  # ε is a good part of θ, so that the steps tell of it
 _SHAPES = {"kernel": (3, 3, 16, 32), "scale": (32,), "bias": (32,)}
 
-Tree = Mapping[str, np.ndarray]
+Tree: TypeAlias = Mapping[str, Any]  # of NumPy's arrays, or of JAX's
 
 
 def errors(seed: int) -> Iterator[tuple[str, float]]:
@@ -63,8 +64,8 @@ def _epsilon(params: Tree, steep: Tree, adaptive: bool) -> Tree:
     """Return ε as bdjax computes it on the device."""
 
     @jax.jit
-    def epsilon(params: Tree) -> Tree:
-        return optim.perturbation(_gradient(params, steep), params, RHO, adaptive=adaptive)
+    def epsilon(params: Tree) -> Any:
+        return optim.perturbation(_product(steep, params), params, RHO, adaptive=adaptive)
 
     return jax.device_get(epsilon(params))
 
@@ -76,18 +77,15 @@ def _trained(params: Tree, steep: Tree, adaptive: bool) -> Tree:
 
     @jax.jit
     def step(params: Tree, state: optax.OptState) -> tuple[Tree, optax.OptState]:
-        grads = _gradient(params, steep)
-        updates, state = tx.update(grads, state, params, grad_fn=lambda at: _gradient(at, steep))
-        return optax.apply_updates(params, updates), state
+        grads = _product(steep, params)
+        updates, state = tx.update(grads, state, params, grad_fn=lambda at: _product(steep, at))
+        moved: Any = optax.apply_updates(params, updates)
+        return moved, state
 
     at, state = params, tx.init(params)
     for _ in range(STEPS):
         at, state = step(at, state)
     return {name: np.asarray(at[name], np.float64) - params[name] for name in _SHAPES}
-
-
-def _gradient(params: Tree, steep: Tree) -> Tree:
-    return jax.tree.map(lambda a, w: a * w, dict(steep), dict(params))
 
 
 def _error(found: Tree, expected: Tree) -> float:

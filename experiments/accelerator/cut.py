@@ -7,23 +7,27 @@ share (as those of one user do) or one for each (as on another machine).
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
+
 from accelerator import processes
 from accelerator.session import Row, Session
 from accelerator.twice import flat
 
-from bdjax import saved
+Process: TypeAlias = "subprocess.Popen[bytes]"
 
-EPOCHS, CUT_AFTER = 40, 2
+EPOCHS, CUT_AFTER = 20, 2
 _RUN = ("-m", "bdjax", "run", "--defense", "none", "--checkpoint-seconds", "0", "--quiet")
 _POLL = 0.005
 
@@ -55,10 +59,7 @@ def checks(session: Session) -> Iterator[Row]:
     root = session.settings.work / "right" / "cut"
     shutil.rmtree(root, ignore_errors=True)  # a run that is there would not be cut
     with ThreadPoolExecutor(len(settings)) as pool:
-        tries = [
-            pool.submit(_check, setting, root / str(number), width)
-            for number, setting in enumerate(settings)
-        ]
+        tries = [pool.submit(_check, setting, root / str(number), width) for number, setting in enumerate(settings)]
         for attempt in tries:
             yield attempt.result()
 
@@ -75,11 +76,11 @@ def _check(setting: Setting, root: Path, width: int) -> Row:
 
 
 def _networks(setting: Setting, root: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the victims of a run that was cut and of one that was not."""
+    """Return what a run that was cut has trained in the end, and what one that was not."""
     words = [*_RUN, "--model.width", str(width), "--training.epochs", str(EPOCHS), "--out"]
     cut, uncut = root / "cut", root / "uncut"
 
-    def start(out: Path, cache: str, said: str):
+    def start(out: Path, cache: str, said: str) -> contextlib.AbstractContextManager[Process]:
         cache = str(root / ("programs" if setting.shared else cache))
         flags = {"XLA_FLAGS": setting.flag} if setting.flag else {}
         environment = {"JAX_COMPILATION_CACHE_DIR": cache, **flags}
@@ -93,7 +94,7 @@ def _networks(setting: Setting, root: Path, width: int) -> tuple[np.ndarray, np.
     return _victim(cut), _victim(uncut)
 
 
-def _cut(process, out: Path, said: Path) -> None:
+def _cut(process: Process, out: Path, said: Path) -> None:
     """Send SIGTERM once some epochs are saved, and see that the process stops on its way."""
     deadline = time.monotonic() + processes.PATIENCE
     while _saved(out) < CUT_AFTER and process.poll() is None:
@@ -110,5 +111,10 @@ def _saved(out: Path) -> int:
 
 
 def _victim(out: Path) -> np.ndarray:
-    (folder,) = out.glob("digits-*")
-    return flat(saved.restore(folder).victim)
+    """Return every number of the last checkpoint: network, statistics, optimizer."""
+    (folder,) = out.glob("victims/*/checkpoints")
+    items = {"state": ocp.StandardCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder, options=options, item_handlers=items) as manager:
+        restore = ocp.args.Composite(state=ocp.args.StandardRestore())
+        return flat(manager.restore(EPOCHS, args=restore)["state"])

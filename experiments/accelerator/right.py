@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
+
 from accelerator import closed_form, cut, twice
 from accelerator.session import Part, Row, Session, Settings
-
-from bdjax import attacks, data, evaluate, models, poison
+from bdjax import attacks, data, evaluate, models
 from bdjax.train import group, loop
 from bdjax.train.supervised import supervised
 from bdjax.types import Model, Variables
@@ -24,11 +24,12 @@ from bdjax.types import Model, Variables
 SUBJECT = "right/"
 # Float32 carries 6e-8; sums over some thousands of numbers and a root are between.
 UPDATE = 1e-5
-# Rounding grows from step to step. On a CPU, float32 was @@ from float64 after the epoch that is compared here.
+# Rounding grows from step to step: where the start differed in its last bits, this epoch's end differed by 1e-6 to 7e-5
+# on a CPU (eight seeds).
 TRAINING = 1e-3
 LEVELS = 0.01  # of 255, on average: one in a hundred values rounds to its neighbor
-POINTS = 0.02  # of accuracy or attack success rate
-LEARNED = 0.8  # both of float32
+POINTS = 0.02  # of accuracy
+LEARNED = 0.8  # accuracy of a network that has learned something
 
 
 def parts(settings: Settings) -> list[Part]:
@@ -98,30 +99,25 @@ def trigger(name: str, found: twice.Arrays, expected: twice.Arrays, seed: int) -
 
 
 def bfloat16(session: Session) -> Iterator[Row]:
-    """Yield how far bfloat16 takes accuracy and attack success of a victim on digits from float32's."""
+    """Yield how far bfloat16 takes the accuracy of a network on digits from float32's."""
     seed, epochs = fresh(), 4 if session.settings.debug else 12
     types = ("float32", "bfloat16")
     with ThreadPoolExecutor(len(types)) as pool:  # two programs are compiled at a time
-        wide, narrow = pool.map(lambda dtype: _victim(seed, dtype, epochs), types)
-    error = max(abs(one - other) for one, other in zip(wide, narrow, strict=True))
-    row = check("ACC and ASR in bfloat16, against float32", error, POINTS, seed=seed, float32=wide, bfloat16=narrow)
-    learned = min(wide) > LEARNED  # or there is nothing to compare
-    yield {**row, "ok": row["ok"] and learned}
+        wide, narrow = pool.map(lambda dtype: _accuracy(seed, dtype, epochs), types)
+    found = {"float32": wide, "bfloat16": narrow}
+    row = check("accuracy in bfloat16, against float32", abs(wide - narrow), POINTS, seed=seed, **found)
+    yield {**row, "ok": row["ok"] and wide > LEARNED}  # or there is nothing to compare
 
 
-def _victim(seed: int, dtype: str, epochs: int) -> list[float]:
-    """Return the clean accuracy and the attack success rate of a small BadNets victim."""
-    poison_key, init_key, train_key = jax.random.split(jax.random.key(seed), 3)
+def _accuracy(seed: int, dtype: str, epochs: int) -> float:
+    """Return the test accuracy of a small network that is trained in a type."""
     digits = data.load("digits")
-    attack = attacks.create("badnets", poison_rate=0.1)
-    state = attack.trigger.init(poison_key, digits.spec)
-    train = poison.poison_train(poison_key, attack, state, digits.train)
-    triggered = poison.poison_test(poison_key, attack, state, digits.test)
     model = models.create("small_cnn", digits.spec, width=8, dtype=dtype)
     learner = supervised(epochs=epochs, batch_size=64, learning_rate=0.05)
-    victim = loop.run(train_key, learner, model, jax.jit(model.init)(init_key), train.visible)
-    scores = evaluate.evaluate(model, victim.variables, digits.test, triggered)
-    return [float(scores.clean_accuracy), float(scores.attack_success_rate)]
+    start = twice.start(model, seed)
+    trained = loop.run(jax.random.key(seed), learner, model, start, digits.train).variables
+    right = np.asarray(evaluate.predict(model, trained, digits.test.image)) == digits.test.label
+    return float(right.mean())
 
 
 def sweep(session: Session) -> Iterator[Row]:
@@ -141,16 +137,11 @@ def sweep(session: Session) -> Iterator[Row]:
 
 def _points(seed: int, debug: bool) -> list[group.Point]:
     """Return three points that differ in key, ρ, rate and images."""
-    start = jax.jit(twice.network(debug).init)(jax.random.key(seed))
+    start = twice.start(twice.network(debug), seed)
     settings = ((0.5, 0.01), (1.0, 0.02), (2.0, 0.04))
     return [
-        group.Point(
-            jax.random.key(seed + number),
-            twice.learner(rho, rate),
-            start,
-            jax.tree.map(np.asarray, twice.images(seed + number, debug)),
-        )
-        for number, (rho, rate) in enumerate(settings)
+        group.Point(jax.random.key(seed + n), twice.learner(*setting), start, twice.images(seed + n, debug))
+        for n, setting in enumerate(settings)
     ]
 
 

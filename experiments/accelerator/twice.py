@@ -9,22 +9,25 @@ JAX chooses much by its default backend (how a convolution is written, with whic
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from accelerator import processes
-from accelerator.session import Session
 from jaxtyping import Array, Float, Key
 
+from accelerator import processes
+from accelerator.session import Session
 from bdjax import attacks, models, poison, records
 from bdjax.data.augment import as_float
 from bdjax.defenses.ft_sam import ft_sam
 from bdjax.train import loop
-from bdjax.types import Attack, ImageSpec, Learner, Model, Split
+from bdjax.types import Attack, ImageSpec, Learner, Model, Split, Variables
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,9 +47,10 @@ def spec(debug: bool) -> ImageSpec:
 def images(seed: int, debug: bool, rows: int = _ROWS) -> Split:
     """Return random images with labels that belong to them: a class is a brightness."""
     rng = np.random.default_rng(seed)
-    label = rng.integers(0, 10, rows).astype(np.int32)
+    label: Any = rng.integers(0, 10, rows).astype(np.int32)
     noise = rng.integers(0, 156, (rows, *spec(debug).shape))
-    return Split((noise + 10 * label[:, None, None, None]).astype(np.uint8), label, np.ones(rows, bool))
+    image: Any = (noise + 10 * label[:, None, None, None]).astype(np.uint8)
+    return jax.tree.map(jnp.asarray, Split(image, label, jnp.ones(rows, bool)))
 
 
 def triggers(seed: int, debug: bool) -> dict[str, np.ndarray]:
@@ -56,7 +60,7 @@ def triggers(seed: int, debug: bool) -> dict[str, np.ndarray]:
     take seconds to compile, are left out.
     """
     key, split = jax.random.key(seed), images(seed, debug, 64)
-    split = split._replace(image=np.asarray(as_float(split.image)))
+    split = split._replace(image=as_float(split.image))
     made = {name: attacks.create(name, spec=spec(debug)) for name in attacks.names()}
     if debug:
         made = {name: attack for name, attack in made.items() if _size(attack, debug) < _NETWORK}
@@ -69,7 +73,7 @@ def triggers(seed: int, debug: bool) -> dict[str, np.ndarray]:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(made, pool.map(one, made.values()), strict=True))
-    return {"clean": split.image, **found}
+    return {"clean": np.asarray(split.image), **found}
 
 
 def _planted(key: Key[Array, ""], attack: Attack, split: Split, *, debug: bool) -> Float[Array, "n h w c"]:
@@ -87,6 +91,20 @@ def network(debug: bool) -> Model:
     return models.create("small_cnn", spec(debug), width=4 if debug else 16)
 
 
+def start(model: Model, seed: int) -> Variables:
+    """Return variables as training starts from, drawn by the host: without compiling, and the same on any device."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name == "kernel":
+            scale = (2 / math.prod(leaf.shape[:-1])) ** 0.5
+            return (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+        return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
 def learner(rho: float = 1.0, learning_rate: float = 0.02, epochs: int = 1) -> Learner:
     """Return FT-SAM for a few steps, whose program has in it what most others have."""
     return ft_sam(rho, learning_rate=learning_rate, epochs=epochs, batch_size=_BATCH)
@@ -95,10 +113,10 @@ def learner(rho: float = 1.0, learning_rate: float = 0.02, epochs: int = 1) -> L
 def epoch(seed: int, debug: bool) -> dict[str, np.ndarray]:
     """Return every parameter and statistic after one epoch of FT-SAM, and before it."""
     model = network(debug)
+    first = start(model, seed)
     with jax.default_matmul_precision("highest"):
-        start = jax.jit(model.init)(jax.random.key(seed))
-        result = loop.run(jax.random.key(seed), learner(), model, start, images(seed, debug))
-    before, after = flat(start), flat(result.variables)
+        result = loop.run(jax.random.key(seed), learner(), model, first, images(seed, debug))
+    before, after = flat(first), flat(result.variables)
     return {"before": before, "after": after, "loss": np.array(result.history[0].loss)}
 
 
