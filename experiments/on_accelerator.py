@@ -48,9 +48,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _carry_out(settings: Settings) -> int:
     settings.check()
+    compilation.require_devices()
     todo = parts(settings)
     check_only(settings.only, todo)
-    compilation.require_devices()
     with records.claimed([settings.work]) as taken:  # two at a time would measure each other
         if taken is not None:
             raise InputError(f"work must be a folder that no other call is using; {taken} is in use.")

@@ -8,6 +8,7 @@ share (as those of one user do) or one for each (as on another machine).
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -82,8 +83,8 @@ def _networks(setting: Setting, root: Path, width: int) -> tuple[np.ndarray, np.
 
     def start(out: Path, cache: str, said: str) -> contextlib.AbstractContextManager[Process]:
         cache = str(root / ("programs" if setting.shared else cache))
-        flags = {"XLA_FLAGS": setting.flag} if setting.flag else {}
-        environment = {"JAX_COMPILATION_CACHE_DIR": cache, **flags}
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {setting.flag}".strip()
+        environment = {"JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": flags}
         return processes.started([*words, str(out)], root / said, **environment)
 
     with start(cut, "first", "cut.txt") as process:
