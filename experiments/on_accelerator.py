@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 # PyTorch takes its turn on the same device, and JAX would take three quarters of its memory at the start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -24,15 +26,48 @@ if "--debug" in sys.argv:
 
 import _checkout  # noqa: F401  # the checkout's bdjax, where none is installed
 from accelerator import flags, methods, right, speed, victims
-from accelerator.session import Part, Row, Session, Settings
+from accelerator.session import LOG, Part, Row, Session, Settings, check_only
+
+from bdjax import failures, records
+from bdjax.checks import InputError
+from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, check_folders, one_line
+from bdjax.train import compilation
 
 SUBJECTS = (right, speed, victims, methods, flags)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    settings = _settings(words)
-    session = Session(settings)
-    session.carry_out(parts(settings), summary)
+def main(words: Sequence[str] | None = None) -> int:
+    """Carry out the parts and return the exit code: 0, 1 some failed, 2 a mistake in what was asked, 143 stopped."""
+    try:
+        return _carry_out(_settings(words))
+    except InputError as mistake:
+        return _complain(mistake, EXIT_MISTAKE)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command continues.", EXIT_STOPPED)
+    except Exception as error:
+        if (reason := failures.explain(error)) is None:
+            raise
+        return _complain(reason, EXIT_FAILED)
+
+
+def _carry_out(settings: Settings) -> int:
+    settings.check()
+    compilation.require_devices()
+    todo = parts(settings)
+    check_only(settings.only, todo)
+    with records.claimed([settings.work]) as taken:  # two at a time would measure each other
+        if taken is not None:
+            raise InputError(f"work must be a folder that no other call is using; {taken} is in use.")
+        failed = Session(settings).carry_out(todo, summary)
+    if failed:
+        log = settings.out / LOG
+        return _complain(f"failed: {', '.join(failed)}; {log} says why, the same command tries again.", EXIT_FAILED)
+    return 0
+
+
+def _complain(what: object, code: int) -> int:
+    print(f"on_accelerator: {one_line(str(what))}", file=sys.stderr, flush=True)
+    return code
 
 
 def parts(settings: Settings) -> list[Part]:
@@ -43,21 +78,31 @@ def parts(settings: Settings) -> list[Part]:
 
 def summary(rows: Sequence[Row]) -> str:
     """Return the tables as Markdown."""
-    return "\n\n".join(table for subject in SUBJECTS if (table := subject.tables(rows))) + "\n"
+    return "\n\n".join(table for subject in SUBJECTS if (table := _table(subject, rows))) + "\n"
+
+
+def _table(subject: ModuleType, rows: Sequence[Row]) -> str:
+    """Return the tables of a subject; one that cannot be made must not cost what comes after it."""
+    try:
+        return subject.tables(rows)
+    except Exception:
+        return f"No table of {subject.__name__}:\n\n```\n{traceback.format_exc()}```"
 
 
 def _settings(words: Sequence[str] | None) -> Settings:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results, few and small files")
-    parser.add_argument("--work", type=Path, help="folder of runs and victims; <out>-work unless given")
+    parser = Parser("on_accelerator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder of the results, few and small files")
+    parser.add_argument("--work", help="folder of runs and victims; <out>-work unless given")
     parser.add_argument("--minutes", type=float, default=9.0, help="of the whole call")
     parser.add_argument("--data-dir", help="where CIFAR-10 lies prepared; else BDJAX_DATA_DIR")
     parser.add_argument("--only", nargs="+", default=(), help="beginnings of the names of parts, such as speed/")
     parser.add_argument("--debug", action="store_true", help="all of it in miniature, to try it out")
     asked = parser.parse_args(words)
-    work = asked.work or asked.out.with_name(asked.out.name + "-work")
-    return Settings(asked.out, work, asked.minutes, asked.debug, asked.data_dir, tuple(asked.only))
+    check_folders(out=asked.out, work=asked.work)
+    out = Path(asked.out)
+    work = Path(asked.work or out.with_name(out.name + "-work"))
+    return Settings(out, work, asked.minutes, asked.debug, asked.data_dir, tuple(asked.only))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdjax import records
+from bdjax import places, records
 from bdjax.bench import measure
+from bdjax.checks import InputError, did_you_mean, positive
 from bdjax.train import loop
 
 Row = dict[str, Any]
 RESULTS, LOG, SUMMARY = "results.jsonl", "log.txt", "summary.md"
 RESERVE = 5.0  # seconds for the files of the last part
+_LONGEST = 20_000  # letters of what is told at once: an error of XLA may have megabytes
+_ROW = {"part": str, "done?": bool, "debug?": bool, "device?": {"platform": str, "kind": str, "count": int}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,18 @@ class Settings:
     data_dir: str | None = None
     only: tuple[str, ...] = ()
 
+    def check(self) -> None:
+        """Refuse what would cost minutes to find out.
+
+        Raises:
+          InputError: no time at all, a folder that cannot be, or data that are not there.
+        """
+        positive(minutes=self.minutes)
+        places.check_folder("out", self.out)
+        places.check_folder("work", self.work)
+        if self.data_dir is not None and not Path(self.data_dir).expanduser().is_dir():
+            raise InputError(f"data-dir must be a folder that is there, got {self.data_dir!r}.")
+
 
 class Part(NamedTuple):
     """A piece of work that is done whole or not at all.
@@ -64,12 +79,20 @@ class Session:
     """One call: its clock, and the files that it writes."""
 
     def __init__(self, settings: Settings):
-        """Start the clock, and read what earlier calls have left."""
+        """Start the clock, and read what earlier calls have left.
+
+        Raises:
+          InputError: the results are damaged, or of another device or size.
+        """
         self.settings = settings
         self._started = time.perf_counter()
         self._out = settings.out
-        self._out.mkdir(parents=True, exist_ok=True)
         self.rows: list[Row] = _read(self._out / RESULTS)
+        self._refuse_others()
+        self._out.mkdir(parents=True, exist_ok=True)
+        for name in (RESULTS, SUMMARY):  # what a call leaves that is killed while it writes
+            for half in self._out.glob(f".{name}.*"):
+                half.unlink(missing_ok=True)
 
     @property
     def left(self) -> float:
@@ -82,6 +105,8 @@ class Session:
 
     def tell(self, line: str) -> None:
         """Print a line, and keep it in the log."""
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]}\n[…]\n{line[-_LONGEST // 2 :]}"
         elapsed = time.perf_counter() - self._started
         stamped = f"[{elapsed:6.1f} s] {line}"
         print(stamped, flush=True)
@@ -96,8 +121,13 @@ class Session:
         """Return the rows of the parts whose name begins like this."""
         return [row for row in self.rows if row["part"].startswith(subject)]
 
-    def carry_out(self, parts: Sequence[Part], summarize: Callable[[Sequence[Row]], str]) -> None:
-        """Do in turn what is wanted, not yet done and fits into what is left; say what is not."""
+    def carry_out(self, parts: Sequence[Part], summarize: Callable[[Sequence[Row]], str]) -> list[str]:
+        """Do in turn what is wanted, not yet done and fits into what is left; say what is not.
+
+        Returns:
+          The names of the parts that failed.
+        """
+        failed = []
         for part in parts:
             if not _wanted(part.name, self.settings.only) or self.done(part.name):
                 continue
@@ -107,10 +137,13 @@ class Session:
             elif part.seconds > self.left:
                 self.tell(f"{part.name}: skipped, as it takes about {part.seconds:.0f} s of {self.left:.0f} s left")
             else:
-                self._carry_out(part)
+                if not self._carry_out(part):
+                    failed.append(part.name)
                 records.write_text(self._out / SUMMARY, summarize(self.rows))
+        return failed
 
-    def _carry_out(self, part: Part) -> None:
+    def _carry_out(self, part: Part) -> bool:
+        """Do a part, and return whether nothing went wrong."""
         self.tell(f"{part.name}: about {part.seconds:.0f} s, {self.left:.0f} s left")
         kept = [row for row in self.rows if row["part"] != part.name]
         fresh: list[Row] = []
@@ -126,25 +159,64 @@ class Session:
             ending = {"failed": f"{type(error).__name__}: {error}"[:500]}
             self.tell(traceback.format_exc())
         seconds = time.perf_counter() - started
-        self._keep([*kept, *fresh, {"part": part.name, **ending, "seconds": round(seconds, 2), **_where()}])
+        self._keep([*kept, *fresh, {"part": part.name, **ending, "seconds": round(seconds, 2), **self._where()}])
         self.tell(f"{part.name}: {next(iter(ending))} in {seconds:.1f} s")
+        return "failed" not in ending
 
     def _keep(self, rows: list[Row]) -> None:
         self.rows = rows
-        records.write_text(self._out / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row, default=_plain) + "\n" for row in rows)
+        records.write_text(self._out / RESULTS, text)
+
+    def _where(self) -> Row:
+        """Return what the numbers of a part were measured on."""
+        here = {"device": measure.machine()["device"], "debug": self.settings.debug}
+        return {"date": time.strftime("%Y-%m-%d"), **here, "versions": records.versions()}
+
+    def _refuse_others(self) -> None:
+        """Refuse results that this call would take for its own, though another device or size gave them."""
+        here = self._where()
+        for row in self.rows:
+            if "device" not in row:
+                continue
+            theirs, ours = (_described(one) for one in (row, here))
+            if theirs != ours:
+                there = f"{self._out} has results of {theirs}, and this is {ours}"
+                raise InputError(f"out must be another folder: {there}.")
+
+
+def _described(row: Row) -> str:
+    device = row["device"]
+    size = " with --debug" if row.get("debug") else ""
+    return f"{device['count']} × {device['kind']} ({device['platform']}){size}"
 
 
 def _wanted(name: str, only: Sequence[str]) -> bool:
     return not only or name.startswith(tuple(only))
 
 
+def check_only(only: Sequence[str], parts: Sequence[Part]) -> None:
+    """Refuse a word that no part's name begins with."""
+    names = [part.name for part in parts]
+    for word in only:
+        if not any(name.startswith(word) for name in names):
+            near = did_you_mean(word, names)
+            raise InputError(f"only must be the beginning of a part's name, such as {names[0]}; got {word!r}{near}.")
+
+
+def _plain(number: Any) -> Any:
+    """Return a number of NumPy's or JAX's as Python has it: a part's minutes must not be lost to its type."""
+    return number.item()
+
+
 def _read(path: Path) -> list[Row]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _where() -> Row:
-    """Return what the numbers of a part were measured on."""
-    described = measure.machine()
-    return {"date": time.strftime("%Y-%m-%d"), "device": described["device"], "versions": records.versions()}
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise records.damaged(path, error) from error
+    for number, row in enumerate(rows, 1):
+        if (wrong := records.misfit(row, _ROW)) is not None:
+            raise records.damaged(path, f"line {number}: {wrong}")
+    return rows
