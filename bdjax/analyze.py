@@ -57,7 +57,7 @@ def analyze(
             if isinstance(analysis, NeedsLibrary):  # looked for before a network is loaded
                 analysis.require()
             on_run(number, len(runs), record)
-            with lacking.noted():
+            with lacking.noted(), saved.computing(record):
                 found[title] = Found(analysis.measure(saved.subject(record, data_dir, known)), dict(choice.options))
                 findings.write(record, name, found[title])
         else:

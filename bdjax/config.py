@@ -31,10 +31,12 @@ from bdjax.schema import (
     refuse_unknown,
     shared_options,
 )
+from bdjax.train.numerics import MatmulPrecision
 from bdjax.train.supervised import Supervised, supervised
 from bdjax.types import Attack, Defense, ImageSpec, Model
 
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
+_WHERE_ASKED = ("selection", "matmul_precision")  # fields that are left out where they are None
 PAPERS_HOLDOUT = {"share": 0.05}
 # The papers' schedules are for CIFAR-10 and larger; 1,347 small digits want steps of another size.
 DATA_DEFAULTS = {
@@ -149,7 +151,8 @@ class SelectionConfig:
 class Config:
     """A run: one victim, one defense, one seed. `resolve` makes it from plain values.
 
-    ``selection`` is None, and in no record, unless an option of the defense is ``auto``.
+    ``selection`` is None, and in no record, unless an option of the defense is ``auto``. ``matmul_precision`` is that
+    of `bdjax.train.numerics.in_force`; where it is None, it is in no record and no name either.
     """
 
     seed: int
@@ -161,11 +164,12 @@ class Config:
     holdout: HoldoutConfig
     defense: Choice
     selection: SelectionConfig | None = None
+    matmul_precision: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, every default filled in; `resolve` of it gives an equal config."""
         whole = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        return {name: value for name, value in whole.items() if name != "selection" or value is not None}
+        return {name: value for name, value in whole.items() if name not in _WHERE_ASKED or value is not None}
 
     def victim_dict(self) -> dict[str, Any]:
         """Return the part that decides the attacked model."""
@@ -252,6 +256,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
         training=read_options("training", supervised, as_mapping("training", values.get("training"))),
         holdout=read_section("holdout", HoldoutConfig, values.get("holdout", {})),
         defense=read_choice("defense", "bdjax.defenses", values["defense"]),
+        matmul_precision=convert("matmul_precision", MatmulPrecision | None, values.get("matmul_precision")),
     )
     selection = read_section("selection", SelectionConfig, values.get("selection", {}))
     if config.strength is not None:

@@ -21,7 +21,7 @@ from bdjax.config import Config
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
 from bdjax.inputs import Fingerprint
-from bdjax.train import batches, residence, sharding, streamed
+from bdjax.train import batches, compilation, residence, sharding, streamed
 from bdjax.types import (
     Attack,
     Dataset,
@@ -209,18 +209,18 @@ def triggered_test(plan: Plan | AttackPlan) -> PoisonedSplit:
     return _poison_test(key, plan.attack, plan.trigger_state, plan.dataset.test, rounding)
 
 
-@jax.jit
+@functools.partial(compilation.jit, tuned=False)
 def stamped(stamp: poison.Stamp, key: Any, image: Any) -> Any:
     """Return a batch of images with the trigger."""
     return stamp(key, image)
 
 
-@functools.partial(jax.jit, static_argnames="rounding")
+@functools.partial(compilation.jit, tuned=False, static_argnames="rounding")
 def _poison_train(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
     return poison.poison_train(key, attack, state, split, rounding=rounding)
 
 
-@functools.partial(jax.jit, static_argnames="rounding")
+@functools.partial(compilation.jit, tuned=False, static_argnames="rounding")
 def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
     return poison.poison_test(key, attack, state, split, rounding=rounding)
 

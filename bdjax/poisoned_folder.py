@@ -19,18 +19,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax import config as configs
-from bdjax import data, plans, records, schema, show
+from bdjax import data, plans, records, run, schema, show
 from bdjax.checks import InputError
 from bdjax.config import Config
 from bdjax.data.streams import Stream
 from bdjax.plans import AttackPlan
 from bdjax.run import Execution
-from bdjax.train import loop, residence
+from bdjax.train import compilation, loop, residence
 from bdjax.types import ImageSpec, PoisonedSplit
 
 FORMAT = 1  # of the folder
@@ -80,6 +79,11 @@ def make(config: Config, execution: Execution) -> PoisonedSet:
       Stopped, Diverged: as for `bdjax.run.run`.
     """
     check(config)
+    with run.computing(config, execution):
+        return _make(config, execution)
+
+
+def _make(config: Config, execution: Execution) -> PoisonedSet:
     plan = show.armed(config, execution)
     attackers = plans.attackers_images(config, plan.dataset)
     plans.check_rate(plan.attack, attackers)
@@ -201,7 +205,8 @@ def _on_host(image: Any) -> np.ndarray:
     """Return images as an array, those of a stream piece by piece."""
     if not isinstance(image, Stream):
         return np.asarray(image)
-    change = jax.jit(lambda pixels, row: pixels if image.change is None else image.change(pixels, row))
+    given = image.change
+    change = compilation.jit(lambda pixels, row: pixels if given is None else given(pixels, row), tuned=False)
     out = np.empty(image.shape, np.uint8)
     for start in range(0, len(out), _CHUNK):
         rows = np.minimum(np.arange(start, start + _CHUNK), len(out) - 1)  # one shape, one program
@@ -216,6 +221,7 @@ def _identity(plan: AttackPlan) -> dict[str, Any]:
     config["data"] = {key: value for key, value in config["data"].items() if key != "data_dir"}
     if plans.learns_nothing(plan.attack):
         del config["model"], config["training"]
+        config.pop("matmul_precision", None)
     return {"format": FORMAT, "config": config, "fingerprint": plan.fingerprint}
 
 

@@ -30,6 +30,7 @@ SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the de
 STEALTH = ("psnr", "ssim", "linf", "l2", "changed_share")  # of the trigger on test images
 CONTROLS = ("none", "ft")  # defenses that every other is compared with
 LONGEST = 120  # characters of a label
+_HOMES = {"training": "attack", "matmul_precision": "model"}
 SYMBOLS = {"rho": "ρ", "alpha": "α", "gamma": "γ", "eta_f": "η_F", "eta_r": "η_r", "eta_c": "η_c"}
 _log = logging.getLogger(__name__)
 
@@ -570,8 +571,11 @@ def _scope(key: str, config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _home(key: str) -> str:
-    """Return which label shows a setting: the victim's training is the attack's, the holdout is the defense's."""
-    section = "attack" if key.startswith("training.") else key.split(".")[0]
+    """Return which label shows a setting.
+
+    The victim's training is the attack's, the holdout is the defense's, and the precision of products the network's.
+    """
+    section = _HOMES.get(key.split(".")[0], key.split(".")[0])
     return section if section in SECTIONS else "defense"
 
 

@@ -27,7 +27,7 @@ from bdjax.config import Config
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
 from bdjax.plans import Plan
-from bdjax.train import batches, hosts, loop, sharding, streamed
+from bdjax.train import batches, compilation, hosts, loop, numerics, sharding, streamed
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import (
     Defense,
@@ -70,6 +70,8 @@ class Execution:
         ``smoothness.json``; 0 takes none.
       data_on: where the training images are, one of `bdjax.train.residence.PLACES`; unless on the device, they are
         streamed to it. The results are the same, on one device bit for bit.
+      deterministic: let every process compute the same bits on the same kind of device (`bdjax.train.numerics`), so
+        that also a run that was interrupted on a GPU ends in those of one that was not.
       changed: of `bdjax.provenance.CHANGED`: what to do where a run, or its victim, was begun with other data than are
         there now: refuse it, or set its folder aside and run again.
       on_finished: called with the id of a run whose record is returned as it is.
@@ -84,6 +86,7 @@ class Execution:
     smoothness: int = 0
     data_on: str = "auto"
     changed: str = "refuse"
+    deterministic: bool = False
     on_finished: Callable[[str], None] = lambda run_id: None
     victims: dict[Hashable, Victim] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -128,6 +131,17 @@ def run(config: Config, execution: Execution) -> dict[str, Any]:
     folder = execution.out / config.run_id
     if (record := kept(config, execution)) is not None:
         return _as_it_is(record, folder, execution)
+    with computing(config, execution):
+        return _carry_out(config, execution)
+
+
+def computing(config: Config, execution: Execution) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which all of a run is computed: its config's precision, the execution's kernels."""
+    return numerics.in_force(config.matmul_precision, execution.deterministic)
+
+
+def _carry_out(config: Config, execution: Execution) -> dict[str, Any]:
+    folder = execution.out / config.run_id
     plan = plans.prepare(config, execution.devices, execution.data_on)
     plans.tell_of_batches(plan)
     hosts.check_same(data=plan.fingerprint, versions=records.versions())
@@ -220,7 +234,7 @@ def conclude(
         "status": "finished",
         "config": config.to_dict(),
         "versions": records.versions(),
-        "device": {**records.device(execution.devices), **records.memory(), "data_on": plan.data_on},
+        "device": {**_device(execution), **records.memory(), "data_on": plan.data_on},
         "data": _describe(plan, victim.poisoned_count),
         "metrics": {
             "before": plain_metrics(victim.metrics),
@@ -237,6 +251,13 @@ def conclude(
     return record
 
 
+def _device(execution: Execution) -> dict[str, Any]:
+    """Return what is computed on, and what decides its rounding: also the options that programs were compiled with."""
+    options = compilation.options_in_force()
+    written = " ".join(f"{name}={value}" for name, value in options.items())
+    return {**records.device(execution.devices), "compiler_options": written}
+
+
 def with_controls(config: Config) -> list[Config]:
     """Return the control rows of a run and the run itself: no defense, plain fine-tuning with its options, it."""
     if config.defense.name == "none":
@@ -251,7 +272,8 @@ def run_with_controls(config: Config, execution: Execution) -> list[dict[str, An
     rows = with_controls(config)
     for row in reversed(rows):  # whatever is wrong with one should not wait for the others
         if kept(row, execution) is None:
-            plans.prepare(row, execution.devices, execution.data_on)
+            with computing(row, execution):
+                plans.prepare(row, execution.devices, execution.data_on)
     return [run(row, execution) for row in rows]
 
 

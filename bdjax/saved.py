@@ -18,6 +18,7 @@ from bdjax.checks import InputError, one_of
 from bdjax.config import Config
 from bdjax.defenses.chain import stages
 from bdjax.report import Record
+from bdjax.train import numerics
 from bdjax.types import Metrics, ProbedModel, Variables
 
 Known: TypeAlias = dict[Path, dict[Hashable, Any]]  # of victims, by their folders
@@ -69,6 +70,14 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
     return config
 
 
+def computing(record: Record | str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which a finished run's networks round products as they did, where its config says how.
+
+    What is asked of them outside of it computes with the precision that JAX is set to.
+    """
+    return numerics.in_force(one(record).config.get("matmul_precision"))
+
+
 def restore(record: Record | str | os.PathLike[str], data_dir: str | None = None) -> Networks:
     """Load the attacked and the defended network of a finished run: a record, or the path of the run's folder.
 
@@ -76,6 +85,11 @@ def restore(record: Record | str | os.PathLike[str], data_dir: str | None = None
       InputError: a final checkpoint is missing, the data have changed, or as for `one` and `config_of`.
     """
     record = one(record)
+    with computing(record):
+        return _restore(record, data_dir)
+
+
+def _restore(record: Record, data_dir: str | None) -> Networks:
     config = config_of(record, data_dir)
     out = record.folder.resolve().parent
     plan = plans.prepare(config)
@@ -103,7 +117,7 @@ def subject(
 ) -> Subject:
     """Load a finished run as an analysis sees it; what is known of its victim is looked up and kept in ``known``.
 
-    Errors as for `restore`.
+    What is measured of it rounds as the run did inside `computing`. Errors as for `restore`.
     """
     record = one(record)
     plan, victim, defended = restore(record, data_dir)
@@ -119,20 +133,23 @@ def subject(
 
         on_variables(0, lambda: victim)
         key = plans.key_for(plan.config, "defense")
-        defenses.purify(key, plan.defense, plan.model, victim, plan.holdout, options=options)
+        with computing(record):
+            defenses.purify(key, plan.defense, plan.model, victim, plan.holdout, options=options)
 
     def once(analysis: Hashable, find: Callable[[], Any]) -> Any:
         if analysis not in kept:
             kept[analysis] = find()
         return kept[analysis]
 
+    with computing(record):
+        triggered = plans.triggered_test(plan)
     return Subject(
         config=record.config,
         model=plan.model,
         victim=victim,
         defended=defended,
         test=plan.dataset.test,
-        triggered=plans.triggered_test(plan),
+        triggered=triggered,
         holdout=plan.holdout,
         epochs=sum(lengths),
         key=plans.key_for(plan.config, "analysis"),
@@ -228,7 +245,7 @@ def smoothness(
     measure = _Measure(tuple(variants), settings)
     for number, record in enumerate(found, 1):
         on_run(number, len(found), record)
-        with failures.noted():
+        with failures.noted(), computing(record):
             files.append(measure(record, data_dir))
     failures.tell()
     return files

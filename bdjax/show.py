@@ -32,7 +32,12 @@ def show(config: Config, execution: Execution, images: int = IMAGES) -> Shown:
     Raises:
       InputError, Stopped, Diverged: as for `armed`.
     """
-    plan = armed(config, execution)
+    with run.computing(config, execution):
+        return _show(armed(config, execution), images)
+
+
+def _show(plan: AttackPlan, images: int) -> Shown:
+    config = plan.config
     test = plan.dataset.test
     rows = run.sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
     clean = np.asarray(test.image)[rows]

@@ -107,7 +107,8 @@ def run(wanted: Sequence[Config], execution: Execution, spread: Spread) -> list[
         execution.on_finished(name)
     if waiting := _by_victim([row for row in rows.values() if not _settled(execution.out, row)]):
         for row in reversed(waiting):  # whatever is wrong with one should not wait for the others
-            plans.tell_of_batches(plans.prepare(row, spread.batch_devices, "device"))
+            with single.computing(row, execution):
+                plans.tell_of_batches(plans.prepare(row, spread.batch_devices, "device"))
         sweep.plant({row.victim_id: row for row in waiting})
         sweep.defend(waiting)
     sweep.tidy()
@@ -194,7 +195,9 @@ class _Sweep:
                     if taken is None and not any(map(done, mine)):  # nor was it done in the meantime
                         if self._execution.should_stop is not None and self._execution.should_stop():
                             raise loop.Stopped("stopped between two groups")  # an only epoch asks nobody
-                        work(where, [known[name] for name in names])
+                        members = [known[name] for name in names]
+                        with single.computing(members[0], self._execution):  # which all share
+                            work(where, members)
                         worked = True
             if others is not None and not worked:
                 with records.locked(others):  # until the other process is done, or dead
@@ -413,14 +416,14 @@ def _victim_point(plan: Plan) -> Point:
 def _victim_structure(config: Config, spread: Spread) -> Hashable:
     plan = plans.prepare(config, spread.batch_devices, "device")
     point = Point(jax.random.key(0), plan.stages[-1].learner, {}, loop.valid_rows(plan.attackers))
-    return plan.model, group.structure(point)
+    return plan.model, config.matmul_precision, group.structure(point)
 
 
 def _defense_structure(config: Config, spread: Spread) -> Hashable:
     plan = plans.prepare(config, spread.batch_devices, "device")
     holdout = loop.valid_rows(plan.holdout)
     each = (group.structure(Point(jax.random.key(0), stage, {}, holdout)) for stage in stages(plan.defense))
-    return plan.model, tuple(each)
+    return plan.model, config.matmul_precision, tuple(each)
 
 
 def _save(own: Callable[[], Checkpoints], trained: group.Trained) -> None:

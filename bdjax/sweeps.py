@@ -106,6 +106,7 @@ def purify(
     *,
     form: str = group.AUTO,
     mesh: Mesh | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> list[list[loop.Result | loop.Diverged]]:
     """Purify one network at every setting and with every key: what `bdjax.defenses.purify` does at each, at once.
 
@@ -117,12 +118,14 @@ def purify(
       holdout: the defender's clean images.
       form: of `bdjax.train.group.run`, or ``auto``: what is fastest in a few steps.
       mesh: of `bdjax.train.group.point_mesh`, over several devices.
+      should_stop: asked after each epoch; nothing is kept of what was not finished.
 
     Returns:
       A list for each setting, with a result for each key. A point that diverged does not spoil the others.
 
     Raises:
       InputError: as `bdjax.defenses.purify`, or an unknown form.
+      bdjax.train.loop.Stopped: as asked.
     """
     check(sweep[0], holdout)
     keys = jnp.atleast_1d(keys)
@@ -143,7 +146,7 @@ def purify(
             batches.tell(learner, holdout)
             points.append(group.Point(stage_key(keys[seed], number), learner, before.variables, holdout))
         chosen = group.choose(points, model, mesh).form if form == group.AUTO else form
-        outcomes = group.run(points, model, form=chosen, mesh=mesh)
+        outcomes = group.run(points, model, form=chosen, mesh=mesh, should_stop=should_stop)
         for place, point, outcome in zip(alive, points, outcomes, strict=True):
             failed = isinstance(outcome, loop.Diverged)
             results[place] = outcome if failed else outcome.result(point, model, alive[place].history)

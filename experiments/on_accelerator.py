@@ -19,9 +19,13 @@ from types import ModuleType
 
 # PyTorch takes its turn on the same device, and JAX would take three quarters of its memory at the start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# In miniature, compiling is nearly all that there is to wait for: as in the tests, two thirds of it do.
+if "--debug" in sys.argv:
+    cheap = "--xla_backend_optimization_level=1 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+    os.environ.setdefault("XLA_FLAGS", cheap)
 
 import _checkout  # noqa: F401  # the checkout's bdjax, where none is installed
-from accelerator import methods, right, speed, victims
+from accelerator import flags, methods, right, speed, victims
 from accelerator.session import LOG, Part, Row, Session, Settings, check_only
 
 from bdjax import failures, records
@@ -29,7 +33,7 @@ from bdjax.checks import InputError
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, check_folders, one_line
 from bdjax.train import compilation
 
-SUBJECTS = (right, speed, victims, methods)
+SUBJECTS = (right, speed, victims, methods, flags)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -57,7 +57,7 @@ EXECUTION = {
     "--out": PATHS,
 }
 OPTIONS: dict[str, dict[str, list[str]]] = {
-    "run": {**EXECUTION, "--smoothness-every": NUMBERS, "--data-on": WORDS, "--config": PATHS},
+    "run": {**EXECUTION, "--smoothness-every": NUMBERS, "--data-on": WORDS, "--config": PATHS, "--profile": PATHS},
     "sweep": {
         **EXECUTION,
         "--seeds": [*NUMBERS, "1000000"],
@@ -82,8 +82,8 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
     "bench": {
         **dict.fromkeys(("--width", "--batch", "--image-size", "--points", "--devices", "--steps"), NUMBERS),
         **dict.fromkeys(("--rounds", "--minutes"), NUMBERS),
-        **dict.fromkeys(("--model", "--dtype", "--only"), WORDS),
-        "--out": PATHS,
+        **dict.fromkeys(("--model", "--dtype", "--only", "--matmul-precision"), WORDS),
+        **dict.fromkeys(("--out", "--profile"), PATHS),
     },
     "demo": {**EXECUTION, "--dataset": WORDS, "--seeds": NUMBERS, "--data-dir": PATHS},
     "list": {},

@@ -38,13 +38,19 @@ def answer(tmp_path_factory):
     """What the command writes into its file, prints, and tells on the way."""
     folder = tmp_path_factory.mktemp("bench")
     seconds = iter([[1.5], [8.0, 9.0], [2.0, 3.0]])  # of three processes
+    profile = ("--profile", folder / "traces")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BDJAX_DATA_DIR", str(folder))  # no CIFAR-10
         patch.setattr(startup, "child", lambda *_, **__: next(seconds))
         patch.setattr(measure, "Peak", SmallPeak)
         compile_quickly(patch)
-        code, out, err = command(*SMALLEST, "--out", folder / "new" / "bench.json")
+        code, out, err = command(*SMALLEST, *profile, "--out", folder / "new" / "bench.json")
     assert code == 0, err
+    traces = json.loads((folder / "traces" / "operations.json").read_text())["traces"]
+    names = {name.partition("-")[0] for name in traces}
+    assert names == (STEPS - {"fast_sft"}) | {"fast_sft_with_trace"}
+    assert all(operation["program"] == "jit_epoch" for one in traces.values() for operation in one["operations"])
+    assert "plain-width-2-batch-4:\nshare " in out
     return json.loads((folder / "new" / "bench.json").read_text()), out, err
 
 
@@ -383,6 +389,23 @@ def test_a_fresh_process_compiles_into_a_cache_of_its_own_and_then_finds_it_ther
     assert len({folder for folder, _ in caches}) == 3
 
 
+def test_a_precision_is_that_of_each_section_thread_and_process(monkeypatch, tmp_path, capsys):
+    precision = lambda *_: jax.config.jax_default_matmul_precision  # noqa: E731
+    monkeypatch.setattr(bench, "_MEASURES", {"steps": lambda session: measure.prepared({"a": precision})})
+    monkeypatch.setattr(measure, "Peak", lambda dtype: SimpleNamespace(rates=lambda: {"precision": precision()}))
+    settings = asked(matmul_precision="tensorfloat32", sections=("steps",)).settings
+    results = bench.run(settings, tmp_path / "bench.json")
+    assert results["steps"] == {"a": "tensorfloat32"}
+    assert results["peak"] == {"precision": "tensorfloat32"}
+    assert results["machine"]["device"]["matmul_precision"] == "tensorfloat32"
+    assert table._numbers(results["settings"]) == "float32 (products in tensorfloat32)"
+    monkeypatch.setattr(startup, "_compile", lambda settings: print(precision()))
+    monkeypatch.setattr(startup.jax.config, "update", lambda name, value: None)
+    startup.compile_here(json.dumps(dataclasses.asdict(settings)))
+    assert capsys.readouterr().out == "tensorfloat32\n"
+    assert precision() is None
+
+
 def test_what_the_fresh_process_compiles(monkeypatch, capsys):
     seen = []
 
@@ -449,6 +472,9 @@ def test_cifar10_is_loaded_where_it_is_and_never_fetched(monkeypatch, tmp_path):
         (("--only", "sweep"), "did you mean 'sweeps'"),
         (("--model", "small_cn"), "did you mean 'small_cnn'"),
         (("--dtype", "float7"), "dtype must be one of"),
+        (("--matmul-precision", "highest"), "matmul_precision must be one of float32, tensorfloat32, bfloat16"),
+        (("--profile", ""), "profile must name a folder"),
+        (("--profile", "x", "--only", "sweeps"), "profile must be left out where the section steps is"),
         (("--out", "."), "out must be a file"),
         (("stray",), "unknown option 'stray'"),
     ],

@@ -101,8 +101,25 @@ def test_show_prints_every_leaf_of_the_config_and_does_nothing(tmp_path):
     answer = bdjax("run", "--show", "--defense", "ft", "--seed=3", "--out", str(tmp_path / "out"))
     config = configs.resolve({"defense": "ft", "seed": 3})
     shown = dict(line.split(": ", 1) for line in answer.out.splitlines())
-    assert shown == {k: "null" if v is None else str(v) for k, v in schema.flatten(config.to_dict()).items()}
+    leaves = {**schema.flatten(config.to_dict()), "matmul_precision": None}
+    assert shown == {k: "null" if v is None else str(v) for k, v in leaves.items()}
     assert not (tmp_path / "out").exists()
+
+
+def test_show_has_the_precision_of_products_asked_for_or_not():
+    for words, shown in (((), "null"), (("--matmul_precision", "float32"), "float32")):
+        answer = bdjax("run", "--show", *words)
+        assert (answer.code, answer.err) == (0, "")
+        assert f"matmul_precision: {shown}" in answer.out.splitlines()
+    assert "must be one of float32, tensorfloat32, bfloat16; got 'highest'" in one_line(
+        bdjax("run", "--matmul_precision", "highest", "--show")
+    )
+
+
+def test_a_place_where_no_trace_can_go_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    assert "profile must be a folder" in one_line(bdjax("run", "--profile", str(tmp_path / "file")))
+    assert "profile must be a folder" in one_line(bdjax("run", "--profile", str(tmp_path / "file"), "--show"))
 
 
 def test_a_config_may_come_first_or_as_an_option_among_the_others(tmp_path):

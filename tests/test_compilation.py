@@ -18,41 +18,62 @@ import pytest
 from bdjax.checks import InputError
 from bdjax.train import compilation
 
-
-@pytest.fixture
-def fresh_options():
-    """Ask for the compiler options anew, before and after."""
-    compilation._compiler_options.cache_clear()
-    yield
-    compilation._compiler_options.cache_clear()
-
-
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_option_is_used_where_xla_knows_it(fresh_options):
-    assert compilation._compiler_options() == compilation._CPU_OPTIONS
-
-
-def test_an_option_that_xla_does_not_know_is_left_out(fresh_options, monkeypatch):
-    monkeypatch.setattr(compilation, "_CPU_OPTIONS", {"xla_of_another_age": "1"})
-    assert compilation._compiler_options() is None
-    assert compilation.jit(lambda x: x + 1)(1) == 2
-
-
-def test_other_backends_get_no_cpu_options(fresh_options, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert compilation._compiler_options() is None
-
-
-def test_jit_asks_the_backend_at_the_first_call_only(fresh_options, monkeypatch):
+def test_what_a_function_is_compiled_with_is_asked_at_the_call(monkeypatch):
     """A module may be imported before its caller says where to compute."""
-    asked = []
-    monkeypatch.setattr(compilation, "_compiler_options", lambda: asked.append(True))
+    asked, used = [], compilation.flags.used
+    monkeypatch.setattr(compilation.flags, "used", lambda backend: asked.append(backend) or used(backend))
     function = compilation.jit(lambda x: x + 1)
     assert asked == []
-    assert (function(1), function(2.0)) == (2, 3.0)
-    assert asked == [True]
+    assert function(1) == 2
+    assert asked == ["cpu"]
+
+
+def test_further_options_hold_in_the_block_and_over_the_backends_own():
+    own = dict(compilation.options_in_force())
+    assert own == compilation.flags.used("cpu")
+    (name,) = own
+    with compilation.also({name: ""}), compilation.also({"xla_gpu_deterministic_ops": True}):
+        assert compilation.options_in_force() == {name: "", "xla_gpu_deterministic_ops": True}
+    assert compilation.options_in_force() == own
+
+
+def test_each_set_of_options_makes_a_program_and_a_known_one_is_used_again(monkeypatch):
+    made, own = [], dict(compilation.options_in_force())
+    jit, options = jax.jit, {"xla_gpu_deterministic_ops": True}
+    assert compilation.flags.unknown(options) is None  # which compiles, once
+
+    def recorded(*args, **kwargs):
+        made.append(kwargs["compiler_options"])
+        return jit(*args, **kwargs)
+
+    monkeypatch.setattr(jax, "jit", recorded)
+    function, bare = compilation.jit(jnp.sin), compilation.jit(jnp.cos, tuned=False)
+    for _ in range(2):
+        function(1.0)
+        with compilation.also(options):
+            function(1.0)
+    assert made == [own, {**own, **options}]
+    bare(1.0)
+    with compilation.also(options):
+        bare(1.0)
+    assert made[2:] == [None, options]
+
+
+def test_an_option_reaches_the_compiler():
+    dot = compilation.jit(lambda x: x @ x)
+    x = jnp.ones((64, 64))
+    assert "ynn_fusion" in dot.lower(x).compile().as_text()
+    with compilation.also({"xla_cpu_experimental_ynn_fusion_type": ""}):
+        assert "ynn_fusion" not in dot.lower(x).compile().as_text()
+
+
+def test_an_option_that_xla_does_not_know_is_refused_before_anything_is_called():
+    refused = pytest.raises(InputError, match="No such compile option: 'xla_of_another_age'")
+    with refused, compilation.also({"xla_of_another_age": 1}):
+        pytest.fail("the block was entered")
 
 
 def test_jit_passes_its_options_on_and_keeps_the_name():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -1052,6 +1053,47 @@ def test_changed_source_makes_the_cache_anew(tmp_path, prepared, reads):
     assert same(data.load("cifar10", data_dir=tmp_path), other)
     assert len(reads) == 2
     assert len(list(cache_of(tmp_path).glob("*.npy"))) == 4  # those of the former source are gone
+
+
+def write_cache_by_hand(folder, arrays):
+    """Write what the docstring of `_cache` says, without its code, and return the manifest's path."""
+    place = folder / "bdjax-cache"
+    place.mkdir(parents=True)
+    source = folder / "dataset_info.json"
+    source.write_text('{"name": "cifar10", "version": "3.0.2"}')
+    entries = {}
+    for field, array in arrays.items():
+        content = io.BytesIO()
+        np.save(content, array)
+        digest = hashlib.sha256(content.getvalue()).hexdigest()
+        (place / f"{field}-{digest[:16]}.npy").write_bytes(content.getvalue())
+        entries[field] = {"dtype": array.dtype.str, "shape": list(array.shape), "sha256": digest}
+    seen = {source.name: [source.stat().st_size, source.stat().st_mtime_ns]}
+    manifest = {"format": 1, "source": seen, "arrays": entries}
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    return place / "manifest.json"
+
+
+def test_a_cache_alone_stands_for_its_source(tmp_path, monkeypatch):
+    for library in ("tensorflow_datasets", "array_record", "grain"):
+        monkeypatch.setitem(sys.modules, library, None)
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (6, 32, 32, 3), np.uint8), np.arange(6, dtype=np.int32)
+    arrays = {
+        "train_image": image[:4],
+        "train_label": label[:4],
+        "test_image": image[4:],
+        "test_label": label[4:],
+    }
+    manifest = write_cache_by_hand(tmp_path / "cifar10" / "3.0.2", arrays)
+    assert data.is_ready("cifar10", tmp_path)
+    for _ in range(2):  # loading leaves it as it is
+        read = data.load("cifar10", data_dir=tmp_path)
+        np.testing.assert_array_equal(read.train.image, image[:4])
+        np.testing.assert_array_equal(read.test.label, label[4:])
+    manifest.unlink()
+    with pytest.raises(InputError, match=r"needs the extra|not a data set that bdjax can read"):
+        data.load("cifar10", data_dir=tmp_path)
 
 
 def test_what_a_killed_process_left_is_swept_away(tmp_path, prepared):

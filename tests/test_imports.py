@@ -73,6 +73,8 @@ MAY_IMPORT = {
     "config": BASE | {"data", "registry", "schema", "attacks", "poison", "models", "train", "defenses"},
     "plans": BASE | {"attacks", "config", "data", "footprint", "inputs", "poison", "attacker", "train", "defenses"},
     "inputs": BASE | {"config", "data"},
+    "origins": set(),
+    "profile": {"checks", "failures", "origins", "places", "records"},
     "provenance": {"checks", "config", "inputs", "plans", "records", "train"},
     "run": BASE
     | {"schema", "config", "plans", "poison", "attacker", "train", "defenses", "strength", "evaluate", "records"}
@@ -86,20 +88,22 @@ MAY_IMPORT = {
     "poisoned_folder": BASE | {"config", "data", "plans", "records", "run", "schema", "show", "train"},
     "contact_sheet": {"checks", "failures", "layout", "places", "show"},
     "launch": {"checks"},
-    "saved": BASE | {"config", "plans", "provenance", "run", "defenses", "evaluate", "records", "report", "analysis"},
+    "saved": BASE
+    | {"config", "plans", "provenance", "run", "defenses", "evaluate", "records", "report", "analysis"}
+    | {"train"},  # how products round
     "findings": {"checks", "layout", "records", "registry", "report"},
     "analyze": {"checks", "analysis", "failures", "findings", "layout", "records", "registry", "report", "saved"}
     | {"places", "schema"},
     "demo": {"checks", "schema", "config", "run"},
     "bench": BASE
     # times what others do
-    | {"attacks", "data", "defenses", "failures", "models", "optim", "places", "poison", "records", "train"},
+    | {"attacks", "data", "defenses", "failures", "models", "optim", "places", "poison", "profile", "records", "train"},
     "__main__": {"cli"},
     "cli": BASE
     | {"registry", "schema", "config", "run", "demo", "train", "progress", "records", "report", "tables", "figures"}
     | {"page", "saved", "analysis", "bench", "sweep_run", "launch", "guard", "show", "contact_sheet"}
     | {"analyze", "bundle", "data", "failures", "findings", "layout", "paired", "plans", "poisoned_folder"}
-    | {"places", "printable", "provenance", "ranking", "sensitivity"},
+    | {"places", "printable", "profile", "provenance", "ranking", "sensitivity"},
 }
 
 # Who alone may import a library, so that it can be optional, lazy or exchanged.

@@ -246,6 +246,17 @@ def test_labels_show_what_tells_rows_apart(tmp_path):
     assert rows[3].settings == {"defense.rho": 0.5}
 
 
+def test_the_precision_of_products_stands_with_the_network_where_it_differs(tmp_path):
+    tf32 = content(0)
+    tf32["config"]["matmul_precision"] = "tensorfloat32"
+    rows = rows_of(tmp_path, content(0), content(1), tf32)
+    assert [(row.model, row.n) for row in rows] == [
+        ("preact_resnet18", 2),
+        ("preact_resnet18 matmul_precision=tensorfloat32", 1),
+    ]
+    assert [row.model for row in rows_of(tmp_path / "alone", tf32)] == ["preact_resnet18"]
+
+
 def test_labels_of_victims_and_holdouts(tmp_path):
     rows = rows_of(
         tmp_path,

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -168,6 +169,45 @@ def test_no_defense_changes_nothing_and_every_row_starts_from_the_same_victim(fi
     assert none["defense_effectiveness_rating"] == 0.5
     assert first.record("ft")["metrics"]["before"] == first.record("ft_sam")["metrics"]["before"] == none["before"]
     assert first.record("ft")["metrics"]["after"] != first.record("ft_sam")["metrics"]["after"]
+
+
+def test_a_precision_of_products_makes_a_run_of_its_own_and_the_record_says_what_was_in_force(first, tmp_path):
+    """Of a victim that is not trained, as compiling for another precision takes as long as the run."""
+    words = ("--training.epochs", "0", "--defense", "none", "--matmul_precision", "tensorfloat32")
+    ran = bdjax(tmp_path, *SIZES[:2], *words, "--deterministic")
+    record, plain = ran.record("none"), first.record("none")
+    own, without = (configs.resolve(schema.overrides([*SIZES[:2], *some])) for some in (words, words[:-2]))
+    assert (record["run_id"], record["victim_id"]) == (own.run_id, own.victim_id)
+    assert own.run_id != without.run_id
+    assert own.victim_id != without.victim_id
+    assert (record["config"].pop("matmul_precision"), "matmul_precision" in plain["config"]) == ("tensorfloat32", False)
+    assert [found["device"]["matmul_precision"] for found in (record, plain)] == ["tensorfloat32", None]
+    assert record["device"]["compiler_options"] == plain["device"]["compiler_options"]
+    assert "xla_cpu_experimental_ynn_fusion_type=" in plain["device"]["compiler_options"]
+    assert jax.config.jax_default_matmul_precision is None
+
+
+def test_a_traced_run_has_the_same_results_and_a_table_of_operations(first, tmp_path):
+    words = ("--defense", "none", "--profile", str(tmp_path / "traces"))
+    traced = bdjax(tmp_path, *SIZES[:4], *words)
+    assert (traced.code, traced.err) == (0, "")
+    assert results(traced.record("none")) == results(first.record("none"))
+    assert {path.name for path in (tmp_path / "traces").iterdir()} == {"badnets-victim", "operations.json"}
+    assert re.search(r"badnets-victim:\nshare +ms +times +operation +from\n *\d+\.\d%", traced.out)
+    again = bdjax(tmp_path, *SIZES[:4], *words)
+    assert again.code == 0
+    assert "no trace was taken: nothing was trained for two epochs in this call" in again.err
+
+
+def test_all_of_a_run_is_computed_in_its_precision_and_with_its_kernels(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "_carry_out", lambda *_: seen.append(jax.config.jax_default_matmul_precision))
+    monkeypatch.setattr(run.compilation.flags, "DETERMINISTIC", {"cpu": {"xla_gpu_deterministic_ops": True}})
+    monkeypatch.setattr(run.plans, "prepare", lambda *_: seen.append(run.compilation.options_in_force()))
+    config = configs.resolve({"defense": "none", "matmul_precision": "float32"})
+    run.run_with_controls(config, Execution(tmp_path, deterministic=True))
+    options, precision = seen
+    assert (precision, options["xla_gpu_deterministic_ops"]) == ("float32", True)
 
 
 def test_the_cost_counts_every_gradient(first):

@@ -78,6 +78,18 @@ def test_what_would_mislead_is_refused(attacked, name, after, message):
         saved.with_defense(attacked, name, after)
 
 
+def test_a_run_is_loaded_and_measured_in_its_own_precision(tmp_path, monkeypatch):
+    written = content(3, defense={"name": "none"})
+    written["config"]["matmul_precision"] = "float32"
+    (record,) = report.load([write(tmp_path, written)])
+    monkeypatch.setattr(saved, "_restore", lambda *_: jax.config.jax_default_matmul_precision)
+    assert saved.restore(record) == "float32"
+    with saved.computing(record.folder):
+        assert jax.config.jax_default_matmul_precision == "float32"
+    monkeypatch.setattr(saved._Measure, "__call__", lambda *_: saved.restore(record))
+    assert saved.smoothness([tmp_path], settings=saved.Settings()) == ["float32"]
+
+
 def test_a_path_is_as_good_as_a_record(attacked):
     for path in (attacked.folder, str(attacked.folder), attacked.folder / "record.json"):
         assert (saved.one(path).folder, saved.one(path).content) == (attacked.folder, attacked.content)

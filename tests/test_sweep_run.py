@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from bdjax import cli, data, inputs, plans, run, schema, sweep_run
@@ -122,6 +123,20 @@ def test_points_of_other_structure_make_another_program(tmp_path):
     assert complained.count("2 victims: 3 epochs") == 1  # different attacks, one program
     assert complained.count("2 × ft: 3 epochs") == 2
     assert len(everything(tmp_path)) == 2 + 4
+
+
+def test_the_precision_of_products_makes_groups_and_each_is_computed_in_its_own(tmp_path, monkeypatch):
+    found = []
+
+    def plant(self, folder, members):
+        found.append((jax.config.jax_default_matmul_precision, {config.matmul_precision for config in members}))
+        for config in members:
+            self._note(self._victim_folder(config), "made up")
+
+    monkeypatch.setattr(sweep_run._Sweep, "_plant", plant)
+    over = ("--over", "matmul_precision=none,float32,tensorfloat32", "--seeds", "2")
+    assert bdjax(tmp_path, "--defense", "ft", *over)[0] == 1
+    assert sorted(found, key=str) == [(name, {name}) for name in ("float32", "tensorfloat32", None)]
 
 
 def test_a_point_that_diverges_is_marked_and_not_tried_again(tmp_path, monkeypatch):

@@ -79,6 +79,13 @@ def test_one_key_is_one_seed_and_a_point_may_diverge(model, variables, split):
     assert [type(row[0]) for row in results] == [loop.Result, loop.Diverged]
 
 
+def test_purifying_can_be_stopped(model, variables, split):
+    create = functools.partial(defenses.create, "ft", epochs=2, batch_size=24, augment="none")
+    sweep = sweeps.grid(create, learning_rate=[0.1, 0.2])
+    with pytest.raises(loop.Stopped, match="stopped after epoch 1 of 2"):
+        sweeps.purify(KEYS[0], sweep, model, variables, split, form="loop", should_stop=lambda: True)
+
+
 def test_where_all_diverge_the_stages_that_follow_are_left_out(model, variables, split):
     def create(learning_rate):
         return chain(ft_sam(learning_rate=learning_rate), ft_sam())

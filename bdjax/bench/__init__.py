@@ -13,6 +13,8 @@ from typing import Any
 from bdjax import failures, places, records
 from bdjax.bench import loads, measure, scaling, startup, steps, sweeps
 from bdjax.bench.session import SECTIONS, Session, Settings
+from bdjax.profile import Traces
+from bdjax.train import numerics
 
 SCHEMA_VERSION = 1
 _MEASURES: dict[str, Callable[[Session], Any]] = {
@@ -24,20 +26,31 @@ _MEASURES: dict[str, Callable[[Session], Any]] = {
 }
 
 
-def run(settings: Settings, out: Path, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def run(
+    settings: Settings,
+    out: Path,
+    tell: Callable[[str], None] = lambda line: None,
+    traces: Traces | None = None,
+) -> dict[str, Any]:
     """Measure section by section and return the results; what is done is in the file ``out``, whatever comes next.
 
     Args:
       settings: of `bdjax.bench.session.settings`.
       out: a JSON file, replaced if it is there.
       tell: is given a line for each section and for whatever is skipped.
+      traces: where a trace of each kind of step goes, which is taken after it is timed.
 
     Raises:
       InputError: ``out`` is no file that could be.
     """
     places.check_file("out", out)
+    with numerics.in_force(settings.matmul_precision):
+        return _run(Session(settings, tell, traces), out)
+
+
+def _run(session: Session, out: Path) -> dict[str, Any]:
+    settings = session.settings
     results = {"schema_version": SCHEMA_VERSION, "machine": measure.machine(), **measure.described(settings)}
-    session = Session(settings, tell)
     peak = measure.Peak(settings.dtype or "float32").rates()
     results |= {"peak": peak, "load_average": {}, "section_seconds": {}, "skipped": session.skipped}
     records.write_json(out, results)  # what cannot be written is noticed before the work
@@ -52,5 +65,5 @@ def run(settings: Settings, out: Path, tell: Callable[[str], None] = lambda line
         results["section_seconds"][name] = time.perf_counter() - started
         results["memory"] = records.memory()
         records.write_json(out, results)
-        tell(f"{name}: {results['section_seconds'][name]:.0f} s")
+        session.tell(f"{name}: {results['section_seconds'][name]:.0f} s")
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import os
 import platform
@@ -54,7 +55,7 @@ class Peak:
         self.flops, self.bytes = 2.0 * size**3, 2.0 * self._array.nbytes
 
     def product(self) -> Any:
-        """Multiply two square matrices, in JAX's default precision."""
+        """Multiply two square matrices, in the precision that JAX is set to."""
         return _product(self._matrix, self._matrix)
 
     def copy(self) -> Any:
@@ -114,7 +115,18 @@ def prepared(makers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     One at a time on an accelerator, where compiling includes trying kernels out.
     """
     with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1) as pool:
-        return dict(zip(makers, pool.map(lambda make: make(), makers.values()), strict=True))
+        return dict(zip(makers, pool.map(lambda make: make(), map(_as_here, makers.values())), strict=True))
+
+
+def _as_here(make: Callable[[], T]) -> Callable[[], T]:
+    """Return a call for another thread, with this one's compiler options and precision, which are a thread's own."""
+    context, precision = contextvars.copy_context(), jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+    def call() -> T:
+        with jax.default_matmul_precision(precision):
+            return context.run(make)
+
+    return call
 
 
 class Epoch:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
 from bdjax import models
 from bdjax.checks import InputError, integer, one_of, positive
+from bdjax.profile import Traces
+from bdjax.train import numerics
 from bdjax.types import ImageSpec, Model
 
 SECTIONS = ("loads", "startup", "steps", "sweeps", "scaling")  # in this order: what is short comes first
@@ -28,6 +30,7 @@ class Settings:
       widths, batch_sizes: of which each pair is measured; sweeps, scaling and startup take the first of both.
       image_size: pixels a side of the images, which are random.
       dtype: the network's option of that name; None leaves it out.
+      matmul_precision: of `bdjax.train.numerics.in_force`.
       steps: training steps in one timed call.
       rounds: how often each call is timed, in turn with those that it is compared with.
       points: sizes of the sweeps.
@@ -43,6 +46,7 @@ class Settings:
     batch_sizes: tuple[int, ...]
     image_size: int
     dtype: str | None
+    matmul_precision: str | None
     steps: int
     rounds: int
     points: tuple[int, ...]
@@ -70,6 +74,7 @@ def settings(*, quick: bool = False, **given: Any) -> Settings:
         "model": "preact_resnet18",
         "image_size": 32,
         "dtype": None,
+        "matmul_precision": None,
         "points": (1, 2, 4, 8, 16),
         "maps": (4,) if cpu else (4, 8),  # a compilation on a CPU takes longer than the difference is worth
         "devices": jax.device_count(),
@@ -96,6 +101,8 @@ def _check(asked: Settings) -> None:
             integer(1, **{name: number})
     integer(1, image_size=asked.image_size, steps=asked.steps, rounds=asked.rounds, devices=asked.devices)
     positive(minutes=asked.minutes)
+    if asked.matmul_precision is not None:
+        one_of(get_args(numerics.MatmulPrecision), matmul_precision=asked.matmul_precision)
     for section in asked.sections:
         one_of(SECTIONS, only=section)
     if asked.devices > jax.device_count():
@@ -106,11 +113,16 @@ def _check(asked: Settings) -> None:
 
 
 class Session:
-    """The settings on their way through the sections, and what was skipped."""
+    """The settings on their way through the sections, what was skipped, and where traces go if there are any."""
 
-    def __init__(self, settings: Settings, tell: Callable[[str], None] = lambda line: None):
+    def __init__(
+        self,
+        settings: Settings,
+        tell: Callable[[str], None] = lambda line: None,
+        traces: Traces | None = None,
+    ):
         """Start the clock."""
-        self.settings, self.tell = settings, tell
+        self.settings, self.tell, self.traces = settings, tell, traces
         self.skipped: list[dict[str, str]] = []
         self._started = time.perf_counter()
 

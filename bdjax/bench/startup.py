@@ -16,7 +16,7 @@ import jax
 from bdjax import defenses
 from bdjax.bench import measure
 from bdjax.bench.session import Session, Settings, settings
-from bdjax.train import compilation, loop
+from bdjax.train import compilation, loop, numerics
 from bdjax.train.supervised import supervised
 
 MODULES = "bdjax.run, bdjax.report"  # all that a run and its report need
@@ -59,6 +59,11 @@ def compile_here(written: str) -> None:
     """Print the seconds that each program takes to trace and compile in this process."""
     asked = settings(**json.loads(written))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with numerics.in_force(asked.matmul_precision):
+        _compile(asked)
+
+
+def _compile(asked: Settings) -> None:
     model, batch_size = asked.create(asked.widths[0]), asked.batch_sizes[0]
     split = measure.random_split(model.spec, batch_size * asked.steps)
     for learner in (supervised(batch_size=batch_size), defenses.create("ft_sam", batch_size=batch_size)):

@@ -49,6 +49,10 @@ def _row(session: Session, width: int, batch_size: int) -> dict[str, Any]:
         del epochs[name]
     peak = measure.Peak(session.settings.dtype or "float32")
     calls = measure.interleaved({**_calls(epochs), _PRODUCT: peak.product, _COPY: peak.copy}, session.settings.rounds)
+    if session.traces is not None:
+        for name, call in _calls(epochs).items():
+            with session.traces.of(f"{name}-width-{width}-batch-{batch_size}"):
+                jax.block_until_ready(call())
     rates = {"matmul": peak.flops / calls.pop(_PRODUCT), "copy": peak.bytes / calls.pop(_COPY)}
     seconds = {name: total / count for name, total in calls.items() if name != WITH_TRACE}
     row: dict[str, Any] = {"width": width, "batch_size": batch_size, "seconds_per_step": seconds}

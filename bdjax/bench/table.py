@@ -109,7 +109,7 @@ def _note(results: dict[str, Any]) -> str:
     matmul, copy = peak["matmul_flops_per_second"], peak["copy_bytes_per_second"]
     steps = "one step" if settings["steps"] == 1 else f"{settings['steps']} steps"
     lines = [
-        f"`{settings['model']}`, {settings['dtype'] or 'float32'}, random {size}×{size} images; "
+        f"`{settings['model']}`, {_numbers(settings)}, random {size}×{size} images; "
         f"{device['count']} × {kind}, {machine['cpus']} CPU cores, load {min(loads):.1f} to {max(loads):.1f}, "
         f"jax {results['versions']['jax']}, {results['date']}.",
         f"Medians of {settings['rounds']} interleaved rounds of {steps}, without compiling.",
@@ -120,6 +120,12 @@ def _note(results: dict[str, Any]) -> str:
         lines.append("took their turn in the same rounds. Fast SFT has its exact trace in one of ten steps.")
     lines += [f"Skipped: {skipped['what']} ({skipped['why']})." for skipped in results["skipped"]]
     return "\n".join(lines)
+
+
+def _numbers(settings: dict[str, Any]) -> str:
+    """Say in what the network computes, and how products round where they were told."""
+    dtype, precision = settings["dtype"] or "float32", settings.get("matmul_precision")
+    return dtype if precision is None else f"{dtype} (products in {precision})"
 
 
 def milliseconds(seconds: float) -> str:

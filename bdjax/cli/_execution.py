@@ -42,6 +42,11 @@ def execution_options(
         help="where a run was begun with other data than are there now: refuse (default), or rerun it, the old one "
         "set aside in a folder that is named after its data",
     )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits from every process on GPUs too, where untuned kernels are slower",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -76,6 +81,7 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
             should_stop = lambda: signaled() or asked()  # noqa: E731
             execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
             more = {"data_on": getattr(options, "data_on", "auto"), "changed": options.changed_data}
+            more |= {"deterministic": options.deterministic}
             finished: list[str] = []
             work(dataclasses.replace(execution, on_finished=finished.append, **more))
         if finished and not quiet:

@@ -1,7 +1,8 @@
-"""What several commands print: the table of runs, the files of their figures, and how far they are."""
+"""What several commands print: the table of runs, the files of their figures, a profile, and how far they are."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from bdjax.checks import InputError
 from bdjax.cli._parser import tell
 
 if TYPE_CHECKING:
+    from bdjax.profile import Traces
     from bdjax.report import Record
 
 
@@ -53,6 +55,28 @@ def draw_figures(records: Sequence[Record], folder: Path) -> None:
 
     for path in figures.draw(records, folder):
         print(path)
+
+
+def profile_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the option of a trace of something."""
+    parser.add_argument(
+        "--profile",
+        metavar="DIR",
+        help=f"trace {what} there, for XProf or TensorBoard, and print the costliest operations",
+    )
+
+
+def print_profile(traces: Traces, why_none: str) -> None:
+    """Print the costliest operations of each trace, and where the traces are; or why there is none."""
+    from bdjax import profile
+
+    found = traces.finish()
+    for name, operations in found.items():
+        print(f"{name}:\n{profile.table(operations)}\n")
+    if found:
+        print(f"profile: {traces.folder} (tensorboard --logdir {traces.folder})")
+    else:
+        tell(f"no trace was taken: {why_none}.")
 
 
 def teller(quiet: bool) -> Callable[[int, int, Record], None]:

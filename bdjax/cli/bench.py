@@ -7,6 +7,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from bdjax.checks import InputError
+from bdjax.cli._output import print_profile, profile_option
 from bdjax.cli._parser import EXIT_STOPPED, Commands, complain
 
 
@@ -26,6 +28,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the random images (default: 32)")
     parser.add_argument("--dtype", metavar="TYPE", help="in which the network computes: float32 or bfloat16")
     parser.add_argument(
+        "--matmul-precision",
+        "--matmul_precision",
+        metavar="PRECISION",
+        help="of float32 products on an accelerator: float32, tensorfloat32 or bfloat16 (default: JAX's)",
+    )
+    parser.add_argument(
         "--only", nargs="+", metavar="SECTION", dest="sections", help="loads steps sweeps scaling startup"
     )
     parser.add_argument("--points", type=int, nargs="+", metavar="N", help="sizes of the sweeps (default: 1 2 4 8 16)")
@@ -36,6 +44,7 @@ def add(commands: Commands) -> None:
         "--minutes", type=float, metavar="M", help="skip what is left then (default: 5 on a CPU, else 8)"
     )
     parser.add_argument("--data-dir", help="where a prepared CIFAR-10 may lie")
+    profile_option(parser, "a call of each kind of step, after it is timed")
     parser.add_argument("--quick", action="store_true", help="one width and batch size, small sweeps, one round")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.set_defaults(call=call)
@@ -44,7 +53,7 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
-    from bdjax import bench
+    from bdjax import bench, profile
     from bdjax.bench import session, table
     from bdjax.train import compilation
 
@@ -56,9 +65,14 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
 
     given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(session.Settings)}
     settings = session.settings(quick=options.quick, **given)
+    if options.profile is not None and "steps" not in settings.sections:
+        raise InputError(f"profile must be left out where the section steps is; got {options.profile!r}.")
+    traces = None if options.profile is None else profile.Traces(options.profile)
     try:
-        results = bench.run(settings, Path(options.out), tell)
+        results = bench.run(settings, Path(options.out), tell, traces)
     except KeyboardInterrupt:
         return complain(f"interrupted; {options.out} has the sections that were done.", EXIT_STOPPED)
     print(table.table(results))
+    if traces is not None:
+        print_profile(traces, "no step was measured")
     return 0

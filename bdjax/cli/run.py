@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdjax.cli._execution import carry_out, check, execution_options, shallow, values_of
-from bdjax.cli._output import print_table
+from bdjax.cli._output import print_profile, print_table, profile_option
 from bdjax.cli._parser import Commands, tell
 
 if TYPE_CHECKING:
     from bdjax.config import Config
+    from bdjax.run import Execution
 
 
 def add(commands: Commands) -> None:
@@ -47,6 +50,7 @@ def add(commands: Commands) -> None:
         help="training images on the device, on the host or on disk, from where they are streamed (default: by size)",
     )
     execution_options(parser, "runs")
+    profile_option(parser, "the second epoch of all that is trained")
     several = parser.add_argument_group(
         "several hosts",
         "Start the same command on each host, with folders that they share. One that is lost ends the others; the same "
@@ -68,7 +72,7 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     from bdjax import config as configs
-    from bdjax import report, run, schema
+    from bdjax import profile, report, run, schema
     from bdjax.train import hosts
 
     values = values_of(options.config, rest)
@@ -77,25 +81,38 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     if options.show:
         with shallow():
             _check(config, options)
-            shown = schema.flatten(config.to_dict())
+            shown = schema.flatten({**config.to_dict(), "matmul_precision": config.matmul_precision})
         for key, value in shown.items():
             print(f"{key}: {'null' if value is None else value}")
         return 0
-    code = carry_out(options, lambda execution: run.run_with_controls(config, execution))
+    traces = None if options.profile is None else profile.Traces(options.profile)
+
+    def work(execution: Execution) -> None:
+        with contextlib.ExitStack() as stack:
+            if traces is not None and hosts.is_first():
+                on_epoch = stack.enter_context(profile.second_epochs(traces, execution.on_epoch))
+                execution = dataclasses.replace(execution, on_epoch=on_epoch)
+            run.run_with_controls(config, execution)
+
+    code = carry_out(options, work)
     if code or not hosts.is_first():
         return code
     print_table(report.load(Path(options.out) / row.run_id for row in run.with_controls(config)))
     _print_selection(Path(options.out) / config.run_id)
+    if traces is not None:
+        print_profile(traces, "nothing was trained for two epochs in this call")
     print(f"record: {Path(options.out) / config.run_id / 'record.json'}")
     return 0
 
 
 def _check(config: Config, options: argparse.Namespace) -> None:
     """Refuse what the run would refuse, in the same words, and fetch, prepare or train nothing for it."""
-    from bdjax import data, plans, run
+    from bdjax import data, places, plans, run
     from bdjax.train import compilation
 
     check(options)
+    if options.profile is not None:
+        places.check_folder("profile", options.profile)
     compilation.require_devices()
     if data.is_ready(config.data.name, config.data.data_dir):
         for row in reversed(run.with_controls(config)):

@@ -1,8 +1,9 @@
-"""How bdjax compiles: where the cache lies, what the CPU needs, and how long it took."""
+"""How bdjax compiles: where the cache lies, with which options, and how long it took."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import importlib.metadata
 import logging
@@ -12,18 +13,18 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
 from bdjax.checks import InputError
+from bdjax.train import flags
 
-# On the CPU, XLA sends convolutions to a library that was slower than its own kernels for training when this was
-# measured, with jax 0.10 and 0.11. The XLA of jax 0.12 knows the option, too.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([\w<>.-]+)'")
 _LARGE = 2**18  # bytes, more than most programs have
 _log = logging.getLogger(__name__)
+_ALSO: contextvars.ContextVar[flags.Options] = contextvars.ContextVar("also", default=MappingProxyType({}))
 _DURATIONS = (
     "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -98,31 +99,49 @@ def _warn_of_no_cache(folder: Path, error: OSError) -> None:
     _log.warning("Compiled programs cannot be kept in %s (%s); each start compiles them again.", folder, error.strerror)
 
 
-def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Return `jax.jit` of the function with the compiler options that suit the backend at the first call."""
+def jit(function: Callable[..., Any], *, tuned: bool = True, **options: Any) -> Callable[..., Any]:
+    """Return `jax.jit` of the function with the compiler options that are in force when it is called.
+
+    Args:
+      function: to be compiled.
+      tuned: with the options of `bdjax.train.flags.USED` too; without, it has those of `also` alone.
+      options: of `jax.jit`.
+    """
 
     @functools.cache
-    def compiled() -> Callable[..., Any]:
-        return jax.jit(function, compiler_options=_compiler_options(), **options)
+    def compiled(under: tuple[tuple[str, flags.Value], ...]) -> Callable[..., Any]:
+        return jax.jit(function, compiler_options=dict(under) or None, **options)
+
+    def here() -> Callable[..., Any]:
+        return compiled(tuple(sorted((options_in_force() if tuned else _ALSO.get()).items())))
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return compiled()(*args, **kwargs)
+        return here()(*args, **kwargs)
 
-    call.lower = lambda *args, **kwargs: compiled().lower(*args, **kwargs)  # type: ignore[attr-defined]
+    call.lower = lambda *args, **kwargs: here().lower(*args, **kwargs)  # type: ignore[attr-defined]
     return call
 
 
-@functools.cache
-def _compiler_options() -> dict[str, str] | None:
-    """Return the CPU's options where this XLA knows them; they are experimental, so it may not."""
-    if jax.default_backend() != "cpu":
-        return None
+def options_in_force() -> dict[str, flags.Value]:
+    """Return the compiler options of a program that is called now: the backend's, and those of `also` over them."""
+    return {**flags.used(jax.default_backend()), **_ALSO.get()}
+
+
+@contextlib.contextmanager
+def also(options: flags.Options) -> Iterator[None]:
+    """Call programs with further compiler options in the block; in this thread alone.
+
+    Raises:
+      InputError: this XLA does not know one of them.
+    """
+    if (why := flags.unknown(options)) is not None:
+        raise InputError(f"compiler options must be known to this XLA; it refuses {dict(options)}: {why}.")
+    token = _ALSO.set({**_ALSO.get(), **options})
     try:
-        jax.jit(lambda x: x + 1, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
-    except Exception:  # an unknown option is an XlaRuntimeError or a ValueError, depending on the version
-        return None
-    return _CPU_OPTIONS
+        yield
+    finally:
+        _ALSO.reset(token)
 
 
 @contextlib.contextmanager

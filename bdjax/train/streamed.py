@@ -256,7 +256,7 @@ _summarize = compilation.jit(loop.summarize)
 
 
 # A program of its own, as the poisoner of a resident split is: fused with a step, it might round otherwise.
-@jax.jit
+@functools.partial(compilation.jit, tuned=False)
 def _change(
     change: Any, image: Num[Array, "steps b h w c"], rows: Int[Array, "steps b"]
 ) -> Num[Array, "steps b h w c"]:

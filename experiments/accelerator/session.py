@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from bdjax import places, records
 from bdjax.bench import measure
 from bdjax.checks import InputError, did_you_mean, positive
+from bdjax.train import loop
 
 Row = dict[str, Any]
 RESULTS, LOG, SUMMARY = "results.jsonl", "log.txt", "summary.md"
@@ -116,6 +117,10 @@ class Session:
         """Whether a part has come to its end, in this call or an earlier one."""
         return any(row["part"] == name and row.get("done") for row in self.rows)
 
+    def failed(self, name: str) -> bool:
+        """Whether a part failed when it was last tried."""
+        return any(row["part"] == name and "failed" in row for row in self.rows)
+
     def of(self, subject: str) -> list[Row]:
         """Return the rows of the parts whose name begins like this."""
         return [row for row in self.rows if row["part"].startswith(subject)]
@@ -138,7 +143,7 @@ class Session:
             else:
                 self._carry_out(part)
                 records.write_text(self._out / SUMMARY, summarize(self.rows))
-                failed += [] if self.done(part.name) else [part.name]
+                failed += [part.name] if self.failed(part.name) else []
         return failed
 
     def _carry_out(self, part: Part) -> None:
@@ -151,12 +156,14 @@ class Session:
             for row in part.run(self):
                 fresh.append({"part": part.name, **row})
                 self._keep([*kept, *fresh])
+        except loop.Stopped as stopped:  # as `out_of_time` said: another call goes on with it
+            ending = {"stopped": str(stopped)}
         except Exception as error:  # one part that fails must not cost the minutes of the others
             ending = {"failed": f"{type(error).__name__}: {error}"[:500]}
             self.tell(traceback.format_exc())
         seconds = time.perf_counter() - started
         self._keep([*kept, *fresh, {"part": part.name, **ending, "seconds": round(seconds, 2), **self._where()}])
-        self.tell(f"{part.name}: {'failed' if 'failed' in ending else 'done'} in {seconds:.1f} s")
+        self.tell(f"{part.name}: {next(iter(ending))} in {seconds:.1f} s")
 
     def _keep(self, rows: list[Row]) -> None:
         self.rows = rows

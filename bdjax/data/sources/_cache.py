@@ -3,6 +3,18 @@
 A cache is a folder of ``.npy`` files and a manifest that holds their SHA-256 and what the source's files looked like
 (size and time of change). The arrays' names contain their checksums and every file is put in place by a rename, the
 manifest last; so processes that load at once, or are killed, leave either a whole cache or none.
+
+A folder with a cache can stand for its source: it needs none of the libraries that decode, nor the files that they
+read. Whoever carries arrays to a machine without them writes, where they are to lie, ::
+
+    cifar10/3.0.2/dataset_info.json                        {"name": "cifar10", "version": "3.0.2"} is enough
+    cifar10/3.0.2/bdjax-cache/<field>-<sha256[:16]>.npy    of each field of `Arrays`, NumPy's format 1.0
+    cifar10/3.0.2/bdjax-cache/manifest.json                {"format": 1,
+                                                            "source": {"dataset_info.json": [bytes, mtime_ns]},
+                                                            "arrays": {field: {"dtype", "shape", "sha256"}}}
+
+where ``sha256`` is that of the whole ``.npy`` and ``source`` has every file beside the cache as it is there: a copy of
+such a folder has to keep the times of change (``cp -a``).
 """
 
 from __future__ import annotations
