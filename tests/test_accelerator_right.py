@@ -141,6 +141,14 @@ def test_a_flag_that_is_not_taken_is_an_answer(tmp_path, monkeypatch):
     assert "Unknown flag" in row["why"]
 
 
+def test_a_setting_is_a_flag_of_xla_or_an_option_of_bdjax(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_mine=1")
+    of_xla, own, none = (cut.Setting(flag, shared=False) for flag in ("--xla_x=true", "--deterministic", ""))
+    assert (of_xla.words, of_xla.xla_flags) == ((), "--xla_mine=1 --xla_x=true")
+    assert (own.words, own.xla_flags) == (("--deterministic",), "--xla_mine=1")
+    assert (none.words, none.xla_flags) == ((), "--xla_mine=1")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", right.parts(Settings(Path("out"), Path("work"))), ids=lambda part: part.name)
 def test_all_is_right_on_this_device(part, session):

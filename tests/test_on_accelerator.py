@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bdjax import records
+from bdjax.train import loop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
@@ -132,6 +133,19 @@ def test_a_part_that_does_not_fit_is_told_and_left_for_the_next_call(fake, out):
     assert fake.done == ["two"]
     assert call(out, "--minutes", "3") == 0
     assert fake.done == ["two", "one"]
+
+
+def test_a_part_that_stops_when_time_is_up_is_gone_on_with_and_has_not_failed(fake, out):
+    def stop():
+        yield 4
+        raise loop.Stopped("stopped after epoch 1 of 2")
+
+    fake.ways["one"] = stop
+    assert call(out) == 0
+    assert "fake/one: stopped in" in log(out)
+    fake.ways["one"] = lambda: [1]
+    assert call(out) == 0
+    assert fake.done == ["one", "two", "one"]
 
 
 def test_a_part_waits_for_what_it_needs(fake, out):

@@ -29,15 +29,27 @@ from accelerator.twice import flat
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
 EPOCHS, CUT_AFTER = 20, 2
+DETERMINISTIC = "--deterministic"  # bdjax's own way to ask for it
 _RUN = ("-m", "bdjax", "run", "--defense", "none", "--checkpoint-seconds", "0", "--quiet")
 _POLL = 0.005
 
 
 class Setting(NamedTuple):
-    """What the processes have in common: flags of XLA, and whether they share compiled programs."""
+    """What the processes have in common: a flag of XLA or of bdjax, and whether they share compiled programs."""
 
     flag: str
     shared: bool
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What of it is an option of ``bdjax run``."""
+        return (self.flag,) if self.flag == DETERMINISTIC else ()
+
+    @property
+    def xla_flags(self) -> str:
+        """The environment's flags of XLA, and its own."""
+        own = "" if self.words else self.flag
+        return f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
 
     def describe(self) -> str:
         programs = "programs shared" if self.shared else "each compiles"
@@ -50,6 +62,7 @@ _ON_GPU = (
     Setting("", shared=False),
     Setting("--xla_gpu_exclude_nondeterministic_ops=true", shared=False),
     Setting("--xla_gpu_deterministic_ops=true", shared=False),
+    Setting(DETERMINISTIC, shared=False),
 )
 
 
@@ -78,13 +91,12 @@ def _check(setting: Setting, root: Path, width: int) -> Row:
 
 def _networks(setting: Setting, root: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return what a run that was cut has trained in the end, and what one that was not."""
-    words = [*_RUN, "--model.width", str(width), "--training.epochs", str(EPOCHS), "--out"]
+    words = [*_RUN, *setting.words, "--model.width", str(width), "--training.epochs", str(EPOCHS), "--out"]
     cut, uncut = root / "cut", root / "uncut"
 
     def start(out: Path, cache: str, said: str) -> contextlib.AbstractContextManager[Process]:
         cache = str(root / ("programs" if setting.shared else cache))
-        flags = f"{os.environ.get('XLA_FLAGS', '')} {setting.flag}".strip()
-        environment = {"JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": flags}
+        environment = {"JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": setting.xla_flags}
         return processes.started([*words, str(out)], root / said, **environment)
 
     with start(cut, "first", "cut.txt") as process:

@@ -39,9 +39,9 @@ def parts(settings: Settings) -> list[Part]:
         Part("right/sam", 3, sam),
         Part("right/epoch", 8, epoch),
         Part("right/triggers", 12, triggers),
-        Part("right/bfloat16", 8, bfloat16),
-        Part("right/sweep", 9, sweep),
-        Part("right/cut", 20, cut.checks),
+        Part("right/bfloat16", 7, bfloat16),
+        Part("right/sweep", 8, sweep),
+        Part("right/cut", 22, cut.checks),
     ]
 
 

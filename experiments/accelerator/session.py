@@ -117,6 +117,10 @@ class Session:
         """Whether a part has come to its end, in this call or an earlier one."""
         return any(row["part"] == name and row.get("done") for row in self.rows)
 
+    def failed(self, name: str) -> bool:
+        """Whether a part failed when it was last tried."""
+        return any(row["part"] == name and "failed" in row for row in self.rows)
+
     def of(self, subject: str) -> list[Row]:
         """Return the rows of the parts whose name begins like this."""
         return [row for row in self.rows if row["part"].startswith(subject)]
@@ -137,13 +141,12 @@ class Session:
             elif part.seconds > self.left:
                 self.tell(f"{part.name}: skipped, as it takes about {part.seconds:.0f} s of {self.left:.0f} s left")
             else:
-                if not self._carry_out(part):
-                    failed.append(part.name)
+                self._carry_out(part)
                 records.write_text(self._out / SUMMARY, summarize(self.rows))
+                failed += [part.name] if self.failed(part.name) else []
         return failed
 
-    def _carry_out(self, part: Part) -> bool:
-        """Do a part, and return whether nothing went wrong."""
+    def _carry_out(self, part: Part) -> None:
         self.tell(f"{part.name}: about {part.seconds:.0f} s, {self.left:.0f} s left")
         kept = [row for row in self.rows if row["part"] != part.name]
         fresh: list[Row] = []
@@ -161,7 +164,6 @@ class Session:
         seconds = time.perf_counter() - started
         self._keep([*kept, *fresh, {"part": part.name, **ending, "seconds": round(seconds, 2), **self._where()}])
         self.tell(f"{part.name}: {next(iter(ending))} in {seconds:.1f} s")
-        return "failed" not in ending
 
     def _keep(self, rows: list[Row]) -> None:
         self.rows = rows
