@@ -332,8 +332,11 @@ class PreparedLearner(Learner, Protocol):
     """A learner whose step begins with what needs the key and the batch alone, no state: its augmentation, say.
 
     ``update`` is ``learn`` of what ``prepare`` returns, with the same key, so that the loop may prepare the batches of
-    many steps at once. ``prepare`` must not round, or the two ways would differ in their last bits.
+    many steps at once: where ``prepares`` says so, which it may only if no bit depends on it.
     """
+
+    @property
+    def prepares(self) -> bool: ...
 
     def prepare(self, key: Key[Array, ""], model: Model, batch: Split) -> Split: ...
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from bdjax import records
 from bdjax.train import compilation, group, loop, sharding
+from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.types import ImageSpec, Learner, LearnerState, Model, Split
 
 T = TypeVar("T")
@@ -126,18 +127,26 @@ class Epoch:
       bytes: what one step reads and writes by XLA's count, where it tells. A loop's body is counted once.
     """
 
-    def __init__(self, learner: Learner, model: Model, split: Split, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        learner: Learner,
+        model: Model,
+        split: Split,
+        mesh: Mesh | None = None,
+        feeding: Feeding = STEPWISE,
+    ):
         """Compile it, and run nothing."""
         self._arguments = (jax.random.key(1), learner, model)
-        self._mesh = mesh
+        self._options = {"mesh": mesh, "feeding": feeding}
         self._split, self.state = sharding.replicate((split, start(learner, model, split)), mesh)
-        compiled = loop.train_epoch.lower(*self._arguments, self.state, self._split, mesh=mesh).compile()  # type: ignore[attr-defined]
+        lowered = loop.train_epoch.lower(*self._arguments, self.state, self._split, **self._options)  # type: ignore[attr-defined]
+        compiled = lowered.compile()
         self.fits = group.fits(compiled, 1)
         self.bytes = _counted(compiled, "bytes accessed")
 
     def __call__(self) -> loop.Summary:
         """Take the steps of the next epoch."""
-        self.state, summary = loop.train_epoch(*self._arguments, self.state, self._split, mesh=self._mesh)
+        self.state, summary = loop.train_epoch(*self._arguments, self.state, self._split, **self._options)
         return summary
 
 

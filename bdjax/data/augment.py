@@ -13,6 +13,7 @@ from bdjax.data.randaugment import augmix, randaugment
 from bdjax.types import HParam, ImageSpec
 
 AUGMENTATIONS = ("standard", "none", "mixup", "cutmix", "randaugment", "augmix", "cutout", "adversarial")
+MOVING = ("standard", "none")  # those that compute no pixel
 MIXING = ("mixup", "cutmix")  # those whose rows have two labels
 
 # `standard` takes the first children of a step's key, one for each image and draw. Others fold in these.

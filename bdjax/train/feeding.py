@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import jax
 
-from bdjax.checks import integer, one_of
+from bdjax.checks import InputError, integer, one_of
 from bdjax.train import residence
 from bdjax.types import Learner, PreparedLearner, Split
 
 AUTO, STEP, EPOCH = "auto", "step", "epoch"
 PREPARE = (AUTO, STEP, EPOCH)
-UNROLLS = (1, 2, 4, 8)  # that are worth measuring
+MOST_STEPS = 64  # that are written out; each is compiled
 
 
 class Feeding(NamedTuple):
@@ -24,6 +24,22 @@ class Feeding(NamedTuple):
 
     prepared: bool = False  # the batches of the whole epoch at once, before its first step
     unroll: int = 1  # steps that are written out one after another in the loop's body
+
+
+STEPWISE = Feeding()  # everything a step at a time
+
+
+def check(prepare: str, unroll: int | str) -> None:
+    """Refuse words and numbers that say nothing.
+
+    Raises:
+      InputError: which one.
+    """
+    one_of(PREPARE, prepare=prepare)
+    if isinstance(unroll, str) and unroll != AUTO:
+        raise InputError(f"unroll must be {AUTO} or a whole number; got {unroll!r}.")
+    if unroll != AUTO:
+        integer(1, MOST_STEPS, unroll=unroll)
 
 
 def choose(prepare: str, unroll: int, learner: Learner, split: Split, *, points: int = 1) -> Feeding:
@@ -42,9 +58,8 @@ def choose(prepare: str, unroll: int, learner: Learner, split: Split, *, points:
     Raises:
       InputError: an unknown word, or no such number.
     """
-    one_of(PREPARE, prepare=prepare)
-    integer(1, unroll=unroll)
-    if not isinstance(learner, PreparedLearner):
+    check(prepare, unroll)
+    if not (isinstance(learner, PreparedLearner) and learner.prepares):
         return Feeding(False, unroll)
     if prepare == AUTO:
         asked = jax.default_backend() != "cpu" and residence.holds_an_epoch(split, points)

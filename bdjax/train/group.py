@@ -24,7 +24,7 @@ from jaxtyping import Array, Int, Key
 from bdjax.checks import InputError
 from bdjax.train import batches, compilation, feeding, loop, residence
 from bdjax.train.checkpoints import Checkpoints
-from bdjax.train.feeding import Feeding
+from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.train.sharding import BATCH
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
 
@@ -268,7 +268,7 @@ def _epochs_of_all(
     form: str,
     model: Model,
     mesh: Mesh | None,
-    feeding: Feeding = Feeding(),
+    feeding: Feeding = STEPWISE,
 ) -> tuple[LearnerState, loop.Summary]:
     """Take some epochs of every point, and return summaries of [epochs, points]."""
     batch_mesh = mesh if mesh is not None and BATCH in mesh.axis_names else None

@@ -8,7 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,10 @@ from bdjax.checks import InputError
 from bdjax.data import splits
 from bdjax.train import batches, blame, compilation, feeding, hosts, pace, sharding
 from bdjax.train.checkpoints import Checkpoints
-from bdjax.train.feeding import Feeding
+from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.types import Info, Learner, LearnerState, Model, PreparedLearner, Split, Variables
+
+_Step: TypeAlias = Callable[[LearnerState, Any], tuple[LearnerState, Info]]
 
 
 class Diverged(RuntimeError):
@@ -345,9 +347,9 @@ def _reports(done: int, count: int, summary: Summary, seconds: float, compile_se
         if not np.isfinite(loss[place]).any():
             break
         columns = (loss, summary.accuracy, summary.gradient_evaluations)
-        values = (np.asarray(column[place]).tolist() for column in columns)
+        own_loss, accuracy, spent = (np.asarray(column[place]).tolist() for column in columns)
         compiled = 0.0 if place else compile_seconds
-        reports.append(Epoch(done + place + 1, *values, seconds / count, compiled))
+        reports.append(Epoch(done + place + 1, own_loss, accuracy, spent, seconds / count, compiled))
     return reports
 
 
@@ -366,7 +368,7 @@ def epochs(
     span: Int[Array, "2"],
     *,
     mesh: Mesh | None = None,
-    feeding: Feeding = Feeding(),
+    feeding: Feeding = STEPWISE,
 ) -> tuple[LearnerState, Summary]:
     """Take some epochs in a row, and return the state and the summary of each. A pure function.
 
@@ -409,39 +411,40 @@ def epoch(
     split: Split,
     *,
     mesh: Mesh | None = None,
-    feeding: Feeding = Feeding(),
+    feeding: Feeding = STEPWISE,
 ) -> tuple[LearnerState, Summary]:
     """Take one step for every batch of a fresh random order and return the state and the epoch's means.
 
     A pure function, to be compiled, mapped over learners or put into a longer loop. Each row of the split is valid.
     """
     drawn = batches.draw(key, learner, split.label.shape[0])
-    number = jnp.arange(drawn.index.shape[0])
     if feeding.prepared and isinstance(learner, PreparedLearner):
-        step, inputs = _prepared_steps(drawn, number, learner, model, split, mesh)
+        step, inputs = _prepared_steps(drawn, learner, model, split, mesh)
     else:
-
-        def step(state: LearnerState, inputs: Any) -> tuple[LearnerState, Info]:
-            number, index, filled = inputs
-            images, labels = split.image[index], split.label[index]
-            return take_step(drawn.step_key, number, learner, model, state, images, labels, filled, mesh=mesh)
-
-        inputs = (number, drawn.index, drawn.filled)
+        step, inputs = _steps(drawn, learner, model, split, mesh)
     state, infos = jax.lax.scan(step, state, inputs, unroll=feeding.unroll)
     state = sharding.keep_whole(state, mesh)
     return state, summarize(state, infos)
 
 
+def _steps(
+    drawn: batches.Batches, learner: Learner, model: Model, split: Split, mesh: Mesh | None
+) -> tuple[_Step, tuple[Array, Array, Array | None]]:
+    """Return a step, and what it takes of each batch: its number and which rows it has."""
+
+    def step(state: LearnerState, inputs: tuple[Array, Array, Array | None]) -> tuple[LearnerState, Info]:
+        number, index, filled = inputs
+        images, labels = split.image[index], split.label[index]
+        return take_step(drawn.step_key, number, learner, model, state, images, labels, filled, mesh=mesh)
+
+    return step, (jnp.arange(drawn.index.shape[0]), drawn.index, drawn.filled)
+
+
 def _prepared_steps(
-    drawn: batches.Batches,
-    number: Int[Array, " steps"],
-    learner: PreparedLearner,
-    model: Model,
-    split: Split,
-    mesh: Mesh | None,
-) -> tuple[Callable[[LearnerState, Any], tuple[LearnerState, Info]], tuple[Key[Array, " steps"], Split]]:
-    """Prepare all batches of an epoch at once; return the step that is left to do, and what it takes of each."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(drawn.step_key, number)
+    drawn: batches.Batches, learner: PreparedLearner, model: Model, split: Split, mesh: Mesh | None
+) -> tuple[_Step, tuple[Key[Array, " steps"], Split]]:
+    """Prepare all batches at once; return the step that is left to do, and what it takes of each: key and batch."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(drawn.step_key, jnp.arange(drawn.index.shape[0]))
     gathered = Split(split.image[drawn.index], split.label[drawn.index], cast(Array, drawn.filled))
     gathered = sharding.split_batch(gathered, mesh, axis=1)
     prepared = jax.vmap(lambda key, batch: learner.prepare(key, model, batch))(keys, gathered)

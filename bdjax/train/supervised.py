@@ -80,8 +80,13 @@ class Supervised:
         """Take one step."""
         return self.learn(key, model, state, self.prepare(key, model, batch))
 
+    @property
+    def prepares(self) -> bool:
+        """Whether the loop may prepare batches; where images are mixed, the compiler would round otherwise."""
+        return self.augment in augment.MOVING
+
     def prepare(self, key: Key[Array, ""], model: Model, batch: Split) -> Split:
-        """Crop and flip the images, which keep their type: all of the augmentation that rounds nothing."""
+        """Crop and flip the images, which keep their type: the part of the augmentation that computes no pixel."""
         return batch._replace(image=augment.moved(key, batch.image, model.spec, self.augment))
 
     def learn(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
