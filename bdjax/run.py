@@ -27,13 +27,14 @@ from bdjax.config import Config
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
 from bdjax.plans import Plan
-from bdjax.train import batches, compilation, hosts, loop, numerics, sharding, streamed
+from bdjax.train import batches, compilation, feeding, hosts, loop, numerics, sharding, streamed, unrolling
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import (
     Defense,
     LearnedTrigger,
     Learner,
     Metrics,
+    Model,
     PoisonedSplit,
     Split,
     TriggerState,
@@ -45,6 +46,7 @@ _COMPARED = 500  # images on which a trigger of training is compared, which may 
 VICTIMS = 16  # that are kept at hand, with their variables and triggered test images
 SAMPLES = 10  # test images whose predictions a run keeps for the figures
 _TRIAL = {"value": float, "accuracy": float, "gradient_evaluations": int}
+_UNROLL = {"unroll": int, "seconds": {str: float}}
 SELECTION = {  # of the file in which a chosen strength is kept
     "run": str,
     "option": str,
@@ -72,6 +74,9 @@ class Execution:
         streamed to it. The results are the same, on one device bit for bit.
       deterministic: let every process compute the same bits on the same kind of device (`bdjax.train.numerics`), so
         that also a run that was interrupted on a GPU ends in those of one that was not.
+      prepare, unroll: how an epoch is fed from the device (`bdjax.train.feeding.choose`). ``prepare`` changes no bit;
+        ``unroll`` changes results within rounding, and ``auto`` times a few steps (`bdjax.train.unrolling.choose`; in
+        a sweep it is 1).
       changed: of `bdjax.provenance.CHANGED`: what to do where a run, or its victim, was begun with other data than are
         there now: refuse it, or set its folder aside and run again.
       on_finished: called with the id of a run whose record is returned as it is.
@@ -85,6 +90,8 @@ class Execution:
     should_stop: Callable[[], bool] | None = None
     smoothness: int = 0
     data_on: str = "auto"
+    prepare: str = feeding.AUTO
+    unroll: int | str = 1
     changed: str = "refuse"
     deterministic: bool = False
     on_finished: Callable[[str], None] = lambda run_id: None
@@ -93,6 +100,7 @@ class Execution:
     def __post_init__(self) -> None:
         """Raise InputError for an unknown word."""
         one_of(provenance.CHANGED, changed=self.changed)
+        feeding.check(self.prepare, self.unroll)
 
 
 class Guesses(NamedTuple):
@@ -255,7 +263,7 @@ def _device(execution: Execution) -> dict[str, Any]:
     """Return what is computed on, and what decides its rounding: also the options that programs were compiled with."""
     options = compilation.options_in_force()
     written = " ".join(f"{name}={value}" for name, value in options.items())
-    return {**records.device(execution.devices), "compiler_options": written}
+    return {**records.device(execution.devices), "compiler_options": written, "unroll": execution.unroll}
 
 
 def with_controls(config: Config) -> list[Config]:
@@ -306,7 +314,10 @@ def _train(
             label = f"{config.attack.name} {stage.name}"
             options = _loop_options(execution, stage.learner, label, checkpoints)
             begin = attacker.start(stage, fresh, variables, state)
-            feed = loop.run if plan.data_on == "device" else streamed.run
+            feed = streamed.run
+            if plan.data_on == "device":
+                feed = functools.partial(loop.run, prepare=execution.prepare)
+                options["unroll"] = _unroll(execution, checkpoints, stage.learner, plan.model, begin, seen)
             result = feed(_stage_key(config, stage), stage.learner, plan.model, begin, seen, **options)
         variables, state = attacker.parts(result.variables, state)
         history += result.history
@@ -376,6 +387,8 @@ def defend(plan: Plan, variables: Variables, execution: Execution, curve: Curve 
                 kept = defense_checkpoints(config, number, execution.out, execution.checkpoint_seconds)
                 checkpoints = stack.enter_context(kept)
             options = _loop_options(execution, stage, config.defense.name, checkpoints)
+            options["prepare"] = execution.prepare
+            options["unroll"] = _unroll(execution, checkpoints, stage, plan.model, variables, plan.holdout)
             return options if curve is None else {**options, "on_variables": curve.after(earlier)}
 
         key = plans.key_for(config, "defense")
@@ -477,6 +490,29 @@ def _loop_options(
         "should_stop": execution.should_stop,
         "mesh": mesh,
     }
+
+
+def _unroll(
+    execution: Execution,
+    checkpoints: Checkpoints | None,
+    learner: Learner,
+    model: Model,
+    variables: Variables,
+    split: Split,
+) -> int:
+    """Return how many steps are written out: as asked, as timed when this was begun, or as timed now."""
+    if isinstance(execution.unroll, int) or checkpoints is None:
+        return 1 if isinstance(execution.unroll, str) else execution.unroll
+    file = checkpoints.folder.with_name(f"{checkpoints.folder.name}.unroll.json")
+
+    def choice() -> dict[str, Any]:
+        if (earlier := records.read_json(file, _UNROLL)) is not None:
+            return earlier
+        chosen = unrolling.choose(learner, model, variables, split, execution.prepare)._asdict()
+        records.write_json(file, chosen)
+        return chosen
+
+    return hosts.from_first(choice)["unroll"]
 
 
 def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:

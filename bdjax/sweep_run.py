@@ -317,6 +317,8 @@ class _Sweep:
                 checkpoints=kept and stack.enter_context(kept),
                 on_epoch=execution.on_epoch and functools.partial(execution.on_epoch, label, epochs),
                 should_stop=execution.should_stop,
+                prepare=execution.prepare,
+                unroll=1 if isinstance(execution.unroll, str) else execution.unroll,
             )
         for own, outcome in zip(checkpoints, outcomes, strict=True):
             if epochs and isinstance(outcome, group.Trained):

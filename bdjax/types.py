@@ -327,6 +327,24 @@ class Learner(Protocol):
     def finalize(self, model: Model, state: LearnerState) -> Variables: ...
 
 
+@runtime_checkable
+class PreparedLearner(Learner, Protocol):
+    """A learner whose step begins with what needs the key and the batch alone, no state: its augmentation, say.
+
+    ``update`` is ``learn`` of what ``prepare`` returns, with the same key, so that the loop may prepare the batches of
+    many steps at once: where ``prepares`` says so, which it may only if no bit depends on it.
+    """
+
+    @property
+    def prepares(self) -> bool: ...
+
+    def prepare(self, key: Key[Array, ""], model: Model, batch: Split) -> Split: ...
+
+    def learn(
+        self, key: Key[Array, ""], model: Model, state: LearnerState, batch: Split
+    ) -> tuple[LearnerState, Info]: ...
+
+
 Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout
 
 Images: TypeAlias = Num[Array | np.ndarray, "n h w c"]  # on the device or still on the host

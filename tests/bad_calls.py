@@ -54,6 +54,8 @@ EXECUTION = {
     "--devices": NUMBERS,
     "--checkpoint-seconds": NUMBERS,
     "--changed-data": WORDS,
+    "--prepare": WORDS,
+    "--unroll": NUMBERS,
     "--out": PATHS,
 }
 OPTIONS: dict[str, dict[str, list[str]]] = {

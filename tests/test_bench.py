@@ -56,9 +56,9 @@ def answer(tmp_path_factory):
 
 def compile_quickly(patch):
     """Let epochs be compiled with little effort; nothing here is about how fast they are."""
-    epoch = quick_jit(loop.epoch, static_argnames=("model", "mesh"), donate_argnames=("state",))
+    epoch = quick_jit(loop.epoch, static_argnames=("model", "mesh", "feeding"), donate_argnames=("state",))
     patch.setattr(loop, "train_epoch", epoch)
-    patch.setattr(group, "_epoch", quick_jit(group._epoch_of_all, static_argnums=(3, 4, 5), donate_argnums=2))
+    patch.setattr(group, "_epochs", quick_jit(group._epochs_of_all, static_argnums=(3, 4, 5, 6), donate_argnums=2))
     patch.setattr(group, "_init", quick_jit(group._init_all, static_argnums=(1, 2, 3)))
 
 

@@ -89,7 +89,7 @@ def test_devices_that_share_points_do_not_talk(form, make, model):
     mesh = group.point_mesh(8)
     stacked = group._place(group.stack(make()), mesh)
     state = group._init(stacked, "loop", model, mesh)
-    text = group._epoch.lower(0, stacked, state, form, model, mesh).compile().as_text()
+    text = group._epochs.lower(loop.span(range(1)), stacked, state, form, model, mesh).compile().as_text()
     assert not [word for word in COLLECTIVES if word in text]
     assert "num_partitions=8" in text
 
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_not_taken(make, model, monkeypatch):
 def test_memory_is_compared_with_the_device(make, model, monkeypatch):
     stacked = group._place(group.stack(make()), None)
     state = group._init(stacked, "loop", model, None)
-    compiled = group._epoch.lower(0, stacked, state, "loop", model, None).compile()
+    compiled = group._epochs.lower(loop.span(range(1)), stacked, state, "loop", model, None).compile()
     assert group.fits(compiled, 1)
     monkeypatch.setattr(footprint.os, "sysconf", lambda name: 100)  # bytes a page, pages
     assert not group.fits(compiled, 1)

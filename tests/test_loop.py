@@ -12,7 +12,7 @@ import pytest
 from bdjax import defenses, pytree
 from bdjax.checks import InputError
 from bdjax.data import splits
-from bdjax.train import blame, loop
+from bdjax.train import blame, compilation, loop, pace
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Info, Split
 
@@ -65,6 +65,12 @@ def run(model):
         return loop.run(key, learner, model, {}, split, **options)
 
     return run
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """However slow this machine, let calls have one epoch, two, four and so on."""
+    monkeypatch.setattr(pace, "CALL_SECONDS", 1e6)
 
 
 def epochs_seen(result: loop.Result, rows_per_epoch: int) -> list[list[int]]:
@@ -128,6 +134,39 @@ def test_history_has_the_means_of_each_epoch(run, rows):
     assert result.run_seconds == sum(row.seconds for row in told) > 0
     assert result.compile_seconds == sum(row.compile_seconds for row in told)
     assert all(type(value) in (int, float) for row in told for value in row)
+
+
+def test_epochs_that_share_a_call_share_its_seconds_and_are_told_one_by_one(run, rows, patient):
+    told = []
+    result = run(Recorder(epochs=8), rows, on_epoch=told.append)
+    assert told == result.history
+    assert [row.epoch for row in told] == list(range(1, 9))
+    calls = [told[0:1], told[1:3], told[3:7], told[7:8]]  # each as many as the two before
+    assert [len({row.seconds for row in call}) for call in calls] == [1] * 4
+    assert [row.loss for row in told] == [1.5 + 4 * number for number in range(8)]
+
+
+def test_calls_of_several_epochs_are_the_program_and_the_bits_of_calls_of_one(run, rows, patient):
+    together = run(Recorder(epochs=8), rows)
+    with compilation.count_seconds() as compiling:
+        alone = run(Recorder(epochs=8), rows, on_variables=lambda *_: None)
+    assert sum(compiling) == 0
+    assert len({row.seconds for row in alone.history}) == 8
+    assert same(together.variables, alone.variables)
+    assert [row[:4] for row in together.history] == [row[:4] for row in alone.history]
+
+
+def test_variables_are_shown_after_every_epoch(run, rows, patient):
+    steps = {}
+    run(Recorder(epochs=4), rows, on_variables=lambda epoch, made: steps.update({epoch: int(made()["step"])}))
+    assert steps == {1: 4, 2: 8, 3: 12, 4: 16}
+
+
+def test_divergence_within_a_call_is_named_with_its_epoch(run, rows, patient):
+    told = []
+    with pytest.raises(loop.Diverged, match="after epoch 6 of 8"):  # of a call of epochs 4 to 7
+        run(Recorder(epochs=8, breaks_at=21), rows, on_epoch=told.append)
+    assert [row.epoch for row in told] == [1, 2, 3, 4, 5]
 
 
 def test_no_epochs_give_an_empty_history(run, rows):
@@ -208,20 +247,20 @@ def test_of_several_points_the_range_is_named():
     assert blame.to_lower(stacked) == "the learning rate (0.01), rho (1 to 1e+10) or the weight decay (0.0001)"
 
 
-def test_a_run_stops_when_asked_and_is_not_asked_after_the_last_epoch(run, rows, tmp_path):
+def test_a_run_stops_when_asked_and_is_not_asked_after_the_last_epoch(run, rows, tmp_path, patient):
     checkpoints, asked = Checkpoints(tmp_path, every=1000.0), []
 
     def should_stop() -> bool:
         asked.append(checkpoints.epoch)
         return len(asked) == 2
 
-    with pytest.raises(loop.Stopped, match="stopped after epoch 2 of 3"):
-        run(Recorder(), rows, checkpoints=checkpoints, should_stop=should_stop)
+    with pytest.raises(loop.Stopped, match="stopped after epoch 3 of 4"):  # the second call has two epochs
+        run(Recorder(epochs=4), rows, checkpoints=checkpoints, should_stop=should_stop)
     assert asked == [None, None]
-    assert checkpoints.epoch == 2  # however young the last checkpoint
-    run(Recorder(), rows, checkpoints=checkpoints, should_stop=should_stop)
+    assert checkpoints.epoch == 3  # however young the last checkpoint
+    run(Recorder(epochs=4), rows, checkpoints=checkpoints, should_stop=should_stop)
     assert len(asked) == 2
-    assert checkpoints.epoch == 3
+    assert checkpoints.epoch == 4
     checkpoints.close()
 
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from bdjax import records
 from bdjax.train import compilation, group, loop, numerics, sharding
+from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.types import ImageSpec, Learner, LearnerState, Model, Split
 
 T = TypeVar("T")
@@ -176,15 +177,21 @@ class Epoch:
     """
 
     def __init__(
-        self, learner: Learner, model: Model, split: Split, mesh: Mesh | None = None, precision: str | None = None
+        self,
+        learner: Learner,
+        model: Model,
+        split: Split,
+        mesh: Mesh | None = None,
+        precision: str | None = None,
+        feeding: Feeding = STEPWISE,
     ):
         """Compile it, and run nothing."""
         self._arguments = (jax.random.key(1), learner, model)
-        self._mesh, self._precision = mesh, precision
+        self._options, self._precision = {"mesh": mesh, "feeding": feeding}, precision
         self._split, self.state = sharding.replicate((split, start(learner, model, split)), mesh)
         started = time.perf_counter()
         with numerics.in_force(precision):
-            lowered = loop.train_epoch.lower(*self._arguments, self.state, self._split, mesh=mesh)  # type: ignore[attr-defined]
+            lowered = loop.train_epoch.lower(*self._arguments, self.state, self._split, **self._options)  # type: ignore[attr-defined]
             compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - started
         self.fits, self.held_bytes = group.fits(compiled, 1), group.held_bytes(compiled)
@@ -193,7 +200,7 @@ class Epoch:
     def __call__(self) -> loop.Summary:
         """Take the steps of the next epoch."""
         with numerics.in_force(self._precision):
-            self.state, summary = loop.train_epoch(*self._arguments, self.state, self._split, mesh=self._mesh)
+            self.state, summary = loop.train_epoch(*self._arguments, self.state, self._split, **self._options)
         return summary
 
 

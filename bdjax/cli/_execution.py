@@ -47,13 +47,26 @@ def execution_options(
         action="store_true",
         help="the same bits from every process on GPUs too, where untuned kernels are slower",
     )
+    parser.add_argument(
+        "--prepare",
+        default="auto",
+        metavar="WHEN",
+        help="crop and flip the images of a step or of an epoch at once; no bit changes (default: by device and size)",
+    )
+    parser.add_argument(
+        "--unroll",
+        default="1",
+        metavar="N|auto",
+        help="write out N steps of the compiled loop, which changes results by rounding; auto: as timed (default: 1)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def check(options: argparse.Namespace) -> Path:
     """Return the folder of the run folders; refuse options of an execution that cannot be."""
-    from bdjax.train import hosts
+    from bdjax.train import feeding, hosts
 
+    feeding.check(options.prepare, _number(options.unroll))
     if options.devices is not None:
         integer(1, devices=options.devices)
     integer(smoothness_every=getattr(options, "smoothness_every", 0))
@@ -81,9 +94,10 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
             should_stop = lambda: signaled() or asked()  # noqa: E731
             execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
             more = {"data_on": getattr(options, "data_on", "auto"), "changed": options.changed_data}
-            more |= {"deterministic": options.deterministic}
+            more["deterministic"] = options.deterministic
+            fed = {"prepare": options.prepare, "unroll": _number(options.unroll)}
             finished: list[str] = []
-            work(dataclasses.replace(execution, on_finished=finished.append, **more))
+            work(dataclasses.replace(execution, on_finished=finished.append, **more, **fed))
         if finished and not quiet:
             _tell_of(finished)
     except loop.Stopped as stopped:
@@ -93,6 +107,10 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     except loop.Diverged as diverged:
         return complain(diverged, EXIT_FAILED)
     return 0
+
+
+def _number(word: str) -> int | str:
+    return int(word) if word.isdecimal() else word
 
 
 def _tell_of(finished: list[str]) -> None:

@@ -13,6 +13,7 @@ from bdjax.data.randaugment import augmix, randaugment
 from bdjax.types import HParam, ImageSpec
 
 AUGMENTATIONS = ("standard", "none", "mixup", "cutmix", "randaugment", "augmix", "cutout", "adversarial")
+MOVING = ("standard", "none")  # those that compute no pixel
 MIXING = ("mixup", "cutmix")  # those whose rows have two labels
 
 # `standard` takes the first children of a step's key, one for each image and draw. Others fold in these.
@@ -92,9 +93,17 @@ def augmented(
       NFT's supplement, section 3.4 and Table 7.
     """
     one_of(AUGMENTATIONS, name=name)
+    return mixed(key, moved(key, image, spec, name), spec, name, alpha)
+
+
+def moved(key: Key[Array, ""], image: Num[Array, "n h w c"], spec: ImageSpec, name: str) -> Num[Array, "n h w c"]:
+    """Return what `augmented` starts with: pixels that were moved and keep their type, none computed."""
+    return image if name == "none" else standard(key, image, spec)
+
+
+def mixed(key: Key[Array, ""], image: Num[Array, "n h w c"], spec: ImageSpec, name: str, alpha: HParam = 1.0) -> Mixed:
+    """Return what `augmented` makes of `moved` images, under the same key."""
     rows = image.shape[0]
-    if name != "none":
-        image = standard(key, image, spec)
     image = as_float(image)
     own_key = jax.random.fold_in(key, OWN)
     keys = jax.random.split(own_key, rows)

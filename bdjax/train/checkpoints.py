@@ -64,6 +64,10 @@ class Checkpoints:
         """How many epochs the newest checkpoint has seen; None if there is none."""
         return self._manager.latest_step()
 
+    def due_in(self) -> float:
+        """Return in how many seconds a save is no longer too young; 0 where it is not."""
+        return max(0.0, self._next_save - time.monotonic())
+
     def save(self, epoch: int, state: LearnerState, history: History, *, force: bool = False) -> None:
         """Save the state after ``epoch`` epochs, unless the last save is too young.
 

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from bdjax.checks import InputError
-from bdjax.train import batches, compilation, loop, residence
+from bdjax.train import batches, compilation, feeding, loop, residence
 from bdjax.train.checkpoints import Checkpoints
+from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.train.sharding import BATCH
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
 
@@ -71,6 +72,8 @@ def run(
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[loop.Epoch], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    prepare: str = feeding.AUTO,
+    unroll: int = 1,
 ) -> list[Trained | loop.Diverged]:
     """Train every point as `bdjax.train.loop.run` trains one: the same numbers but for the order of additions.
 
@@ -83,8 +86,9 @@ def run(
         ``map:k``, k at once. The memory grows with how many are computed at once.
       mesh: of `point_mesh`.
       checkpoints: where to continue from and save to, all points together, whatever the form and the mesh.
-      on_epoch: called on the host after each epoch with the means over those points that are finite.
-      should_stop: asked after each epoch; if true, the state is saved and `bdjax.train.loop.Stopped` is raised.
+      on_epoch: called on the host for each epoch, after its call, with the means over those points that are finite.
+      should_stop: asked after each call; if true, the state is saved and `bdjax.train.loop.Stopped` is raised.
+      prepare, unroll: of `bdjax.train.feeding.choose`.
 
     Raises:
       InputError: an unknown form, points of different structure, or a checkpoint of other points.
@@ -93,11 +97,13 @@ def run(
     check_form(form)
     stacked, count = stack(points), len(points)
     group = _place(stacked, mesh)
+    here = -(-count // _devices(mesh))
+    chosen = feeding.choose(prepare, unroll, points[0].learner, points[0].split, points=here)
     trim = functools.partial(jax.tree.map, lambda x: x if x.shape[0] == count else x[:count])
 
-    def advance(number: int, state: LearnerState) -> tuple[LearnerState, loop.Summary]:
-        state, summary = _epoch(number, group, state, form, model, mesh)
-        return state, trim(summary)
+    def advance(numbers: range, state: LearnerState) -> tuple[LearnerState, loop.Summary]:
+        state, summary = _epochs(loop.span(numbers), group, state, form, model, mesh, chosen)
+        return state, jax.tree.map(lambda x: x[:, :count], jax.device_get(summary))
 
     try:
         state, history = loop.drive(
@@ -106,10 +112,11 @@ def run(
             advance,
             like=lambda: jax.eval_shape(lambda: trim(_init_all(group, LOOP, model, None))),
             place=functools.partial(_place, mesh=mesh),
+            most=loop.most_epochs(points[0].learner),
             keep=trim,
             checkpoints=checkpoints,
-            on_epoch=None if on_epoch is None else lambda row: on_epoch(_mean(row)),
-            should_stop=should_stop,
+            on_epoch=lambda row: None if on_epoch is None else on_epoch(_mean(row)),
+            should_stop=should_stop or (lambda: False),
             learner=stacked.learner,
         )
     except loop.Diverged as all_of_them:
@@ -197,7 +204,7 @@ class Program(NamedTuple):
 
 
 def program(points: Sequence[Point], model: Model, form: str = LOOP, mesh: Mesh | None = None) -> Program:
-    """Compile what `run` calls in every epoch.
+    """Compile what `run` calls.
 
     Raises:
       InputError: an unknown form, or points of different structure.
@@ -208,12 +215,13 @@ def program(points: Sequence[Point], model: Model, form: str = LOOP, mesh: Mesh 
 def _program(group: Point, form: str, model: Model, mesh: Mesh | None) -> Program:
     state = _place(_init(group, LOOP, model, mesh), mesh)
     with compilation.count_seconds() as compiling:
-        compiled = _epoch.lower(0, group, state, form, model, mesh).compile()  # type: ignore[attr-defined]
+        compiled = _epochs.lower(loop.span(range(1)), group, state, form, model, mesh).compile()  # type: ignore[attr-defined]
     box, number = [state], itertools.count()
 
     def epoch() -> loop.Summary:
-        box[0], summary = _epoch(next(number), group, box[0], form, model, mesh)
-        return summary
+        first = next(number)
+        box[0], summary = _epochs(loop.span(range(first, first + 1)), group, box[0], form, model, mesh)
+        return jax.tree.map(lambda x: x[0], summary)
 
     here = fits(compiled, _devices(mesh) if jax.default_backend() == "cpu" else 1)
     return Program(sum(compiling, 0.0), here, epoch)
@@ -260,21 +268,28 @@ def _init_all(group: Point, form: str, model: Model, mesh: Mesh | None) -> Learn
     return _spread(one, form, mesh)(group)
 
 
-def _epoch_of_all(
-    number: Array, group: Point, state: LearnerState, form: str, model: Model, mesh: Mesh | None
+def _epochs_of_all(
+    span: Int[Array, "2"],
+    group: Point,
+    state: LearnerState,
+    form: str,
+    model: Model,
+    mesh: Mesh | None,
+    feeding: Feeding = STEPWISE,
 ) -> tuple[LearnerState, loop.Summary]:
+    """Take some epochs of every point, and return summaries of [epochs, points]."""
     batch_mesh = mesh if mesh is not None and BATCH in mesh.axis_names else None
 
     def one(inputs: tuple[Point, LearnerState]) -> tuple[LearnerState, loop.Summary]:
-        point, state = inputs
-        return loop.epoch(point.key, point.learner, model, state, point.split, mesh=batch_mesh)
+        key, learner, _, split = inputs[0]
+        return loop.epochs(key, learner, model, inputs[1], split, span, mesh=batch_mesh, feeding=feeding)
 
-    keys = jax.vmap(jax.random.fold_in, (0, None))(group.key, number)
-    return _spread(one, form, mesh)((group._replace(key=keys, variables=None), state))
+    state, summary = _spread(one, form, mesh)((group._replace(variables=None), state))
+    return state, jax.tree.map(jnp.transpose, summary)
 
 
 _init = compilation.jit(_init_all, static_argnums=(1, 2, 3))
-_epoch = compilation.jit(_epoch_of_all, static_argnums=(3, 4, 5), donate_argnums=2)
+_epochs = compilation.jit(_epochs_of_all, static_argnums=(3, 4, 5, 6), donate_argnums=2)
 
 
 def _spread(one: Callable[[Any], Any], form: str, mesh: Mesh | None) -> Callable[[Any], Any]:

@@ -9,6 +9,8 @@ from bdjax.types import Split
 
 PLACES = ("auto", "device", "host", "disk")
 SHARE = 0.5  # of the device's memory that the images may take; the network and its activations have the rest
+EPOCH_SHARE = 0.1  # that the batches of a whole epoch may take on their way
+_COPIES = 4  # of the images: as they are gathered, padded by a border, cropped and flipped
 
 
 def choose(asked: str, split: Split, *, memory: int | None = None) -> str:
@@ -26,6 +28,18 @@ def choose(asked: str, split: Split, *, memory: int | None = None) -> str:
         return asked
     memory = device_bytes() if memory is None else memory
     return "host" if memory is not None and 2 * split.image.nbytes > SHARE * memory else "device"
+
+
+def holds_an_epoch(split: Split, points: int = 1, *, memory: int | None = None) -> bool:
+    """Whether a device has room for all batches of an epoch over the split, of so many runs, at once.
+
+    Args:
+      split: what is fed.
+      points: runs that are fed together.
+      memory: bytes of the device; None asks it.
+    """
+    memory = device_bytes() if memory is None else memory
+    return memory is None or points * _COPIES * split.image.nbytes <= EPOCH_SHARE * memory
 
 
 def device_bytes() -> int | None:

@@ -66,14 +66,16 @@ def keep_whole(tree: Any, mesh: Mesh | None) -> Any:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(_here(mesh), PartitionSpec()))
 
 
-def split_batch(batch: Split, mesh: Mesh | None) -> Split:
+def split_batch(batch: Split, mesh: Mesh | None, axis: int = 0) -> Split:
     """Inside a compiled step: give each device its share of the rows. Sums over rows stay sums over the batch.
+
+    The rows are along ``axis``: 1 for the batches of several steps.
 
     The shares need not be equal: the compiler pads the last ones, and leaves the padding out of every sum.
     """
     if mesh is None:
         return batch
-    rows = NamedSharding(_here(mesh), PartitionSpec(BATCH))
+    rows = NamedSharding(_here(mesh), PartitionSpec(*axis * (None,), BATCH))
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
 
 

@@ -65,12 +65,16 @@ def run(
     image = jax.ShapeDtypeStruct((len(rows), *split.image.shape[1:]), split.image.dtype)
     begun: list[Reading] = []
 
-    def advance(epoch_key: Key[Array, ""], number: int, state: LearnerState) -> tuple[LearnerState, loop.Summary]:
-        reading = begun.pop() if begun else begin(epoch_key, learner, split, mesh)
+    def read(number: int) -> Reading:
+        return begin(jax.random.fold_in(key, number), learner, split, mesh)
+
+    def advance(numbers: range, state: LearnerState) -> tuple[LearnerState, loop.Summary]:
+        (number,) = numbers
+        reading = begun.pop() if begun else read(number)
         if number + 1 < learner.epochs:  # the next epoch's first images are there when it begins
-            begun.append(begin(jax.random.fold_in(key, number + 1), learner, split, mesh))
+            begun.append(read(number + 1))
         state, summary, _ = epoch(reading, learner, model, state, split, mesh=mesh)
-        return state, summary
+        return state, jax.tree.map(lambda x: x[None], jax.device_get(summary))
 
     def init(key: Key[Array, ""]) -> LearnerState:
         return _init(key, learner, model, variables, label, image)

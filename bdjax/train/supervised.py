@@ -77,9 +77,22 @@ class Supervised:
         return TrainState(step, steps_per_epoch, tuned, frozen, variables["batch_stats"], rule, optimizer, unreported)
 
     def update(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
-        """Take one step. Running batch statistics come from the pass at the unperturbed parameters."""
+        """Take one step."""
+        return self.learn(key, model, state, self.prepare(key, model, batch))
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the loop may prepare batches; where images are mixed, the compiler would round otherwise."""
+        return self.augment in augment.MOVING
+
+    def prepare(self, key: Key[Array, ""], model: Model, batch: Split) -> Split:
+        """Crop and flip the images, which keep their type: the part of the augmentation that computes no pixel."""
+        return batch._replace(image=augment.moved(key, batch.image, model.spec, self.augment))
+
+    def learn(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
+        """Take the rest of a step. Running batch statistics come from the pass at the unperturbed parameters."""
         tuned, frozen, batch_stats = state.tuned, state.frozen, state.batch_stats
-        mixed = augment.augmented(key, batch.image, model.spec, self.augment)
+        mixed = augment.mixed(key, batch.image, model.spec, self.augment)
         batch = batch._replace(image=mixed.image)
         attacked = self.augment == "adversarial"
         if attacked:
