@@ -18,10 +18,10 @@ from pathlib import Path
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import _checkout  # noqa: F401  # the checkout's bdjax, where none is installed
-from accelerator import methods, right, speed, victims
+from accelerator import methods, right, speed, victims, when
 from accelerator.session import Part, Row, Session, Settings
 
-SUBJECTS = (right, speed, victims, methods)
+SUBJECTS = (right, speed, victims, methods, when)
 
 
 def main(words: Sequence[str] | None = None) -> None:

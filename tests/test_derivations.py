@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from quick import quick_jit
 
-from bdjax import defenses, structure
+from bdjax import structure
 from bdjax.data.augment import augmented
+from bdjax.defenses.fast_sft import fast_sft
+from bdjax.defenses.nft import nft
+from bdjax.defenses.sft import sft
 from bdjax.models._layers import BatchNorm, Dense, LinenModel, conv
 from bdjax.optim import Schedule
 from bdjax.types import ImageSpec, Split
@@ -105,10 +108,19 @@ def negative_log_likelihoods(logits, label):
 
 
 class Space:
-    """What is tuned, as points of a vector space; ``params`` gives a network for each of many points."""
+    """What is tuned, as points of a vector space, and the likelihood of the labels there."""
 
     def __init__(self, start):
         self.start = start
+
+    @property
+    def origin(self) -> np.ndarray:
+        """The suspect network."""
+        raise NotImplementedError
+
+    def params(self, point):
+        """The network's parameters at a point."""
+        raise NotImplementedError
 
     def losses(self, points, split, train):
         """Losses [point, image], normalized by the batch or by the running statistics of the victim."""
@@ -183,7 +195,7 @@ class Masks(Space):
 
 # --- SFT and fast SFT ------------------------------------------------------------------------------------------------
 
-CASES = {"sft": Weights, "fast_sft": Shifts}
+CASES = {"sft": (sft, Weights), "fast_sft": (fast_sft, Shifts)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -200,8 +212,9 @@ def test_two_steps_descend_the_objective_of_sft(name, start, batch):
         "chunk": 3,
         "schedule": Schedule(),
     }
-    learner = defenses.create(name, **options, learning_rate=RATE, momentum=MOMENTUM, batch_size=5, augment="none")
-    space = CASES[name](start)
+    create, space_of = CASES[name]
+    learner = create(**options, learning_rate=RATE, momentum=MOMENTUM, batch_size=5, augment="none")
+    space = space_of(start)
     importance = space.importance(batch)
     state = quick_jit(lambda: learner.init(KEY, MODEL, start, batch))()
     np.testing.assert_allclose(vector(state.rule.importance), importance, rtol=1e-5, atol=1e-9)
@@ -237,9 +250,7 @@ def test_two_steps_descend_the_objective_of_sft(name, start, batch):
 def test_a_step_descends_the_objective_of_nft_and_stays_in_its_box(start, batch):
     """min L_mix(m) + η_c Σ |1 − m|, then into [α exp(−β l), 1], l = 1, 2 for the second and third batch norm."""
     alpha, beta, rate = 0.8, 0.5, 3.0
-    learner = defenses.create(
-        "nft", alpha=alpha, beta=beta, eta_c=ETA_C, learning_rate=rate, momentum=0.0, batch_size=5
-    )
+    learner = nft(alpha, beta, ETA_C, learning_rate=rate, momentum=0.0, batch_size=5)
     draws = quick_jit(lambda: augmented(KEY, batch.image, SPEC, "mixup"))()
     image, partner, weight = map(np.asarray, draws)
     own = np.asarray(batch.image)
