@@ -27,6 +27,7 @@ PAPERS = {
     "schedule": {"kind": "step", "period": 100.0, "factor": 0.1},
 }
 MIXUP = {"augment": "mixup"}  # which NFT has
+RESIDUAL = {"model": {"name": "preact_resnet18", "width": 8}}
 HELD_OUT = {"holdout": {"held_out": True}}
 
 
@@ -151,8 +152,9 @@ _DIGITS = Size(
         PAPERS,
         [
             Level("network", "width 4", {"model": {"width": 4}}),
-            Level("network", "width 64", {"model": {"width": 64}}),
-            Level("network", "preact_resnet18, width 8", {"model": {"name": "preact_resnet18", "width": 8}}),
+            Level("network", "width 32", {"model": {"width": 32}}),
+            Level("network", "preact_resnet18, width 8", RESIDUAL),
+            Level("both, network", "preact_resnet18, width 8", {"training": PAPERS, **HELD_OUT, **RESIDUAL}),
             Level("images", "600", {"data": {"train_count": 600}}),
             Level("holdout", "50", {"holdout": {"per_class": 5}}),
             Level("holdout", "500", {"holdout": {"per_class": 50}}),
@@ -162,23 +164,22 @@ _DIGITS = Size(
 )
 _CIFAR10 = Size(
     base={
-        "data": {"name": "cifar10", "train_count": 10000, "image_size": 16},
+        "data": {"name": "cifar10", "train_count": 4000, "image_size": 16},
         "model": {"name": "small_cnn", "width": 16},
         "attack": {"poison_rate": 0.1},
-        "training": {"epochs": 20, "batch_size": 125, "learning_rate": 0.1, "schedule": "cosine"},
-        "holdout": {"share": 0.05},
+        "training": {"epochs": 40, "batch_size": 50, "learning_rate": 0.05, "schedule": "cosine"},
+        "holdout": {"share": 0.125},
     },
     levels=_around(
         PAPERS,
         [
-            Level("network", "width 8", {"model": {"width": 8}}),
+            Level("network", "width 4", {"model": {"width": 4}}),
             Level("network", "width 32", {"model": {"width": 32}}),
-            Level("network", "preact_resnet18, width 8", {"model": {"name": "preact_resnet18", "width": 8}}),
-            Level(
-                "images", "4,000, of which 500 are clean", {"data": {"train_count": 4000}, "holdout": {"share": 0.125}}
-            ),
-            Level("holdout", "100", {"holdout": {"share": 0.01}}),
-            Level("holdout", "2,000", {"holdout": {"share": 0.2}}),
+            Level("network", "preact_resnet18, width 8", RESIDUAL),
+            Level("both, network", "preact_resnet18, width 8", {"training": PAPERS, **HELD_OUT, **RESIDUAL}),
+            Level("images", "10,000", {"data": {"train_count": 10000}, "holdout": {"share": 0.05}}),
+            Level("holdout", "100", {"holdout": {"share": 0.025}}),
+            Level("holdout", "1,000", {"holdout": {"share": 0.25}}),
         ],
     ),
     attacks=("badnets", "blended"),

@@ -51,7 +51,10 @@ def test_a_cell_differs_from_the_base_in_what_it_says(without_data, name):
             changed = {key for key in mine if mine[key] != usual[key]}
             beside = level.statistics != "train" or level.weight_decay or level.norms
             assert changed or beside
-            sections = (*SECTIONS.get(level.factor, ("defense",)), *(("training", "holdout") * (name == "debug")))
+            sections = (
+                *SECTIONS.get(level.factor.removeprefix("both, "), ("defense",)),
+                *(("training", "holdout") * (name == "debug")),
+            )
             assert all(key.split(".")[0] in sections for key in changed), (level.title, defense)
 
 
