@@ -45,6 +45,8 @@ class Level(NamedTuple):
       weight_decay: of NFT's masks, which the paper has and neither its code nor `nft`.
       norms: fast SFT tunes batch norms and biases beside the singular values, as an optimizer does that is given all
         parameters of the authors' layer.
+      knows: the defender has each image of the holdout also with the trigger and its true label. That is no defense of
+        a paper: it shows whether what is tuned could remove the backdoor at all.
     """
 
     factor: str
@@ -58,6 +60,7 @@ class Level(NamedTuple):
     statistics: str = "train"
     weight_decay: float = 0.0
     norms: bool = False
+    knows: bool = False
 
     @property
     def title(self) -> str:
@@ -124,6 +127,8 @@ def _around(papers: Options, own: Sequence[Level]) -> list[Level]:
         Level("both, tuned", "batch norms too, rate × 5", theirs, norms=True, rate=5),
         Level("both, weights", "no penalty, rate × 25", theirs, own=FREE, rate=25),
         Level("both, weights", "no penalty, rate × 25, steps × 5", theirs, own=FREE, rate=25, steps=5),
+        Level("both, trigger known", "", theirs, own=dict.fromkeys(("ft", "fast_sft", "nft"), NOTHING), knows=True),
+        Level("both, trigger known", "no penalty, rate × 25", theirs, own=FREE, rate=25, knows=True),
         Level("rate", "× 5", rate=5),
         Level("rate", "× 25", rate=25),
         Level("steps", "× 5", steps=5),

@@ -27,13 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import _checkout  # noqa: F401  # the checkout's bdjax, where none is installed
+import jax
+import numpy as np
 from _when_settings import DEFENSES, SIZES, Level, resolved
 from _when_variants import MODELS, SingularValuesAndRest
 
-from bdjax import defenses, evaluate, plans, records, run
+from bdjax import defenses, evaluate, plans, poison, records, run
 from bdjax.checks import InputError
 from bdjax.config import Config
 from bdjax.train import compilation, loop
+from bdjax.types import Split
 
 Row = dict[str, Any]
 
@@ -90,11 +93,12 @@ def carry_out(config: Config, level: Level, execution: run.Execution) -> Row:
     victim = run.attack(plan, execution)
     plan = plans.arm(plan, victim.trigger_state)
     learner, model = _changed(plan.defense, level), MODELS[level.statistics](plan.model)
+    holdout = _with_triggers(plan) if level.knows else plan.holdout
     row: Row = {"before": _rates(victim.metrics)}
     started = time.perf_counter()
     try:
         key = plans.key_for(config, "defense")
-        purified = defenses.purify(key, learner, model, victim.trained.variables, plan.holdout)
+        purified = defenses.purify(key, learner, model, victim.trained.variables, holdout)
     except loop.Diverged:
         return {**row, "diverged": True}
     seconds = time.perf_counter() - started
@@ -111,6 +115,14 @@ def _changed(learner: Any, level: Level) -> Any:
     if level.norms:
         learner = dataclasses.replace(learner, parametrization=SingularValuesAndRest())
     return learner
+
+
+def _with_triggers(plan: plans.Plan) -> Split:
+    """Return the holdout, and after it the same with the trigger and its true labels."""
+    stamp = poison.Stamp(plan.attack.trigger_at_test, plan.trigger_state, plan.config.poison.rounding)
+    image = plans.stamped(stamp, plans.key_for(plan.config, "analysis"), plan.holdout.image)
+    triggered = plan.holdout._replace(image=np.asarray(image))
+    return jax.tree.map(lambda *both: np.concatenate(both), plan.holdout, triggered)
 
 
 def _rates(metrics: Any) -> Row:

@@ -49,7 +49,7 @@ def test_a_cell_differs_from_the_base_in_what_it_says(without_data, name):
         for defense in level.defenses:
             mine, usual = flat(level, defense), flat(around, defense)
             changed = {key for key in mine if mine[key] != usual[key]}
-            beside = level.statistics != "train" or level.weight_decay or level.norms
+            beside = level.statistics != "train" or level.weight_decay or level.norms or level.knows
             assert changed or beside
             sections = (
                 *SECTIONS.get(level.factor.removeprefix("both, "), ("defense",)),
@@ -110,8 +110,8 @@ def test_which_statistics_normalize():
 
 
 def test_a_cell_is_carried_out(tmp_path):
-    """One real run, with all that `carry_out` can change: statistics and the weight decay of masks."""
-    level = _when_settings.DEBUG.levels[1]._replace(weight_decay=5e-4)
+    """One real run, with what `carry_out` can change: statistics, triggered images, the decay of masks."""
+    level = _when_settings.DEBUG.levels[1]._replace(weight_decay=5e-4, knows=True)
     config = _when_settings.resolved(_when_settings.DEBUG, level, "badnets", "nft", 0)
     row = when_does_it_work.carry_out(config, level, when_does_it_work.run.Execution(tmp_path))
     assert set(row) == {"before", "after", "loss", "seconds"}
