@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import _when_settings
 import _when_variants
 import when_does_it_work
+from accelerator import when
+from accelerator.session import Settings
 
 from bdjax import plans, report
 
@@ -133,3 +135,22 @@ def test_batch_norms_are_tuned_beside_the_singular_values():
     np.testing.assert_allclose(svd[0], svd[1] + 0.25, rtol=1e-4)
     unchanged = space.apply(tuned, frozen)
     jax.tree.map(np.testing.assert_array_equal, unchanged, before)
+
+
+def test_the_parts_for_an_accelerator_are_cells_of_one_victim(without_data, tmp_path):
+    """All of a victim's parts come after its pieces, and each defense has its cells."""
+    settings = Settings(tmp_path, tmp_path)
+    plan = when._plan(settings)
+    assert [level.title for level in plan.cells] == list(when.CELLS)
+    found = {
+        _when_settings.resolved(plan.size, level, "badnets", defense, 0).victim_id
+        for level in plan.cells
+        for defense in level.defenses
+    }
+    assert len(found) == 1
+    parts = when.parts(settings)
+    names = [part.name for part in parts]
+    assert len(set(names)) == len(names) == 2 * (when.PIECES + 5)
+    for part in parts:
+        assert all(names.index(needed) < names.index(part.name) for needed in part.needs)
+        assert part.seconds < 9 * 60

@@ -20,6 +20,7 @@ from bdjax.config import Config
 from bdjax.train import loop
 
 PIECES = 3
+CELLS = ("victim: both", "both, rate: × 5", "both, loss: sum", "both, weights: no penalty, rate × 25")
 # Expected, not measured: an epoch of the victim, a defense's 100 epochs on 500 images, and compiling either.
 EPOCH, DEFENSE, COMPILE = 1.25, 4.0, 45.0
 
@@ -53,7 +54,7 @@ def _plan(settings: Settings) -> Plan:
         cells = [level for level in DEBUG.levels if level.factor == "held out"]
         return Plan(DEBUG, cells, ("ft", "nft"), compiling=2.0)
     bf16 = schema.merge(FULL.base, {"model": {"dtype": "bfloat16"}})
-    cells = [level for level in FULL.levels if level.title in ("victim: both", "both, rate: × 5", "both, loss: sum")]
+    cells = [level for level in FULL.levels if level.title in CELLS]
     return Plan(FULL._replace(base=bf16), cells, ("ft", "sft", "fast_sft", "nft", "ft_sam"))
 
 
