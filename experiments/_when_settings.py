@@ -98,10 +98,11 @@ class Size(NamedTuple):
 # Nothing that holds fast SFT and NFT back: neither anchor nor trace, neither penalty nor lower bound.
 FREE = {"fast_sft": {"eta_f": 0.0, "eta_r": 0.0}, "nft": {"eta_c": 0.0, "alpha": 0.0}}
 WEIGHTS = [
+    Level("weights", "η_F = 1e-2", own={"sft": {"eta_f": 1e-2}}),
     Level("weights", "η_F = 1e-4", own={"sft": {"eta_f": 1e-4}}),
     Level("weights", "η_F = 1e-5", own={"sft": {"eta_f": 1e-5}}),
     Level("weights", "η_F = 1e-6", own={"sft": {"eta_f": 1e-6}}),
-    Level("weights", "η_F = 0.1", own={"fast_sft": {"eta_f": 0.1}}),
+    Level("weights", "η_F = 0.1", own={"sft": {"eta_f": 0.1}, "fast_sft": {"eta_f": 0.1}}),
     Level("weights", "η_r = 0", own={"sft": {"eta_r": 0.0, "eta_f": 1e-5}, "fast_sft": {"eta_r": 0.0}}),
     Level("weights", "η_r = 0, rate × 25", own={"fast_sft": {"eta_r": 0.0}}, rate=25),
     Level("weights", "η_c = 0", own={"nft": {"eta_c": 0.0}}),
