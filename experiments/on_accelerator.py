@@ -25,7 +25,7 @@ if "--debug" in sys.argv:
     os.environ.setdefault("XLA_FLAGS", cheap)
 
 import _checkout  # noqa: F401  # the checkout's bdjax, where none is installed
-from accelerator import flags, methods, right, speed, victims
+from accelerator import flags, methods, right, speed, victims, when
 from accelerator.session import LOG, Part, Row, Session, Settings, check_only
 
 from bdjax import failures, records
@@ -33,7 +33,7 @@ from bdjax.checks import InputError
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, check_folders, one_line
 from bdjax.train import compilation
 
-SUBJECTS = (right, speed, victims, methods, flags)
+SUBJECTS = (right, speed, victims, methods, when, flags)
 
 
 def main(words: Sequence[str] | None = None) -> int:
