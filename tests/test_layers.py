@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import networks
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from quick import quick_jit
 
 from bdjax.models._layers import BatchNorm, Dense, conv, pooled
@@ -104,6 +106,124 @@ def test_the_gradient_through_batch_norm_is_rounded_once():
     ours = pulled(narrow, cotangent)
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(ours, np.float32), expected, atol=2**-8 * float(abs(expected).max()))
+
+
+# The moments' accuracy
+
+SHAPE = (16, 8, 8, 4)
+EVERY_ROW = np.ones(16, bool)
+SOME_ROWS = np.arange(16) % 7 > 0  # without the first
+
+
+def noise(number: int) -> np.ndarray:
+    return np.random.default_rng(number).normal(size=SHAPE)
+
+
+HARD = {
+    "usual": (noise(0), EVERY_ROW),
+    "large mean": (1e3 + 1e-2 * noise(0), EVERY_ROW),
+    "larger mean": (1e4 + 1e-2 * noise(0), EVERY_ROW),
+    "another mean in each channel": (10.0 ** np.arange(4) + noise(0), EVERY_ROW),
+    "tiny variance": (1e-4 * noise(0), EVERY_ROW),
+    "constant": (np.full(SHAPE, 1234.567), EVERY_ROW),
+    "one pixel in all": (np.eye(1, 16 * 8 * 8 * 4, 1234).reshape(SHAPE), EVERY_ROW),
+    "rows that do not count": (noise(0), SOME_ROWS),
+    "huge rows that do not count": (np.where(SOME_ROWS[:, None, None, None], noise(0), 1e30), SOME_ROWS),
+    "infinite rows that do not count": (np.where(SOME_ROWS[:, None, None, None], noise(0), np.inf), SOME_ROWS),
+}
+
+
+def normalized(x, valid):
+    return batch_norm.__wrapped__(x, valid=valid)[0]
+
+
+def normalized_in_two_passes(x, valid):
+    weight = valid.astype(x.dtype)[:, None, None, None]
+    count = weight.sum() * x.shape[1] * x.shape[2]
+    mean = (x * weight).sum((0, 1, 2)) / count
+    var = (jnp.square(x - mean) * weight).sum((0, 1, 2)) / count
+    return (x - mean) / jnp.sqrt(var + 1e-5)
+
+
+@functools.partial(quick_jit, static_argnums=0)
+def value_and_derivatives(normalize, x, valid, cotangent, tangent):
+    """Return output, gradient, derivative along the tangent, and H · tangent forward and reverse over reverse."""
+    rows = valid[:, None, None, None]
+
+    def loss(x):
+        return jnp.where(rows, jnp.sin(normalize(x, valid) * cotangent), 0).sum()
+
+    gradient = jax.grad(loss)
+    along, product = (jax.jvp(function, (x,), (tangent,))[1] for function in (loss, gradient))
+    again = jax.grad(lambda x: (gradient(x) * tangent).sum())(x)
+    return [jnp.where(rows, array, 0) for array in (normalize(x, valid), gradient(x), along, product, again)]
+
+
+@pytest.mark.parametrize(("x", "valid"), HARD.values(), ids=HARD)
+def test_the_output_and_its_derivatives_are_those_of_float64(x, valid):
+    """To a few roundings of float32, with running values that are far from the batch's, as in the first steps."""
+    narrow = [np.asarray(array, np.float32) for array in (x, noise(1), noise(2))]
+    ours = value_and_derivatives(normalized, narrow[0], valid, *narrow[1:])
+    narrow[0] = np.where(valid[:, None, None, None], narrow[0], 0)
+    with jax.enable_x64(True):
+        wide = [np.asarray(array, np.float64) for array in narrow]
+        found = value_and_derivatives(normalized_in_two_passes, wide[0], valid, *wide[1:])
+        expected = [np.asarray(array) for array in found]
+    # The derivative along the tangent is a sum of 4,096 numbers of either sign.
+    for number, tolerance in enumerate([3e-7, 2e-6, 1e-5, 2e-6, 2e-6]):
+        scale = max(1.0, float(abs(expected[number]).max()))
+        np.testing.assert_allclose(ours[number], expected[number], rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("valid", [EVERY_ROW, SOME_ROWS])
+def test_a_batch_of_which_one_line_differs_is_the_worst_case(valid):
+    """The shift is then √7 deviations away from the mean."""
+    x = np.float32(1e-3 * noise(0))
+    x[:, 4] += 1
+    out = quick_jit(normalized)(x, valid)[valid]
+    rows = np.float64(x[valid])
+    expected = (rows - rows.mean((0, 1, 2))) / np.sqrt(rows.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(out, expected, atol=5e-6)
+
+
+def test_batch_norm_under_vmap_is_a_loop():
+    x, valid = jnp.stack([normal(6, 3, 2, 4), 50 + normal(6, 3, 2, 4)]), jnp.array([[True] * 6, [False] + [True] * 5])
+
+    def use(x, valid):
+        return batch_norm.__wrapped__(x, valid=valid)
+
+    mapped, single = quick_jit(jax.vmap(use))(x, valid), quick_jit(use)
+    expected = jax.tree.map(lambda *results: jnp.stack(results), *map(single, x, valid))
+    jax.tree.map(lambda ours, one: np.testing.assert_allclose(ours, one, rtol=2e-6, atol=2e-6), mapped, expected)
+
+
+@pytest.mark.parametrize("valid", [None, EVERY_ROW])
+def test_of_a_batch_on_two_devices_only_sums_over_it_are_sent_around(valid):
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("rows")))
+    x = 100 + normal(*SHAPE)
+
+    def pulled(x, valid):
+        out, pull = jax.vjp(lambda x: batch_norm.__wrapped__(x, valid=valid)[0], x)
+        return out, pull(jnp.sin(out))[0]
+
+    compiled = quick_jit(pulled).lower(place(x), None if valid is None else place(valid)).compile()
+    sent = re.findall(r"= (.*) (all-gather|all-to-all|collective-permute|all-reduce)\(", compiled.as_text())
+    assert {kind for _, kind in sent} == {"all-reduce"}
+    assert not re.search(r"\d,\d", " ".join(shape for shape, _ in sent)), "a whole activation"
+    found = compiled(place(x), None if valid is None else place(valid))
+    jax.tree.map(lambda ours, one: np.testing.assert_allclose(ours, one, atol=2e-6), found, quick_jit(pulled)(x, valid))
+
+
+def test_a_training_pass_reduces_twice_forward_and_twice_backward():
+    """Besides the line of which the shift is the mean."""
+
+    def pulled(x, cotangent):
+        return jax.vjp(lambda x: batch_norm.__wrapped__(x)[0], x)[1](cotangent)
+
+    text = jax.jit(pulled).lower(normal(*SHAPE), normal(*SHAPE)).as_text()
+    shapes = re.findall(r"stablehlo\.reduce\(.*: \(tensor<(16x[\dx]+)xf32>", text)
+    assert sorted(shapes) == ["16x8x4", *["16x8x8x4"] * 4]
 
 
 # Convolution

@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
     In training, x is normalized with the batch mean and the biased batch variance, and the running values move by
     running ← 0.9 · running + 0.1 · batch, where the running variance takes the *unbiased* variance n/(n−1)·var.
     Statistics and output are computed in float32, and the output has the type of x. Rows that are not ``valid`` change
-    nothing.
+    nothing; what comes out for them in training is the bias, shifted.
     """
 
     momentum: float = 0.9
@@ -67,10 +67,13 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if train:
-            mean, var, count = _moments(wide, valid)
+            near = jax.lax.stop_gradient(_near_the_mean(wide, valid))
+            wide = _zeroed(wide - near, valid)
+            mean, var = _moments(wide, valid)
+            count = _count(wide, valid)
             if not self.is_initializing():
                 keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_mean.value = keep * running_mean.value + (1 - keep) * (near + mean)
                 unbiased = var * count / jnp.maximum(count - 1, 1)
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
         else:
@@ -79,19 +82,45 @@ class BatchNorm(nn.Module):
         return (wide * factor + (bias - mean * factor)).astype(x.dtype)
 
 
-def _moments(x: Array, valid: Array | None) -> tuple[Array, Array, Array]:
-    """Return mean and biased variance per channel over the valid rows, and how many values they are made of."""
-    axes = tuple(range(x.ndim - 1))
-    values_per_row = math.prod(x.shape[1:-1])
-    if valid is None:
-        mean = x.mean(axes)
-        var = jnp.square(x - mean).mean(axes)
-        return mean, var, jnp.asarray(x.shape[0] * values_per_row, mean.dtype)
-    weight = valid.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    count = jnp.maximum(weight.sum() * values_per_row, 1)
-    mean = (x * weight).sum(axes) / count
-    var = (jnp.square(x - mean) * weight).sum(axes) / count
-    return mean, var, count
+def _near_the_mean(x: Array, valid: Array | None) -> Array:
+    """Return a number per channel that is never far from the batch's mean: the mean over the middle line of pixels.
+
+    Whatever the values, of h lines the mean of one is within √h standard deviations of the mean of all, as the square
+    of its deviation, shared out over h lines, is a part of the variance. So at most h rounding errors reach a variance
+    of which it is the shift. The running mean needs no read, but in the first steps it may be thousands of deviations
+    away. One valid image would do as well, but where the batch lies on several devices, it has to be sent around.
+    """
+    line = x[:, x.shape[1] // 2] if x.ndim > 2 else x
+    return _mean(_zeroed(line, valid), valid)
+
+
+def _moments(x: Array, valid: Array | None) -> tuple[Array, Array]:
+    """Return mean and biased variance per channel over the valid rows.
+
+    Both come of sums over x as it is, which one sweep makes, where the mean of (x − mean)² has to wait for the mean.
+    That is accurate where the mean is few deviations from zero. Automatic differentiation makes of it what one would
+    write by hand, at every order: a sweep for Σ ∂y and Σ ∂y·x, and one that computes the gradient value by value.
+    """
+    mean = _mean(x, valid)
+    var = _mean(jnp.square(x), valid) - jnp.square(mean)
+    return mean, var - jax.lax.stop_gradient(
+        jnp.minimum(var, 0)
+    )  # below zero by rounding, of which no derivative knows
+
+
+def _mean(x: Array, valid: Array | None) -> Array:
+    """Return the mean per channel over the valid rows; the others are zero."""
+    return x.sum(tuple(range(x.ndim - 1))) / _count(x, valid)
+
+
+def _count(x: Array, valid: Array | None) -> Array:
+    rows = x.shape[0] if valid is None else jnp.maximum(valid.sum(), 1)
+    return jnp.asarray(rows * math.prod(x.shape[1:-1]), x.dtype)
+
+
+def _zeroed(x: Array, valid: Array | None) -> Array:
+    """Set rows that are not valid to zero: a product with zero would keep an infinity of theirs, as not a number."""
+    return x if valid is None else jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
 
 def _in_the_type_of_the_input(x: Array, *parameters: Array | None, dtype: Any) -> tuple[Array | None, ...]:
