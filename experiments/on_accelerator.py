@@ -78,7 +78,18 @@ def parts(settings: Settings) -> list[Part]:
 
 def summary(rows: Sequence[Row]) -> str:
     """Return the tables as Markdown."""
-    return "\n\n".join(table for subject in SUBJECTS if (table := _table(subject, rows))) + "\n"
+    tables = [table for subject in SUBJECTS if (table := _table(subject, rows))]
+    return "\n\n".join([_heading(rows), *tables]) + "\n"
+
+
+def _heading(rows: Sequence[Row]) -> str:
+    """Return what all that follows was measured on."""
+    last = [row for row in rows if "device" in row][-1]
+    device, versions = last["device"], last["versions"]
+    where = f"{device['count']} × {device['kind']}, jax {versions['jax']}, bdjax {versions['bdjax']}, {last['date']}."
+    if last["debug"]:
+        where += " In miniature: this shows that everything runs; no number says anything of a paper or a device."
+    return f"# On an accelerator\n\n{where}"
 
 
 def _table(subject: ModuleType, rows: Sequence[Row]) -> str:
