@@ -24,11 +24,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
+_FEW = 16  # channels of a result that fill one vector register, measured with AVX-512
 _LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
@@ -128,6 +130,8 @@ def _value(left: Array, right: Array, *, by: str, geometry: _Geometry) -> Array:
 
 def _out(image: Array, kernel: Array, geometry: _Geometry) -> Array:
     g = geometry
+    if _of_pixels(g):
+        image, g = _met(image, g), g._replace(stride=(1, 1))
     return _convolve(image, kernel, g.out, g.stride, g.low, g.image_step, g.kernel_step)
 
 
@@ -142,9 +146,26 @@ def _image(cotangent: Array, kernel: Array, geometry: _Geometry) -> Array:
 def _kernel(image: Array, cotangent: Array, geometry: _Geometry) -> Array:
     """Convolve the image with the cotangent, batch and channels exchanged."""
     g = geometry
+    if _of_pixels(g):  # no position meets another, so that the sum over all is one matrix product
+        image, cotangent = (_as_it_is(x.reshape(-1, x.shape[-1])) for x in (_met(image, g), cotangent))
+        return (image.T @ cotangent)[None, None]
+    image, cotangent = _as_it_is(image), _as_it_is(cotangent)
     image, cotangent = image.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
     gradient = _convolve(image, cotangent, g.kernel, g.kernel_step, g.low, g.image_step, g.stride)
     return gradient.transpose(1, 2, 0, 3)
+
+
+def _of_pixels(geometry: _Geometry) -> bool:
+    """Tell a 1×1 convolution without padding, with or without a stride."""
+    g = geometry
+    spans = zip(g.out, g.stride, g.image, strict=True)
+    return g.kernel == g.image_step == (1, 1) and g.low == (0, 0) and all(_span(p, s) <= x for p, s, x in spans)
+
+
+def _met(image: Array, geometry: _Geometry) -> Array:
+    """Return the pixels that such a convolution takes in."""
+    rows, columns = (slice(0, _span(p, s), s) for p, s in zip(geometry.out, geometry.stride, strict=True))
+    return image[:, rows, columns]
 
 
 def _convolve(image: Array, kernel: Array, out: Any, stride: Any, low: Any, image_step: Any, kernel_step: Any) -> Array:
@@ -155,7 +176,24 @@ def _convolve(image: Array, kernel: Array, out: Any, stride: Any, low: Any, imag
             image.shape[1:3], kernel.shape[:2], out, stride, low, image_step, kernel_step, strict=True
         )
     ]
-    return lax.conv_general_dilated(image, kernel, stride, pads, image_step, kernel_step, dimension_numbers=_LAYOUT)
+    convolve = functools.partial(
+        lax.conv_general_dilated, padding=pads, lhs_dilation=image_step, dimension_numbers=_LAYOUT
+    )
+    plain = {1} == {*stride, *image_step, *kernel_step}
+    if not (plain and out[1] % 2 == 0 and kernel.shape[3] <= _FEW):
+        return convolve(image, kernel, stride, rhs_dilation=kernel_step)
+    # Two neighboring columns as one, with twice the channels: that many more values for each load of the fast kernel.
+    left, right = (jnp.pad(kernel, ((0, 0), columns, (0, 0), (0, 0))) for columns in ((0, 1), (1, 0)))
+    pairs = convolve(image, jnp.concatenate([left, right], 3), (1, 2))
+    return pairs.reshape(*pairs.shape[:2], out[1], kernel.shape[3])
+
+
+def _as_it_is(x: Array) -> Array:
+    """Have an operand computed in its own layout before it is transposed.
+
+    XLA would fuse what computes it into the transposing copy, where every access misses the cache.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _span(size: int, step: int) -> int:
