@@ -25,7 +25,8 @@ from bdjax import defenses, evaluate, profile, records
 from bdjax.bench import loads, measure, startup, sweeps
 from bdjax.bench import session as bench_session
 from bdjax.parametrizations import NeuronMasks
-from bdjax.train import group
+from bdjax.train import feeding, group
+from bdjax.train.feeding import Feeding
 from bdjax.train.gradients import Perturbed
 from bdjax.train.supervised import supervised
 from bdjax.types import Learner, Model, Split
@@ -53,6 +54,13 @@ STEPS: dict[str, Callable[[int], Learner]] = {
     ),
     "sft": lambda size: _defense("sft", size),
     "fast_sft": lambda size: _defense("fast_sft", size),
+}
+# How an epoch may be fed, beside the way that `bdjax run` takes by itself.
+FEEDINGS = {
+    "step": Feeding(prepared=False),
+    "epoch": Feeding(prepared=True),
+    "unroll-4": Feeding(prepared=True, unroll=4),
+    "unroll-8": Feeding(prepared=True, unroll=8),
 }
 _WITH_LOOPS = ("sft", "fast_sft")  # within a step, of which XLA counts one turn, and a trace on one step of ten
 
@@ -151,13 +159,15 @@ def further_parts(settings: Settings) -> list[Part]:
     if settings.debug:
         method = _step_part(Case("fast_sft", "float32", 16, SMALL), DEBUG_SMALL)
         sweep = _sweep(Case(SAM, "float32", 16, SMALL), DEBUG_SMALL, (group.LOOP,))
-        return [method, *sweep, *_rest(Case(PLAIN, "float32", 16, SMALL), DEBUG_SMALL)]
+        small = Case(PLAIN, "float32", 16, SMALL)
+        return [method, *sweep, *_fed(small, DEBUG_SMALL, ("epoch",)), *_rest(small, DEBUG_SMALL)]
     methods = [_step_part(Case(step, "bfloat16", 128), FULL) for step in STEPS if step not in (PLAIN, SAM)]
     larger = [_step_part(Case(step, "bfloat16", 256), FULL, (Way(CHANNELS_LAST, True),)) for step in (PLAIN, SAM)]
     floats = [part for kind in ("tensorfloat32", "float32") for part in _against_torch(kind, 128, FULL)]
     largest = [part for kind in TYPES for part in _against_torch(kind, 1024, FULL)]
     sweep = _sweep(Case(SAM, "bfloat16", 128), FULL, (group.LOOP, "map:4", "map:8", group.VMAP))
-    listed = [*_against_torch("bfloat16", 256, FULL), *larger, *methods, *floats, *largest, *sweep]
+    fed = _fed(Case(PLAIN, "bfloat16", 128), FULL, ("step", "unroll-4", "unroll-8"))
+    listed = [*_against_torch("bfloat16", 256, FULL), *larger, *fed, *methods, *floats, *largest, *sweep]
     listed += [*_rest(Case(PLAIN, "bfloat16", 128), FULL), *_left(FULL)]
     first = {part.name for part in parts(settings)}
     return [part for name, part in {part.name: part for part in listed}.items() if name not in first]
@@ -195,6 +205,14 @@ def _sweep(case: Case, scale: Scale, forms: tuple[str, ...]) -> list[Part]:
     return [
         Part(f"speed/sweep-{form}", seconds, functools.partial(_sweep_rows, case=case, scale=scale, form=form))
         for form in forms
+    ]
+
+
+def _fed(case: Case, scale: Scale, names: tuple[str, ...]) -> list[Part]:
+    seconds = scale.seconds(case.step) + scale.compile_seconds[case.step]
+    return [
+        Part(f"speed/feeding-{name}", seconds, functools.partial(_feeding, case=case, scale=scale, name=name))
+        for name in names
     ]
 
 
@@ -243,9 +261,12 @@ def _step(session: Session, case: Case, scale: Scale, ways: tuple[Way, ...]) -> 
 
 
 @functools.cache
-def _epoch(case: Case, scale: Scale) -> measure.Epoch:
+def _epoch(case: Case, scale: Scale, fed: Feeding | None = None) -> measure.Epoch:
+    """Compile an epoch, fed as `bdjax run` feeds it here unless it is said how."""
     model, split = _model_and_split(case, scale)
-    return measure.Epoch(STEPS[case.step](case.batch_size), model, split, precision=_numbers(case.kind)[1])
+    learner = STEPS[case.step](case.batch_size)
+    fed = fed or feeding.choose(feeding.AUTO, 1, learner, split)
+    return measure.Epoch(learner, model, split, precision=_numbers(case.kind)[1], feeding=fed)
 
 
 def _model_and_split(case: Case, scale: Scale) -> tuple[Model, Split]:
@@ -271,6 +292,8 @@ def _bdjax_row(case: Case, epoch: measure.Epoch, timing: measure.Timing, rates: 
         "device_peak_bytes": records.memory()["device_peak_bytes"],  # of all that the process has done so far
     }
     for rate, what, amount in (("matmul", "flops", epoch.flops), ("copy", "bytes", epoch.bytes)):
+        if rate not in rates:
+            continue
         row[f"{rate}_{what}_per_second"] = rates[rate]
         if amount is not None and case.step not in _WITH_LOOPS:
             row |= {f"{what}_per_step": amount, f"share_of_{rate}": amount / seconds / rates[rate]}
@@ -341,6 +364,17 @@ def _sweep_rows(session: Session, case: Case, scale: Scale, form: str) -> Iterat
     cost = found["cost_per_point"][form]
     row |= {"seconds_per_step": found["seconds_per_step"][form], "cost_per_point": cost, "in_singles": cost * count}
     yield {**row, "single_seconds_per_step": found["seconds_per_step"][sweeps.SINGLE]}
+
+
+def _feeding(session: Session, case: Case, scale: Scale, name: str) -> Iterator[Row]:
+    """Time a way to feed an epoch and the one that is taken by itself, in turn."""
+    del session
+    epochs = {name: _epoch(case, scale, FEEDINGS[name]), feeding.AUTO: _epoch(case, scale)}
+    timings = measure.timed(epochs, scale.rounds)
+    taken = timings[feeding.AUTO].seconds
+    for way, timing in timings.items():
+        row = _bdjax_row(case, epochs[way], timing, {}, scale)
+        yield {**row, "feeding": way, "against": name, "ratio_to_auto": timing.seconds / taken}
 
 
 def _loads(session: Session, case: Case, scale: Scale) -> Iterator[Row]:

@@ -32,7 +32,7 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def _steps(rows: Sequence[Row]) -> str:
-    found = [row for row in rows if row.get("by") == "bdjax" and "host_share" in row]
+    found = [row for row in rows if row.get("by") == "bdjax" and "ratio_to_plain" in row]
     first = {_case(row): row for row in reversed(found)}  # and not those that torch.compile was compared with
     return _table(sorted(first.values(), key=_case), _STEP_COLUMNS, words=2)
 
@@ -41,6 +41,12 @@ def _against_torch(rows: Sequence[Row]) -> str:
     found = [row for row in rows if row.get("by") == "PyTorch"]
     table = _table(sorted(found, key=_case), _TORCH_COLUMNS, words=4)
     return table and f"Images a second over PyTorch's in the same seconds (above 1, bdjax is faster):\n\n{table}"
+
+
+def _feedings(rows: Sequence[Row]) -> str:
+    found = [row for row in rows if "feeding" in row and row["feeding"] == row["against"]]
+    table = _table(sorted(found, key=_case), _FEEDING_COLUMNS, words=3)
+    return table and f"An epoch that is fed in another way than `bdjax run` takes by itself here:\n\n{table}"
 
 
 def _sweep(rows: Sequence[Row]) -> str:
@@ -64,7 +70,7 @@ def _operations(rows: Sequence[Row]) -> str:
     return _table([row for row in rows if "operation_of" in row], _OPERATION_COLUMNS, words=2)
 
 
-_TABLES = (_steps, _against_torch, _sweep, _peaks, _rates, _startup, _operations)
+_TABLES = (_steps, _against_torch, _feedings, _sweep, _peaks, _rates, _startup, _operations)
 
 
 def _table(rows: Iterable[Row], columns: _Columns, words: int) -> str:
@@ -84,7 +90,7 @@ def _note(rows: Sequence[Row]) -> str:
     sizes = {f"{row['model']} of width {row['width']}": None for row in rows if "model" in row}
     return "\n".join(
         [
-            f"{'; '.join([*sizes, *torch, *found])}; random 32×32 images, cropped and flipped within the step.",
+            f"{'; '.join([*sizes, *torch, *found])}; random 32×32 images, which are cropped and flipped too.",
             "*Of matmul*, *of copy*: a step's operations and bytes over those of products and copies that took their",
             "turn in the same rounds, in the same type. *Host*: the time until a call of many steps has returned, over",
             "that until its results are there; it includes waiting where the device's queue is full. *GiB*: what the",
@@ -142,6 +148,15 @@ _TORCH_COLUMNS: _Columns = {
     "bdjax's": _number("bdjax_images_per_second", ",.0f"),
     "ratio": _ratio_or_reason,
     "prepared in s": _number("prepare_seconds", ".0f"),
+}
+_FEEDING_COLUMNS: _Columns = {
+    **_WHICH,
+    "fed": lambda row: row["feeding"],
+    "batch": _number("batch_size", "d"),
+    "ms": _ms("seconds_per_step"),
+    "× by itself": _number("ratio_to_auto", ".3f"),
+    "host": _number("host_share", ".1%"),
+    "compile s": _number("compile_seconds", ".1f"),
 }
 _SWEEP_COLUMNS: _Columns = {
     "form": lambda row: row["form"],
