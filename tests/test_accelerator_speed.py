@@ -64,7 +64,7 @@ def test_every_part_has_a_name_of_its_own_and_an_estimate(debug, tmp_path):
     assert len(set(names)) == len(names)
     assert all(name.startswith("speed/") for name in names)
     assert all(0 < part.seconds < (30 if debug else 240) for part in listed)
-    assert sum(part.seconds for part in listed) <= 60 or not debug
+    assert sum(part.seconds for part in listed) <= 70 or not debug
 
 
 def test_every_step_is_measured_in_every_type_and_size(tmp_path):
@@ -225,7 +225,8 @@ def test_the_readmes_table_names_pytorchs_layout():
 
 def test_a_process_that_dies_is_told_and_started_anew(monkeypatch):
     real = subprocess.Popen
-    codes = iter(["raise SystemExit(3)", 'print(input() and \'{"version": "9"}\')', 'print(\'{"error": "no"}\')'])
+    answers = ['{"version": "9"}', '{"error": "no"}']
+    codes = iter(["raise SystemExit(3)", *(f"print(input() and {answer!r})" for answer in answers)])
     monkeypatch.setattr(torch_process.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(
         torch_process.subprocess,
