@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 from jaxtyping import Array, Float
+
+from bdjax.models._materialized import materialized
 
 _FEW = 16  # channels of a result that fill one vector register, measured with AVX-512
 _LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
@@ -147,9 +148,9 @@ def _kernel(image: Array, cotangent: Array, geometry: _Geometry) -> Array:
     """Convolve the image with the cotangent, batch and channels exchanged."""
     g = geometry
     if _of_pixels(g):  # no position meets another, so that the sum over all is one matrix product
-        image, cotangent = (_as_it_is(x.reshape(-1, x.shape[-1])) for x in (_met(image, g), cotangent))
+        image, cotangent = (materialized(x.reshape(-1, x.shape[-1])) for x in (_met(image, g), cotangent))
         return (image.T @ cotangent)[None, None]
-    image, cotangent = _as_it_is(image), _as_it_is(cotangent)
+    image, cotangent = materialized(image), materialized(cotangent)
     image, cotangent = image.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
     gradient = _convolve(image, cotangent, g.kernel, g.kernel_step, g.low, g.image_step, g.stride)
     return gradient.transpose(1, 2, 0, 3)
@@ -186,14 +187,6 @@ def _convolve(image: Array, kernel: Array, out: Any, stride: Any, low: Any, imag
     left, right = (jnp.pad(kernel, ((0, 0), columns, (0, 0), (0, 0))) for columns in ((0, 1), (1, 0)))
     pairs = convolve(image, jnp.concatenate([left, right], 3), (1, 2))
     return pairs.reshape(*pairs.shape[:2], out[1], kernel.shape[3])
-
-
-def _as_it_is(x: Array) -> Array:
-    """Have an operand computed in its own layout before it is transposed.
-
-    XLA would fuse what computes it into the transposing copy, where every access misses the cache.
-    """
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _span(size: int, step: int) -> int:

@@ -36,6 +36,7 @@ from bdjax.models._interception import (
     shifted_output,
     with_tuples,
 )
+from bdjax.models._materialized import materialized
 from bdjax.structure import FactoredKernel, Path
 from bdjax.types import BatchStats, ImageSpec, Variables
 
@@ -68,7 +69,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if train:
             near = jax.lax.stop_gradient(_near_the_mean(wide, valid))
-            wide = _zeroed(wide - near, valid)
+            wide = materialized(_zeroed(wide - near, valid))
             mean, var = _moments(wide, valid)
             count = _count(wide, valid)
             if not self.is_initializing():
