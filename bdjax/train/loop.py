@@ -475,8 +475,16 @@ def take_step(
 
 def summarize(state: LearnerState, infos: Info) -> Summary:
     """Return the means of an epoch from what its steps reported, and whether its state is finite. A pure function."""
-    finite = jax.tree.reduce(lambda a, x: a & jnp.isfinite(x).all(), _floats(state), jnp.bool_(True))
-    return Summary(infos.loss.mean(), infos.accuracy.mean(), infos.gradient_evaluations.sum(), finite)
+    return Summary(infos.loss.mean(), infos.accuracy.mean(), infos.gradient_evaluations.sum(), _all_finite(state))
+
+
+def _all_finite(tree: Any) -> Bool[Array, ""]:
+    """Tell whether all numbers are finite. Strung together: on the CPU, to ask leaf by leaf compiled 270 kernels."""
+    floats, finite = _floats(tree), jnp.bool_(True)
+    for dtype in {x.dtype: None for x in floats}:
+        numbers = jnp.concatenate([x.ravel() for x in floats if x.dtype == dtype])
+        finite &= jnp.isfinite(numbers).all()
+    return finite
 
 
 def _floats(tree: Any) -> list[Array]:
