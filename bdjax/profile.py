@@ -35,7 +35,7 @@ class Operation(NamedTuple):
 
     Attributes:
       name: in the compiled program, such as ``fusion.12``.
-      program: the program's, such as ``jit_epoch``.
+      program: the program's, such as ``jit_epochs``.
       seconds: of all occurrences, on every device, or thread of a CPU, that computes.
       share: of the seconds of all operations in the trace.
       count: how often; on a GPU, kernels.
@@ -146,14 +146,16 @@ class Traces:
 def second_epochs(
     traces: Traces, on_epoch: Callable[[str, int, Any], None] | None
 ) -> Iterator[Callable[[str, int, Any], None]]:
-    """Trace the second epoch of all that is trained, of which the first has compiled the program.
+    """Trace the second call of all that is trained, of which the first has compiled the program.
+
+    A call is one epoch, or of short ones two (`bdjax.train.pace`).
 
     Args:
       traces: where to.
       on_epoch: is called in turn.
 
     Returns:
-      an ``on_epoch`` of `bdjax.run.Execution`. What has one epoch is not traced.
+      an ``on_epoch`` of `bdjax.run.Execution`. What has one epoch alone is not traced.
     """
     open_trace = contextlib.ExitStack()
     before: list[tuple[str, int, int]] = []  # what was trained, its epochs, and the number of the last one

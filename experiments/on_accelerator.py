@@ -34,6 +34,7 @@ from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, c
 from bdjax.train import compilation
 
 SUBJECTS = (right, speed, victims, methods, when, flags)
+FURTHER = (speed.further_parts,)  # worth less than what the subjects begin with
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -71,9 +72,9 @@ def _complain(what: object, code: int) -> int:
 
 
 def parts(settings: Settings) -> list[Part]:
-    """Return all parts, in the order of their worth; of speed, what is worth less than victims comes last."""
-    listed = [part for subject in SUBJECTS for part in subject.parts(settings)]
-    return [*listed, *speed.further_parts(settings)]
+    """Return all parts, in the order of their worth."""
+    listed = [*(subject.parts for subject in SUBJECTS), *FURTHER]
+    return [part for parts_of in listed for part in parts_of(settings)]
 
 
 def summary(rows: Sequence[Row]) -> str:
