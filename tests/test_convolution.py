@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from quick import quick_jit
 
 from bdjax.models._convolution import conv_general_dilated
@@ -35,6 +36,7 @@ CASES = {
     "stride": ((8, 8), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), (1, 1)),
     "odd": ((7, 5), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), (1, 1)),
     "1x1": ((8, 7), (1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1), (1, 1)),
+    "1x1 cropped": ((8, 7), (1, 1), (2, 2), ((0, -2), (0, 0)), (1, 1), (1, 1)),
     "wide padding": ((6, 6), (1, 1), (1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1)),
     "uneven": ((9, 8), (5, 2), (3, 1), ((0, 2), (1, 0)), (1, 1), (1, 1)),
     "cropped": ((8, 9), (2, 4), (2, 3), ((-1, 1), (2, -2)), (1, 1), (1, 1)),
@@ -48,9 +50,9 @@ def value_and_gradients(convolve, image, kernel, cotangent):
     return value, pull(cotangent)
 
 
-def assert_jax_own(lengths, sizes, strides, padding, dilation, kernel_dilation):
+def assert_jax_own(lengths, sizes, strides, padding, dilation, kernel_dilation, channels=(3, 4)):
     options = {"window_strides": strides, "padding": padding, "lhs_dilation": dilation, "rhs_dilation": kernel_dilation}
-    image, kernel = normal(2, *lengths, 3), normal(*sizes, 3, 4)
+    image, kernel = normal(2, *lengths, channels[0]), normal(*sizes, *channels)
     ours, own = (functools.partial(convolve, **options) for convolve in (conv_general_dilated, jax_own))
     cotangent = normal(*jax.eval_shape(own, image, kernel).shape)
     use = quick_jit(value_and_gradients, static_argnums=0)
@@ -60,6 +62,11 @@ def assert_jax_own(lengths, sizes, strides, padding, dilation, kernel_dilation):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_values_and_gradients(case):
     assert_jax_own(*case)
+
+
+@pytest.mark.parametrize("channels", [(3, 20), (20, 3), (20, 20)], ids=str)
+def test_values_and_gradients_of_many_channels(channels):
+    assert_jax_own(*CASES["3x3"], channels)
 
 
 def pairs(low: int, high: int):
@@ -264,3 +271,12 @@ def test_the_gradient_inside_shard_map_is_summed_over_devices():
         )(image, kernel)
 
     assert_close(quick_jit(spread)(image, kernel), quick_jit(gradients, static_argnums=0)(jax_own, image, kernel))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_of_a_batch_on_two_devices_only_the_gradient_by_the_kernel_is_sent_around(size):
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    image = jax.device_put(normal(4, 6, 6, 3), NamedSharding(mesh, PartitionSpec("rows")))
+    program = quick_jit(gradients, static_argnums=0).lower(conv_general_dilated, image, normal(size, size, 3, 4))
+    sent = re.findall(r" (all-gather|all-to-all|collective-permute|all-reduce)\(", program.compile().as_text())
+    assert sent == ["all-reduce"]
