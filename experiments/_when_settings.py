@@ -146,6 +146,12 @@ def _around(papers: Options, own: Sequence[Level]) -> list[Level]:
     ]
 
 
+_NETWORKS = (
+    Level("network", "width 4", {"model": {"width": 4}}),
+    Level("network", "width 32", {"model": {"width": 32}}),
+    Level("network", "preact_resnet18, width 8", RESIDUAL),
+    Level("both, network", "preact_resnet18, width 8", {"training": PAPERS, **HELD_OUT, **RESIDUAL}),
+)
 _DIGITS = Size(
     base={
         "data": {"name": "digits"},
@@ -157,10 +163,7 @@ _DIGITS = Size(
     levels=_around(
         PAPERS,
         [
-            Level("network", "width 4", {"model": {"width": 4}}),
-            Level("network", "width 32", {"model": {"width": 32}}),
-            Level("network", "preact_resnet18, width 8", RESIDUAL),
-            Level("both, network", "preact_resnet18, width 8", {"training": PAPERS, **HELD_OUT, **RESIDUAL}),
+            *_NETWORKS,
             Level("images", "600", {"data": {"train_count": 600}}),
             Level("holdout", "50", {"holdout": {"per_class": 5}}),
             Level("holdout", "500", {"holdout": {"per_class": 50}}),
@@ -179,10 +182,7 @@ _CIFAR10 = Size(
     levels=_around(
         PAPERS,
         [
-            Level("network", "width 4", {"model": {"width": 4}}),
-            Level("network", "width 32", {"model": {"width": 32}}),
-            Level("network", "preact_resnet18, width 8", RESIDUAL),
-            Level("both, network", "preact_resnet18, width 8", {"training": PAPERS, **HELD_OUT, **RESIDUAL}),
+            *_NETWORKS,
             Level("images", "10,000", {"data": {"train_count": 10000}, "holdout": {"share": 0.05}}),
             Level("holdout", "100", {"holdout": {"share": 0.025}}),
             Level("holdout", "1,000", {"holdout": {"share": 0.25}}),
