@@ -26,14 +26,15 @@ if "--debug" in sys.argv:
 
 import _checkout  # noqa: F401  # the checkout's bdjax, where none is installed
 from accelerator import flags, methods, right, speed, victims, when
-from accelerator.session import LOG, Part, Row, Session, Settings, check_only
+from accelerator.session import LOG, Part, Row, Session, Settings, check_only, wanted
 
-from bdjax import failures, records
+from bdjax import data, failures, records
 from bdjax.checks import InputError
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, check_folders, one_line
 from bdjax.train import compilation
 
 SUBJECTS = (right, speed, victims, methods, when, flags)
+NEED_DATA = ("victims/", "methods/", "when/")
 FURTHER = (speed.further_parts,)  # worth less than what the subjects begin with
 
 
@@ -56,6 +57,7 @@ def _carry_out(settings: Settings) -> int:
     compilation.require_devices()
     todo = parts(settings)
     check_only(settings.only, todo)
+    _check_data(settings, todo)
     with records.claimed([settings.work]) as taken:  # two at a time would measure each other
         if taken is not None:
             raise InputError(f"work must be a folder that no other call is using; {taken} is in use.")
@@ -64,6 +66,15 @@ def _carry_out(settings: Settings) -> int:
         log = settings.out / LOG
         return _complain(f"failed: {', '.join(failed)}; {log} says why, the same command tries again.", EXIT_FAILED)
     return 0
+
+
+def _check_data(settings: Settings, todo: Sequence[Part]) -> None:
+    """Refuse to begin without the images, which parts that are minutes away would miss, or begin to download."""
+    needing = [part for part in wanted(settings.only, todo) if part.name.startswith(NEED_DATA)]
+    if not needing or settings.debug or data.is_ready("cifar10", settings.data_dir):
+        return
+    without = "leave out what needs it with --only right/ speed/ flags/"
+    raise InputError(f"data-dir must be a folder with a prepared CIFAR-10, or {without}; got {settings.data_dir!r}.")
 
 
 def _complain(what: object, code: int) -> int:

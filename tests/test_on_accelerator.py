@@ -153,6 +153,15 @@ def test_a_part_that_stops_when_time_is_up_is_gone_on_with_and_has_not_failed(fa
     assert fake.done == ["one", "two", "one"]
 
 
+def test_missing_images_are_told_before_anything_is_measured(out, tmp_path, capsys):
+    asked = ["--out", str(out), "--data-dir", str(tmp_path)]
+    assert on_accelerator.main(asked) == 2
+    told = capsys.readouterr().err
+    assert "data-dir must be a folder with a prepared CIFAR-10" in told
+    assert told.count("\n") == 1
+    assert not out.exists()
+
+
 def test_a_part_waits_for_what_it_needs(fake, out):
     fake.ways["one"] = fail
     fake.needs["two"] = ("fake/one",)

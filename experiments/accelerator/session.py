@@ -132,8 +132,8 @@ class Session:
           The names of the parts that failed.
         """
         failed = []
-        for part in parts:
-            if not _wanted(part.name, self.settings.only) or self.done(part.name):
+        for part in wanted(self.settings.only, parts):
+            if self.done(part.name):
                 continue
             missing = [name for name in part.needs if not self.done(name)]
             if missing:
@@ -193,8 +193,9 @@ def _described(row: Row) -> str:
     return f"{device['count']} × {device['kind']} ({device['platform']}){size}"
 
 
-def _wanted(name: str, only: Sequence[str]) -> bool:
-    return not only or name.startswith(tuple(only))
+def wanted(only: Sequence[str], parts: Sequence[Part]) -> list[Part]:
+    """Return the parts whose names begin with one of the words; all, if there is none."""
+    return [part for part in parts if not only or part.name.startswith(tuple(only))]
 
 
 def check_only(only: Sequence[str], parts: Sequence[Part]) -> None:
