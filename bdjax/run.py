@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from bdjax import attacker, defenses, evaluate, plans, poison, provenance, records, schema, soundness, stealth, strength
-from bdjax.analysis import smoothness
 from bdjax.analysis._curve import Curve
 from bdjax.attacker import Stage
 from bdjax.checks import one_of
 from bdjax.config import Config
+from bdjax.curvature import loss_surface
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
 from bdjax.plans import Plan
@@ -414,24 +414,24 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 def measure(
-    plan: Plan, variables: Variables, triggered: PoisonedSplit, settings: smoothness.Settings, variant: str = "mixed"
-) -> smoothness.Smoothness:
+    plan: Plan, variables: Variables, triggered: PoisonedSplit, settings: loss_surface.Settings, variant: str = "mixed"
+) -> loss_surface.Smoothness:
     """Measure the loss surface of a network on test images; the same ones and the same draws for the same seed."""
     key, test = plans.key_for(plan.config, "smoothness"), plan.dataset.test
-    return smoothness.measure(key, plan.model, variables, test, triggered, variant=variant, settings=settings)
+    return loss_surface.measure(key, plan.model, variables, test, triggered, variant=variant, settings=settings)
 
 
 def _check_curve(plan: Plan, execution: Execution) -> None:
     """Refuse a curve for which there are too few test images; how many count is known before a trigger is made."""
     if execution.smoothness:
-        images = smoothness.Settings().images
-        smoothness.sample(jax.random.key(0), plan.dataset.test, plans.triggered_test(plan), images=images)
+        images = loss_surface.Settings().images
+        loss_surface.sample(jax.random.key(0), plan.dataset.test, plans.triggered_test(plan), images=images)
 
 
 def _curve(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Curve | None:
     if not execution.smoothness or not hosts.is_first():
         return None
-    settings = smoothness.Settings()
+    settings = loss_surface.Settings()
 
     def row(variables: Variables) -> dict[str, Any]:
         metrics, _ = _score(plan, variables, triggered)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 from bdjax import config as configs
 from bdjax import defenses, evaluate, plans, provenance, records, report, run
 from bdjax.analysis._subject import OnVariables, Subject
-from bdjax.analysis.smoothness import VARIANTS, Settings
 from bdjax.checks import InputError, one_of
 from bdjax.config import Config
+from bdjax.curvature.loss_surface import VARIANTS, Settings
 from bdjax.defenses.chain import stages
 from bdjax.report import Record
 from bdjax.train import numerics
@@ -230,7 +230,7 @@ def smoothness(
 
     Args:
       paths: as for `bdjax.report.load`.
-      settings: of `bdjax.analysis.smoothness.measure`.
+      settings: of `bdjax.curvature.loss_surface.measure`.
       variants: likewise.
       data_dir: where the data lie now.
       on_run: called with (its number, how many there are, the record) before each run.

@@ -16,9 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from quick import quick_jit
 
 from bdjax import hessian, models, optim, registry, structure
-from bdjax.analysis import smoothness
 from bdjax.analysis._subject import convolution
 from bdjax.checks import InputError
+from bdjax.curvature import loss_surface
 from bdjax.optim.sgd import Schedule
 from bdjax.train.supervised import mean_loss, supervised
 from bdjax.types import ImageSpec, Model, ProbedModel, Split
@@ -257,7 +257,7 @@ def test_every_use_of_a_bfloat16_network_is_near_float32(images):
 def test_curvature_of_a_bfloat16_network_is_estimated_with_float32_vectors():
     model, variables = tiny("small_cnn", "bfloat16")
     batch = Split(jnp.zeros((4, 8, 8, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
-    loss = smoothness.mean_loss(model, variables, batch)
+    loss = loss_surface.mean_loss(model, variables, batch)
     estimators = (hessian.trace, hessian.largest_eigenvalue, hessian.spectral_density)
     found = [jax.eval_shape(lambda at, f=estimator: f(KEY, loss, at), variables["params"]) for estimator in estimators]
     floating = [leaf.dtype for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]

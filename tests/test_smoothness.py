@@ -15,10 +15,11 @@ from subjects import planted_subject
 
 from bdjax import cli, models, records, run, schema
 from bdjax import config as configs
-from bdjax.analysis import smoothness
 from bdjax.analysis._curve import Curve
-from bdjax.analysis.smoothness import Settings
 from bdjax.checks import InputError
+from bdjax.analysis import smoothness
+from bdjax.curvature import loss_surface
+from bdjax.curvature.loss_surface import Settings
 from bdjax.hessian import hessian_vector_product, spectral_density
 from bdjax.layout import BLUE, ORANGE
 from bdjax.run import Execution
@@ -76,7 +77,7 @@ SETTINGS = Settings(images=16, draws=30, iterations=300, tolerance=1e-6, chunk=1
 
 @pytest.fixture(scope="module")
 def measured(tiny, few, triggered):
-    return smoothness.measure(KEY, *tiny, few, triggered, variant="clean", settings=SETTINGS)
+    return loss_surface.measure(KEY, *tiny, few, triggered, variant="clean", settings=SETTINGS)
 
 
 def test_a_network_has_the_smoothness_of_its_dense_hessian(measured, dense):
@@ -91,7 +92,7 @@ def test_a_network_has_the_smoothness_of_its_dense_hessian(measured, dense):
 
 def test_a_networks_density_has_the_moments_of_its_dense_hessian(tiny, few, dense):
     model, variables = tiny
-    loss, hessian = smoothness.mean_loss(model, variables, few), dense[1]
+    loss, hessian = loss_surface.mean_loss(model, variables, few), dense[1]
     spectrum = quick_jit(lambda params: spectral_density(KEY, loss, params, steps=60))(variables["params"])
     eigenvalues, size = np.linalg.eigvalsh(hessian), len(hessian)
     scale = float(abs(eigenvalues).max())
@@ -110,7 +111,7 @@ def test_chunks_do_not_change_the_result(tiny, split):
     longer = Split(*(array[:19] for array in split))._replace(valid=np.arange(19) < 17)  # and no multiple of a chunk
 
     def of(split, chunk):
-        loss = smoothness.mean_loss(model, variables, split, chunk=chunk)
+        loss = loss_surface.mean_loss(model, variables, split, chunk=chunk)
         product = quick_jit(lambda vector: hessian_vector_product(loss, params, vector))
         return loss(params), product(jax.tree.map(jnp.ones_like, params))
 
@@ -120,7 +121,7 @@ def test_chunks_do_not_change_the_result(tiny, split):
 
 
 def test_products_run_at_full_precision(tiny, split):
-    loss = smoothness.mean_loss(*tiny, split, chunk=20)
+    loss = loss_surface.mean_loss(*tiny, split, chunk=20)
     params = tiny[1]["params"]
     text = str(jax.make_jaxpr(lambda v: hessian_vector_product(loss, params, v))(params))
     assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in text.replace("<", "").replace(": 2>", "")
@@ -129,13 +130,13 @@ def test_products_run_at_full_precision(tiny, split):
 
 def test_measuring_leaves_the_variables_alone_and_repeats(tiny, few, triggered, measured):
     before = jax.tree.map(np.array, tiny[1])
-    again = smoothness.measure(KEY, *tiny, few, triggered, variant="clean", settings=SETTINGS)
+    again = loss_surface.measure(KEY, *tiny, few, triggered, variant="clean", settings=SETTINGS)
     assert again.plain() == measured.plain()
     jax.tree.map(np.testing.assert_array_equal, before, tiny[1])
 
 
 def test_plain_has_no_number_that_json_lacks():
-    values = smoothness.Smoothness(*map(jnp.float32, (1, 1, jnp.nan, jnp.inf, 2, 3)))._replace(
+    values = loss_surface.Smoothness(*map(jnp.float32, (1, 1, jnp.nan, jnp.inf, 2, 3)))._replace(
         eigenvalue_converged=jnp.bool_(False)
     )
     assert list(values.plain().values()) == [1.0, False, None, None, 2.0, 3.0]
@@ -143,7 +144,7 @@ def test_plain_has_no_number_that_json_lacks():
 
 def test_samples_have_true_labels_and_the_variants_shares(split, triggered):
     def kinds(variant, images):
-        chosen = smoothness.sample(KEY, split, triggered, variant=variant, images=images)
+        chosen = loss_surface.sample(KEY, split, triggered, variant=variant, images=images)
         assert chosen.valid.all()
         counts = []
         for image, label in zip(chosen.image, chosen.label, strict=True):
@@ -174,7 +175,7 @@ def test_samples_have_true_labels_and_the_variants_shares(split, triggered):
 )
 def test_what_cannot_be_measured_is_refused(tiny, split, triggered, change, message):
     with pytest.raises(InputError, match=message):
-        smoothness.measure(KEY, *tiny, split, triggered, **change)
+        loss_surface.measure(KEY, *tiny, split, triggered, **change)
 
 
 # --- Runs ------------------------------------------------------------------------------------------------------------
@@ -344,7 +345,7 @@ def test_the_curves_are_those_of_the_network_at_each_epoch(curves, found):
     assert found["clean_accuracy"].tolist() == [1, 1]
     assert found["fisher_trace"][0] > 100 * found["fisher_trace"][1]  # a planted neuron is wrong and very sure
     of = (subject.model, subject.defended, subject.test, subject.triggered)
-    after = smoothness.measure(subject.key, *of, settings=curves.settings)
+    after = loss_surface.measure(subject.key, *of, settings=curves.settings)
     for name, value in after._asdict().items():
         np.testing.assert_array_equal(found[name][-1], np.asarray(value))
 

@@ -6,9 +6,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from subjects import planted_subject
 
-from bdjax.analysis.smoothness import mean_loss, sample
 from bdjax.analysis.spectrum import spectrum
 from bdjax.checks import InputError
+from bdjax.curvature.loss_surface import mean_loss, sample
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from jaxtyping import Array, Key
 
 from bdjax import layout
 from bdjax.analysis._subject import Findings, Subject
-from bdjax.analysis.smoothness import VARIANTS, mean_loss, sample
 from bdjax.checks import DRAWS, integer, one_of
+from bdjax.curvature.loss_surface import VARIANTS, mean_loss, sample
 from bdjax.hessian import Spectrum, smoothed, spectral_density
 from bdjax.layout import BLUE, ORANGE
 from bdjax.train import compilation
@@ -32,7 +32,7 @@ _FLOOR = 1e-7  # the density's smallest print, so that a logarithm is there wher
 def spectrum(images: int = 200, steps: int = 100, starts: int = 1, variant: str = "mixed") -> SpectrumOfRuns:
     """Draw the density of the Hessian's eigenvalues before and after a defense, by stochastic Lanczos quadrature.
 
-    Of the mean cross-entropy of a fixed sample, as `bdjax.analysis.smoothness.measure` takes it, each Ritz value a
+    Of the mean cross-entropy of a fixed sample, as `bdjax.curvature.loss_surface.measure` takes it, each Ritz value a
     Gaussian as PyHessian draws it (Yao et al., 2020); after figure 1 of SFT (Karim et al., 2023). Both networks have
     the same images and random vectors. Holds ``steps`` vectors as long as the parameters.
 

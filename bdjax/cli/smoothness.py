@@ -33,7 +33,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
     from bdjax import saved
-    from bdjax.analysis.smoothness import VARIANTS, Settings
+    from bdjax.curvature.loss_surface import VARIANTS, Settings
     from bdjax.train import compilation
 
     check_folders(data_dir=options.data_dir)

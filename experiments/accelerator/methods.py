@@ -26,7 +26,7 @@ from accelerator.session import Part, Row, Session, Settings
 from accelerator.victims import known_rate
 from bdjax import plans, records, run, schema, sweeps
 from bdjax import tables as printed
-from bdjax.analysis import smoothness
+from bdjax.curvature import loss_surface
 from bdjax.data import splits
 from bdjax.plans import Plan
 from bdjax.report import SYMBOLS
@@ -268,8 +268,8 @@ def _defended(session: Session, draw: Draw) -> Checkpoints:
 def _measure(session: Session, planted: Planted) -> Iterator[Row]:
     """Measure λ_max and Tr(H) of the victim, and after each method of `MAIN` with its paper's setting and seed 0."""
     compilation.enable_cache(session.settings.work / "compiled")
-    few = smoothness.Settings(images=20, draws=2, iterations=3, chunk=20)
-    settings = few if session.settings.debug else smoothness.Settings()
+    few = loss_surface.Settings(images=20, draws=2, iterations=3, chunk=20)
+    settings = few if session.settings.debug else loss_surface.Settings()
     plan, victim = runs.attacked(session, runs.resolve(runs.values(session.settings, planted)))
 
     def surface(variables: Variables) -> Row:

@@ -1,0 +1,1 @@
+"""Curvature of the loss: Fisher information, Hessian, and the surface that both describe."""
