@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 
 from bdjax.checks import InputError, integer
 from bdjax.data.augment import as_float
-from bdjax.train import compilation
+from bdjax.devices import compilation
 from bdjax.types import Images, Metrics, Model, PoisonedSplit, Split, Variables
 
 BATCH = 500

@@ -10,15 +10,16 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from bdjax import config as configs
-from bdjax import defenses, evaluate, plans, provenance, records, report, run
-from bdjax.analysis._subject import OnVariables, Subject
+from bdjax import defenses, evaluate, report
 from bdjax.checks import InputError, one_of
-from bdjax.config import Config
 from bdjax.curvature.loss_surface import VARIANTS, Settings
 from bdjax.defenses.chain import stages
-from bdjax.report import Record
-from bdjax.train import numerics
+from bdjax.devices import numerics
+from bdjax.report.rows import Record
+from bdjax.runs import config as configs
+from bdjax.runs import plans, provenance, records, run
+from bdjax.runs.config import Config
+from bdjax.runs.subject import OnVariables, Subject
 from bdjax.types import Metrics, ProbedModel, Variables
 
 Known: TypeAlias = dict[Path, dict[Hashable, Any]]  # of victims, by their folders
@@ -176,7 +177,7 @@ def with_defense(
       record: of a run on the same victim, holdout and seed, such as that of ``none``, or the path of its folder.
       name: what the tables are to call the defense; not one of bdjax's own.
       after: of `bdjax.evaluate.evaluate_function`, on the test images of `restore`'s plan and its
-        `bdjax.plans.triggered_test`.
+        `bdjax.runs.plans.triggered_test`.
       options: of the defense, which tell its rows apart.
       run_seconds: what it took without compiling; NaN, which prints as a dash, where nobody measured it.
       compile_seconds: likewise.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Num
 
 from bdjax.checks import InputError
 from bdjax.data.augment import as_float
-from bdjax.similarity import ssim
+from bdjax.data.similarity import ssim
 
 _BATCH = 250
 
@@ -21,7 +21,7 @@ class Stealth(NamedTuple):
     """Means over images of what a trigger changes; x and x' in [0, 1].
 
     ``psnr`` is −10 log₁₀ of the mean of (x' − x)² over images and pixels, in dB, infinite where nothing changed at all;
-    ``ssim`` that of `bdjax.similarity`; ``linf`` and ``l2`` are max |x' − x| and ‖x' − x‖₂ of an image, and
+    ``ssim`` that of `bdjax.data.similarity`; ``linf`` and ``l2`` are max |x' − x| and ‖x' − x‖₂ of an image, and
     ``changed_share`` is the share of its pixels of which any channel changed.
     """
 

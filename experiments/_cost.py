@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdjax import attacker, config, data, models, provenance
+from bdjax import data, models
 from bdjax.bench import measure
-from bdjax.config import Config
 from bdjax.defenses.chain import stages
+from bdjax.runs import config, provenance
+from bdjax.runs.config import Config
+from bdjax.train import attacker
 from bdjax.train.supervised import ATTACK_STEPS, Supervised, supervised
 from bdjax.types import LearnedTrigger, Learner
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from _paper_configs import Options
 
-from bdjax.published import Value
+from bdjax.report.published import Value
 
 # What the tables of both papers have in common, as arguments of `_paper_configs.Paper`.
 SHARED: dict[str, Any] = {

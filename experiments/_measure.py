@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bdjax import records
 from bdjax.bench import measure
+from bdjax.runs import records
 
 
 def arguments(description: str | None, **options: Any) -> argparse.Namespace:

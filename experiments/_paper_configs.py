@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from _runs import BATCHES_PER_HOLDOUT
 
-from bdjax import attacks, config, data, defenses, models, schema
+from bdjax import attacks, data, defenses, models
 from bdjax.checks import InputError
-from bdjax.published import Value
+from bdjax.report.published import Value
+from bdjax.runs import config, schema
 
 Options = dict[str, Any]
 

@@ -15,13 +15,16 @@ import _cost
 from _paper_configs import FULL, SIZES, Missing, Paper, Size, resolve, stand_in, values_of
 from _runs import carry_out
 
-from bdjax import comparison, plans, progress, provenance, published, records, run
 from bdjax.checks import InputError, integer, one_of
-from bdjax.config import Config
-from bdjax.published import TASK, Value
-from bdjax.report import Record
-from bdjax.tables import FORMATS
-from bdjax.train import compilation, loop
+from bdjax.cli import _progress
+from bdjax.devices import compilation
+from bdjax.report import comparison, published
+from bdjax.report.published import TASK, Value
+from bdjax.report.rows import Record
+from bdjax.report.tables import FORMATS
+from bdjax.runs import plans, provenance, records, run
+from bdjax.runs.config import Config
+from bdjax.train import loop
 
 DEBUG_ATTACKS = ("badnets_a2o", "blended")  # the first of a table where it has neither
 Tables = Mapping[str, tuple[str, str]]  # name on the command line: paper and table
@@ -159,7 +162,7 @@ def _tell(configs: Sequence[Config], options: argparse.Namespace) -> None:
 
 
 def _run(configs: Sequence[Config], out: Path) -> None:
-    with run.stop_on_signal() as should_stop, progress.bar() as on_epoch:
+    with run.stop_on_signal() as should_stop, _progress.bar() as on_epoch:
         execution = run.Execution(out, on_epoch=on_epoch, should_stop=should_stop)
         for config in configs:
             if provenance.finished(out / config.run_id) is None:

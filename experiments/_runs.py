@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from bdjax import run
-from bdjax.config import Config
+from bdjax.runs import run
+from bdjax.runs.config import Config
 from bdjax.train import loop
 
 # Parts of the holdout that make a batch, so that an epoch has as many steps on a small holdout as on a large one.

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bdjax import config as configs
-from bdjax import plans, schema
-from bdjax.config import Config
+from bdjax.runs import config as configs
+from bdjax.runs import plans, schema
+from bdjax.runs.config import Config
 
 Options = Mapping[str, Any]
 NOTHING: Mapping[str, Any] = MappingProxyType({})

@@ -11,9 +11,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bdjax import config, contact_sheet, progress, schema, show
-from bdjax.run import Execution
-from bdjax.train import compilation
+from bdjax.cli import _progress
+from bdjax.devices import compilation
+from bdjax.report import contact_sheet
+from bdjax.runs import config, schema, show
+from bdjax.runs.run import Execution
 
 ROOT = Path(__file__).resolve().parents[1]
 ATTACKS = ("badnets", "blended", "sig", "lf", "trojan", "lc", "ssba", "wanet", "bpp")
@@ -37,7 +39,7 @@ def main() -> None:
     base = schema.read(ROOT / "configs" / "cifar10_attacks.yaml")
     less = {"data": {"train_count": 2000, "data_dir": options.data_dir}, "training": {"epochs": 8}}
     contact_sheet.check(options.file)
-    with progress.bar() as on_epoch:
+    with _progress.bar() as on_epoch:
         execution = Execution(options.out, on_epoch=on_epoch)
         shown = []
         for name in ATTACKS:

@@ -18,11 +18,14 @@ import jax
 import jax.numpy as jnp
 from bench_steps import SPEC
 
-from bdjax import defenses, fisher, models, records
+from bdjax import defenses, models
 from bdjax.bench.measure import Epoch, interleaved, random_split, start
+from bdjax.curvature import fisher
 from bdjax.defenses.grad_prune import Images
+from bdjax.devices import compilation
 from bdjax.parametrizations import Identity, SingularValues
-from bdjax.train import compilation, loop
+from bdjax.runs import records
+from bdjax.train import loop
 from bdjax.types import Model, Variables
 
 DIAGONAL_IMAGES = 500

@@ -21,7 +21,7 @@ import numpy as np
 from bdjax import attacks, poison, registry
 from bdjax.attacks.wanet import Warp
 from bdjax.bench import measure as benchmarks
-from bdjax.train import compilation
+from bdjax.devices import compilation
 from bdjax.types import Attack, ImageSpec, Split
 
 SPEC = ImageSpec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)

@@ -17,9 +17,11 @@ import _measure
 import jax
 from accelerator.torch_ways import LAYOUTS, Way
 
-from bdjax import defenses, models, records
+from bdjax import defenses, models
 from bdjax.bench import measure as benchmarks
-from bdjax.train import compilation, supervised
+from bdjax.devices import compilation
+from bdjax.runs import records
+from bdjax.train import supervised
 from bdjax.types import ImageSpec, Learner, Model, Split
 
 SPEC = ImageSpec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from _paper_configs import Options, Paper, protocol
 from _paper_table import main
 
-from bdjax.published import Value
+from bdjax.report.published import Value
 
 EPOCHS = {"cifar10": 100, "gtsrb": 50, "tiny_imagenet": 200}
 

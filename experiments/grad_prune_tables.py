@@ -16,7 +16,7 @@ from __future__ import annotations
 from _paper_configs import Options, Paper, protocol
 from _paper_table import main
 
-from bdjax.published import Value
+from bdjax.report.published import Value
 
 
 def training(dataset: str, attack: str) -> Options:

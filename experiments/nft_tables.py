@@ -16,7 +16,7 @@ import _karim
 from _paper_configs import Options, Paper, protocol
 from _paper_table import main
 
-from bdjax.published import Value
+from bdjax.report.published import Value
 
 NETWORKS = {"cifar10": "preact_resnet18", "gtsrb": "resnet18", "tiny_imagenet": "resnet34", "imagenet": "resnet50"}
 SCHEDULES: dict[str, Options] = {

@@ -28,10 +28,12 @@ import _checkout  # noqa: F401  # the checkout's bdjax, where none is installed
 from accelerator import flags, methods, right, speed, victims, when
 from accelerator.session import LOG, Part, Row, Session, Settings, check_only, wanted
 
-from bdjax import data, failures, records
+from bdjax import data
 from bdjax.checks import InputError
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, check_folders, one_line
-from bdjax.train import compilation
+from bdjax.devices import compilation
+from bdjax.files import failures
+from bdjax.runs import records
 
 SUBJECTS = (right, speed, victims, methods, when, flags)
 NEED_DATA = ("victims/", "methods/", "when/")

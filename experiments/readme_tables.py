@@ -25,8 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bdjax import published, records, report, tables
+from bdjax import report
 from bdjax.bench import table
+from bdjax.report import published, tables
+from bdjax.runs import records
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"

@@ -32,10 +32,12 @@ import numpy as np
 from _when_settings import DEFENSES, SIZES, Level, resolved
 from _when_variants import MODELS, SingularValuesAndRest
 
-from bdjax import defenses, evaluate, plans, poison, records, run
+from bdjax import defenses, evaluate, poison
 from bdjax.checks import InputError
-from bdjax.config import Config
-from bdjax.train import compilation, loop
+from bdjax.devices import compilation
+from bdjax.runs import plans, records, run
+from bdjax.runs.config import Config
+from bdjax.train import loop
 from bdjax.types import Split
 
 Row = dict[str, Any]

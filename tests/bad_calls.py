@@ -9,8 +9,9 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bdjax import config as configs
-from bdjax import registry, schema
+from bdjax import registry
+from bdjax.runs import config as configs
+from bdjax.runs import schema
 
 CONFIG = "config.yaml"  # where the file of a call is to be written
 COMMANDS = [

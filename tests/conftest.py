@@ -20,24 +20,23 @@ jax.config.update("jax_num_cpu_devices", 8)  # before anything else touches JAX
 import jaxtyping  # noqa: E402
 
 CHECKED = (
-    "adversarial",
     "analysis",
     "attacks",
     "bench",
+    "curvature",
     "data.augment",
     "data.mixing",
     "data.operations",
     "data.randaugment",
+    "data.similarity",
     "data.streams",
     "defenses",
+    "devices",
     "evaluate",
-    "fisher",
-    "hessian",
     "models",
     "optim",
     "parametrizations",
     "poison",
-    "similarity",
     "structure",
     "train",
 )
@@ -82,7 +81,7 @@ def variables(model):
 def no_cache_of_the_user():
     """Let commands that are called in this process keep no compiled programs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
+        patch.setattr("bdjax.devices.compilation.enable_cache", lambda: None)
         yield
 
 

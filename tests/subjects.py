@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import planted
 
-from bdjax.analysis._subject import Subject
+from bdjax.runs.subject import Subject
 from bdjax.types import PoisonedSplit, Split
 
 EPOCHS = 4

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bdjax import cli, config, schema
+from bdjax import cli
+from bdjax.runs import config, schema
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

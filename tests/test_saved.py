@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, write
 
-from bdjax import bundle, cli, evaluate, page, plans, report, saved, tables
+from bdjax import cli, evaluate, report, saved
 from bdjax.checks import InputError
+from bdjax.report import bundle, page, tables
+from bdjax.runs import plans
 from bdjax.types import Metrics
 
 SIZES = ("--model.width", "2", "--training.epochs", "1", "--defense", "none")
@@ -120,7 +122,7 @@ def test_a_folder_of_several_runs_is_not_one(tmp_path):
 
 
 def test_the_network_of_a_run_as_a_function_gives_its_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("bdjax.train.compilation.enable_cache", lambda: None)
+    monkeypatch.setattr("bdjax.devices.compilation.enable_cache", lambda: None)
     assert cli.main(["run", *SIZES, "--quiet", "--out", str(tmp_path)]) == 0
     (record,) = report.load([tmp_path])
     networks = saved.restore(record.folder)

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from bdjax import layout
-from bdjax.analysis._subject import Findings, Subject
 from bdjax.checks import InputError, integer, one_of, positive
 from bdjax.data import splits
 from bdjax.data.augment import as_float
-from bdjax.train import compilation
+from bdjax.devices import compilation
+from bdjax.report import layout
+from bdjax.runs.subject import Findings, Subject
 from bdjax.types import Model, Variables
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from bdjax import layout
-from bdjax.analysis._subject import Findings, Subject, convolution
 from bdjax.checks import InputError, integer, one_of
 from bdjax.data import splits
 from bdjax.data.augment import as_float
-from bdjax.layout import GREEN, GREY, MARGIN, ORANGE, WIDTH
+from bdjax.devices import compilation
+from bdjax.report import layout
+from bdjax.report.layout import GREEN, GREY, MARGIN, ORANGE, WIDTH
+from bdjax.runs.subject import Findings, Subject, convolution
 from bdjax.structure import Path
-from bdjax.train import compilation
 from bdjax.types import ProbedModel, Variables
 
 if TYPE_CHECKING:

@@ -11,14 +11,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from bdjax import evaluate, layout
+from bdjax import evaluate
 from bdjax.analysis import _neurons
-from bdjax.analysis._subject import Findings, Subject, convolution
 from bdjax.analysis.tac import of_network, pairs
 from bdjax.checks import integer, non_negative
-from bdjax.layout import BLUE, GREY, ORANGE
+from bdjax.devices import compilation
+from bdjax.report import layout
+from bdjax.report.layout import BLUE, GREY, ORANGE
+from bdjax.runs.subject import Findings, Subject, convolution
 from bdjax.structure import Path
-from bdjax.train import compilation
 from bdjax.types import HParam, Model, Split, Variables
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bdjax import evaluate, layout
-from bdjax.analysis._subject import Findings, Subject
+from bdjax import evaluate
 from bdjax.checks import integer
-from bdjax.layout import BLUE, GREY, ORANGE
+from bdjax.report import layout
+from bdjax.report.layout import BLUE, GREY, ORANGE
+from bdjax.runs.subject import Findings, Subject
 from bdjax.types import Variables
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bdjax import layout, structure
-from bdjax.analysis._subject import Findings, Subject
+from bdjax import structure
 from bdjax.parametrizations import NeuronMasks
+from bdjax.report import layout
+from bdjax.runs.subject import Findings, Subject
 from bdjax.structure import Path
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ _UNKNOWN = "#8C8C8C"
 def masks() -> Masks:
     """Draw the factor by which a defense scaled each neuron, layer by layer, as NFT draws its masks.
 
-    m_k = γ_k / γ̄_k of the batch-norm scales after and before the defense, for all batch norms but the first. NFT scales
-    nothing else, so of its runs these are the masks, with or without its bound and its regularizer, and lie in
+    m_k = γ_k / γ̄_k of the batch-norm scales after and before the defense, for all batch norms but the first. NFT
+    scales nothing else, so of its runs these are the masks, with or without its bound and its regularizer, and lie in
     [μ(l), 1]. In a network without batch norm it is ⟨W_k, W̄_k⟩ / ‖W̄_k‖² of the filters that NFT masks.
 
     Any other defense has such factors too, and its runs may stand beside those of NFT; they need not lie in [0, 1],

@@ -10,14 +10,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from bdjax import layout, optim, structure
+from bdjax import optim, structure
 from bdjax.analysis import _neurons
 from bdjax.analysis._neurons import Loss, Params, norms
-from bdjax.analysis._subject import Findings, Subject, convolution
 from bdjax.checks import integer, positive
-from bdjax.layout import BLUE, ORANGE
+from bdjax.devices import compilation
+from bdjax.report import layout
+from bdjax.report.layout import BLUE, ORANGE
+from bdjax.runs.subject import Findings, Subject, convolution
 from bdjax.structure import Path
-from bdjax.train import compilation
 from bdjax.types import HParam, Model, Split, Variables
 
 if TYPE_CHECKING:

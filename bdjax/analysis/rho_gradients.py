@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bdjax import layout
 from bdjax.analysis import _neurons
-from bdjax.analysis._subject import Findings, Subject, convolution
 from bdjax.checks import InputError, integer, non_negative
-from bdjax.layout import AFTER, BEFORE
+from bdjax.devices import compilation
+from bdjax.report import layout
+from bdjax.report.layout import AFTER, BEFORE
+from bdjax.runs.subject import Findings, Subject, convolution
 from bdjax.structure import Path
-from bdjax.train import compilation
 from bdjax.types import Model, Split, Variables
 
 if TYPE_CHECKING:

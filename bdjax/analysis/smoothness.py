@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from bdjax import evaluate, layout
-from bdjax.analysis._subject import Findings, Subject
+from bdjax import evaluate
 from bdjax.checks import integer, one_of
 from bdjax.curvature.loss_surface import VARIANTS, Settings, measure
-from bdjax.layout import BLUE, GREEN, ORANGE
+from bdjax.report import layout
+from bdjax.report.layout import BLUE, GREEN, ORANGE
+from bdjax.runs.subject import Findings, Subject
 from bdjax.types import Variables
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from bdjax import layout
-from bdjax.analysis._subject import Findings, Subject
 from bdjax.checks import DRAWS, integer, one_of
+from bdjax.curvature.hessian import Spectrum, smoothed, spectral_density
 from bdjax.curvature.loss_surface import VARIANTS, mean_loss, sample
-from bdjax.hessian import Spectrum, smoothed, spectral_density
-from bdjax.layout import BLUE, ORANGE
-from bdjax.train import compilation
+from bdjax.devices import compilation
+from bdjax.report import layout
+from bdjax.report.layout import BLUE, ORANGE
+from bdjax.runs.subject import Findings, Subject
 from bdjax.types import Model, Split, Variables
 
 if TYPE_CHECKING:

@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from bdjax import layout, structure
+from bdjax import structure
 from bdjax.analysis._neurons import correlation, norms
-from bdjax.analysis._subject import Findings, Subject, convolution
 from bdjax.checks import InputError, integer, one_of
-from bdjax.chunks import accumulate, weighted_sum
+from bdjax.curvature.chunks import accumulate, weighted_sum
 from bdjax.data import splits
 from bdjax.data.augment import as_float
-from bdjax.layout import AFTER, BEFORE
+from bdjax.devices import compilation
+from bdjax.report import layout
+from bdjax.report.layout import AFTER, BEFORE
+from bdjax.runs.subject import Findings, Subject, convolution
 from bdjax.structure import Path
-from bdjax.train import compilation
 from bdjax.types import ProbedModel, Variables
 
 if TYPE_CHECKING:

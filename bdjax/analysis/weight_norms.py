@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bdjax import layout, structure
+from bdjax import structure
 from bdjax.analysis._neurons import norms
-from bdjax.analysis._subject import Findings, Subject, convolution
-from bdjax.layout import AFTER, BEFORE
+from bdjax.report import layout
+from bdjax.report.layout import AFTER, BEFORE
+from bdjax.runs.subject import Findings, Subject, convolution
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

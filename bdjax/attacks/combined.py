@@ -11,18 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from bdjax import attacks, pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, one_of, unit_interval
-from bdjax.types import (
-    Attack,
-    FittedTrigger,
-    ImageSpec,
-    Info,
-    LabelMap,
-    Model,
-    Split,
-    Trigger,
-    TriggerState,
-    Variables,
-)
+from bdjax.types import Attack, FittedTrigger, ImageSpec, Info, LabelMap, Model, Split, Trigger, TriggerState, Variables
 
 
 @pytree.dataclass

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import integer, unit_interval
-from bdjax.similarity import ssim
+from bdjax.data.similarity import ssim
 from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
 
 PRESETS = {"reference_code": {"poison_rate": 0.05, "cover_rate": 0.05}}  # the PyTorch release

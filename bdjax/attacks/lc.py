@@ -10,10 +10,10 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from bdjax import pytree
-from bdjax.adversarial import pgd
 from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
+from bdjax.optim.pgd import pgd
 from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
 
 _LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]], np.float32)  # 1 is white; the right blocks are its mirror

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bdjax import failures, places, records
 from bdjax.bench import loads, measure, scaling, startup, steps, sweeps
+from bdjax.bench.profile import Traces
 from bdjax.bench.session import SECTIONS, Session, Settings
-from bdjax.profile import Traces
-from bdjax.train import numerics
+from bdjax.devices import numerics
+from bdjax.files import failures, places
+from bdjax.runs import records
 
 SCHEMA_VERSION = 1
 _MEASURES: dict[str, Callable[[Session], Any]] = {

@@ -11,7 +11,7 @@ from bdjax import attacks, data, poison
 from bdjax.bench import measure
 from bdjax.bench.session import Session
 from bdjax.data.sources import _folders
-from bdjax.train import compilation
+from bdjax.devices import compilation
 
 _ATTACKS = ("badnets", "blended")
 

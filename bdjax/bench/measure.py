@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bdjax import records
-from bdjax.train import compilation, group, loop, numerics, sharding
+from bdjax.devices import compilation, numerics, sharding
+from bdjax.runs import records
+from bdjax.train import group, loop
 from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.types import ImageSpec, Learner, LearnerState, Model, Split
 

@@ -9,7 +9,8 @@ import jax
 
 from bdjax.bench import measure, sweeps
 from bdjax.bench.session import Session
-from bdjax.train import group, sharding
+from bdjax.devices import sharding
+from bdjax.train import group
 from bdjax.types import Model
 
 WEAK, STRONG = "weak", "strong"

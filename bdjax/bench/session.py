@@ -10,9 +10,9 @@ from typing import Any, get_args
 import jax
 
 from bdjax import models
+from bdjax.bench.profile import Traces
 from bdjax.checks import InputError, integer, one_of, positive
-from bdjax.profile import Traces
-from bdjax.train import numerics
+from bdjax.devices import numerics
 from bdjax.types import ImageSpec, Model
 
 SECTIONS = ("loads", "startup", "steps", "sweeps", "scaling")  # in this order: what is short comes first
@@ -30,7 +30,7 @@ class Settings:
       widths, batch_sizes: of which each pair is measured; sweeps, scaling and startup take the first of both.
       image_size: pixels a side of the images, which are random.
       dtype: the network's option of that name; None leaves it out.
-      matmul_precision: of `bdjax.train.numerics.in_force`.
+      matmul_precision: of `bdjax.devices.numerics.in_force`.
       steps: training steps in one timed call.
       rounds: how often each call is timed, in turn with those that it is compared with.
       points: sizes of the sweeps.

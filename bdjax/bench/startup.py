@@ -16,10 +16,11 @@ import jax
 from bdjax import defenses
 from bdjax.bench import measure
 from bdjax.bench.session import Session, Settings, settings
-from bdjax.train import compilation, loop, numerics
+from bdjax.devices import compilation, numerics
+from bdjax.train import loop
 from bdjax.train.supervised import supervised
 
-MODULES = "bdjax.run, bdjax.report"  # all that a run and its report need
+MODULES = "bdjax.runs.run, bdjax.report"  # all that a run and its report need
 _IMPORT = "import time; t = time.perf_counter(); import {modules}; print(time.perf_counter() - t)"
 _COMPILE = "import sys; from bdjax.bench import startup; startup.compile_here(sys.argv[1])"
 

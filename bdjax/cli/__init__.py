@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from bdjax import __version__, failures, guard
+from bdjax import __version__
 from bdjax.checks import InputError
 from bdjax.cli import (
     _streams,
@@ -30,6 +30,8 @@ from bdjax.cli import (
     sweep,
 )
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, complain
+from bdjax.devices import guard
+from bdjax.files import failures
 
 _COMMANDS = (
     demo,
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _of_several(words: list[str]) -> int:
     """Do as `main`, being one process of several: leave with the others, or at once if one of them is gone."""
-    from bdjax.train import hosts
+    from bdjax.devices import hosts
 
     try:
         code = _answer(words)

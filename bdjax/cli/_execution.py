@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdjax import guard, places
 from bdjax.checks import InputError, integer, non_negative
 from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, complain, tell
+from bdjax.devices import guard
+from bdjax.files import places
 
 if TYPE_CHECKING:
-    from bdjax import run
+    from bdjax.runs import run
 
 _NAMED = 3  # runs that are told by name; of more, how many
 # As long as any path below the folder of the run folders gets
@@ -29,7 +30,7 @@ def execution_options(
     flag: str = "--out",
     devices: str = "split each batch over this many devices (default: 1; of several hosts: all)",
 ) -> None:
-    """Add the options of `bdjax.run.Execution`; ``out`` is where runs go by default, ``flag`` what changes that."""
+    """Add the options of `bdjax.runs.run.Execution`; runs go to ``out`` unless ``flag`` says otherwise."""
     parser.add_argument(flag, default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
     parser.add_argument("--devices", type=int, help=devices)
     parser.add_argument(
@@ -64,7 +65,8 @@ def execution_options(
 
 def check(options: argparse.Namespace) -> Path:
     """Return the folder of the run folders; refuse options of an execution that cannot be."""
-    from bdjax.train import feeding, hosts
+    from bdjax.devices import hosts
+    from bdjax.train import feeding
 
     feeding.check(options.prepare, _number(options.unroll))
     if options.devices is not None:
@@ -80,8 +82,10 @@ def check(options: argparse.Namespace) -> Path:
 
 def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any]) -> int:
     """Call ``work(execution)`` with a progress bar; tell in one line if it diverged or was stopped."""
-    from bdjax import progress, run
-    from bdjax.train import compilation, hosts, loop
+    from bdjax.cli import _progress
+    from bdjax.devices import compilation, hosts
+    from bdjax.runs import run
+    from bdjax.train import loop
 
     out, every = check(options), getattr(options, "smoothness_every", 0)
     compilation.enable_cache()
@@ -90,7 +94,7 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     devices = options.devices or (hosts.devices() if hosts.count() > 1 else 1)
     quiet = options.quiet or not hosts.is_first()
     try:
-        with run.stop_on_signal() as signaled, progress.bar(quiet=quiet) as on_epoch:
+        with run.stop_on_signal() as signaled, _progress.bar(quiet=quiet) as on_epoch:
             should_stop = lambda: signaled() or asked()  # noqa: E731
             execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
             more = {"data_on": getattr(options, "data_on", "auto"), "changed": options.changed_data}
@@ -121,7 +125,7 @@ def _tell_of(finished: list[str]) -> None:
 
 def _join(options: argparse.Namespace) -> Callable[[], bool]:
     """Join the other processes of the run, if it has any; return whether the process that guards this is to stop."""
-    from bdjax.train import hosts
+    from bdjax.devices import hosts
 
     asked = guard.listen() if guard.is_watched() else lambda: False
     if options.name != "run":
@@ -133,7 +137,7 @@ def _join(options: argparse.Namespace) -> Callable[[], bool]:
 
 def values_of(files: list[str], rest: list[str]) -> dict[str, Any]:
     """Return the values of a config file with those of the command line over them; the file may come first, bare."""
-    from bdjax import schema
+    from bdjax.runs import schema
 
     if rest and not rest[0].startswith("--"):
         files = [*files, rest.pop(0)]
@@ -149,7 +153,7 @@ def values_of_attacks(names: Sequence[str], files: list[str], rest: list[str]) -
 
     An option that some of them have is left out for the others; one that none has stays, to be refused.
     """
-    from bdjax import schema
+    from bdjax.runs import schema
 
     first = 1 if rest and not rest[0].startswith("--") else 0
     below = values_of(files, rest[:first])

@@ -12,8 +12,8 @@ from bdjax.checks import InputError
 from bdjax.cli._parser import tell
 
 if TYPE_CHECKING:
-    from bdjax.profile import Traces
-    from bdjax.report import Record
+    from bdjax.bench.profile import Traces
+    from bdjax.report.rows import Record
 
 
 def print_table(
@@ -24,7 +24,8 @@ def print_table(
     statistics: bool = False,
 ) -> None:
     """Print the table of runs and, with statistics, that of the defenses' ranks."""
-    from bdjax import ranking, report, sensitivity, tables
+    from bdjax import report
+    from bdjax.report import ranking, sensitivity, tables
 
     rows = report.summarize(records, sharpness=sharpness, stealth=stealth, intervals=statistics)
     if statistics:
@@ -39,7 +40,7 @@ def may_draw(what: str = "the figures") -> bool:
 
     Commands whose figures are not all that they are for ask this before they begin.
     """
-    from bdjax import layout
+    from bdjax.report import layout
 
     try:
         layout.need_matplotlib()
@@ -51,7 +52,7 @@ def may_draw(what: str = "the figures") -> bool:
 
 def draw_figures(records: Sequence[Record], folder: Path) -> None:
     """Draw the figures of runs into a folder, and print their files."""
-    from bdjax import figures
+    from bdjax.report import figures
 
     for path in figures.draw(records, folder):
         print(path)
@@ -68,7 +69,7 @@ def profile_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 def print_profile(traces: Traces, why_none: str) -> None:
     """Print the costliest operations of each trace, and where the traces are; or why there is none."""
-    from bdjax import profile
+    from bdjax.bench import profile
 
     found = traces.finish()
     for name, operations in found.items():

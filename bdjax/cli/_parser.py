@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from bdjax.checks import InputError
-from bdjax.printable import printable
+from bdjax.files.printable import printable
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 143
 RUNS = "run folders, folders of run folders, or bundles of records (.jsonl)"

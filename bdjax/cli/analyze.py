@@ -30,15 +30,17 @@ def add(commands: Commands) -> None:
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
-    from bdjax import analyze, places, schema
-    from bdjax.train import compilation
+    from bdjax.analysis import _analyze
+    from bdjax.devices import compilation
+    from bdjax.files import places
+    from bdjax.runs import schema
 
     check_values(rest, "RUNS")
     check_folders(data_dir=options.data_dir)
     places.check_folder("figures", options.figures)
     compilation.enable_cache()
     compilation.require_devices()
-    for file in analyze.analyze(
+    for file in _analyze.analyze(
         options.analysis,
         options.runs,
         options.figures,

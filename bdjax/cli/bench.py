@@ -53,9 +53,9 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
-    from bdjax import bench, profile
-    from bdjax.bench import session, table
-    from bdjax.train import compilation
+    from bdjax import bench
+    from bdjax.bench import profile, session, table
+    from bdjax.devices import compilation
 
     compilation.require_devices()
 

@@ -40,7 +40,8 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
-    from bdjax import paired, report, tables
+    from bdjax import report
+    from bdjax.report import paired, tables
 
     one_of(tables.FORMATS, format=options.format)
     first, second = options.defenses

@@ -24,12 +24,13 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
-    from bdjax import demo, report
+    from bdjax import report
+    from bdjax.cli import _demo
 
     started = time.perf_counter()
-    runs = demo.plan(options.dataset, seeds=options.seeds, data_dir=options.data_dir)
+    runs = _demo.plan(options.dataset, seeds=options.seeds, data_dir=options.data_dir)
     drawn = may_draw()
-    code = carry_out(options, lambda execution: demo.carry_out(runs, execution))
+    code = carry_out(options, lambda execution: _demo.carry_out(runs, execution))
     if code:
         return code
     records = report.load(Path(options.out) / config.run_id for config in runs)

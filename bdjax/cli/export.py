@@ -24,7 +24,8 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
-    from bdjax import bundle, report
+    from bdjax import report
+    from bdjax.report import bundle
 
     file = bundle.check(options.out)
     found = report.load(options.runs)

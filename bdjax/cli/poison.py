@@ -33,8 +33,9 @@ def add(commands: Commands) -> None:
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
-    from bdjax import config as configs
-    from bdjax import poisoned_folder, progress
+    from bdjax.cli import _progress
+    from bdjax.runs import config as configs
+    from bdjax.runs import poisoned_folder
 
     check_values(rest, "ATTACK")
     with shallow():
@@ -49,7 +50,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     if code := carry_out(training, lambda execution: made.append(poisoned_folder.make(config, execution))):
         return code
     writing = argparse.Namespace(**{**vars(training), "quiet": True})  # it has a progress of its own
-    with progress.count("images", quiet=options.quiet) as tell:
+    with _progress.count("images", quiet=options.quiet) as tell:
         code = carry_out(writing, lambda execution: poisoned_folder.write(made[0], folder, tell, execution.should_stop))
     if not code:
         print(f"{folder}: {poisoned_folder.summary(made[0])}")

@@ -32,7 +32,10 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
-    from bdjax import findings, layout, page, places, report, tables
+    from bdjax import report
+    from bdjax.analysis import _findings
+    from bdjax.files import places
+    from bdjax.report import layout, page, tables
 
     one_of(tables.FORMATS, format=options.format)
     file = page.check(options.html) if options.html is not None else None
@@ -45,6 +48,6 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         draw_figures(records, Path(options.figures))
     if file:
         analyzed = any(any(record.folder.glob("analysis-*.npz")) for record in records)
-        pictures = findings.pictures(records) if analyzed and may_draw("the figures of analyses") else {}
+        pictures = _findings.pictures(records) if analyzed and may_draw("the figures of analyses") else {}
         print(page.write(records, file, pictures))
     return 0

@@ -13,8 +13,8 @@ from bdjax.cli._output import print_profile, print_table, profile_option
 from bdjax.cli._parser import Commands, tell
 
 if TYPE_CHECKING:
-    from bdjax.config import Config
-    from bdjax.run import Execution
+    from bdjax.runs.config import Config
+    from bdjax.runs.run import Execution
 
 
 def add(commands: Commands) -> None:
@@ -71,9 +71,11 @@ def add(commands: Commands) -> None:
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
-    from bdjax import config as configs
-    from bdjax import profile, report, run, schema
-    from bdjax.train import hosts
+    from bdjax import report
+    from bdjax.bench import profile
+    from bdjax.devices import hosts
+    from bdjax.runs import config as configs
+    from bdjax.runs import run, schema
 
     values = values_of(options.config, rest)
     with shallow():
@@ -107,8 +109,10 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _check(config: Config, options: argparse.Namespace) -> None:
     """Refuse what the run would refuse, in the same words, and fetch, prepare or train nothing for it."""
-    from bdjax import data, places, plans, run
-    from bdjax.train import compilation
+    from bdjax import data
+    from bdjax.devices import compilation
+    from bdjax.files import places
+    from bdjax.runs import plans, run
 
     check(options)
     if options.profile is not None:
@@ -123,7 +127,7 @@ def _check(config: Config, options: argparse.Namespace) -> None:
 
 def _print_selection(folder: Path) -> None:
     """Tell which strength was chosen, where it was ``auto``, and what each cost."""
-    from bdjax import records
+    from bdjax.runs import records
 
     selection = (records.read_json(folder / "record.json") or {}).get("selection")
     if selection:

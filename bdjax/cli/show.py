@@ -9,7 +9,7 @@ from bdjax.cli._execution import carry_out, execution_options, shallow, values_o
 from bdjax.cli._parser import Commands, check_values
 
 if TYPE_CHECKING:
-    from bdjax import show
+    from bdjax.runs import show
 
 
 def add(commands: Commands) -> None:
@@ -32,8 +32,10 @@ def add(commands: Commands) -> None:
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
-    from bdjax import config as configs
-    from bdjax import contact_sheet, registry, show
+    from bdjax import registry
+    from bdjax.report import contact_sheet
+    from bdjax.runs import config as configs
+    from bdjax.runs import show
 
     check_values(rest, "ATTACK")
     names = registry.names("bdjax.attacks") if options.attacks == ["all"] else options.attacks

@@ -34,7 +34,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     del rest
     from bdjax import saved
     from bdjax.curvature.loss_surface import VARIANTS, Settings
-    from bdjax.train import compilation
+    from bdjax.devices import compilation
 
     check_folders(data_dir=options.data_dir)
     compilation.enable_cache()

@@ -53,7 +53,8 @@ def add(commands: Commands) -> None:
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
-    from bdjax import provenance, report, sweep_run
+    from bdjax import report
+    from bdjax.runs import provenance, sweep
 
     values = values_of(options.config, rest)
     axes: dict[str, list[str]] = {}
@@ -70,15 +71,15 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
             raise InputError("--seeds and --over seed exclude each other; give one.")
         axes["seed"] = [str(seed) for seed in range(options.seeds)]
     with shallow():
-        wanted = sweep_run.points(values, axes)
+        wanted = sweep.points(values, axes)
     devices = 1 if options.devices is None else options.devices
     at_once = _at_once(options, len(wanted))
-    spread = sweep_run.Spread(options.form, devices, options.batch_devices, at_once)
+    spread = sweep.Spread(options.form, devices, options.batch_devices, at_once)
     if options.jobs is not None:
         return _submit(options, at_once)
     drawn = may_draw()
     rows = []
-    code = carry_out(options, lambda execution: rows.extend(sweep_run.run(wanted, execution, spread)))
+    code = carry_out(options, lambda execution: rows.extend(sweep.run(wanted, execution, spread)))
     if code:
         return code
     folders = [folder for row in rows if provenance.finished(folder := Path(options.out) / row.run_id) is not None]
@@ -103,7 +104,7 @@ def _at_once(options: argparse.Namespace, count: int) -> int:
 
 def _submit(options: argparse.Namespace, at_once: int) -> int:
     """Submit the same command, less what submits it, as jobs."""
-    from bdjax import launch
+    from bdjax.runs import launch
 
     out = check(options)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

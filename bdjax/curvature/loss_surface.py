@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
-from bdjax import fisher
 from bdjax.checks import DRAWS, InputError, integer, one_of, positive
-from bdjax.chunks import accumulate
+from bdjax.curvature import fisher
+from bdjax.curvature.chunks import accumulate
+from bdjax.curvature.hessian import Loss, largest_eigenvalue, trace
 from bdjax.data import splits
 from bdjax.data.augment import as_float
-from bdjax.hessian import Loss, largest_eigenvalue, trace
-from bdjax.train import compilation
+from bdjax.devices import compilation
 from bdjax.types import Model, Params, PoisonedSplit, Split, Variables
 
 VARIANTS = ("clean", "triggered", "mixed")

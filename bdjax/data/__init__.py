@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from bdjax import checks, footprint, registry
+from bdjax import checks, registry
 from bdjax.data import splits as splits
 from bdjax.data.sources import _cache, _folders
+from bdjax.devices import footprint
 from bdjax.types import Dataset, Split
 
 _SOURCES = "bdjax.data.sources"

@@ -77,7 +77,7 @@ def augmented(
     the partner is the row itself, with weight 1). ``randaugment``, ``augmix`` and ``cutout`` change each row by a draw
     of its own, with NFT's settings; Cutout's hole has half the images' shorter side (16 pixels on CIFAR-10) and shows
     the data set's mean. ``adversarial`` needs the network: it is ``standard`` here, and the learner adds
-    `bdjax.adversarial.pgd`.
+    `bdjax.optim.pgd.pgd`.
 
     Args:
       key: decides everything.

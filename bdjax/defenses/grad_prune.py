@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from bdjax import pytree, structure
 from bdjax.checks import below_one, integer, one_of, unit_interval
-from bdjax.chunks import accumulate, weighted_sum
+from bdjax.curvature.chunks import accumulate, weighted_sum
 from bdjax.data.aside import ROUNDING, keep_aside
 from bdjax.data.augment import as_float
 from bdjax.optim.sgd import Schedule

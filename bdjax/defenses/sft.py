@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
-from bdjax import fisher, optim, pytree
+from bdjax import optim, pytree
 from bdjax.checks import integer, non_negative, one_of
+from bdjax.curvature import fisher
 from bdjax.optim.fisher_trace import FisherTraceState
 from bdjax.optim.sgd import Schedule
 from bdjax.train.gradients import Context, FisherTrace
@@ -96,8 +97,8 @@ def sft(
       eta_f: weight η_F ≥ 0 of the trace.
       eta_r: weight η_r ≥ 0 of the anchor.
       every: steps between two gradients of the trace.
-      estimator: how the trace of a batch is estimated (`bdjax.fisher.trace`): ``sign_sketch``, unbiased and cheap;
-        ``per_sample``, exact; ``batch_sq``, biased.
+      estimator: how the trace of a batch is estimated (`bdjax.curvature.fisher.trace`): ``sign_sketch``, unbiased and
+        cheap; ``per_sample``, exact; ``batch_sq``, biased.
       chunk: images whose gradients are in memory at once, in F̄ and in ``per_sample``.
       epochs: passes over the holdout (paper: 100, on 1 % of CIFAR-10).
       batch_size: images a step.

@@ -22,7 +22,7 @@ def anchor(reference: Any, importance: Any, eta: HParam) -> optax.GradientTransf
 
     Args:
       reference: θ̄, a tree like the parameters.
-      importance: F̄ ≥ 0, a tree like the parameters: `bdjax.fisher.diagonal` at θ̄, say.
+      importance: F̄ ≥ 0, a tree like the parameters: `bdjax.curvature.fisher.diagonal` at θ̄, say.
       eta: weight η ≥ 0; may be traced.
 
     Inside `optax.masked` and `optax.partition` the other parameters are left alone.

@@ -29,7 +29,8 @@ def fisher_trace(
     """Add η ∇Tr F(θ) to the gradient on every ``every``-th step; the others cost nothing.
 
     ``update`` takes the keyword ``trace_grad_fn(params) → grads``, the gradient of the trace or of an estimate of it
-    (`bdjax.fisher.trace_gradient`) on the same batch. It is called under a `jax.lax.cond`, which `jax.vmap` over the
+    (`bdjax.curvature.fisher.trace_gradient`) on the same batch. It is called under a `jax.lax.cond`, which `jax.vmap`
+    over the
     state turns into a selection that computes it always: map over points with `jax.lax.map` instead. The penalty is not
     scaled up for the steps that go without.
 

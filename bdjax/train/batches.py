@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from bdjax.checks import InputError
-from bdjax.train import hosts
+from bdjax.devices import hosts
 from bdjax.types import Learner, Split
 
 _log = logging.getLogger(__name__)

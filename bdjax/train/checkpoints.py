@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bdjax import failures
 from bdjax.checks import InputError
-from bdjax.train import hosts
+from bdjax.devices import hosts
+from bdjax.files import failures
 from bdjax.types import LearnerState
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save, and prints what it raises, too

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from bdjax.checks import InputError, integer, one_of
-from bdjax.train import residence
+from bdjax.devices import placement
 from bdjax.types import Learner, PreparedLearner, Split
 
 AUTO, STEP, EPOCH = "auto", "step", "epoch"
@@ -62,7 +62,7 @@ def choose(prepare: str, unroll: int, learner: Learner, split: Split, *, points:
     if not (isinstance(learner, PreparedLearner) and learner.prepares):
         return Feeding(False, unroll)
     if prepare == AUTO:
-        asked = jax.default_backend() != "cpu" and residence.holds_an_epoch(split, points)
+        asked = jax.default_backend() != "cpu" and placement.holds_an_epoch(split, points)
     else:
         asked = prepare == EPOCH
     return Feeding(asked, unroll)

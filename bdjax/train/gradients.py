@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from jaxtyping import Array, Key
 
-from bdjax import fisher, optim, pytree
+from bdjax import optim, pytree
+from bdjax.curvature import fisher
 from bdjax.optim.fisher_trace import FisherTraceState
 from bdjax.types import HParam, Split
 

@@ -22,13 +22,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from bdjax.checks import InputError
-from bdjax.train import batches, compilation, feeding, loop, residence
+from bdjax.devices import compilation, placement
+from bdjax.devices.sharding import BATCH
+from bdjax.train import batches, feeding, loop
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.feeding import STEPWISE, Feeding
-from bdjax.train.sharding import BATCH
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
 
-POINT = "point"  # the mesh axis of the points; `bdjax.train.sharding.BATCH` is the other one
+POINT = "point"  # the mesh axis of the points; `bdjax.devices.sharding.BATCH` is the other one
 AUTO, LOOP, VMAP = "auto", "loop", "vmap"
 _STEPS = 3  # of each form that are timed
 _MEMORY = 0.8  # share of a device's memory that a form may ask for
@@ -249,7 +250,7 @@ def fits(compiled: Any, sharing: int) -> bool:
     if (asked := held_bytes(compiled)) is None:
         return True
     statistics = jax.local_devices()[0].memory_stats() or {}
-    limit = statistics.get("bytes_limit") or (residence.host_bytes() or math.inf) / sharing
+    limit = statistics.get("bytes_limit") or (placement.host_bytes() or math.inf) / sharing
     return asked < _MEMORY * limit
 
 

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from bdjax.checks import InputError
 from bdjax.data import splits
-from bdjax.train import batches, blame, compilation, feeding, hosts, pace, sharding
+from bdjax.devices import compilation, hosts, sharding
+from bdjax.train import batches, blame, feeding, pace
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.types import Info, Learner, LearnerState, Model, PreparedLearner, Split, Variables

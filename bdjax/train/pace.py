@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bdjax.train import hosts
+from bdjax.devices import hosts
 
 CALL_SECONDS = 1.0  # of a call of several epochs; so long may a signal wait
 MOST = 64  # epochs of a call

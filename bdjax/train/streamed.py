@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Int, Key, Num
 from bdjax.checks import InputError
 from bdjax.data import streams
 from bdjax.data.streams import ReadAhead, Stream
-from bdjax.train import batches, compilation, hosts, loop, sharding
+from bdjax.devices import compilation, hosts, sharding
+from bdjax.train import batches, loop
 from bdjax.types import Info, Learner, LearnerState, Model, Split, Variables
 
 CHUNK_BYTES = 2**23  # images that go to the device at once; more if two batches are more

@@ -13,10 +13,10 @@ from jax.scipy.special import xlogy
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bdjax import pytree
-from bdjax.adversarial import pgd
 from bdjax.checks import EPOCHS, InputError, integer, non_negative, one_of, unit_interval
 from bdjax.data import augment
 from bdjax.data.augment import AUGMENTATIONS
+from bdjax.optim.pgd import pgd
 from bdjax.optim.sgd import Schedule, Sgd
 from bdjax.parametrizations import FrozenConvolutions, Identity
 from bdjax.train import batches

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bdjax.train import batches, compilation, feeding, loop
+from bdjax.devices import compilation
+from bdjax.train import batches, feeding, loop
 from bdjax.train.feeding import Feeding
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
 

@@ -1,4 +1,4 @@
-"""What options of XLA do to a plain step, one candidate of `bdjax.train.flags` after the other.
+"""What options of XLA do to a plain step, one candidate of `bdjax.devices.flags` after the other.
 
 Each is measured in a process of its own, against the options that are in use: one that aborts takes no other with it.
 """
@@ -21,8 +21,9 @@ from accelerator.session import Part, Row, Session, Settings
 from bdjax import models
 from bdjax.bench import measure
 from bdjax.bench.table import grid, milliseconds
-from bdjax.train import compilation, flags, loop
-from bdjax.train.flags import Flag, Options
+from bdjax.devices import compilation, flags
+from bdjax.devices.flags import Flag, Options
+from bdjax.train import loop
 from bdjax.train.supervised import supervised
 from bdjax.types import ImageSpec
 

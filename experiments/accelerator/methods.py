@@ -24,17 +24,19 @@ from accelerator import runs, victims
 from accelerator.runs import Draw, Planted
 from accelerator.session import Part, Row, Session, Settings
 from accelerator.victims import known_rate
-from bdjax import plans, records, run, schema, sweeps
-from bdjax import tables as printed
+from bdjax import sweeps
 from bdjax.curvature import loss_surface
 from bdjax.data import splits
-from bdjax.plans import Plan
-from bdjax.report import SYMBOLS
-from bdjax.run import Victim
-from bdjax.train import compilation, group, loop
+from bdjax.devices import compilation
+from bdjax.report import tables as printed
+from bdjax.report.rows import SYMBOLS
+from bdjax.report.uncertainty import Statistic, statistic
+from bdjax.runs import plans, records, run, schema
+from bdjax.runs.plans import Plan
+from bdjax.runs.run import Victim
+from bdjax.train import group, loop
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Variables
-from bdjax.uncertainty import Statistic, statistic
 
 SEEDS = (0, 1, 2)
 FURTHER = (

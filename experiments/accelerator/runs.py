@@ -16,12 +16,14 @@ from _paper_configs import FULL, SIZES, Options, Paper, Size, values_of
 from ft_sam_tables import FT_SAM
 
 from accelerator.session import Row, Session, Settings
-from bdjax import bundle, config, data, models, plans, provenance, published, report, run, schema
-from bdjax.config import Config
-from bdjax.plans import Plan
-from bdjax.published import TASK, Value
-from bdjax.report import Record
-from bdjax.run import Execution, Victim
+from bdjax import data, models, report
+from bdjax.report import bundle, published
+from bdjax.report.published import TASK, Value
+from bdjax.report.rows import Record
+from bdjax.runs import config, plans, provenance, run, schema
+from bdjax.runs.config import Config
+from bdjax.runs.plans import Plan
+from bdjax.runs.run import Execution, Victim
 
 RECORDS = "records.jsonl"
 RATE = 40_000  # training images a second that are reckoned with, of a plain step in bfloat16
@@ -131,7 +133,7 @@ class Draw(Config):
     """A run whose holdout and defense are drawn with its own seed, and whose victim is that of another.
 
     A plain config has one seed for all of it. Here ``victim_seed`` is part of what a run is, of its name and of its
-    record; `bdjax.config.resolve` does not know it.
+    record; `bdjax.runs.config.resolve` does not know it.
     """
 
     victim_seed: int = 0

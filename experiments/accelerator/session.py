@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdjax import places, records
 from bdjax.bench import measure
 from bdjax.checks import InputError, did_you_mean, positive
+from bdjax.files import places
+from bdjax.runs import records
 from bdjax.train import loop
 
 Row = dict[str, Any]

@@ -21,10 +21,11 @@ from accelerator import torch_process
 from accelerator.session import Part, Row, Session, Settings
 from accelerator.speed_tables import tables as tables
 from accelerator.torch_ways import CHANNELS_LAST, LAYOUTS, NCHW, Way
-from bdjax import defenses, evaluate, profile, records
-from bdjax.bench import loads, measure, startup, sweeps
+from bdjax import defenses, evaluate
+from bdjax.bench import loads, measure, profile, startup, sweeps
 from bdjax.bench import session as bench_session
 from bdjax.parametrizations import NeuronMasks
+from bdjax.runs import records
 from bdjax.train import feeding, group
 from bdjax.train.feeding import Feeding
 from bdjax.train.gradients import Perturbed

@@ -23,9 +23,10 @@ from jaxtyping import Array, Float, Key
 
 from accelerator import processes
 from accelerator.session import Session
-from bdjax import attacks, models, poison, records
+from bdjax import attacks, models, poison
 from bdjax.data.augment import as_float
 from bdjax.defenses.ft_sam import ft_sam
+from bdjax.runs import records
 from bdjax.train import loop
 from bdjax.types import Attack, ImageSpec, Learner, Model, Split, Variables
 

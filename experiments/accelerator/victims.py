@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from accelerator import runs
 from accelerator.runs import Planted
 from accelerator.session import Part, Row, Session, Settings
-from bdjax import run, soundness
-from bdjax import tables as printed
-from bdjax.train import compilation
+from bdjax.devices import compilation
+from bdjax.report import tables as printed
+from bdjax.runs import run, soundness
 
 MAIN = (Planted("badnets_a2o"), Planted("blended"))
 _ENOUGH = 45.0  # seconds in which a victim gets on: its program is compiled, and some epochs are trained

@@ -15,8 +15,8 @@ from _when_settings import DEBUG, FULL, Level, Size, resolved
 from when_does_it_work import carry_out, table
 
 from accelerator.session import Part, Row, Session, Settings
-from bdjax import plans, run, schema
-from bdjax.config import Config
+from bdjax.runs import plans, run, schema
+from bdjax.runs.config import Config
 from bdjax.train import loop
 
 PIECES = 3

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from bdjax import footprint
 from bdjax.checks import InputError
 from bdjax.data.sources import _dataset, _images
+from bdjax.devices import footprint
 from bdjax.types import Dataset
 
 T = TypeVar("T")

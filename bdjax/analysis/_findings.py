@@ -1,0 +1,97 @@
+"""What analyses found of finished runs: arrays in a file beside each record, and the figures that they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from bdjax import registry, report
+from bdjax.report.layout import STYLE, encode, need_matplotlib
+from bdjax.report.rows import Record
+from bdjax.runs import records
+
+PACKAGE = "bdjax.analysis"
+_ON_A_PAGE = 130  # dots to an inch, where many figures share one page
+_ABOUT = "about"  # the array of a file that tells what it is of, and with which options it was made
+
+
+class Found(NamedTuple):
+    """What an analysis found of one run, and the options with which it did."""
+
+    arrays: dict[str, np.ndarray]
+    options: dict[str, Any]
+
+
+def file_of(record: Record, name: str) -> Path:
+    """Return where the findings of an analysis are kept."""
+    return record.folder / f"analysis-{name}.npz"
+
+
+def write(record: Record, name: str, found: Found) -> None:
+    """Write what an analysis found of a run, whole or not at all."""
+    about = {"analysis": name, "run": record.run_id, "options": found.options}
+    arrays = {**found.arrays, _ABOUT: np.asarray(json.dumps(about, sort_keys=True))}
+    records.write_arrays(file_of(record, name), **arrays)
+
+
+def read(record: Record, name: str) -> Found | None:
+    """Return what an analysis found of a run, None where it has not looked.
+
+    Raises:
+      InputError: the file is damaged, or of another run or analysis.
+    """
+    file = file_of(record, name)
+    if (arrays := records.read_arrays(file)) is None:
+        return None
+    try:
+        about = records.parse_json(str(arrays.pop(_ABOUT)))
+    except (KeyError, ValueError) as error:
+        raise records.damaged(file, error) from error
+    if (wrong := records.misfit(about, {"analysis": str, "run": str, "options": dict})) is not None:
+        raise records.damaged(file, wrong)
+    if (about["analysis"], about["run"]) != (name, record.run_id):
+        raise records.damaged(file, f"it is what {about['analysis']} found of {about['run']}")
+    return Found(arrays, about["options"])
+
+
+def titles(runs: Sequence[Record]) -> dict[str, Record]:
+    """Return the runs in the order of a summary, by titles that tell them apart: attack, defense, seed."""
+    found: dict[str, Record] = {}
+    for victim, rows in report.victims(report.summarize(runs)).items():
+        for row in rows:
+            for record in row.records:
+                found[" · ".join([victim, row.defense] + ([f"seed {record.seed}"] if row.n > 1 else []))] = record
+    return found
+
+
+def draw(name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200) -> bytes:
+    """Return the figure of findings that were made with the same options, by titles, as a file in a format."""
+    need_matplotlib()
+    import matplotlib
+
+    (options, *others) = [one.options for one in found.values()]
+    assert all(other == options for other in others)
+    analysis = registry.create(PACKAGE, name, **options)
+    with matplotlib.rc_context(cast(Any, STYLE)):
+        page = analysis.draw({title: one.arrays for title, one in found.items()})
+        return encode(page, format, dpi)
+
+
+def pictures(runs: Sequence[Record]) -> dict[str, bytes]:
+    """Return PNG files of whatever analyses found of these runs, by captions; one for each set of options."""
+    groups: dict[tuple[str, str], dict[str, Found]] = {}
+    for title, record in titles(runs).items():
+        for file in sorted(record.folder.glob("analysis-*.npz")):
+            name = file.stem.partition("-")[2]
+            if name in registry.names(PACKAGE) and (found := read(record, name)) is not None:
+                groups.setdefault((name, json.dumps(found.options, sort_keys=True)), {})[title] = found
+    drawn = {}
+    for (name, options), found in sorted(groups.items()):
+        values = ", ".join(f"{key} = {value}" for key, value in json.loads(options).items() if value is not None)
+        caption = f"{name}: {registry.summary(PACKAGE, name)}" + (f" Options: {values}." if values else "")
+        drawn[caption] = draw(name, found, dpi=_ON_A_PAGE)
+    return drawn

@@ -1,0 +1,250 @@
+"""The page's charts: what is kept against what is removed, what that costs, and curves of swept options.
+
+They are inline SVG and not drawn by a charting library, which would have to come along: plotly's script alone is
+4.9 MB, many times the rest of the page, draws nothing where scripts are off, and has no marks that are links. These
+charts are some ten kilobytes each, can be printed and read without a script, follow the page's colors, and lead to
+the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from xml.etree.ElementTree import Element
+
+from bdjax.report import sensitivity
+from bdjax.report.page import svg
+from bdjax.report.page.content import PERCENT, Content
+from bdjax.report.page.markup import add, tag
+from bdjax.report.rows import CONTROLS, Row
+from bdjax.report.sensitivity import Line, Panels, Sensitivity
+from bdjax.report.tables import spread
+from bdjax.report.uncertainty import Statistic
+
+COLORS = 10  # as many as style.css has, from c0 on
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Style:
+    """A color for each defense and a shape for each attack, the same in all charts."""
+
+    colors: dict[str, str]  # classes of style.css
+    shapes: dict[str, int]
+
+    def mark(self, row: Row, place: tuple[float, float]) -> Element:
+        """Return the mark of a row; those of controls are hollow."""
+        return svg.shape(self.shapes[row.name("attack")], self.colors[row.name("defense")], place)
+
+
+def style(rows: Iterable[Row]) -> Style:
+    """Return colors and shapes for rows, in their order; controls are grey, further defenses share colors."""
+    defenses = dict.fromkeys(row.name("defense") for row in rows)
+    others = [name for name in defenses if name not in CONTROLS]
+    colors = {name: f"control {name}" for name in CONTROLS}
+    colors |= {name: f"c{i % COLORS}" for i, name in enumerate(others)}
+    attacks = dict.fromkeys(row.name("attack") for row in rows)
+    return Style({name: colors[name] for name in defenses}, {name: i for i, name in enumerate(attacks)})
+
+
+def section(content: Content) -> Element:
+    """Return the section of charts."""
+    made = tag("section", tag("h2", "Charts"), id="charts", aria_label="Charts")
+    styled = style(content.rows)
+    add(made, tag("p", _how_to_read(content), class_="note"), _legend(styled))
+    add(made, tag("div", _trade_off(content, styled), _cost(content, styled), class_="grid"))
+    return add(made, [_sensitivity(content, found) for found in sensitivity.find(content.rows)])
+
+
+def _how_to_read(content: Content) -> str:
+    bars = ", with bars of one sample standard deviation" if any(row.n > 1 for row in content.rows) else ""
+    return (
+        f"Each mark is a row of the table{bars}, and a link to it; the table has all numbers that are drawn. Hollow "
+        "marks are the controls: no defense, and plain fine-tuning."
+    )
+
+
+def _legend(made: Style) -> Element:
+    """Return what the colors and the shapes mean; where scripts run, an entry filters as the table's filters do."""
+
+    def entries(section: str, pictures: Mapping[str, Element]) -> Element:
+        found = [
+            tag("li", tag("span", svg.sample(picture), name, data_filter=section, data_value=name))
+            for name, picture in pictures.items()
+        ]
+        return tag("ul", tag("li", tag("b", section)), found, class_="legend")
+
+    legends = [entries("defense", {name: svg.shape(0, color) for name, color in made.colors.items()})]
+    if len(made.shapes) > 1:
+        legends.append(entries("attack", {name: svg.shape(place, "plain") for name, place in made.shapes.items()}))
+    return tag("div", legends)
+
+
+# --- Rows as marks ---------------------------------------------------------------------------------------------------
+
+
+def _trade_off(content: Content, made: Style) -> Element:
+    """Draw clean accuracy over attack success rate."""
+    across, up = svg.rates(), svg.linear(_reach(content.rows, _accuracy), 0, 100)
+    label = "Clean accuracy over attack success rate, one mark for each row of the table"
+    chart = svg.chart(label, across, up, "ASR: attack success rate (%)", "ACC: clean accuracy (%)")
+    _draw(chart, content, made, _success, _accuracy)
+    return _figure(chart, "Accuracy against attack success", _of_trade_off(content))
+
+
+def _cost(content: Content, made: Style) -> Element:
+    """Draw the rating over the seconds of the defense."""
+    across = svg.costs(row.run_seconds.mean for row in content.rows)
+    up = svg.linear(_reach(content.rows, _rating), 0, 100)
+    label = "Defense effectiveness rating over the seconds of the defense, one mark for each row of the table"
+    chart = svg.chart(label, across, up, "seconds of the defense, without compiling", "DER (%)")
+    _draw(chart, content, made, lambda row: row.run_seconds, _rating)
+    kinds = len(content.environments)
+    machines = "" if kinds == 1 else f" The runs had {kinds} environments, so that seconds compare only roughly."
+    words = "Up is better, left is cheaper: what an effective defense costs. No defense takes no time." + machines
+    return _figure(chart, "Effectiveness against cost", words)
+
+
+def _draw(
+    chart: svg.Chart, content: Content, made: Style, x: Callable[[Row], Statistic], y: Callable[[Row], Statistic]
+) -> None:
+    ordered = sorted(content.rows, key=lambda row: row.name("defense") not in CONTROLS)  # controls lie below
+    for row in ordered:
+        across, up = x(row), y(row)
+        if not (math.isfinite(across.mean) and math.isfinite(up.mean)):
+            continue
+        low, high = _ends(across, 100 if x is _success else math.inf)
+        down, top = _ends(up, 100)
+        bars = [((low, up.mean), (high, up.mean)), ((across.mean, down), (across.mean, top))]
+        drawn = [svg.path([chart.at(*one), chart.at(*other)], "spread") for one, other in bars if one != other]
+        color = made.colors[row.name("defense")]
+        mark = made.mark(row, chart.at(across.mean, up.mean))
+        link = {"href": f"#{content.anchors[row]}", "data_row": content.anchors[row]}
+        chart.add(tag("a", tag("title", _said(content, row)), drawn, mark, class_=f"mark {color}", **link))
+
+
+def _ends(statistic: Statistic, most: float) -> tuple[float, float]:
+    mean, std = statistic
+    return max(0.0, mean - (std or 0.0)), min(most, mean + (std or 0.0))
+
+
+def _said(content: Content, row: Row) -> str:
+    parts = [f"{content.titles[row]} · {row.defense}", f"ACC {spread(row.clean_accuracy, 1, 100)}"]
+    parts += [f"ASR {spread(row.attack_success_rate, 1, 100)}", f"RA {spread(row.robust_accuracy, 1, 100)}"]
+    parts += [f"DER {spread(row.defense_effectiveness_rating, 1, 100)}", f"{spread(row.run_seconds)} s", f"n = {row.n}"]
+    return "\n".join(parts)
+
+
+def _percent(statistic: Statistic) -> Statistic:
+    return Statistic(100 * statistic.mean, None if statistic.std is None else 100 * statistic.std)
+
+
+def _accuracy(row: Row) -> Statistic:
+    return _percent(row.clean_accuracy)
+
+
+def _success(row: Row) -> Statistic:
+    return _percent(row.attack_success_rate)
+
+
+def _rating(row: Row) -> Statistic:
+    return _percent(row.defense_effectiveness_rating)
+
+
+def _reach(rows: Iterable[Row], value: Callable[[Row], Statistic]) -> list[float]:
+    """Return the ends of all error bars."""
+    return [end for row in rows for end in _ends(value(row), 100)]
+
+
+def _of_trade_off(content: Content) -> str:
+    words = "Up and to the left is better: the backdoor is gone, and the accuracy is not."
+    defended = [row for row in content.rows if row.name("defense") != "none" and row.competes]
+    known = [row for row in defended if not math.isnan(row.attack_success_rate.mean)]
+    if not known:
+        return words
+    lowest = min(known, key=lambda row: (row.attack_success_rate.mean, -row.clean_accuracy.mean))
+    success, accuracy = (spread(value, 1, 100) for value in (lowest.attack_success_rate, lowest.clean_accuracy))
+    where = f"{lowest.defense} on {content.titles[lowest]}"
+    return f"{words} The lowest mean ASR is {success}{PERCENT}, of {where}, at an ACC of {accuracy}{PERCENT}."
+
+
+# --- Swept options ---------------------------------------------------------------------------------------------------
+
+
+def _sensitivity(content: Content, found: Sensitivity) -> Element:
+    panels = sensitivity.panels(found)
+    shown = panels[: sensitivity.MOST_PANELS]
+    labels = list(dict.fromkeys(label for one in shown for label in one.lines.values()))
+    colors = {label: f"c{i}" for i, label in enumerate(labels)} if len(labels) <= COLORS else {}
+    block = tag("div", tag("h3", sensitivity.heading(found)), class_="sweep")
+    add(block, tag("p", sensitivity.circumstances(found), class_="note"))
+    for one in shown:
+        styles = {line: colors.get(label, f"c{i % COLORS}") for i, (line, label) in enumerate(one.lines.items())}
+        draw = functools.partial(_curves, found, styles)
+        pair = [draw(one, name, title) for name, title in sensitivity.PANELS]
+        heading = tag("h4", one.title) if one.title else None
+        add(block, heading, _lines_key(one, styles), tag("div", pair, class_="grid"))
+    if left_out := panels[len(shown) :]:
+        lines = sum(len(one.lines) for one in left_out)
+        add(block, tag("p", f"{lines} further lines are not drawn; their values are in the table.", class_="note"))
+    return block
+
+
+def _curves(found: Sensitivity, styles: dict[Line, str], panels: Panels, rate: str, title: str) -> Element:
+    values = [value for line in panels.lines for value in line.values]
+    axis = sensitivity.axis_label(found.option)
+    chart = svg.chart(f"{title} over {axis}", svg.swept(values), svg.rates(), axis, f"{title.partition(':')[0]} (%)")
+    for control in dict.fromkeys(control for line in panels.lines for control in line.controls):
+        chart.add(_control(chart, control, rate))
+    for line in panels.lines:
+        chart.add(*_line(chart, line, rate, styles[line]))
+    return _figure(chart, title, _of_curves(panels, rate))
+
+
+def _control(chart: svg.Chart, control: Line, rate: str) -> Element:
+    means = [100 * getattr(row, rate).mean for row in control.rows]
+    name = control.row.name("defense")
+    if control.values:
+        points = [chart.at(value, mean) for value, mean in zip(control.values, means, strict=True)]
+    else:
+        points = [(svg.LEFT, chart.at(0, means[0])[1]), (svg.RIGHT, chart.at(0, means[0])[1])]
+    return tag("g", tag("title", f"{name}: {means[0]:.1f} %"), svg.path(points, f"line control {name}"))
+
+
+def _line(chart: svg.Chart, line: Line, rate: str, color: str) -> list[Element]:
+    """Return a band of one sample standard deviation to either side, the line of means, and a mark at each value."""
+    statistics = [_percent(getattr(row, rate)) for row in line.rows]
+    measured = [(x, one) for x, one in zip(line.values, statistics, strict=True) if not math.isnan(one.mean)]
+    low = [chart.at(x, _ends(one, 100)[0]) for x, one in measured]
+    high = [chart.at(x, _ends(one, 100)[1]) for x, one in measured]
+    drawn = [svg.path([*low, *reversed(high)], f"band {color}", closed=True)] if low != high else []
+    points = [chart.at(x, one.mean) for x, one in measured]
+    drawn.append(svg.path(points, f"line {color}"))
+    for point, (x, one) in zip(points, measured, strict=True):
+        said = f"{line.row.defense} at {x:g}\n{spread(one)} %"
+        drawn.append(tag("g", tag("title", said), svg.shape(0, color, point), class_="point"))
+    return drawn
+
+
+def _lines_key(panels: Panels, styles: dict[Line, str]) -> Element:
+    entries = [(svg.shape(0, styles[line]), label) for line, label in panels.lines.items()]
+    names = dict.fromkeys(control.row.name("defense") for line in panels.lines for control in line.controls)
+    dashes = [(svg.path([(-10, 0), (10, 0)], f"line control {name}"), name) for name in names]
+    return tag("ul", [tag("li", svg.sample(picture), label) for picture, label in (*entries, *dashes)], class_="legend")
+
+
+def _of_curves(panels: Panels, rate: str) -> str:
+    """Say from where to where the first lines lead."""
+    parts = []
+    for line, label in list(panels.lines.items())[:3]:
+        first, last = (spread(getattr(row, rate), 1, 100) for row in (line.rows[0], line.rows[-1]))
+        parts.append(f"{label}: {first} % at {line.values[0]:g}, {last} % at {line.values[-1]:g}")
+    return "; ".join(parts) + "."
+
+
+# --- Frames ----------------------------------------------------------------------------------------------------------
+
+
+def _figure(chart: svg.Chart, title: str, words: Sequence[str] | str) -> Element:
+    return tag("figure", tag("h4", title), chart.element, tag("figcaption", words), class_="card")

@@ -1,0 +1,150 @@
+"""What the numbers mean, what the runs share and where they differ, and how to repeat one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from bdjax.report.page.content import PERCENT, Content, listed, mapping, percent
+from bdjax.report.page.markup import add, tag
+from bdjax.report.rows import CONFIG, LOW_ATTACK_SUCCESS, Record, flatten, plain, target_classes
+
+_HASH = 16  # hexadecimal digits of a fingerprint that are printed
+
+
+def section(content: Content) -> Element:
+    """Return the section of definitions, settings and circumstances."""
+    made = tag("section", tag("h2", "Protocol"), id="protocol", aria_label="Protocol")
+    add(made, _definitions(content), _statistics(content), tag("h3", "How to repeat a run"))
+    add(made, tag("p", _how_to_repeat(content)), tag("pre", _command(content), tabindex=0))
+    add(made, _settings(content), _environments(content), _data(content))
+    licenses = (
+        "bdjax is free software under the Apache license 2.0. Test images belong to their data set, and its terms hold "
+        "for those that are shown here."
+    )
+    return add(made, tag("p", licenses, class_="note"))
+
+
+def _definitions(content: Content) -> list[Element]:
+    clean = _totals(total for row in content.rows for total in row.clean_total)
+    attacked = _totals(total for row in content.rows for total in row.attack_total)
+    targets = target_classes(content.rows)
+    meanings = (
+        ("ACC", f"clean accuracy: the share of {clean} untouched test images that get their true label."),
+        (
+            "ASR",
+            f"attack success rate: the share of {attacked} triggered test images that get the attacker's label. Images "
+            f"whose label is the attacker's without any trigger are left out{f' ({targets})' if targets else ''}.",
+        ),
+        ("RA", "robust accuracy: the share of the same triggered images that get their true label."),
+        (
+            "DER",
+            "defense effectiveness rating: (max(0, ΔASR) − max(0, ΔACC) + 1) / 2, where Δ is before minus after the "
+            "defense. 100 % is a backdoor of 100 % removed at no cost in accuracy, 50 % is no change.",
+        ),
+        ("seconds", "time of the defense's run; compiling is counted apart, in each run."),
+        ("gradients", "gradients of a batch's loss that the defense computes."),
+    )
+    return [tag("h3", "Measures"), tag("dl", [(tag("dt", term), tag("dd", words)) for term, words in meanings])]
+
+
+def _totals(numbers: Iterable[int]) -> str:
+    return " or ".join(f"{number:,}" for number in sorted(set(numbers)))
+
+
+def _statistics(content: Content) -> list[Element]:
+    words = (
+        "A row sums up the runs whose config differs in nothing but the seed. Each seed draws its own trigger, "
+        "poisoned images, initial weights, order of the batches and clean images of the defender, so that it is one "
+        "victim with its defense. ± is the sample standard deviation (n − 1); a single run has none. Marks compare "
+        "means, and do not say that a difference is significant. Attack success tends to be either high or low, so the "
+        f"table also counts the runs below {percent(LOW_ATTACK_SUCCESS)}. No defense sees the test images. "
+        "A victim is at chance whose accuracy is not above a guess, and an attack did not take whose success rate is "
+        f"not above {percent(LOW_ATTACK_SUCCESS)}, or a guess where that is more (one-sided, at the level of "
+        f"5{PERCENT}): there is no backdoor to remove, and no defense is the best."
+    )
+    return [tag("h3", "Statistics"), tag("p", words)]
+
+
+def _with_config(content: Content) -> Record | None:
+    """Return a run whose folder has its config, as those of a bundle of records have none."""
+    return next((record for record in content.records if record.line is None and record.file.is_file()), None)
+
+
+def _how_to_repeat(content: Content) -> str:
+    if _with_config(content):
+        return (
+            "Each run folder has the resolved config beside its record. From the folder of this page, this repeats one:"
+        )
+    return "Below each row of the table stands the resolved config of its runs. Saved as a file, this repeats one:"
+
+
+def _command(content: Content) -> str:
+    if record := _with_config(content):
+        config = os.path.join(os.path.dirname(content.path(record)), CONFIG)
+        return f"bdjax run --config {shlex.quote(config)} --out elsewhere"
+    return f"bdjax run --config config.yaml --seed {content.records[0].seed} --out elsewhere"
+
+
+# --- Settings --------------------------------------------------------------------------------------------------------
+
+
+def _settings(content: Content) -> list[Element]:
+    """Return what all runs share, and the values of what differs between them."""
+    values: dict[str, dict[str, None]] = {}
+    configs = [{key: plain(value) for key, value in row.records[0].settings.items()} for row in content.rows]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    for key in keys:
+        values[key] = dict.fromkeys(config.get(key, "–") for config in configs)
+    shared = {key: next(iter(of)) for key, of in values.items() if len(of) == 1}
+    varying = {key: listed(of) for key, of in values.items() if len(of) > 1}
+    blocks = [_folded(f"Settings that all runs share ({len(shared)})", shared)]
+    if varying:
+        blocks.append(_folded(f"Settings that differ ({len(varying)}; – where a run has none)", varying))
+    return [tag("h3", "Settings"), *blocks]
+
+
+def _folded(heading: str, settings: Mapping[str, str]) -> Element:
+    lines = [tag("tr", tag("th", key, scope="row"), tag("td", value)) for key, value in settings.items()]
+    grid = tag("div", tag("table", tag("tbody", lines), class_="settings"), class_="scroll")
+    return tag("details", tag("summary", heading), grid)
+
+
+# --- Where and on what -----------------------------------------------------------------------------------------------
+
+
+def _environments(content: Content) -> list[Element]:
+    lines = []
+    for text, number in content.environments.items():
+        found = json.loads(text)
+        versions, device = ", ".join(_pairs(found["versions"])), ", ".join(_pairs(found["device"]))
+        lines.append(
+            tag(
+                "li",
+                f"{versions or 'versions not known'}; device: {device or 'not known'}",
+                value=number,
+                id=f"environment-{number}",
+            )
+        )
+    return [tag("h3", "Environments"), tag("ol", lines, class_="numbered")]
+
+
+def _data(content: Content) -> list[Element]:
+    lines = []
+    for text, number in content.fingerprints.items():
+        found = json.loads(text)
+        known = flatten(mapping(found.pop("fingerprint", None)))
+        hashes = [f"{name.removeprefix('files.')} {str(value)[:_HASH]}…" for name, value in known.items()]
+        of = f"; SHA-256 of the images and labels, and of files: {', '.join(hashes)}" if hashes else ""
+        lines.append(tag("li", ", ".join(_pairs(found)), of, value=number, id=f"data-{number}"))
+    return [tag("h3", "Data"), tag("ol", lines, class_="numbered")]
+
+
+def _pairs(found: Any) -> Iterator[str]:
+    return (
+        f"{key.replace('_', ' ')} {plain(value)}" for key, value in mapping(found).items() if value not in ("", None)
+    )

@@ -1,0 +1,358 @@
+"""What a run is asked to do, as one frozen value.
+
+Precedence: the factory's default < preset < what suits the data set (`DATA_DEFAULTS`) < file < command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bdjax import attacks, data, models, registry
+from bdjax.checks import LARGEST, InputError, below_one, integer, named, one_of, positive, unit_interval
+from bdjax.defenses.chain import Chain, stages
+from bdjax.devices.numerics import MatmulPrecision
+from bdjax.poison import ROUNDINGS
+from bdjax.runs.schema import (
+    AUTO,
+    DEFAULT_NAMES,
+    Choice,
+    as_mapping,
+    convert,
+    merge,
+    plain,
+    read_choice,
+    read_options,
+    read_section,
+    refuse_unknown,
+    shared_options,
+)
+from bdjax.train.supervised import Supervised, supervised
+from bdjax.types import Attack, Defense, ImageSpec, Model
+
+DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
+_WHERE_ASKED = ("selection", "matmul_precision")  # fields that are left out where they are None
+PAPERS_HOLDOUT = {"share": 0.05}
+# The papers' schedules are for CIFAR-10 and larger; 1,347 small digits want steps of another size.
+DATA_DEFAULTS = {
+    "digits": {
+        "training": {"epochs": 20, "batch_size": 64, "learning_rate": 0.05},
+        "holdout": {"per_class": 20},
+        "defense": {"epochs": 100, "batch_size": 100, "learning_rate": 0.05},
+    }
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which data.
+
+    Attributes:
+      name: a data set of `bdjax list data`; or a folder ``name/train/<class>/*.png`` in ``data_dir``, or its path, of
+        which `resolve` makes name and ``data_dir`` (`bdjax.data.locate`).
+      data_dir: where prepared data lie; else ``BDJAX_DATA_DIR``, else tfds' own folder. Not part of a run's identity.
+      image_size: resize all images to squares of this side; None leaves them.
+      train_count: use this many training images, the same for every seed; None is all.
+      crop_padding, flip: replace the data set's standard augmentation; None keeps it.
+    """
+
+    name: str = "digits"
+    data_dir: str | None = None
+    image_size: int | None = None
+    train_count: int | None = None
+    crop_padding: int | None = None
+    flip: bool | None = None
+
+    def check(self) -> None:
+        """Raise InputError for a value out of range."""
+        for field in ("name", "data_dir"):
+            if getattr(self, field) == "":
+                raise InputError(f"{field} must name a folder, got ''.")
+        for field in ("image_size", "train_count"):
+            if getattr(self, field) is not None:
+                integer(1, **{field: getattr(self, field)})
+        if self.crop_padding is not None:
+            integer(crop_padding=self.crop_padding)
+
+    @property
+    def folder_name(self) -> str:
+        """The name as a part of a folder's."""
+        return self.name.removeprefix("./")
+
+    def located(self) -> DataConfig:
+        """Return the same with the folder's own name where it is given by its path, which is not part of a run."""
+        name, data_dir = data.locate(self.name, self.data_dir)
+        return dataclasses.replace(self, name=name, data_dir=data_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class HoldoutConfig:
+    """The defender's clean images, drawn from the clean version of the training split.
+
+    Attributes:
+      share: of the training split, in (0, 1]; `PAPERS_HOLDOUT` unless the data set has a default of its own.
+      per_class: this many of each class instead.
+      balanced: the same number of each class, ⌊share · N / C⌋.
+      held_out: whether the attacker trains without these images (SFT, NFT) or also has them (FT-SAM).
+    """
+
+    share: float | None = None
+    per_class: int | None = None
+    balanced: bool = True
+    held_out: bool = False
+
+    def check(self) -> None:
+        """Raise InputError for a value out of range."""
+        if (self.share is None) == (self.per_class is None):
+            both = f"{self.share!r} and {self.per_class!r}"
+            raise InputError(f"share and per_class exclude each other, got {both}: give one and null for the other.")
+        if self.share is not None:
+            unit_interval(share=self.share)
+        if self.per_class is not None:
+            integer(1, per_class=self.per_class)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoisonConfig:
+    """How triggered images are stored: ``rounding`` to 8 bits is ``nearest``, or ``truncate`` as BackdoorBench does."""
+
+    rounding: str = "nearest"
+
+    def check(self) -> None:
+        """Raise InputError for an unknown rounding."""
+        one_of(ROUNDINGS, rounding=self.rounding)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """How a strength that is ``auto`` is chosen: `bdjax.runs.strength.choose`.
+
+    Attributes:
+      budget: largest fall of the accuracy, absolute, in [0, 1]; below the share of one image aside it allows none.
+      aside: share of the holdout on which it is measured and that the defense is not given, in (0, 1).
+    """
+
+    budget: float = 0.02
+    aside: float = 0.2
+
+    def check(self) -> None:
+        """Raise InputError for a value out of range."""
+        unit_interval(budget=self.budget)
+        positive(aside=self.aside)
+        below_one(aside=self.aside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run: one victim, one defense, one seed. `resolve` makes it from plain values.
+
+    ``selection`` is None, and in no record, unless an option of the defense is ``auto``. ``matmul_precision`` is that
+    of `bdjax.devices.numerics.in_force`; where it is None, it is in no record and no name either.
+    """
+
+    seed: int
+    data: DataConfig
+    model: Choice
+    attack: Choice
+    poison: PoisonConfig
+    training: Mapping[str, Any]
+    holdout: HoldoutConfig
+    defense: Choice
+    selection: SelectionConfig | None = None
+    matmul_precision: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, every default filled in; `resolve` of it gives an equal config."""
+        whole = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {name: value for name, value in whole.items() if name not in _WHERE_ASKED or value is not None}
+
+    def victim_dict(self) -> dict[str, Any]:
+        """Return the part that decides the attacked model."""
+        whole = self.to_dict()
+        for section in ("defense", "selection"):
+            whole.pop(section, None)
+        if not self.holdout.held_out:
+            del whole["holdout"]
+        return whole
+
+    def digest(self, values: dict[str, Any] | None = None) -> str:
+        """Return ten hexadecimal digits that name this config (or the values), wherever the data lie."""
+        content = self.to_dict() if values is None else dict(values)
+        if "selection" in content and self.strength is not None:  # the values that are tried may change with bdjax
+            content["selection"] = {**content["selection"], "values": list(self.strength.values)}
+        content["data"] = {key: value for key, value in content["data"].items() if key != "data_dir"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def run_id(self) -> str:
+        """The run's name: what it is, and the hash of its config."""
+        return f"{self.data.folder_name}-{self.attack.name}-{self.defense.name}-{self.digest()}"
+
+    @property
+    def victim_id(self) -> str:
+        """The name of the attacked model, which runs with other defenses share."""
+        return f"{self.data.folder_name}-{self.attack.name}-{self.digest(self.victim_dict())}"
+
+    def control(self) -> Config:
+        """Return the same run with plain fine-tuning that shares every option which the defense and `ft` have."""
+        chosen = self.defense
+        while isinstance(last := chosen.options.get("second"), Choice):
+            chosen = last
+        return self.with_defense(name="ft", **shared_options("ft", plain(chosen.options)))
+
+    def with_defense(self, **values: Any) -> Config:
+        """Return the same run with another defense: ``name`` and options."""
+        return resolve({**self.to_dict(), "defense": values})
+
+    @property
+    def strength(self) -> Strength | None:
+        """Return which option of the defense is ``auto``, if any."""
+        found = list(_strengths("defense", self.defense))
+        if len(found) > 1:
+            names = " and ".join(strength.path for strength in found)
+            raise InputError(f"defense must have one option that is auto at most, not {names}.")
+        return found[0] if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Strength:
+    """An option whose value is to be chosen, and the values to choose from, from weak to strong."""
+
+    path: str
+    values: tuple[float, ...]
+
+
+def _strengths(path: str, choice: Choice) -> Iterator[Strength]:
+    for name, value in choice.options.items():
+        if isinstance(value, Choice):
+            yield from _strengths(f"{path}.{name}", value)
+        elif value == AUTO:
+            yield Strength(f"{path}.{name}", registry.strengths("bdjax.defenses", choice.name)[name])
+
+
+def resolve(values: Mapping[str, Any]) -> Config:
+    """Check plain nested values strictly and fill in every default.
+
+    Raises:
+      InputError: unknown key, wrong type, or value out of range; one sentence that names the key and the value.
+    """
+    refuse_unknown("", values, [field.name for field in dataclasses.fields(Config)])
+    values = _with_defaults(values)
+    seed = convert("seed", int, values.get("seed", 0))
+    integer(seed=seed, maximum=2**63)
+    if seed >= 2**32:
+        raise InputError(f"seed must be below 2**32, got {seed}.")
+    config = Config(
+        seed=seed,
+        data=read_section("data", DataConfig, values["data"]).located(),
+        model=read_choice("model", "bdjax.models", values["model"]),
+        attack=read_choice("attack", "bdjax.attacks", values["attack"]),
+        poison=read_section("poison", PoisonConfig, values.get("poison", {})),
+        training=read_options("training", supervised, as_mapping("training", values.get("training"))),
+        holdout=read_section("holdout", HoldoutConfig, values.get("holdout", {})),
+        defense=read_choice("defense", "bdjax.defenses", values["defense"]),
+        matmul_precision=convert("matmul_precision", MatmulPrecision | None, values.get("matmul_precision")),
+    )
+    selection = read_section("selection", SelectionConfig, values.get("selection", {}))
+    if config.strength is not None:
+        config = dataclasses.replace(config, selection=selection)
+    build_training(config)
+    build_attack(config)
+    build_defense(config)
+    return config
+
+
+def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay the values over the default names and over what suits the data set."""
+    named = merge(DEFAULTS, values)
+    suited = {"holdout": PAPERS_HOLDOUT, **DATA_DEFAULTS.get(str(as_mapping("data", named["data"]).get("name")), {})}
+    suited["defense"] = _suited("defense", named["defense"], suited.get("defense", {}))
+    if any(as_mapping("holdout", values.get("holdout")).get(key) is not None for key in ("share", "per_class")):
+        del suited["holdout"]
+    return merge(suited, named)
+
+
+def _suited(path: str, defense: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that a defense takes, or that each stage of a chain takes."""
+    values = as_mapping(path, defense)
+    stages = {key: _suited(f"{path}.{key}", values[key], options) for key in ("first", "second") if key in values}
+    return {**shared_options(values.get("name"), options), **stages}
+
+
+def build_model(config: Config, spec: ImageSpec) -> Model:
+    """Return the network."""
+    with named("model", config.model.options):
+        return models.create(config.model.name, spec, **config.model.options)
+
+
+def build_attack(config: Config, spec: ImageSpec | None = None, model: Model | None = None) -> Attack:
+    """Return the attack; with the images' specification the label map is checked against the classes.
+
+    Some triggers are made with the network; without it the attack is only good for checks.
+    """
+    options = dict(config.attack.options)
+    with named("attack", options):
+        if spec is None:
+            options = _checkable(config.attack.name, options)
+        return attacks.create(config.attack.name, spec=spec, model=model, **options)
+
+
+def _checkable(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an attack's options without what needs the data: enough to check the others."""
+    labels = {option: options[option] for option in ("target_label", *attacks.class_options(name))}
+    named_ones = {option: label for option, label in labels.items() if isinstance(label, str)}
+    numbers = {label: LARGEST - number for number, label in enumerate(sorted(set(named_ones.values())))}
+    known = {**options, **{option: numbers[label] for option, label in named_ones.items()}}
+    return {**known, "label_map": attacks.AllToAll(2)} if known["label_map"] == "all_to_all" else known
+
+
+def attack_files(config: Config) -> dict[str, Path]:
+    """Return the files that options of the attack name, by the options' keys."""
+    found = {}
+    for option, words in registry.files("bdjax.attacks", config.attack.name).items():
+        value = config.attack.options[option]
+        if value is not None and value not in words:
+            found[f"attack.{option}"] = Path(os.path.expanduser(value))
+    return found
+
+
+def build_training(config: Config) -> Supervised:
+    """Return the learner that trains the victim."""
+    with named("training", config.training):
+        return supervised(**config.training)
+
+
+def build_defense(config: Config, strength: float | None = None) -> Defense | Chain:
+    """Return the defense; what is ``auto`` in it is the given strength, or the weakest."""
+    return _build_defense("defense", config.defense, strength)
+
+
+def _build_defense(path: str, choice: Choice, strength: float | None = None) -> Defense | Chain:
+    def built(name: str, value: Any) -> Any:
+        if isinstance(value, Choice):
+            return _build_defense(f"{path}.{name}", value, strength)
+        if value == AUTO:
+            return registry.strengths("bdjax.defenses", choice.name)[name][0] if strength is None else strength
+        return value
+
+    options = {name: built(name, value) for name, value in choice.options.items()}
+    with named(path, options):
+        return registry.factory("bdjax.defenses", choice.name)(**options)
+
+
+def stage_paths(config: Config) -> list[str]:
+    """Return the key that each stage of the defense comes from: ``defense``, or ``defense.first`` and so on."""
+
+    def paths(path: str, choice: Choice) -> Iterator[str]:
+        inner = {name: part for name, part in choice.options.items() if isinstance(part, Choice)}
+        for name, part in inner.items():
+            yield from paths(f"{path}.{name}", part)
+        if not inner:
+            yield from [path] * len(stages(_build_defense(path, choice)))
+
+    return list(paths("defense", config.defense))

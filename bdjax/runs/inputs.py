@@ -1,0 +1,104 @@
+"""What a run reads: its data and the files that its options name, known by their content.
+
+Data are loaded once for all runs of a process, and anew when their files change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+from bdjax import data
+from bdjax.checks import InputError
+from bdjax.data import splits
+from bdjax.runs import config as configs
+from bdjax.runs.config import Config, DataConfig
+from bdjax.types import Dataset
+
+# The SHA-256 of both splits and, under ``files``, of the files that options of the attack name, by those.
+Fingerprint: TypeAlias = dict[str, Any]
+
+_QUICK, _WORTH = 0.05, 50  # seconds; a stamp that took longer counts for so many times what it took
+_stamps: dict[tuple[str, str | None], tuple[str, float]] = {}  # of data, and until when they count
+
+
+class Loaded(NamedTuple):
+    """The data of a run, with what tells them and the files of its options from any others."""
+
+    dataset: Dataset
+    fingerprint: Fingerprint
+    stamp: str  # of the files that this is the fingerprint of
+
+
+def load(config: Config, on_disk: bool = False) -> Loaded:
+    """Return the data with the config's changes, as they are on the disk now.
+
+    Args:
+      config: of the run.
+      on_disk: leave the training images there, as `bdjax.data.load` does.
+
+    Raises:
+      InputError: the data, or a file that an option names, cannot be read.
+    """
+    seen = stamp(config)  # before anything is read, so that a change in the meantime shows
+    dataset, digests = _load(config.data, on_disk, _data_stamp(config))
+    files = {option: _digest(option, path) for option, path in configs.attack_files(config).items()}
+    return Loaded(dataset, {**digests, "files": files} if files else {**digests}, seen)
+
+
+def stamp(config: Config) -> str:
+    """Return what shows, without reading them, that the files of a run are as they were: `bdjax.data.stamp`."""
+    return f"{_data_stamp(config)} {data.stamp_of(configs.attack_files(config).values())}"
+
+
+def differences(begun: Fingerprint, now: Fingerprint, config: Config) -> list[str]:
+    """Name what two fingerprints of a run do not share: images, and files by the options that name them."""
+    words = {"train": "the training images", "test": "the test images"}
+    found = [word for split, word in words.items() if begun.get(split) != now.get(split)]
+    paths, earlier, later = configs.attack_files(config), begun.get("files", {}), now.get("files", {})
+    for option in sorted({*earlier, *later}):
+        if earlier.get(option) != later.get(option):
+            found.append(f"{option} {paths.get(option, '')}".rstrip())
+    return found
+
+
+def _digest(option: str, path: Path) -> str:
+    try:
+        return data.fingerprint_file(path)
+    except InputError as error:
+        raise InputError(f"{option} must be a readable file: {error}") from error
+
+
+def _data_stamp(config: Config) -> str:
+    """Return the data's stamp; one that took long, of very many files, counts for a while."""
+    wanted = (config.data.name, config.data.data_dir)
+    found, until = _stamps.get(wanted, ("", 0.0))
+    started = time.monotonic()
+    if started < until:
+        return found
+    found = data.stamp(config.data.name, data_dir=config.data.data_dir)
+    took = time.monotonic() - started
+    _stamps[wanted] = found, (started + _WORTH * took if took > _QUICK else 0.0)
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Fingerprint]:
+    del stamp  # another one loads anew
+    dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
+    changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
+    spec = dataclasses.replace(dataset.spec, **changes)
+    if changes.get("crop_padding", 0) > (side := max(spec.shape[:2])):
+        raise InputError(f"data.crop_padding must be at most {side}, the images' side; got {wanted.crop_padding}.")
+    if wanted.train_count is not None:
+        available = dataset.train.label.shape[0]
+        if wanted.train_count > available:
+            raise InputError(f"data.train_count must be at most {available}; got {wanted.train_count}.")
+        rows = splits.subset(jax.random.key(0), dataset.train, wanted.train_count, num_classes=spec.num_classes)
+        dataset = dataset._replace(train=splits.take(dataset.train, rows))
+    return dataset._replace(spec=spec), data.fingerprint(dataset)

@@ -1,0 +1,64 @@
+"""What triggers look like: an attack's trigger on a few test images, however it is made."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import poison, stealth
+from bdjax.runs import plans, run
+from bdjax.runs.config import Config
+from bdjax.runs.plans import AttackPlan
+from bdjax.runs.run import Execution
+from bdjax.stealth import Stealth
+
+IMAGES = 8
+
+
+class Shown(NamedTuple):
+    """Test images with and without the trigger at test time, uint8 [k, h, w, c], and how visible it is on them."""
+
+    attack: str
+    clean: np.ndarray
+    triggered: np.ndarray
+    stealth: Stealth
+    target: str | None = None  # the class that the attacker wants, unless it differs from class to class
+
+
+def show(config: Config, execution: Execution, images: int = IMAGES) -> Shown:
+    """Return what the trigger does to test images, one of each class first, whatever the attack aims at.
+
+    Raises:
+      InputError, Stopped, Diverged: as for `armed`.
+    """
+    with run.computing(config, execution):
+        return _show(armed(config, execution), images)
+
+
+def _show(plan: AttackPlan, images: int) -> Shown:
+    config = plan.config
+    test = plan.dataset.test
+    rows = run.sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
+    clean = np.asarray(test.image)[rows]
+    stamp = poison.Stamp(plan.attack.trigger_at_test, plan.trigger_state, config.poison.rounding)
+    triggered = np.asarray(plans.stamped(stamp, plans.key_for(config, "test"), jnp.asarray(clean)))
+    seen = stealth.measure(clean, triggered, np.ones(len(rows), bool))
+    return Shown(config.attack.name, clean, triggered, seen, plans.target_class(plan))
+
+
+def armed(config: Config, execution: Execution) -> AttackPlan:
+    """Return the data and the attack of a config, its trigger as the attacker has made it.
+
+    A trigger that is learned is restored from the victim of that config, which is trained first if there is none. One
+    that is made by formula asks nothing of the training, the holdout or the defense.
+
+    Raises:
+      InputError, Stopped, Diverged: as for `bdjax.runs.run.run`.
+    """
+    planned = plans.prepare_attack(config, on_disk=execution.data_on == "disk")
+    if plans.learns_nothing(planned.attack):
+        return planned
+    state = run.trigger_state(plans.prepare(config, execution.devices, execution.data_on), execution)
+    return planned._replace(trigger_state=state)

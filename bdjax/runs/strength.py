@@ -1,0 +1,96 @@
+"""How strong should a defense be? Chosen by what it costs on clean images, without a look at trigger or test set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from bdjax import evaluate
+from bdjax.data.aside import ROUNDING
+from bdjax.defenses import stage_key
+from bdjax.defenses.chain import Chain, stages
+from bdjax.devices import compilation
+from bdjax.train import loop
+from bdjax.types import Defense, Model, Split, Variables
+
+
+class Trial(NamedTuple):
+    """What was tried, and the accuracy that it left on the images kept aside."""
+
+    value: float
+    accuracy: float
+    gradient_evaluations: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What was chosen and why."""
+
+    chosen: float
+    within_budget: bool  # False: even the weakest setting costs more
+    accuracy_before: float
+    aside_count: int
+    trials: tuple[Trial, ...]
+
+
+def choose(
+    key: Key[Array, ""],
+    make: Callable[[float], Defense | Chain],
+    values: Sequence[float],
+    model: Model,
+    variables: Variables,
+    holdout: Split,
+    aside: Split,
+    *,
+    budget: float,
+) -> Selection:
+    """Choose the strongest setting whose accuracy falls by no more than ``budget`` on images that were kept aside.
+
+    The defense runs with every value on the holdout, one after another inside one compiled program. A suspect network
+    that was trained on the images aside is right on nearly all of them, so the fall is rather over- than
+    underestimated. Run with the chosen value and the same key and images, the defense ends at the network that was
+    measured here; on more images it may end at a worse one.
+
+    Args:
+      key: the defense's; the same for every value.
+      make: a value to the defense.
+      values: from weak to strong.
+      model: the suspect network.
+      variables: its parameters and statistics.
+      holdout: the defender's clean images but for those aside.
+      aside: the others, all of them valid.
+      budget: largest fall of the accuracy, absolute.
+    """
+    candidates = [stages(make(value)) for value in values]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *candidates)
+    holdout, aside = jax.tree.map(jnp.asarray, (holdout, aside))
+    before, accuracy, spent = jax.device_get(_try_all(key, stacked, model, variables, holdout, aside))
+    trials = tuple(map(Trial, values, accuracy.tolist(), spent.tolist()))
+    bearable = [trial.value for trial in trials if before - trial.accuracy <= budget + ROUNDING]
+    chosen = bearable[-1] if bearable else values[0]
+    return Selection(chosen, bool(bearable), float(before), aside.label.shape[0], trials)
+
+
+def _sweep(
+    key: Key[Array, ""], stacked: tuple[Any, ...], model: Model, variables: Variables, holdout: Split, aside: Split
+) -> tuple[Float[Array, ""], Float[Array, " k"], Int[Array, " k"]]:
+    def one(learners: tuple[Any, ...]) -> tuple[Array, Array]:
+        current, spent = variables, jnp.int32(0)
+        for number, learner in enumerate(learners):
+            current, more = loop.trained(stage_key(key, number), learner, model, current, holdout)
+            spent += more
+        return accuracy(current), spent
+
+    def accuracy(variables: Variables) -> Array:
+        batch_size = min(evaluate.BATCH, aside.label.shape[0])
+        return (evaluate.predictions(model, variables, aside.image, batch_size) == aside.label).mean()
+
+    return accuracy(variables), *jax.lax.map(one, stacked)
+
+
+_try_all = compilation.jit(_sweep, static_argnums=2)

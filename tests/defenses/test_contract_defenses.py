@@ -1,0 +1,332 @@
+"""What every defense owes to its user; the tests walk the folder, so a new file is tested without a word here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from planted import Net
+from quick import quick_jit
+from small_defenses import STAGES, create, options_of, signature
+
+from bdjax import defenses, models, registry
+from bdjax.checks import InputError
+from bdjax.defenses.chain import Chain, chain, stages
+from bdjax.devices import compilation
+from bdjax.models._layers import LinenModel
+from bdjax.optim import Schedule
+from bdjax.train import loop
+from bdjax.types import Learner, PoisonedSplit, Split
+
+KEY = jax.random.key(0)
+NOTHING = {"epochs": 0, "rounds": 0, "max_share": 0.0}  # what "no epochs" means for each defense
+NAMES = defenses.names()
+
+# For every option of every defense: a value of the right type that means nothing.
+BAD: dict[str, Any] = {
+    "epochs": -1,
+    "batch_size": 0,
+    "learning_rate": 0.0,
+    "momentum": 1.0,
+    "weight_decay": -1.0,
+    "label_smoothing": 2.0,
+    "augment": "standart",
+    "schedule": Schedule(kind="step"),
+    "rho": -1.0,
+    "rho_min": -1.0,
+    "gamma": -1.0,
+    "eta_f": -1.0,
+    "eta_r": -1.0,
+    "eta_c": -1.0,
+    "every": 0,
+    "chunk": 0,
+    "estimator": "exact",
+    "alpha": 2.0,
+    "beta": -1.0,
+    "accuracy_drop": 1.5,
+    "prune_patience": 0,
+    "tune_patience": 0,
+    "rounds": -1,
+    "aside": 1.0,
+    "step": 0.0,
+    "max_share": -0.5,
+    "trigger": "false",
+}
+WITHOUT_BAD_VALUE = {"adaptive", "keep_pruned", "first", "second"}
+
+
+def epochs(defense) -> int:
+    return sum(stage.epochs for stage in stages(defense))
+
+
+def same(first, second) -> bool:
+    leaves = (jax.tree.leaves(tree) for tree in (first, second))
+    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(*leaves, strict=True))
+
+
+@pytest.fixture(scope="module")
+def model(spec):
+    """A network that compiles in half the time of a real one."""
+    return LinenModel(Net(widths=(4, 6), norm=True, classes=spec.num_classes), spec)
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    """48 images of four classes that differ in color."""
+    rng, label = np.random.default_rng(0), np.arange(48, dtype=np.int32) % 4
+    color = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 180]])
+    image = np.clip(color[label][:, None, None] + rng.normal(0, 30, (48, 8, 8, 3)), 0, 255)
+    return Split(image.astype(np.uint8), label, np.ones(48, bool))
+
+
+@pytest.fixture(scope="module")
+def variables(model, split):
+    """Trained a little: a defense that keeps the best network finds one, and not all of NFT's masks stay at 1."""
+    learner = create("ft", learning_rate=0.01)
+    return defenses.run(KEY, learner, model, model.init(KEY), split)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def defense(name):
+    return create(name)
+
+
+@pytest.fixture(scope="module")
+def result(defense, model, variables, split) -> loop.Result:
+    return defenses.purify(KEY, defense, model, variables, split)
+
+
+# --- the model that comes back ---------------------------------------------------------------------------------------
+
+
+def test_it_is_a_learner_or_a_chain_of_them(defense):
+    assert all(isinstance(stage, Learner) for stage in stages(defense))
+
+
+def test_tree_shapes_and_dtypes_of_the_model_are_kept(result, variables):
+    assert signature(result.variables) == signature(variables)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("network", models.names())
+def test_tree_shapes_and_dtypes_of_every_network_are_kept(stage, network, spec, split):
+    """In bfloat16, where a type is easily lost; nothing is compiled."""
+    model, defense = models.create(network, spec, width=4, dtype="bfloat16"), create(stage)
+    holdout = jax.tree.map(jnp.asarray, split)
+
+    def purify(variables):
+        for learner in stages(defense):
+            state = learner.init(KEY, model, variables, holdout)
+            before = signature(state)
+            if learner.epochs:
+                state, _ = loop.epoch(KEY, learner, model, state, holdout)
+            assert signature(state) == before
+            assert {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)} <= {
+                jnp.dtype("float32")
+            }
+            variables = learner.finalize(model, state)
+        return variables
+
+    before = jax.eval_shape(lambda: model.init(KEY))
+    assert signature(jax.eval_shape(purify, before)) == signature(before)
+
+
+def test_no_epochs_return_the_model_bit_for_bit(name, model, variables, split):
+    """Behavioral test 1, parameters and batch statistics."""
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(x.dtype), variables)
+    assert same(defenses.run(KEY, create(name, **NOTHING), model, variables, split), variables)
+
+
+def test_the_same_key_gives_the_same_bits_and_another_key_others(result, defense, model, variables, split):
+    assert same(defenses.run(KEY, defense, model, variables, split), result.variables)
+    other = defenses.run(jax.random.key(1), defense, model, variables, split)
+    assert same(other["params"], result.variables["params"]) == (epochs(defense) == 0)
+
+
+def test_it_changes_the_model_if_it_takes_steps_at_all(result, defense, variables):
+    assert same(result.variables, variables) == (epochs(defense) == 0)
+    assert [row.epoch for row in result.history] == [n + 1 for stage in stages(defense) for n in range(stage.epochs)]
+
+
+@pytest.fixture(scope="module")
+def accuracy_on(model, split):
+    logits = jax.jit(lambda variables: model.apply(variables, jnp.asarray(split.image) / 255.0)[0])
+    return lambda variables: float((logits(variables).argmax(-1) == split.label).mean())
+
+
+@pytest.fixture(scope="module")
+def clean_model(model, variables, split):
+    for seed in range(8):
+        key = jax.random.key(seed)
+        variables = defenses.run(key, create("ft", learning_rate=0.1), model, variables, split)
+    return variables
+
+
+def test_a_clean_model_is_hardly_harmed(defense, model, clean_model, split, accuracy_on):
+    assert accuracy_on(clean_model) == 1
+    assert accuracy_on(defenses.run(KEY, defense, model, clean_model, split)) >= 0.95
+
+
+# --- hyper-parameters ------------------------------------------------------------------------------------------------
+
+
+def halved(defense):
+    """The same defense with half of every float."""
+    if isinstance(defense, Chain):
+        return Chain(tuple(halved(stage) for stage in stages(defense)))
+    return jax.tree.map(lambda value: 0.5 * value, defense)
+
+
+def test_other_floats_and_later_epochs_compile_nothing(result, defense, model, variables, split):
+    with compilation.count_seconds() as seconds:
+        other = defenses.purify(KEY, halved(defense), model, variables, split)
+    assert seconds == []
+    assert same(other.variables, result.variables) == (epochs(defense) == 0)
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        pytest.param(learner, id=f"{name}-{number}")
+        for name in STAGES
+        for number, learner in enumerate(stages(create(name)))
+        if learner.epochs
+    ],
+)
+def test_a_map_over_all_floats_is_a_loop(learner, model, variables, split):
+    learners = [learner, halved(learner)]
+    holdout = jax.tree.map(jnp.asarray, split)
+
+    @quick_jit
+    @jax.vmap
+    def mapped(learner):
+        state = learner.init(KEY, model, variables, holdout)
+        return loop.epoch(KEY, learner, model, state, holdout)[0]
+
+    together = mapped(jax.tree.map(lambda *values: jnp.stack(jnp.array(values)), *learners))
+    for number, learner in enumerate(learners):
+        state = jax.tree.map(jnp.array, loop._init(KEY, learner, model, variables, holdout))  # compiled for `result`
+        alone = loop.train_epoch(KEY, learner, model, state, holdout, mesh=None)[0]
+        for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(got[number], expected, atol=1e-5)
+
+
+def test_every_bad_value_is_refused_with_the_name_of_its_option(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no run-time type checks
+    known = options_of(name)
+    assert set(known) <= {*BAD, *WITHOUT_BAD_VALUE}
+    for option in set(known) & set(BAD):
+        with pytest.raises(InputError, match=rf"^{option}\b.*(must|needs)"):
+            defenses.create(name, **{option: BAD[option]})
+
+
+def test_an_unknown_option_or_preset_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=r"ft_sam has no option 'roh' .did you mean 'rho'"):
+        defenses.create("ft_sam", roh=2.0)
+    with pytest.raises(InputError, match="preset must be one of paper, reference_code; got 'papers'"):
+        defenses.create("ft_sam", preset="papers")
+    with pytest.raises(InputError, match=r"no 'ftsam' in defenses .did you mean 'ft_sam'"):
+        defenses.create("ftsam")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_presets_resolve(stage):
+    presets = registry.presets("bdjax.defenses", stage)
+    assert presets["paper"] == {}
+    made = {preset: defenses.create(stage, preset=preset) for preset in presets}
+    assert made["paper"] == defenses.create(stage)
+    assert len({repr(learner) for learner in made.values()}) == len(presets)  # else it needs no name
+
+
+@pytest.mark.parametrize("stage", ["ft", "ft_sam"])
+def test_fine_tuning_has_a_preset_of_the_reference_code(stage):
+    assert "reference_code" in registry.presets("bdjax.defenses", stage)
+
+
+def test_the_docstring_names_every_option_and_what_is_raised(name):
+    text, known = inspect.getdoc(registry.factory("bdjax.defenses", name)) or "", options_of(name)
+    assert text.partition("\n")[0].endswith(".")
+    assert all(option in text for option in known)
+    if set(known) & set(BAD):
+        assert "Args:" in text
+        assert "Raises:\n  InputError" in text
+        assert all(f"\n  {option}: " in text for option in known)
+
+
+# --- chains ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_is_its_stages_one_after_another(model, variables, split):
+    first, second = create("ft"), create("ft_sam")
+    asked = []
+
+    def options(number: int) -> dict[str, Any]:
+        asked.append(number)
+        return {}
+
+    together = defenses.purify(KEY, chain(first, second, keep_pruned=False), model, variables, split, options=options)
+    one = defenses.purify(KEY, first, model, variables, split)
+    two = defenses.purify(defenses.stage_key(KEY, 1), second, model, one.variables, split)
+    assert same(together.variables, two.variables)
+    assert [row.loss for row in together.history] == [row.loss for row in one.history + two.history]
+    assert asked == [0, 1]
+
+
+def test_no_stage_shares_a_key_with_an_epoch():
+    keys = [defenses.stage_key(KEY, number) for number in range(3)]
+    epoch_keys = [jax.random.fold_in(KEY, epoch) for epoch in range(10)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys + epoch_keys}) == 13
+
+
+def test_nested_chains_are_flat():
+    a, b, c = create("ft"), create("ft_sam"), create("nft")
+    assert stages(chain(chain(a, b), c)) == stages(chain(a, chain(b, c)))
+    loose = functools.partial(chain, keep_pruned=False)
+    assert stages(loose(loose(a, b), c)) == stages(loose(a, loose(b, c))) == (a, b, c)
+    assert stages(a) == (a,)
+
+
+# --- what a defender may see -----------------------------------------------------------------------------------------
+
+
+def test_a_poisoned_split_is_refused(name, model, variables, split, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no run-time type checks
+    poisoned = PoisonedSplit(split, split.label, np.zeros(48, bool))
+    with pytest.raises(InputError, match="holdout must be a Split: a defender cannot see which images are poisoned"):
+        defenses.run(KEY, create(name), model, variables, poisoned)  # pyright: ignore
+
+
+def test_a_defense_is_handed_the_holdout_and_nothing_else(defense):
+    """Behavioral test 15: there is no argument by which a test set, a trigger or a poison mask could come in."""
+    assert list(inspect.signature(defenses.run).parameters) == ["key", "defense", "model", "variables", "holdout"]
+    for stage in stages(defense):
+        methods = {
+            method: list(inspect.signature(getattr(stage, method)).parameters)
+            for method in ("init", "update", "finalize")
+        }
+        assert methods == {
+            "init": ["key", "model", "variables", "split"],
+            "update": ["key", "model", "state", "batch"],
+            "finalize": ["model", "state"],
+        }
+
+
+def test_rows_outside_the_holdout_have_no_influence(result, defense, model, variables, split):
+    """What else lies in the arrays, triggered images say, is not looked at unless it is ``valid``."""
+    more = Split(*(np.concatenate([array, array[:16]]) for array in split))
+    more = more._replace(
+        valid=np.arange(64) < 48, image=np.where(np.arange(64)[:, None, None, None] < 48, more.image, 255)
+    )
+    assert same(defenses.run(KEY, defense, model, variables, more), result.variables)

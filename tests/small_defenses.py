@@ -1,0 +1,43 @@
+"""Every defense, with options for which it is quick."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bdjax import defenses, pytree, registry
+from bdjax.defenses.chain import chain
+
+
+@pytree.dataclass
+class Corner:
+    """A trigger for a defense that needs one: two by two pixels of one gray."""
+
+    gray: Any = 0.5
+
+    def __call__(self, key, image):
+        gray = jnp.where(image.dtype == jnp.uint8, 255 * self.gray, self.gray)
+        return image.at[:, -2:, -2:].set(gray.astype(image.dtype))
+
+
+SMALL = {"epochs": 3, "batch_size": 32, "augment": "none", "trigger": Corner()}  # the last batch is not full
+STAGES = [name for name in defenses.names() if name != "chain"]
+
+
+def options_of(name: str) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(registry.factory("bdjax.defenses", name)).parameters)
+
+
+def create(name: str, **options: Any):
+    """A defense that is quick; a chain is of fine-tuning and FT-SAM, as they are compiled anyway."""
+    if name == "chain":
+        return chain(create("ft", **options), create("ft_sam", **options), keep_pruned=False)
+    small = {option: value for option, value in {**SMALL, **options}.items() if option in options_of(name)}
+    return defenses.create(name, **small)
+
+
+def signature(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
