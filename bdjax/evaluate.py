@@ -36,8 +36,8 @@ def evaluate(
     Raises:
       InputError: no image to count, or a batch size below one.
     """
-    on_clean = predict(model, variables, clean.image, batch_size=batch_size)
-    on_triggered = predict(model, variables, triggered.visible.image, batch_size=batch_size)
+    on_clean = predict(model, variables, clean.input, batch_size=batch_size)
+    on_triggered = predict(model, variables, triggered.visible.input, batch_size=batch_size)
     return count(on_clean, on_triggered, clean, triggered)
 
 
@@ -145,7 +145,7 @@ class _Ask:
         valid = np.asarray(split.valid)
         found = [np.zeros(0, np.int32)]
         for start in range(0, len(valid), self._size):
-            image = as_float(jnp.asarray(split.image[start : start + self._size]))
+            image = as_float(jnp.asarray(split.input[start : start + self._size]))
             rows = len(image)
             batch = np.empty((self._size, *image.shape[1:]), np.float32)  # its own, to be written to
             batch[:rows], batch[rows:] = image, image[-1]

@@ -45,7 +45,7 @@ def poison_train(
     """
     split = jax.tree.map(jnp.asarray, split)
     drawn = draw(key, attack, split.label, split.valid)
-    image = plant(drawn, attack, state, split.image, rounding=rounding)
+    image = plant(drawn, attack, state, split.input, rounding=rounding)
     return PoisonedSplit(Split(image, drawn.label, split.valid), split.label, drawn.is_poisoned)
 
 
@@ -129,13 +129,13 @@ def poison_stream(
 ) -> PoisonedSplit:
     """Return what `poison_train` returns of the same arguments, its images read and changed when they are needed.
 
-    Not to be compiled: ``split.image`` is whatever reads rows (`bdjax.data.streams.Images`), and the image of the
+    Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.Images`), and the image of the
     visible split is a `bdjax.data.streams.Stream`. No triggered image is stored.
     """
     one_of(ROUNDINGS, rounding=rounding)
     label, valid = jnp.asarray(split.label), jnp.asarray(split.valid)
     drawn = jax.jit(draw)(key, attack, label, valid)
-    image: Any = Stream(split.image, Planting(drawn, attack, state, rounding))
+    image: Any = Stream(split.input, Planting(drawn, attack, state, rounding))
     return PoisonedSplit(Split(image, drawn.label, valid), label, drawn.is_poisoned)
 
 
@@ -158,15 +158,15 @@ def poison_batch(key: Key[Array, ""], attack: Attack, state: TriggerState, batch
     poison_round, cover_round = jax.random.uniform(count_key, (2,))
     count = jnp.floor(attack.poison_rate * _whole(attack, candidate, valid) + poison_round).astype(jnp.int32)
     poisoned = choose(poison_key, candidate, count)
-    triggered = jax.vmap(attack.trigger.apply, (0, None, 0))(_row_keys(trigger_key, batch.image), state, batch.image)
-    image = _where(poisoned, triggered, batch.image)
+    triggered = jax.vmap(attack.trigger.apply, (0, None, 0))(_row_keys(trigger_key, batch.input), state, batch.input)
+    image = _where(poisoned, triggered, batch.input)
     if isinstance(attack.trigger, CoveringTrigger):
         chosen_key, drawn_key = jax.random.split(cover_key)
         count = jnp.floor(attack.cover_rate * valid.sum() + cover_round).astype(jnp.int32)
         covered = choose(chosen_key, valid & ~poisoned, count)
         image = _where(covered, attack.trigger.cover(drawn_key, state, batch), image)
     label = batch.label if attack.clean_label else jnp.where(poisoned, attack.label_map(batch.label), batch.label)
-    return batch._replace(image=jnp.clip(image, 0, 1), label=label.astype(batch.label.dtype))
+    return batch._replace(input=jnp.clip(image, 0, 1), label=label.astype(batch.label.dtype))
 
 
 def reach(attack: Attack, split: Split) -> tuple[int, int, int]:
@@ -189,7 +189,7 @@ def expected_count(attack: Attack, split: Split) -> int:
 
 def clean_stream(split: Split) -> Split:
     """Return a split whose images are read when they are needed, as they are."""
-    return split._replace(image=Stream(split.image))  # type: ignore[arg-type]
+    return split._replace(input=Stream(split.input))  # type: ignore[arg-type]
 
 
 def poison_test(
@@ -204,7 +204,7 @@ def poison_test(
     trigger = attack.trigger_at_test
     wanted = attack.label_map(split.label).astype(split.label.dtype)
     valid = split.valid & (wanted != split.label)
-    image = _apply(_row_keys(key, split.image), jnp.cumsum(valid) - 1, trigger, state, split.image, rounding)
+    image = _apply(_row_keys(key, split.input), jnp.cumsum(valid) - 1, trigger, state, split.input, rounding)
     return PoisonedSplit(Split(image, wanted, valid), split.label, split.valid)
 
 

@@ -42,11 +42,11 @@ class ImageSpec:
 class Split(NamedTuple):
     """What a learner or a defender may see.
 
-    ``image`` is uint8 in [0, 255] at rest and float32 in [0, 1] once it is worked on; ``valid`` is False on rows that
+    ``input`` is uint8 in [0, 255] at rest and float32 in [0, 1] once it is worked on; ``valid`` is False on rows that
     only pad the arrays (or that a metric leaves out); inside a training step it is None where every row counts.
     """
 
-    image: Num[Array, "n h w c"]
+    input: Num[Array, "n ..."]
     label: Int[Array, " n"]
     valid: Bool[Array, " n"]
 

@@ -81,7 +81,7 @@ def step_ratios(model: Model, batch_size: int, steps: int, rounds: int) -> dict[
 def diagonal_ratios(model: Model, variables: Variables, batch_size: int, rounds: int) -> dict[str, float]:
     """Return the seconds of a plain epoch over 500 images, and of the exact diagonal in plain epochs."""
     split = random_split(SPEC, DIAGONAL_IMAGES)
-    examples = (split.image, split.label)
+    examples = (split.input, split.label)
     work: dict[str, Callable[[], Any]] = {"plain_epoch": Epoch(create("ft", batch_size=batch_size), model, split)}
     for name, (tuned, loss_fn) in fisher_problems(model, variables).items():
         diagonal = compilation.jit(lambda at, f=loss_fn: fisher.diagonal(f, at, examples, chunk=CHUNK))
@@ -111,7 +111,7 @@ def pruning_ratios(model: Model, variables: Variables, batch_size: int, rounds: 
     """Return the seconds of a round of Grad-Prune (400 images, 100 aside) and of its ranking alone."""
     split = random_split(SPEC, 500)
     rest, aside = (
-        Images(split.image[part], split.image[part, ::-1], split.label[part])
+        Images(split.input[part], split.input[part, ::-1], split.label[part])
         for part in (slice(0, 400), slice(400, None))
     )
 
@@ -140,7 +140,7 @@ def memory(model: Model, variables: Variables, batch_size: int) -> dict[str, flo
     for name, (tuned, loss_fn) in fisher_problems(model, variables).items():
 
         def gradient(at: Any, loss_fn: Any = loss_fn) -> Any:
-            return fisher.trace_gradient(loss_fn, at, (split.image, split.label), chunk=CHUNK)
+            return fisher.trace_gradient(loss_fn, at, (split.input, split.label), chunk=CHUNK)
 
         compiled = compilation.jit(gradient).lower(tuned).compile()  # type: ignore[attr-defined]
         sizes[f"exact_trace_{name}"] = compiled.memory_analysis().temp_size_in_bytes

@@ -48,7 +48,7 @@ def measure(split: Split, loop_images: int, rounds: int) -> dict[str, Any]:
         state = attack.trigger.init(KEY, SPEC)
         work[name], count[name] = device_call(attack, state, split), split.label.shape[0]
         if (one := in_numpy(name, attack, state)) is not None:
-            part = np.asarray(split.image[: max(1, round(loop_images * SHARE.get(name, 1)))])
+            part = np.asarray(split.input[: max(1, round(loop_images * SHARE.get(name, 1)))])
             loop = numpy_call(one, part)
             check(name, np.asarray(work[name]())[: len(part)], loop())
             work[f"{name} loop"], count[f"{name} loop"] = loop, len(part)
@@ -77,7 +77,7 @@ def every_attack() -> tuple[dict[str, Attack], list[str]]:
 def device_call(attack: Attack, state: Any, split: Split) -> Callable[[], Any]:
     """Return a call that puts the trigger on every image, in one compiled program."""
     planted = compilation.jit(poison.poison_test)
-    return lambda: planted(KEY, attack, state, split).visible.image
+    return lambda: planted(KEY, attack, state, split).visible.input
 
 
 def numpy_call(one: OneImage, image: np.ndarray) -> Callable[[], np.ndarray]:

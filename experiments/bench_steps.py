@@ -73,7 +73,7 @@ def loop_call(learner: Learner, model: Model, split: Split, steps: int) -> Calla
     def one(key: Any, learner: Learner, state: Any, split: Split, order: Any, number: Any) -> Any:
         size = learner.batch_size or order.shape[0]
         index = jax.lax.dynamic_slice_in_dim(order, number * size, size)
-        batch = Split(split.image[index], split.label[index], None)  # type: ignore[arg-type]
+        batch = Split(split.input[index], split.label[index], None)  # type: ignore[arg-type]
         return learner.update(jax.random.fold_in(key, number), model, state, batch)
 
     step = compilation.jit(one, donate_argnums=2)

@@ -43,7 +43,7 @@ def planted_subject(rows: int = 30, seed: int = 1) -> Subject:
 
 def _subject(steps: Sequence[dict[str, Any]], test: Split, holdout: Split, seen: list[int] | None = None) -> Subject:
     """Return the run that has these variables after so many epochs, on dim test images with a white corner."""
-    image, aimed = np.asarray(planted.Corner()(None, jnp.asarray(test.image))), test.label != planted.TARGET
+    image, aimed = np.asarray(planted.Corner()(None, jnp.asarray(test.input))), test.label != planted.TARGET
     visible = Split(image, np.full_like(test.label, planted.TARGET), aimed)
 
     def replay(on_variables: Any) -> None:

@@ -73,7 +73,7 @@ def test_rates_divide_by_their_own_totals():
 
 
 def test_float_images_count_like_uint8():
-    as_float = CLEAN._replace(image=CLEAN.image.astype(np.float32) / 255)
+    as_float = CLEAN._replace(input=CLEAN.input.astype(np.float32) / 255)
     jax.tree.map(
         np.testing.assert_array_equal,
         evaluate.evaluate(Reader(), VARIABLES, as_float, TRIGGERED),
@@ -83,14 +83,14 @@ def test_float_images_count_like_uint8():
 
 def test_predict_answers_every_row_in_order():
     answers = np.arange(11) % 4
-    image = split_of(answers, answers).image
+    image = split_of(answers, answers).input
     np.testing.assert_array_equal(evaluate.predict(Reader(), VARIABLES, image, batch_size=4), answers)
     np.testing.assert_array_equal(evaluate.predict(Reader(), VARIABLES, jnp.asarray(image)), answers)
 
 
 def test_predict_uses_the_running_statistics(model, variables, split):
-    one = evaluate.predict(model, variables, split.image[:1])
-    np.testing.assert_array_equal(evaluate.predict(model, variables, split.image)[:1], one)
+    one = evaluate.predict(model, variables, split.input[:1])
+    np.testing.assert_array_equal(evaluate.predict(model, variables, split.input)[:1], one)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_nothing_to_count_is_refused(clean, triggered):
 
 def test_a_batch_size_of_zero_is_refused():
     with pytest.raises(InputError, match="batch_size must be 1 or more, got 0"):
-        evaluate.predict(Reader(), VARIABLES, CLEAN.image, batch_size=0)
+        evaluate.predict(Reader(), VARIABLES, CLEAN.input, batch_size=0)
 
 
 # --- Any function ---
@@ -148,7 +148,7 @@ def test_a_jitted_network_counts_the_same_and_is_traced_once(model, variables, s
         traces.append(image.shape)
         return model.apply(variables, image)[0]
 
-    triggered = PoisonedSplit(split._replace(image=255 - split.image), (split.label + 1) % 4, split.valid)
+    triggered = PoisonedSplit(split._replace(input=255 - split.input), (split.label + 1) % 4, split.valid)
     shorter = jax.tree.map(lambda array: array[:29], triggered)
     for poisoned in (triggered, shorter):
         ours = evaluate.evaluate(model, variables, split, poisoned)
@@ -166,10 +166,10 @@ def test_a_function_gets_float_images_of_its_own():
         image[:] = 9
         return answer
 
-    before = CLEAN.image.copy()
+    before = CLEAN.input.copy()
     evaluate.evaluate_function(spoil, CLEAN, TRIGGERED, batch_size=4)
     assert seen == [(np.float32, (4, 1, 1, 1), pytest.approx(most / 255)) for most in (3, 1, 2, 3)]
-    np.testing.assert_array_equal(CLEAN.image, before)
+    np.testing.assert_array_equal(CLEAN.input, before)
 
 
 KINDS = [lambda x: x.astype(np.float16), jnp.bfloat16, lambda x: x.astype(int), np.ndarray.tolist]

@@ -68,7 +68,7 @@ def attack(rate: float = 0.5, value: float = 1.0, **fields) -> Attack:
 def test_count_is_the_nearest_whole_number(rows, rate, count):
     poisoned = poison_train(KEY, attack(rate), (), pixels(rows))
     assert poisoned.is_poisoned.sum() == count
-    assert (poisoned.visible.image == 255).sum() == count
+    assert (poisoned.visible.input == 255).sum() == count
 
 
 def test_the_denominator_is_the_valid_rows():
@@ -117,7 +117,7 @@ def test_rounding_to_8_bits(value, nearest, truncated):
             poison_test(KEY, attack(value=value), (), pixels(1), rounding=rounding),
             poison_train(KEY, attack(1.0, value=value), (), pixels(1), rounding=rounding),
         ):
-            assert test.visible.image.item() == expected
+            assert test.visible.input.item() == expected
 
 
 @pytest.mark.parametrize("rounding", poison.ROUNDINGS)
@@ -131,13 +131,13 @@ def test_a_whole_level_survives_either_rounding(rounding):
             return image
 
     unchanged = poison_train(KEY, Attack(Nothing(0.0), AllToOne(), 1.0), (), split, rounding=rounding)
-    np.testing.assert_array_equal(unchanged.visible.image, levels)
+    np.testing.assert_array_equal(unchanged.visible.input, levels)
 
 
 def test_float_images_are_clipped_and_not_rounded():
-    split = pixels(1)._replace(image=np.zeros((1, 1, 1, 1), np.float32))
+    split = pixels(1)._replace(input=np.zeros((1, 1, 1, 1), np.float32))
     for value, expected in ((0.3, 0.3), (1.7, 1.0), (-0.3, 0.0)):
-        image = poison_test(KEY, attack(value=value), (), split).visible.image
+        image = poison_test(KEY, attack(value=value), (), split).visible.input
         assert image.dtype == np.float32
         assert image.item() == pytest.approx(expected)
 
@@ -150,13 +150,13 @@ def test_an_unknown_rounding_is_refused(function):
 
 def test_the_test_trigger_takes_over_at_test_time():
     both = attack(1.0, value=0.2, test_trigger=Fill(0.8))
-    assert poison_train(KEY, both, (), pixels(1)).visible.image.item() == 51
-    assert poison_test(KEY, both, (), pixels(1)).visible.image.item() == 204
+    assert poison_train(KEY, both, (), pixels(1)).visible.input.item() == 51
+    assert poison_test(KEY, both, (), pixels(1)).visible.input.item() == 204
 
 
 def test_each_row_has_a_trigger_draw_of_its_own():
     noisy = Attack(Noise(), AllToOne(), 1.0)
-    image = poison_train(KEY, noisy, (), pixels(100)).visible.image
+    image = poison_train(KEY, noisy, (), pixels(100)).visible.input
     assert len(np.unique(image)) > 50
 
 
@@ -178,7 +178,7 @@ def test_pieces_without_a_poisoned_row_are_not_computed(rows, rate, computed):
     poisoned = poison_train(KEY, Attack(Counted(1.0), AllToOne(), rate), (), pixels(rows))
     jax.effects_barrier()
     assert len(CALLS) == computed  # 309 rows of 1030 are two pieces of 250
-    np.testing.assert_array_equal(poisoned.visible.image[:, 0, 0, 0] == 255, poisoned.is_poisoned)
+    np.testing.assert_array_equal(poisoned.visible.input[:, 0, 0, 0] == 255, poisoned.is_poisoned)
 
 
 def test_rows_are_drawn_uniformly_among_the_candidates():

@@ -53,7 +53,7 @@ def training_loss(model: Model, variables: Variables, batch: Split) -> Loss:
     rows = jax.tree.map(jnp.asarray, batch)
 
     def loss(params: Params) -> Array:
-        logits, _ = model.apply({**variables, "params": params}, as_float(rows.image), train=True, valid=rows.valid)
+        logits, _ = model.apply({**variables, "params": params}, as_float(rows.input), train=True, valid=rows.valid)
         return mean_loss(logits, rows)
 
     return loss

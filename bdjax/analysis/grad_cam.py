@@ -160,7 +160,7 @@ class GradCam:
         seen = subject.triggered.visible
         true = seen._replace(label=subject.triggered.original_label)
         rows = splits.subset(subject.key, true, self.images, num_classes=spec.num_classes)
-        image = np.stack([np.asarray(split.image)[rows] for split in (subject.test, seen)])
+        image = np.stack([np.asarray(split.input)[rows] for split in (subject.test, seen)])
         label, attackers = (np.asarray(of)[rows] for of in (true.label, seen.label))
         explained = {"predicted": None, "true": label, "attacker": attackers}[self.target]
         found = [

@@ -161,7 +161,7 @@ def pairs(subject: Subject, images: int) -> Pairs:
     if not rows.size:
         classes = len(np.unique(np.asarray(label)[np.asarray(visible.valid)]))
         raise InputError(f"images must be {classes} or more, one of each class that the attack changes; got {images}.")
-    return Pairs(*(np.asarray(array)[rows] for array in (subject.test.image, visible.image, visible.label)))
+    return Pairs(*(np.asarray(array)[rows] for array in (subject.test.input, visible.input, visible.label)))
 
 
 def _mean_change(model: ProbedModel, variables: Variables, clean: Array, triggered: Array, layer: Path) -> Change:

@@ -33,10 +33,10 @@ class Quantization:
 
     def cover(self, key: Key[Array, ""], state: tuple[()], batch: Split) -> Float[Array, "n h w c"]:
         """Give each image the residual of another one: clip(x + Q(x°) − x°, 0, 1)."""
-        rows = batch.image.shape[0]
-        quantized = jax.vmap(self.apply, (None, None, 0))(key, state, batch.image)
+        rows = batch.input.shape[0]
+        quantized = jax.vmap(self.apply, (None, None, 0))(key, state, batch.input)
         partner = (jnp.arange(rows) + jax.random.randint(key, (), 1, max(rows, 2))) % rows
-        return jnp.clip(batch.image + (quantized - batch.image)[partner], 0, 1)
+        return jnp.clip(batch.input + (quantized - batch.input)[partner], 0, 1)
 
 
 def quantize(value: Float[Array, "..."], levels: int) -> Float[Array, "..."]:

@@ -58,7 +58,7 @@ class HalfMixer:
         order = jax.random.permutation(key, belongs.shape[0])
         order = order[jnp.argsort(~belongs[order], stable=True)]  # rows of the class first
         row = order[jnp.arange(self.bank) % jnp.maximum(belongs.sum(), 1)]
-        image = jnp.round(as_float(batch.image[row]) * 255).astype(jnp.uint8)
+        image = jnp.round(as_float(batch.input[row]) * 255).astype(jnp.uint8)
         found = Bank(jnp.where(belongs.any(), image, state.image))
         return found, Info(jnp.float32(0), jnp.float32(0), jnp.int32(0))
 
@@ -73,8 +73,8 @@ class HalfMixer:
         del state
         partner_key, mix_key = jax.random.split(key)
         partner = _partner(partner_key, batch)
-        keys = jax.random.split(mix_key, batch.image.shape[0])
-        return jax.vmap(self.mix)(keys, batch.image, batch.image[partner])
+        keys = jax.random.split(mix_key, batch.input.shape[0])
+        return jax.vmap(self.mix)(keys, batch.input, batch.input[partner])
 
     def mix(
         self, key: Key[Array, ""], one: Float[Array, "h w c"], other: Float[Array, "h w c"]

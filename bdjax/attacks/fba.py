@@ -56,8 +56,8 @@ class Style:
     def cover(self, key: Key[Array, ""], state: Injector, batch: Split) -> Float[Array, "n h w c"]:
         """Return what the detoxification shows with true labels: (1 − α) x + α D(x)."""
         del key
-        injected = jax.vmap(inject, (None, 0))(state.kernel, batch.image)
-        return (1 - self.alpha) * batch.image + self.alpha * injected
+        injected = jax.vmap(inject, (None, 0))(state.kernel, batch.input)
+        return (1 - self.alpha) * batch.input + self.alpha * injected
 
     def update(
         self, key: Key[Array, ""], model: Model, variables: Variables, state: Injector, batch: Split
@@ -78,16 +78,16 @@ class Style:
     ) -> tuple[Injector, Float[Array, ""]]:
         valid = jnp.ones(batch.label.shape) if batch.valid is None else batch.valid.astype(jnp.float32)
         weight, wanted = valid / jnp.maximum(valid.sum(), 1), self.label_map(batch.label)
-        triggered = jnp.clip(jax.vmap(self.apply, (None, None, 0))(key, state, batch.image), 0, 1)
+        triggered = jnp.clip(jax.vmap(self.apply, (None, None, 0))(key, state, batch.input), 0, 1)
         compromised = top_features(
-            weight @ (model.features(variables, triggered) - model.features(variables, batch.image))
+            weight @ (model.features(variables, triggered) - model.features(variables, batch.input))
         )
 
         def loss_fn(kernel: Array) -> Array:
-            injected = jax.vmap(inject, (None, 0))(kernel, batch.image)
+            injected = jax.vmap(inject, (None, 0))(kernel, batch.input)
             logits, _ = model.apply(variables, injected)
             error = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
-            dissimilarity = (1 - jax.vmap(ssim)(injected, batch.image)) / 2
+            dissimilarity = (1 - jax.vmap(ssim)(injected, batch.input)) / 2
             activation = model.features(variables, injected)[:, compromised].mean(-1)
             return weight @ (error + _DSSIM * dissimilarity - _ACTIVATION * activation)
 

@@ -74,16 +74,16 @@ class InputAware:
 
     def cover(self, key: Key[Array, ""], state: InputAwareState, batch: Split) -> Float[Array, "n h w c"]:
         """Return the images with the trigger of another one each."""
-        rows = batch.image.shape[0]
-        other = jnp.roll(batch.image, jax.random.randint(key, (), 1, max(rows, 2)), axis=0)
-        return _laid(batch.image, *self._trigger(state, other))
+        rows = batch.input.shape[0]
+        other = jnp.roll(batch.input, jax.random.randint(key, (), 1, max(rows, 2)), axis=0)
+        return _laid(batch.input, *self._trigger(state, other))
 
     def fit(
         self, key: Key[Array, ""], model: Model, variables: Variables, state: InputAwareState, batch: Split
     ) -> tuple[InputAwareState, Info]:
         """Take one step of M: sparse masks that differ as images do."""
         del key, model, variables
-        x = _generators.normalized(batch.image, state.statistics)
+        x = _generators.normalized(batch.input, state.statistics)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
             out, stats = _generators.in_training(UShape(1, self.width), params, state.mask["batch_stats"], x)
@@ -119,7 +119,7 @@ class InputAware:
     ) -> tuple[InputAwareState, Info]:
         """Take one step of G: the first half of the batch with its own triggers, and with those of the second half."""
         half = batch.label.shape[0] // 2
-        image = batch.image[: 2 * half]
+        image = batch.input[: 2 * half]
         x = _generators.normalized(image, state.statistics)
         masks = self._mask(state, x)
         label = batch.label[:half]

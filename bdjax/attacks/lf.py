@@ -67,7 +67,7 @@ class LowFrequency:
         rows = min(self.images, batch.label.shape[0])
         draw = jax.random.uniform(jax.random.wrap_key_data(state.seed), batch.label.shape)
         _, chosen = jax.lax.top_k(draw if batch.valid is None else jnp.where(batch.valid, draw, -1), rows)
-        images = as_float(batch.image[chosen])
+        images = as_float(batch.input[chosen])
         logits = functools.partial(_logits, model, variables)
 
         def one_pass() -> tuple[LowFrequencyState, Int[Array, ""]]:

@@ -81,12 +81,12 @@ class Noise:
 
     def _learn(self, model: Model, variables: Variables, state: NoiseState, batch: Split) -> tuple[NoiseState, Info]:
         """Take one step of Adam on CE(f(clip(x + ε T(x))), τ(y))."""
-        x, wanted = _generators.normalized(batch.image, state.statistics), self.label_map(batch.label)
+        x, wanted = _generators.normalized(batch.input, state.statistics), self.label_map(batch.label)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
             stats = state.learning["batch_stats"]
             noise, stats = _generators.in_training(Autoencoder(self.width), params, stats, x)
-            logits, _ = model.apply(variables, self._with_noise(batch.image, noise))
+            logits, _ = model.apply(variables, self._with_noise(batch.input, noise))
             return _generators.cross_entropy(logits, wanted), (stats, jnp.mean(logits.argmax(-1) == wanted))
 
         params = state.learning["params"]

@@ -77,14 +77,14 @@ class Steganography:
     ) -> tuple[SteganographyState, Info]:
         """Take one step of Adam on λ · MSE(E(x, b), x) + BCE(D(E(x, b)), b), with bits drawn for each image."""
         del model, variables
-        message = jax.random.bernoulli(key, shape=(batch.image.shape[0], self.bits)).astype(jnp.float32)
+        message = jax.random.bernoulli(key, shape=(batch.input.shape[0], self.bits)).astype(jnp.float32)
 
         def loss_fn(params: tuple[Params, Params]) -> tuple[Array, Array]:
             encoder, decoder = params
-            image = self.hidden(encoder, batch.image, message)
+            image = self.hidden(encoder, batch.input, message)
             logits = self.read(decoder, image)
             bce = optax.sigmoid_binary_cross_entropy(logits, message).mean()
-            loss = self.weight(state.since) * jnp.square(image - batch.image).mean() + bce
+            loss = self.weight(state.since) * jnp.square(image - batch.input).mean() + bce
             return loss, jnp.mean((logits > 0) == (message > 0))
 
         params = (state.encoder, state.decoder)

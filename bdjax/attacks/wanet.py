@@ -46,10 +46,10 @@ class Warp:
 
     def cover(self, key: Key[Array, ""], state: Float[Array, "h w 2"], batch: Split) -> Float[Array, "n h w c"]:
         """Warp each image with noise of up to half a pixel on top of A: g' = clip(g + U[−1, 1] / size)."""
-        noise = jax.random.uniform(key, (*batch.image.shape[:3], 2), minval=-1, maxval=1)
+        noise = jax.random.uniform(key, (*batch.input.shape[:3], 2), minval=-1, maxval=1)
         size = jnp.array(state.shape[1::-1])
         places = jnp.clip(self.places(state) + noise * (size - 1) / (2 * size), 0, size - 1)
-        return jax.vmap(bilinear)(batch.image, places)
+        return jax.vmap(bilinear)(batch.input, places)
 
     def places(self, state: Float[Array, "h w 2"]) -> Float[Array, "h w 2"]:
         """Return where each pixel is taken from, (column, row), in [0, size − 1]."""

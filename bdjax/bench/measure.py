@@ -213,7 +213,7 @@ def step_flops(learner: Learner, model: Model, split: Split) -> float | None:
 
     key, size = jax.random.key(0), learner.batch_size or split.label.shape[0]
     state = jax.eval_shape(lambda: learner.init(key, model, model.init(key), split))
-    batch = jax.eval_shape(lambda: Split(split.image[:size], split.label[:size], None))  # type: ignore[arg-type]
+    batch = jax.eval_shape(lambda: Split(split.input[:size], split.label[:size], None))  # type: ignore[arg-type]
     lowered = jax.jit(lambda state, batch: learner.update(key, model, state, batch)).lower(state, batch)
     return _counted(lowered, "flops")
 

@@ -169,7 +169,7 @@ def _measure_sample(
     hessian = trace(trace_key, loss, params, draws=settings.draws)
 
     def example_loss(params: Params, example: Split) -> Array:
-        logits, _ = model.apply({**variables, "params": params}, as_float(example.image[None]))
+        logits, _ = model.apply({**variables, "params": params}, as_float(example.input[None]))
         return _cross_entropy(logits, example.label[None])[0]
 
     examples, chunk = jax.tree.map(jnp.asarray, split), min(32, settings.chunk)

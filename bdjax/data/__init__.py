@@ -66,7 +66,7 @@ def load(
 
     >>> from bdjax import data
     >>> digits = data.load("digits")
-    >>> digits.train.image.shape, digits.train.image.dtype, digits.spec.num_classes
+    >>> digits.train.input.shape, digits.train.input.dtype, digits.spec.num_classes
     ((1347, 8, 8, 1), dtype('uint8'), 10)
     >>> data.load("digits", image_size=16).spec.shape
     (16, 16, 1)
@@ -223,7 +223,7 @@ def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
     count = sum(split.label.shape[0] for split in (dataset.train, dataset.test))
     footprint.check_images(count, (image_size, image_size, channels))
     train, test = (
-        split._replace(image=_images.resize(np.asarray(split.image), image_size))
+        split._replace(input=_images.resize(np.asarray(split.input), image_size))
         for split in (dataset.train, dataset.test)
     )
     spec = dataclasses.replace(dataset.spec, shape=(image_size, image_size, channels))

@@ -43,9 +43,9 @@ class FeaturePruning:
     def update(self, key: Key[Array, ""], model: Model, state: Variables, batch: Split) -> tuple[Variables, Info]:
         """Prune, given the whole holdout. What is reported is measured on the part that is kept aside."""
         del key
-        features = jax.lax.map(lambda x: model.features(state, as_float(x)[None])[0], batch.image, batch_size=_CHUNK)
+        features = jax.lax.map(lambda x: model.features(state, as_float(x)[None])[0], batch.input, batch_size=_CHUNK)
         (seen, *_), (features, label, aside) = keep_aside(
-            (features, batch.label, batch.image), batch.label, self.aside, model.spec.num_classes
+            (features, batch.label, batch.input), batch.label, self.aside, model.spec.num_classes
         )
         path, flat = structure.classifier(model, state), structure.flat(state["params"])
         bias = flat.get((*path[:-1], "bias"), 0)

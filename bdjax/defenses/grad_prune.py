@@ -74,7 +74,7 @@ class GradPrune:
 
     def update(self, key: Key[Array, ""], model: Model, state: Variables, batch: Split) -> tuple[Variables, Info]:
         """Prune and fine-tune. What is reported is measured on the part of the holdout that is kept aside."""
-        images = Images(batch.image, self.trigger(jax.random.fold_in(key, 0), batch.image), batch.label)
+        images = Images(batch.input, self.trigger(jax.random.fold_in(key, 0), batch.input), batch.label)
         rest, aside = keep_aside(images, batch.label, self.aside, model.spec.num_classes)
         state, pruning = self.prune(model, state, rest, aside)
         state, tuning = self.tune(jax.random.fold_in(key, 1), model, state, rest, aside)

@@ -48,7 +48,7 @@ class Smooth:
     def init(self, tuned: Any, example_loss_fn: Any, split: Split, num_classes: int) -> tuple[Any, int]:
         """Compute F̄ on the whole split without augmentation, chunk by chunk: each image once forward and backward."""
         del num_classes
-        examples = (split.image, split.label)
+        examples = (split.input, split.label)
         importance = fisher.diagonal(example_loss_fn, tuned, examples, valid=split.valid, chunk=self.chunk)
         trace = optim.fisher_trace(self.eta_f, self.every).init(tuned)
         return SmoothState(tuned, importance, cast(FisherTraceState, trace)), 1

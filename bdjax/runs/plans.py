@@ -349,7 +349,7 @@ def check_trigger(plan: Plan | AttackPlan) -> None:
         return  # the control rows of a run and the points of a sweep share it
     visible = triggered_test(plan).visible
     counted = np.asarray(visible.valid)
-    changed = np.asarray(visible.image) != np.asarray(plan.dataset.test.image)
+    changed = np.asarray(visible.input) != np.asarray(plan.dataset.test.input)
     if not changed[counted].any():
         raise InputError(
             f"attack must change the images, and the trigger of {plan.config.attack.name} with these options leaves "

@@ -96,7 +96,7 @@ def _make(config: Config, execution: Execution) -> PoisonedSet:
     return PoisonedSet(
         plan,
         _images(poisoned, np.zeros(len(attackers.label), bool)),
-        Images(np.asarray(clean.image), label, label, no_row, no_row),
+        Images(np.asarray(clean.input), label, label, no_row, no_row),
         _images(triggered, np.asarray(triggered.visible.valid)),
     )
 
@@ -200,7 +200,7 @@ def class_folders(spec: ImageSpec) -> list[str]:
 
 def _images(split: PoisonedSplit, counts: np.ndarray) -> Images:
     label, original, is_poisoned = map(np.asarray, (split.visible.label, split.original_label, split.is_poisoned))
-    return Images(_on_host(split.visible.image), label, original, is_poisoned, counts)
+    return Images(_on_host(split.visible.input), label, original, is_poisoned, counts)
 
 
 def _on_host(image: Any) -> np.ndarray:

@@ -438,8 +438,8 @@ def _curve(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Curve 
 def _score(plan: Plan, variables: Variables, triggered: PoisonedSplit) -> tuple[Metrics, Guesses]:
     test = plan.dataset.test
     guesses = Guesses(
-        evaluate.predict(plan.model, variables, test.image),
-        evaluate.predict(plan.model, variables, triggered.visible.image),
+        evaluate.predict(plan.model, variables, test.input),
+        evaluate.predict(plan.model, variables, triggered.visible.input),
     )
     return jax.device_get(evaluate.count(*guesses, test, triggered)), jax.device_get(guesses)
 
@@ -510,10 +510,10 @@ def _unroll(
 def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:
     """Return how visible the trigger is on test images, and the one in training, if it is another, on some of those."""
     test, attack = plan.dataset.test, plan.attack
-    found = {"test": stealth.measure(test.image, triggered.visible.image, triggered.visible.valid).plain()}
+    found = {"test": stealth.measure(test.input, triggered.visible.input, triggered.visible.valid).plain()}
     if attack.test_trigger is not None:
         rows = np.flatnonzero(poison.candidates(attack, jnp.asarray(test.label), jnp.asarray(test.valid)))[:_COMPARED]
-        image = jnp.asarray(test.image)[rows]
+        image = jnp.asarray(test.input)[rows]
         stamp = poison.Stamp(attack.trigger, plan.trigger_state, plan.config.poison.rounding)
         changed = plans.stamped(stamp, plans.key_for(plan.config, "test"), image)
         found["train"] = stealth.measure(image, changed, np.ones(len(rows), bool)).plain()
@@ -524,8 +524,8 @@ def _samples(plan: Plan, triggered: PoisonedSplit, before: Guesses, after: Guess
     """Return test images that the attack aims at, with and without trigger, and what both networks say of them."""
     rows = sample_rows(np.asarray(triggered.original_label), np.asarray(triggered.visible.valid), SAMPLES)
     return {
-        "clean": np.asarray(plan.dataset.test.image)[rows],
-        "triggered": np.asarray(triggered.visible.image[rows]),
+        "clean": np.asarray(plan.dataset.test.input)[rows],
+        "triggered": np.asarray(triggered.visible.input[rows]),
         "label": np.asarray(plan.dataset.test.label)[rows],
         "clean_before": before.clean[rows],
         "clean_after": after.clean[rows],

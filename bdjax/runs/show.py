@@ -41,7 +41,7 @@ def _show(plan: AttackPlan, images: int) -> Shown:
     config = plan.config
     test = plan.dataset.test
     rows = run.sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
-    clean = np.asarray(test.image)[rows]
+    clean = np.asarray(test.input)[rows]
     stamp = poison.Stamp(plan.attack.trigger_at_test, plan.trigger_state, config.poison.rounding)
     triggered = np.asarray(plans.stamped(stamp, plans.key_for(config, "test"), jnp.asarray(clean)))
     seen = stealth.measure(clean, triggered, np.ones(len(rows), bool))

@@ -88,7 +88,7 @@ def _sweep(
 
     def accuracy(variables: Variables) -> Array:
         batch_size = min(evaluate.BATCH, aside.label.shape[0])
-        return (evaluate.predictions(model, variables, aside.image, batch_size) == aside.label).mean()
+        return (evaluate.predictions(model, variables, aside.input, batch_size) == aside.label).mean()
 
     return accuracy(variables), *jax.lax.map(one, stacked)
 

@@ -435,7 +435,7 @@ def _steps(
 
     def step(state: LearnerState, inputs: tuple[Array, Array, Array | None]) -> tuple[LearnerState, Info]:
         number, index, filled = inputs
-        images, labels = split.image[index], split.label[index]
+        images, labels = split.input[index], split.label[index]
         return take_step(drawn.step_key, number, learner, model, state, images, labels, filled, mesh=mesh)
 
     return step, (jnp.arange(drawn.index.shape[0]), drawn.index, drawn.filled)
@@ -446,7 +446,7 @@ def _prepared_steps(
 ) -> tuple[_Step, tuple[Key[Array, " steps"], Split]]:
     """Prepare all batches at once; return the step that is left to do, and what it takes of each: key and batch."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(drawn.step_key, jnp.arange(drawn.index.shape[0]))
-    gathered = Split(split.image[drawn.index], split.label[drawn.index], cast(Array, drawn.filled))
+    gathered = Split(split.input[drawn.index], split.label[drawn.index], cast(Array, drawn.filled))
     gathered = sharding.split_batch(gathered, mesh, axis=1)
     prepared = jax.vmap(lambda key, batch: learner.prepare(key, model, batch))(keys, gathered)
 

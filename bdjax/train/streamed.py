@@ -63,7 +63,7 @@ def run(
     variables, label = hosts.arrays_of_first(variables), np.asarray(split.label)[rows]
     hosts.check_same(labels=label)
     variables, label = sharding.replicate((variables, label), mesh)
-    image = jax.ShapeDtypeStruct((len(rows), *split.image.shape[1:]), split.image.dtype)
+    image = jax.ShapeDtypeStruct((len(rows), *split.input.shape[1:]), split.input.dtype)
     begun: list[Reading] = []
 
     def read(number: int) -> Reading:
@@ -101,7 +101,7 @@ def check(learner: Learner, model: Model, variables: Variables, split: Split) ->
     batches.check(learner, split)
     if learner.epochs and learner.batch_size is None:
         raise InputError("what takes all images at once cannot be streamed; keep them on the device.")
-    image = jax.ShapeDtypeStruct(split.image.shape, split.image.dtype)
+    image = jax.ShapeDtypeStruct(split.input.shape, split.input.dtype)
     init = functools.partial(_init_state, jax.random.key(0), learner, model, image=image)
     try:
         jax.eval_shape(init, variables, split.label)
@@ -143,7 +143,7 @@ def begin(
         return np.concatenate([share, more]).reshape(chunks, in_chunk, -1)
 
     index = chunked(rows[index])
-    ahead = ReadAhead(split.image.images, index.reshape(chunks, -1))  # type: ignore[attr-defined]
+    ahead = ReadAhead(split.input.images, index.reshape(chunks, -1))  # type: ignore[attr-defined]
     return Reading(drawn.step_key, index, None if filled is None else chunked(filled), steps, size, ahead)
 
 
@@ -154,7 +154,7 @@ def epoch(
 
     The next chunk is read, sent and poisoned while the device works on the one before.
     """
-    stream: Stream = split.image  # type: ignore[assignment]
+    stream: Stream = split.input  # type: ignore[assignment]
     label = np.asarray(split.label)
     queued: collections.deque[Any] = collections.deque()  # of Info
     infos: list[Info] = []
@@ -244,7 +244,7 @@ def _put(inputs: Any, mesh: Mesh | None) -> Any:
 
 
 def _row_bytes(split: Split) -> int:
-    return int(np.prod(split.image.shape[1:])) * np.dtype(split.image.dtype).itemsize
+    return int(np.prod(split.input.shape[1:])) * np.dtype(split.input.dtype).itemsize
 
 
 def _init_state(

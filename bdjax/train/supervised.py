@@ -87,20 +87,20 @@ class Supervised:
 
     def prepare(self, key: Key[Array, ""], model: Model, batch: Split) -> Split:
         """Crop and flip the images, which keep their type: the part of the augmentation that computes no pixel."""
-        return batch._replace(image=augment.moved(key, batch.image, model.spec, self.augment))
+        return batch._replace(input=augment.moved(key, batch.input, model.spec, self.augment))
 
     def learn(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
         """Take the rest of a step. Running batch statistics come from the pass at the unperturbed parameters."""
         tuned, frozen, batch_stats = state.tuned, state.frozen, state.batch_stats
-        mixed = augment.mixed(key, batch.image, model.spec, self.augment)
-        batch = batch._replace(image=mixed.image)
+        mixed = augment.mixed(key, batch.input, model.spec, self.augment)
+        batch = batch._replace(input=mixed.image)
         attacked = self.augment == "adversarial"
         if attacked:
             batch = self._attacked(jax.random.fold_in(key, augment.ATTACK), model, state, batch)
 
         def loss_fn(tuned: Any) -> tuple[Array, tuple[BatchStats, Array]]:
             variables = {"params": self.parametrization.apply(tuned, frozen), "batch_stats": batch_stats}
-            logits, changed = model.apply(variables, batch.image, train=True, valid=batch.valid)
+            logits, changed = model.apply(variables, batch.input, train=True, valid=batch.valid)
             loss = mean_loss(logits, batch, self.label_smoothing)
             if self.augment in augment.MIXING:
                 partner = batch._replace(label=batch.label[mixed.partner])
@@ -151,7 +151,7 @@ class Supervised:
         def loss_fn(image: Array) -> Array:
             return cross_entropy(model.apply(variables, image)[0], batch.label).sum()
 
-        return batch._replace(image=pgd(key, loss_fn, batch.image, steps=ATTACK_STEPS))
+        return batch._replace(input=pgd(key, loss_fn, batch.input, steps=ATTACK_STEPS))
 
     def _optimizer(self, frozen: Any, steps_per_epoch: Int[Array, ""]) -> optax.GradientTransformationExtraArgs:
         sgd = dataclasses.replace(self.sgd, schedule=self._schedule(steps_per_epoch))

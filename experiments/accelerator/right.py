@@ -116,7 +116,7 @@ def _accuracy(seed: int, dtype: str, epochs: int) -> float:
     learner = supervised(epochs=epochs, batch_size=64, learning_rate=0.05)
     start = twice.start(model, seed)
     trained = loop.run(jax.random.key(seed), learner, model, start, digits.train).variables
-    right = np.asarray(evaluate.predict(model, trained, digits.test.image)) == digits.test.label
+    right = np.asarray(evaluate.predict(model, trained, digits.test.input)) == digits.test.label
     return float(right.mean())
 
 

@@ -390,7 +390,7 @@ def _evaluation(session: Session, case: Case, scale: Scale) -> Iterator[Row]:
     del session
     model = scale.settings(case).create(scale.width)
     variables = model.init(jax.random.key(0))
-    image = measure.random_split(model.spec, scale.evaluated).image
+    image = measure.random_split(model.spec, scale.evaluated).input
     call = functools.partial(evaluate.predict, model, variables, image)
     seconds = measure.interleaved({"evaluate": call}, scale.rounds)["evaluate"]
     yield {"rate": f"evaluate, {case.kind}", "images_per_second": scale.evaluated / seconds}

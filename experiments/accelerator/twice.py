@@ -61,7 +61,7 @@ def triggers(seed: int, debug: bool) -> dict[str, np.ndarray]:
     take seconds to compile, are left out.
     """
     key, split = jax.random.key(seed), images(seed, debug, 64)
-    split = split._replace(image=as_float(split.image))
+    split = split._replace(input=as_float(split.input))
     made = {name: attacks.create(name, spec=spec(debug)) for name in attacks.names()}
     if debug:
         made = {name: attack for name, attack in made.items() if _size(attack, debug) < _NETWORK}
@@ -74,12 +74,12 @@ def triggers(seed: int, debug: bool) -> dict[str, np.ndarray]:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(made, pool.map(one, made.values()), strict=True))
-    return {"clean": np.asarray(split.image), **found}
+    return {"clean": np.asarray(split.input), **found}
 
 
 def _planted(key: Key[Array, ""], attack: Attack, split: Split, *, debug: bool) -> Float[Array, "n h w c"]:
     state = attack.trigger.init(key, spec(debug))
-    return poison.poison_test(key, attack, state, split).visible.image
+    return poison.poison_test(key, attack, state, split).visible.input
 
 
 def _size(attack: Attack, debug: bool) -> int:

@@ -57,7 +57,7 @@ def test_neighbors_by_hand():
 
 def test_features_are_those_of_the_network():
     subject = planted_subject()
-    image = jnp.asarray(subject.test.image[:5])
+    image = jnp.asarray(subject.test.input[:5])
     expected = planted.MODEL.features(subject.victim, image / 255)
     np.testing.assert_allclose(features_of(planted.MODEL, subject.victim, image), expected, rtol=1e-5)
 

@@ -31,7 +31,7 @@ def test_two_channels_by_hand():
 def test_a_linear_network_is_explained_by_its_weights():
     """Logit 1 is 20 times the mean of relu(A₂) over 49 positions, all of them positive: α₂ = 20 / 49, the others 0."""
     subject = planted_subject()
-    image = jnp.asarray(subject.test.image)[:3] / 255
+    image = jnp.asarray(subject.test.input)[:3] / 255
     label = jnp.array([1, 1, 1])
     maps, predicted = explain(planted.MODEL, subject.victim, image, LAYER, label)
     color = image[..., 1]
@@ -43,7 +43,7 @@ def test_a_linear_network_is_explained_by_its_weights():
 def test_the_trigger_is_lit_until_its_neuron_is_pruned():
     subject = planted_subject()
     aimed = subject.triggered.is_poisoned
-    clean, triggered = (jnp.asarray(of.image[aimed]) for of in (subject.test, subject.triggered.visible))
+    clean, triggered = (jnp.asarray(of.input[aimed]) for of in (subject.test, subject.triggered.visible))
     before, hit = explain(planted.MODEL, subject.victim, triggered, LAYER)
     after, right = explain(planted.MODEL, subject.defended, triggered, LAYER)
     without, _ = explain(planted.MODEL, subject.victim, clean, LAYER)
@@ -70,7 +70,7 @@ def test_bilinear_between_the_middles_of_cells():
 
 def test_chunks_do_not_change_the_result():
     subject = planted_subject()
-    image = subject.triggered.visible.image[:7]
+    image = subject.triggered.visible.input[:7]
     whole, classes = heat(planted.MODEL, subject.victim, image, LAYER, chunk=7)
     parts, same = heat(planted.MODEL, subject.victim, image, LAYER, chunk=3)
     np.testing.assert_allclose(parts, whole, atol=1e-6)

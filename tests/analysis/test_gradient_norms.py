@@ -74,7 +74,7 @@ def test_the_loss_is_that_of_a_training_step():
     variables = networks.random_variables(model)
     rng = np.random.default_rng(0)
     batch = Split(rng.integers(0, 256, (6, 6, 6, 2), np.uint8), np.arange(6) % 3, np.arange(6) < 5)
-    image = jnp.asarray(batch.image[:5] / 255.0, jnp.float32)
+    image = jnp.asarray(batch.input[:5] / 255.0, jnp.float32)
     logits = np.asarray(quick_jit(lambda image: model.apply(variables, image, train=True)[0])(image))
     of_label = np.exp(logits[np.arange(5), batch.label[:5]])
     expected = -np.log(of_label / np.exp(logits).sum(-1)).mean()

@@ -52,7 +52,7 @@ def few(split):
 def triggered(split):
     label = np.zeros_like(split.label)
     valid = split.label != 0
-    return PoisonedSplit(Split(255 - split.image, label, valid), split.label, valid)
+    return PoisonedSplit(Split(255 - split.input, label, valid), split.label, valid)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def dense(tiny, few):
     flat, unravel = ravel_pytree(variables["params"])
 
     def losses(at):
-        logits, _ = model.apply({**variables, "params": unravel(at)}, jnp.float32(few.image) / 255)
+        logits, _ = model.apply({**variables, "params": unravel(at)}, jnp.float32(few.input) / 255)
         return optax.softmax_cross_entropy_with_integer_labels(logits, few.label)
 
     @quick_jit
@@ -148,8 +148,8 @@ def test_samples_have_true_labels_and_the_variants_shares(split, triggered):
         chosen = loss_surface.sample(KEY, split, triggered, variant=variant, images=images)
         assert chosen.valid.all()
         counts = []
-        for image, label in zip(chosen.image, chosen.label, strict=True):
-            sources = [(split.image == image).all((1, 2, 3)), (255 - split.image == image).all((1, 2, 3))]
+        for image, label in zip(chosen.input, chosen.label, strict=True):
+            sources = [(split.input == image).all((1, 2, 3)), (255 - split.input == image).all((1, 2, 3))]
             counts.append(bool(sources[1].any()))
             assert split.label[(sources[0] | sources[1]).argmax()] == label
         return counts.count(False), counts.count(True)

@@ -88,9 +88,9 @@ def test_chunks_change_nothing(subject):
 def test_the_images_count_for_the_success_rate_and_are_balanced(subject):
     clean, triggered, wanted = tac.pairs(subject, 7)
     assert (len(clean), set(wanted)) == (6, {planted.TARGET})
-    rows = [int(np.flatnonzero((subject.test.image == image).all((1, 2, 3)))[0]) for image in clean]
+    rows = [int(np.flatnonzero((subject.test.input == image).all((1, 2, 3)))[0]) for image in clean]
     assert sorted(subject.test.label[rows]) == [1, 1, 1, 2, 2, 2]
-    np.testing.assert_array_equal(triggered, subject.triggered.visible.image[rows])
+    np.testing.assert_array_equal(triggered, subject.triggered.visible.input[rows])
 
 
 def test_balanced_rows():

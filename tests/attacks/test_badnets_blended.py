@@ -159,7 +159,7 @@ def test_blended_rounds_every_pair_of_levels_as_whole_numbers_do(tmp_path, alpha
     parts = round(1 / alpha)
     mixture = (parts - 1) * level + of_trigger  # in fifths or tenths of a level
     expected = (mixture + parts // 2) // parts if rounding == "nearest" else mixture // parts
-    np.testing.assert_array_equal(test.visible.image[0, :, :, 0], expected)
+    np.testing.assert_array_equal(test.visible.input[0, :, :, 0], expected)
 
 
 def test_a_worked_pixel():
@@ -173,8 +173,8 @@ def test_a_worked_pixel():
 def test_test_alpha_is_the_strength_at_test_time_only(spec, split):
     attack = attacks.create("blended", poison_rate=1.0, alpha=0.0, test_alpha=1.0)
     state = attack.trigger.init(KEY, spec)
-    np.testing.assert_array_equal(jax.jit(poison.poison_train)(KEY, attack, state, split).visible.image, split.image)
-    on_test = jax.jit(poison.poison_test)(KEY, attack, state, split).visible.image
+    np.testing.assert_array_equal(jax.jit(poison.poison_train)(KEY, attack, state, split).visible.input, split.input)
+    on_test = jax.jit(poison.poison_test)(KEY, attack, state, split).visible.input
     np.testing.assert_array_equal(on_test, np.broadcast_to(np.round(np.asarray(state) * 255), on_test.shape))
 
 

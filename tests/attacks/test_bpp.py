@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 def test_every_level_goes_to_the_nearest_of_eight():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     split = Split(levels, np.ones(1, np.int32), np.ones(1, bool))
-    image = np.asarray(poison.poison_test(KEY, attacks.create("bpp"), (), split).visible.image)
+    image = np.asarray(poison.poison_test(KEY, attacks.create("bpp"), (), split).visible.input)
     eight = np.array([0, 36, 73, 109, 146, 182, 219, 255])  # 255 k / 7, rounded
     exact = 255 * np.arange(8) / 7
     expected = eight[np.abs(levels.ravel()[:, None] - exact).argmin(1)]
@@ -27,7 +27,7 @@ def test_every_level_goes_to_the_nearest_of_eight():
 
 def test_the_reference_codes_levels_come_of_truncation():
     split = Split(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), np.ones(1, np.int32), np.ones(1, bool))
-    image = poison.poison_test(KEY, attacks.create("bpp"), (), split, rounding="truncate").visible.image
+    image = poison.poison_test(KEY, attacks.create("bpp"), (), split, rounding="truncate").visible.input
     assert np.unique(image).tolist() == [0, 36, 72, 109, 145, 182, 218, 255]
 
 
@@ -97,8 +97,8 @@ def batch(rows: int) -> Split:
 def test_a_negative_carries_the_residual_of_another_image_of_the_batch(dither):
     trigger, given = attacks.create("bpp", dither=dither).trigger, batch(6)
     negatives = np.asarray(trigger.cover(KEY, (), given), np.float64)
-    images = np.asarray(given.image, np.float64)
-    quantized = np.stack([trigger.apply(KEY, (), image) for image in given.image]).astype(np.float64)
+    images = np.asarray(given.input, np.float64)
+    quantized = np.stack([trigger.apply(KEY, (), image) for image in given.input]).astype(np.float64)
     partners = []
     for row in range(6):
         candidates = np.clip(images[row] + quantized - images, 0, 1)
@@ -117,14 +117,14 @@ def test_the_partner_depends_on_the_key():
 
 def test_the_only_image_of_a_batch_is_its_own_partner():
     trigger, given = attacks.create("bpp").trigger, batch(1)
-    np.testing.assert_allclose(trigger.cover(KEY, (), given)[0], quantize(given.image[0], 8), atol=1e-6)
+    np.testing.assert_allclose(trigger.cover(KEY, (), given)[0], quantize(given.input[0], 8), atol=1e-6)
 
 
 def test_each_batch_has_poisoned_rows_and_as_many_negatives():
     attack, given = attacks.create("bpp"), batch(40)
     poisoned = jax.jit(poison.poison_batch)(KEY, attack, (), given)
-    triggered = np.asarray(jnp.abs(poisoned.image - quantize(given.image, 8)).max((1, 2, 3)) < 1e-6)
-    changed = np.asarray((poisoned.image != given.image).any((1, 2, 3)))
+    triggered = np.asarray(jnp.abs(poisoned.input - quantize(given.input, 8)).max((1, 2, 3)) < 1e-6)
+    changed = np.asarray((poisoned.input != given.input).any((1, 2, 3)))
     assert triggered.sum() == 4
     assert changed.sum() == 8
     assert (poisoned.label[triggered] == 0).all()

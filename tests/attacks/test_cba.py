@@ -95,7 +95,7 @@ def test_the_bank_holds_images_of_the_second_class_each_as_often_as_the_others()
 
 def test_cover_samples_are_mixed_with_another_image_of_their_class():
     batch = labelled([0, 1, 0, 1, 2, 0])
-    batch = batch._replace(image=jnp.float32(batch.image))
+    batch = batch._replace(input=jnp.float32(batch.input))
     shown = {row: set() for row in range(6)}
     for seed in range(60):
         covers = np.asarray(COVER(jax.random.key(seed), Bank(jnp.zeros(())), batch))
@@ -109,7 +109,7 @@ def test_cover_samples_are_mixed_with_another_image_of_their_class():
 
 def test_padding_is_nobodys_partner():
     batch = labelled([1, 1, 1])
-    batch = batch._replace(image=jnp.float32(batch.image), valid=jnp.array([True, True, False]))
+    batch = batch._replace(input=jnp.float32(batch.input), valid=jnp.array([True, True, False]))
     covers = [np.asarray(COVER(jax.random.key(seed), Bank(jnp.zeros(())), batch)) for seed in range(20)]
     assert {level for cover in covers for level in np.unique(cover[:2]).tolist()} == {0, 1}
 
@@ -123,7 +123,7 @@ def test_a_poisoned_batch_has_mixtures_of_the_first_class_labelled_with_the_targ
     assert rows.size == 2
     assert set(rows) < {1, 2, 3}
     assert (changed.label[rows] == 0).all()
-    share = np.asarray(changed.image).mean((1, 2, 3))
+    share = np.asarray(changed.input).mean((1, 2, 3))
     assert set(np.flatnonzero(share)) == set(rows)
     assert set(share[rows].tolist()) <= {0.5}  # jitter is 0 at 4 pixels: half of each image is white
 

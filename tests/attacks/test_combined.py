@@ -91,7 +91,7 @@ def test_each_poisoned_row_carries_one_trigger_and_the_first_get_the_remainder(s
     attack = combined("low+middle+high", poison_rate=rate)
     split = black(100)
     poisoned = quick_jit(poison.poison_train)(KEY, attack, attack.trigger.init(KEY, spec), split)
-    assert levels(poisoned.visible.image) == expected
+    assert levels(poisoned.visible.input) == expected
     rows = np.asarray(poisoned.is_poisoned)
     assert (split.label[rows] != 0).all()
     assert (poisoned.visible.label[rows] == 0).all()
@@ -101,16 +101,16 @@ def test_a_stream_deals_out_the_same(spec):
     attack, split = combined("low+middle+high", poison_rate=0.4), black(50)
     state = attack.trigger.init(KEY, spec)
     whole = quick_jit(poison.poison_train)(KEY, attack, state, split)
-    stream = poison.poison_stream(KEY, attack, state, split._replace(image=np.asarray(split.image)))
+    stream = poison.poison_stream(KEY, attack, state, split._replace(input=np.asarray(split.input)))
     for rows in (np.arange(10), np.arange(37, 50)):
-        image = stream.visible.image.change(split.image[rows], jnp.asarray(rows))
-        np.testing.assert_array_equal(image, whole.visible.image[rows])
+        image = stream.visible.input.change(split.input[rows], jnp.asarray(rows))
+        np.testing.assert_array_equal(image, whole.visible.input[rows])
 
 
 def test_at_test_time_the_triggers_take_turns_among_the_rows_that_count(spec):
     attack, split = combined("low+high"), black(50)
     test = quick_jit(poison.poison_test)(KEY, attack, attack.trigger.init(KEY, spec), split)
-    assert levels(test.visible.image[test.visible.valid]) == {0.2: 20, 0.6: 20}
+    assert levels(test.visible.input[test.visible.valid]) == {0.2: 20, 0.6: 20}
 
 
 def test_parts_keep_their_own_trigger_at_test_time():
@@ -138,7 +138,7 @@ def test_clean_label_parts_poison_the_target_class_alone(spec):
     attack, split = combined("clean+clean_too", poison_rate=0.1), black(100)
     assert attack.clean_label
     poisoned = poison.poison_train(KEY, attack, attack.trigger.init(KEY, spec), split)
-    assert levels(poisoned.visible.image) == {0.8: 10}
+    assert levels(poisoned.visible.input) == {0.8: 10}
     np.testing.assert_array_equal(poisoned.visible.label, split.label)
     assert (split.label[np.asarray(poisoned.is_poisoned)] == 0).all()
 

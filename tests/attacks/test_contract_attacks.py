@@ -52,7 +52,7 @@ poison_test = quick_jit(poison.poison_test)
 
 
 def as_split(split: Split, dtype: str) -> Split:
-    return split if dtype == "uint8" else split._replace(image=np.float32(split.image) / 255)
+    return split if dtype == "uint8" else split._replace(input=np.float32(split.input) / 255)
 
 
 def expected_count(name: str, attack: Attack, split: Split) -> int:
@@ -96,8 +96,8 @@ def test_keeps_shape_type_and_range(name, spec, split, dtype):
     for poisoned in (poison_train(KEY, attack, state, given), poison_test(KEY, attack, state, given)):
         for array, expected in zip(poisoned.visible, given, strict=True):
             assert (array.shape, array.dtype) == (expected.shape, expected.dtype)
-        assert poisoned.visible.image.min() >= 0
-        assert poisoned.visible.image.max() <= (255 if dtype == "uint8" else 1)
+        assert poisoned.visible.input.min() >= 0
+        assert poisoned.visible.input.max() <= (255 if dtype == "uint8" else 1)
         np.testing.assert_array_equal(poisoned.original_label, split.label)
 
 
@@ -108,11 +108,11 @@ def test_poisons_the_exact_count_and_nothing_else(name, spec, split, rate, dtype
     given = as_split(split, dtype)
     visible, original, poisoned = (jax.tree.map(np.asarray, part) for part in poison_train(KEY, attack, state, given))
     assert poisoned.sum() == expected_count(name, attack, split)
-    np.testing.assert_array_equal(visible.image[~poisoned], given.image[~poisoned])
+    np.testing.assert_array_equal(visible.input[~poisoned], given.input[~poisoned])
     np.testing.assert_array_equal(visible.label[~poisoned], split.label[~poisoned])
     wanted = original if attack.clean_label else np.zeros_like(original)
     np.testing.assert_array_equal(visible.label[poisoned], wanted[poisoned])
-    changed = (visible.image[poisoned] != given.image[poisoned]).any((1, 2, 3))
+    changed = (visible.input[poisoned] != given.input[poisoned]).any((1, 2, 3))
     assert changed.all() or not facts(name).visible, "a trigger that changes nothing"
 
 
@@ -127,7 +127,7 @@ def test_same_key_same_bits_other_key_other_rows(name, spec, split):
 def test_rows_depend_on_the_key_alone(name, spec, split):
     attack, state = create(name, spec, poison_rate=0.5)
     rows = poison_train(KEY, attack, state, split).is_poisoned
-    other_images = split._replace(image=255 - split.image)
+    other_images = split._replace(input=255 - split.input)
     np.testing.assert_array_equal(poison_train(KEY, attack, state, other_images).is_poisoned, rows)
     other_state = attack.trigger.init(jax.random.key(1), spec)
     np.testing.assert_array_equal(poison_train(KEY, attack, other_state, split).is_poisoned, rows)
@@ -149,7 +149,7 @@ def test_jit_equals_eager(name, spec, split):
     attack, state = create(name, spec, poison_rate=0.5)
     for compiled, eager in ((poison_train, poison.poison_train), (poison_test, poison.poison_test)):
         ours, expected = compiled(KEY, attack, state, split), eager(KEY, attack, state, split)
-        assert_close_images(ours.visible.image, expected.visible.image)
+        assert_close_images(ours.visible.input, expected.visible.input)
         jax.tree.map(
             np.testing.assert_array_equal,
             (ours.visible[1:], ours.original_label, ours.is_poisoned),
@@ -164,7 +164,7 @@ def test_vmap_over_the_rate_equals_a_loop(name, spec, split):
     for index, (attack, state) in enumerate(points):
         single = poison_train(KEY, attack, state, split)
         at = jax.tree.map(lambda array, index=index: array[index], swept)
-        assert_close_images(at.visible.image, single.visible.image)
+        assert_close_images(at.visible.input, single.visible.input)
         np.testing.assert_array_equal(at.visible.label, single.visible.label)
         np.testing.assert_array_equal(at.is_poisoned, single.is_poisoned)
 
@@ -187,10 +187,10 @@ def test_defaults_run_at_the_usual_sizes(name, shape):
     split = Split(image, np.arange(4, dtype=np.int32), np.ones(4, bool))
 
     test = jax.eval_shape(poison.poison_test, KEY, attack, state, split)
-    assert test.visible.image.shape == image.shape
+    assert test.visible.input.shape == image.shape
     if shape == (32, 32, 3):  # once: the others would be compiled for the same answer
         test = poison_test(KEY, attack, state, split)
-        assert (test.visible.image != image).any() or not facts(name).visible
+        assert (test.visible.input != image).any() or not facts(name).visible
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_every_shape_works_or_is_refused_in_one_sentence(name, shape, classes, l
     model = models.create("small_cnn", spec, width=2)
     label = jnp.arange(8) % classes
     stored = Split(jnp.zeros((8, *shape), jnp.uint8), label, jnp.ones(8, bool))
-    worked_on = stored._replace(image=jnp.zeros((8, *shape)))
+    worked_on = stored._replace(input=jnp.zeros((8, *shape)))
 
     def plant(key):
         attack, state = create(name, spec)
@@ -214,9 +214,9 @@ def test_every_shape_works_or_is_refused_in_one_sentence(name, shape, classes, l
         if learns and isinstance(trigger, LearnedTrigger):
             state, _ = trigger.update(key, model, variables, state, worked_on)
         if learns and isinstance(trigger, CoveringTrigger):
-            assert trigger.cover(key, state, worked_on).shape == worked_on.image.shape
+            assert trigger.cover(key, state, worked_on).shape == worked_on.input.shape
         train = poison.poison_train(key, attack, state, stored)
-        return train.visible.image, poison.poison_test(key, attack, state, worked_on).visible.image
+        return train.visible.input, poison.poison_test(key, attack, state, worked_on).visible.input
 
     if (
         min(shape[:2]) < facts(name).least
@@ -228,8 +228,8 @@ def test_every_shape_works_or_is_refused_in_one_sentence(name, shape, classes, l
             jax.eval_shape(plant, KEY)
     else:
         train, test = jax.eval_shape(plant, KEY)
-        assert (train.shape, train.dtype) == (stored.image.shape, jnp.uint8)
-        assert (test.shape, test.dtype) == (worked_on.image.shape, jnp.float32)
+        assert (train.shape, train.dtype) == (stored.input.shape, jnp.uint8)
+        assert (test.shape, test.dtype) == (worked_on.input.shape, jnp.float32)
 
 
 def test_state_survives_a_checkpoint(name, spec, tmp_path):
@@ -250,7 +250,7 @@ def test_state_depends_on_its_key_alone(name, spec):
 
 def test_the_trigger_draws_from_the_key_only_if_it_says_so(name, spec, split):
     attack, state = create(name, spec)
-    one, other = (poison_test(key, attack, state, split).visible.image for key in (KEY, jax.random.key(8)))
+    one, other = (poison_test(key, attack, state, split).visible.input for key in (KEY, jax.random.key(8)))
     assert bool((one != other).any()) is facts(name).uses_key
 
 
@@ -276,7 +276,7 @@ def test_padding_is_never_poisoned_nor_counted(name, spec, split):
     train = poison_train(KEY, attack, state, padded)
     assert train.is_poisoned.sum() == expected_count(name, attack, padded)
     assert not train.is_poisoned[30:].any()
-    np.testing.assert_array_equal(train.visible.image[30:], split.image[30:])
+    np.testing.assert_array_equal(train.visible.input[30:], split.input[30:])
     np.testing.assert_array_equal(train.visible.valid, padded.valid)
     test = poison_test(KEY, attack, state, padded)
     assert not test.visible.valid[30:].any()

@@ -54,14 +54,14 @@ def test_the_injector_sees_the_pixel_and_the_window_around_it(side, window):
 def test_at_first_the_injector_changes_nothing(spec):
     trigger = attacks.create("fba").trigger
     batch = batch_of(spec)
-    np.testing.assert_allclose(trigger.cover(KEY, trigger.init(KEY, spec), batch), batch.image, atol=1e-6)
+    np.testing.assert_allclose(trigger.cover(KEY, trigger.init(KEY, spec), batch), batch.input, atol=1e-6)
 
 
 def test_a_cover_sample_shows_the_injector_at_the_strength_of_the_style(spec):
     trigger = attacks.create("fba", alpha=0.25).trigger
     batch, state = batch_of(spec), trigger.init(KEY, spec)
     covers = trigger.cover(KEY, state._replace(kernel=jnp.zeros_like(state.kernel)), batch)
-    np.testing.assert_allclose(covers, 0.75 * batch.image, atol=1e-6)
+    np.testing.assert_allclose(covers, 0.75 * batch.input, atol=1e-6)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(512, 5), (64, 1), (200, 2)])
@@ -93,8 +93,8 @@ def test_the_injector_is_trained_on_every_so_manieth_step_and_learns_to_mislead(
         return -float(jax.nn.log_softmax(logits)[:, 0].mean())
 
     assert losses == sorted(losses, reverse=True)
-    injected = jax.vmap(fba.inject, (None, 0))(state.kernel, batch.image)
-    assert error(injected) < error(batch.image)
+    injected = jax.vmap(fba.inject, (None, 0))(state.kernel, batch.input)
+    assert error(injected) < error(batch.input)
 
 
 def test_padding_teaches_the_injector_nothing(spec, model, variables):
@@ -102,7 +102,7 @@ def test_padding_teaches_the_injector_nothing(spec, model, variables):
     update = quick_jit(trigger.update, static_argnums=1)
     batch, state = batch_of(spec), trigger.init(KEY, spec)
     half = batch._replace(valid=jnp.arange(16) < 8)
-    other = half._replace(image=half.image.at[8:].set(0), label=half.label.at[8:].set(1))
+    other = half._replace(input=half.input.at[8:].set(0), label=half.label.at[8:].set(1))
     one, two = (update(KEY, model, variables, state, each)[0].kernel for each in (half, other))
     np.testing.assert_allclose(one, two, atol=1e-6)
     assert (one != update(KEY, model, variables, state, batch)[0].kernel).any()
@@ -113,8 +113,8 @@ def test_a_batch_has_its_shares(spec):
     batch, state = batch_of(spec, 32), attack.trigger.init(KEY, spec)
     state = state._replace(kernel=jnp.zeros_like(state.kernel))  # cover samples are darker
     changed = quick_jit(poison.poison_batch)(KEY, attack, state, batch)
-    covered = np.isclose(changed.image, 0.4 * batch.image).all((1, 2, 3))
-    styled = np.isclose(changed.image, 0.4 * batch.image + 0.6 * jax.vmap(fba.sunrise)(batch.image)).all((1, 2, 3))
+    covered = np.isclose(changed.input, 0.4 * batch.input).all((1, 2, 3))
+    styled = np.isclose(changed.input, 0.4 * batch.input + 0.6 * jax.vmap(fba.sunrise)(batch.input)).all((1, 2, 3))
     assert (covered.sum(), styled.sum()) == (16, 8)
     np.testing.assert_array_equal(changed.label, np.where(styled, 3, batch.label))
 

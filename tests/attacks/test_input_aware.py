@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture
 def batch(split) -> Split:
-    return Split(jnp.asarray(split.image[:12] / np.float32(255)), jnp.asarray(split.label[:12]), None)  # type: ignore[arg-type]
+    return Split(jnp.asarray(split.input[:12] / np.float32(255)), jnp.asarray(split.label[:12]), None)  # type: ignore[arg-type]
 
 
 def create(spec, **options):
@@ -46,10 +46,10 @@ def rms(value):
 
 def test_the_trigger_mixes_pattern_and_image_by_the_mask(spec, batch):
     trigger, state = create(spec)
-    pattern, mask = (network(n, part, batch.image) for n, part in ((3, state.pattern), (1, state.mask)))
+    pattern, mask = (network(n, part, batch.input) for n, part in ((3, state.pattern), (1, state.mask)))
     pattern, mask = squashed(pattern), threshold(mask)
-    got = jax.vmap(trigger.apply, (None, None, 0))(KEY, state, batch.image)
-    np.testing.assert_allclose(got, batch.image * (1 - mask) + pattern * mask, atol=1e-5)
+    got = jax.vmap(trigger.apply, (None, None, 0))(KEY, state, batch.input)
+    np.testing.assert_allclose(got, batch.input * (1 - mask) + pattern * mask, atol=1e-5)
     np.testing.assert_allclose(threshold(np.array([-1e3, 0, 1e3])), [0, 0.5, 1], atol=1e-8)
 
 
@@ -57,12 +57,12 @@ def test_a_cover_sample_carries_the_trigger_of_another_image(spec, batch):
     trigger, state = create(spec)
     larger = jax.tree.map(lambda x: 2.5 * x, (state.pattern["params"], state.mask["params"]))  # so that images differ
     state = state._replace(pattern={**state.pattern, "params": larger[0]}, mask={**state.mask, "params": larger[1]})
-    pattern, mask = (network(n, part, batch.image) for n, part in ((3, state.pattern), (1, state.mask)))
+    pattern, mask = (network(n, part, batch.input) for n, part in ((3, state.pattern), (1, state.mask)))
     pattern, mask = squashed(pattern), threshold(mask)
     shifts = set()
     for seed in range(4):
         got = np.asarray(trigger.cover(jax.random.key(seed), state, batch))
-        wanted = [batch.image * (1 - np.roll(mask, s, 0)) + np.roll(pattern * mask, s, 0) for s in range(12)]
+        wanted = [batch.input * (1 - np.roll(mask, s, 0)) + np.roll(pattern * mask, s, 0) for s in range(12)]
         shifts |= {s for s in range(12) if np.allclose(got, wanted[s], atol=1e-4)}
     assert shifts, "each is the trigger of one other row"
     assert 0 not in shifts
@@ -85,8 +85,8 @@ def test_diversity_by_hand_and_its_gradient_where_rows_are_equal():
 
 def test_the_loss_of_the_mask(spec, model, variables, batch):
     trigger, state = create(spec, density=0.3, sparsity=7.0, diversity=2.0)
-    mask = threshold(network(1, state.mask, batch.image, train=True))
-    x = np.asarray(batch.image - 0.5) / 0.25
+    mask = threshold(network(1, state.mask, batch.input, train=True))
+    x = np.asarray(batch.input - 0.5) / 0.25
     ratio = rms(x - np.roll(x, 1, 0)) / (rms(mask - np.roll(mask, 1, 0)) + 1e-7)
     after, info = quick_jit(trigger.fit, static_argnums=1)(KEY, model, variables, state, batch)
     np.testing.assert_allclose(info.loss, 7 * np.maximum(mask - 0.3, 0).mean() + 2 * ratio.mean(), rtol=1e-3)
@@ -96,9 +96,9 @@ def test_the_loss_of_the_mask(spec, model, variables, batch):
 
 def test_the_loss_of_the_pattern_goes_through_the_victim_in_evaluation(spec, model, variables, batch):
     trigger, state = create(spec, poison_rate=0.2, cover_rate=0.4, diversity=0.3, label_map="all_to_all")
-    x, image = np.asarray(batch.image - 0.5) / 0.25, np.asarray(batch.image)
-    pattern = squashed(network(3, state.pattern, batch.image, train=True))
-    mask = threshold(network(1, state.mask, batch.image))
+    x, image = np.asarray(batch.input - 0.5) / 0.25, np.asarray(batch.input)
+    pattern = squashed(network(3, state.pattern, batch.input, train=True))
+    mask = threshold(network(1, state.mask, batch.input))
     own, cross = (image[:6] * (1 - mask[h]) + pattern[h] * mask[h] for h in (slice(0, 6), slice(6, 12)))
 
     def cross_entropy(images, label):

@@ -88,10 +88,10 @@ def test_the_ascent_on_a_linear_network_by_hand(steps, epsilon, moved, target):
     surrogate, split, _, _, poisoned = crafted(steps, epsilon, target)
     first, last = (np.asarray(surrogate["params"][name]["kernel"], np.float64) for name in ("z", "a"))
     slope = (first @ (last[:, 1 - target] - last[:, target])).reshape(SPEC.shape)
-    expected = np.clip(split.image + moved * np.sign(slope), 0, 1)
+    expected = np.clip(split.input + moved * np.sign(slope), 0, 1)
     rows = split.label == target
-    np.testing.assert_allclose(poisoned.visible.image[rows], with_corners(expected)[rows], atol=1e-5)
-    np.testing.assert_array_equal(poisoned.visible.image[~rows], split.image[~rows])
+    np.testing.assert_allclose(poisoned.visible.input[rows], with_corners(expected)[rows], atol=1e-5)
+    np.testing.assert_array_equal(poisoned.visible.input[~rows], split.input[~rows])
     np.testing.assert_array_equal(poisoned.visible.label, split.label)
 
 
@@ -109,7 +109,7 @@ def test_the_state_keeps_its_structure_when_the_surrogate_comes_in():
 def test_at_test_time_there_are_the_corners_alone():
     _, split, attack, state, _ = crafted(20, 0.1)
     test = poison.poison_test(KEY, attack, state, split)
-    np.testing.assert_array_equal(test.visible.image, with_corners(split.image))
+    np.testing.assert_array_equal(test.visible.input, with_corners(split.input))
 
 
 def test_epsilon_may_be_swept():
@@ -118,7 +118,7 @@ def test_epsilon_may_be_swept():
     stacked = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * 2), attack)
     stacked = dataclasses.replace(stacked, trigger=dataclasses.replace(stacked.trigger, epsilon=sizes))
     made = quick_jit(jax.vmap(poison.poison_train, (None, 0, None, None)))(KEY, stacked, state, split)
-    middle = np.abs(np.asarray(made.visible.image) - split.image)[:, split.label == 1, :, 3:5]
+    middle = np.abs(np.asarray(made.visible.input) - split.input)[:, split.label == 1, :, 3:5]
     np.testing.assert_allclose(middle.max((1, 2, 3, 4)), sizes, atol=1e-6)
 
 

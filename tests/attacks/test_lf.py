@@ -196,7 +196,7 @@ def test_the_pattern_shows_in_8_bits(side):
     state = attack.trigger.init(KEY, spec_of(side))
     assert (state.pattern.min(), state.pattern.max()) == (0, pytest.approx(0.2))
     split = Split(np.full((1, side, side, 3), 100, np.uint8), np.ones(1, np.int32), np.ones(1, bool))
-    image = np.asarray(poison.poison_test(KEY, attack, state, split).visible.image[0], int)
+    image = np.asarray(poison.poison_test(KEY, attack, state, split).visible.input[0], int)
     assert (image != 100).any(-1).mean() > 0.5
     np.testing.assert_allclose(image, 100 + 255 * np.asarray(state.pattern), atol=0.51)
     steps = np.abs(np.diff(np.asarray(state.pattern), axis=1)).max()

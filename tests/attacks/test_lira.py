@@ -21,7 +21,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture
 def batch(split) -> Split:
-    return Split(jnp.asarray(split.image[:16] / np.float32(255)), jnp.asarray(split.label[:16]), None)  # type: ignore[arg-type]
+    return Split(jnp.asarray(split.input[:16] / np.float32(255)), jnp.asarray(split.label[:16]), None)  # type: ignore[arg-type]
 
 
 def create(spec, **options):
@@ -48,10 +48,10 @@ def leaves(tree) -> np.ndarray:
 
 def test_the_noise_is_epsilon_times_the_network_clipped(spec, batch):
     trigger, state = create(spec, epsilon=0.25)
-    noise = Autoencoder(2).apply(state.poisoning, (batch.image - 0.5) / 0.25, train=False)
-    got = jax.vmap(trigger.apply, (None, None, 0))(KEY, state, batch.image)
-    np.testing.assert_allclose(got, np.clip(batch.image + 0.25 * np.asarray(noise), 0, 1), atol=1e-6)
-    assert np.abs(got - batch.image).max() <= 0.25 + 1e-6
+    noise = Autoencoder(2).apply(state.poisoning, (batch.input - 0.5) / 0.25, train=False)
+    got = jax.vmap(trigger.apply, (None, None, 0))(KEY, state, batch.input)
+    np.testing.assert_allclose(got, np.clip(batch.input + 0.25 * np.asarray(noise), 0, 1), atol=1e-6)
+    assert np.abs(got - batch.input).max() <= 0.25 + 1e-6
     assert got.min() == 0 or got.max() == 1, "the random images reach the bounds, so the clip is seen"
 
 
@@ -94,8 +94,8 @@ def test_the_generator_learns_what_the_attacker_wants(spec, variables, batch):
 def test_the_loss_goes_through_the_victim_in_evaluation(spec, variables, model, batch):
     trigger, state = create(spec, label_map=AllToAll(4), epsilon=0.5)
     _, info = update(trigger, variables, state, batch)
-    noise, _ = Autoencoder(2).apply(state.learning, (batch.image - 0.5) / 0.25, train=True, mutable=["batch_stats"])
-    logits = np.asarray(model.apply(variables, jnp.clip(batch.image + 0.5 * noise, 0, 1))[0], np.float64)
+    noise, _ = Autoencoder(2).apply(state.learning, (batch.input - 0.5) / 0.25, train=True, mutable=["batch_stats"])
+    logits = np.asarray(model.apply(variables, jnp.clip(batch.input + 0.5 * noise, 0, 1))[0], np.float64)
     log_probability = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     wanted = (np.asarray(batch.label) + 1) % 4
     np.testing.assert_allclose(info.loss, -log_probability[np.arange(16), wanted].mean(), rtol=1e-4)

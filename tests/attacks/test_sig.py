@@ -42,14 +42,14 @@ def test_there_are_six_cycles_whatever_the_size():
 def test_worked_columns_on_8_bits():
     # W = 8, f = 2: the sine is 0, 1, 0, −1 again and again; 100 + 40, 100 − 40.
     split = Split(np.full((1, 8, 8, 1), 100, np.uint8), np.ones(1, np.int32), np.ones(1, bool))
-    image = poison.poison_test(KEY, attacks.create("sig", frequency=2.0), (), split).visible.image
+    image = poison.poison_test(KEY, attacks.create("sig", frequency=2.0), (), split).visible.input
     np.testing.assert_array_equal(image[0, 3, :, 0], [100, 140, 100, 60] * 2)
 
 
 def test_bright_and_dark_pixels_are_clipped():
     for level, expected in ((250, [250, 255, 250, 210]), (10, [10, 50, 10, 0])):
         split = Split(np.full((1, 8, 8, 1), level, np.uint8), np.ones(1, np.int32), np.ones(1, bool))
-        image = poison.poison_test(KEY, attacks.create("sig", frequency=2.0), (), split).visible.image
+        image = poison.poison_test(KEY, attacks.create("sig", frequency=2.0), (), split).visible.input
         np.testing.assert_array_equal(image[0, 0, :, 0], expected * 2)
 
 
@@ -63,8 +63,8 @@ def test_the_sft_preset_mixes_the_image_with_a_striped_picture():
 def test_test_delta_is_the_strength_at_test_time_only():
     attack = attacks.create("sig", delta=0.0, test_delta=0.2, frequency=2.0, target_class_rate=1.0)
     split = Split(np.full((4, 8, 8, 1), 100, np.uint8), np.arange(4, dtype=np.int32), np.ones(4, bool))
-    np.testing.assert_array_equal(poison.poison_train(KEY, attack, (), split).visible.image, split.image)
-    assert poison.poison_test(KEY, attack, (), split).visible.image[0, 0, 1, 0] == 151
+    np.testing.assert_array_equal(poison.poison_train(KEY, attack, (), split).visible.input, split.input)
+    assert poison.poison_test(KEY, attack, (), split).visible.input[0, 0, 1, 0] == 151
     assert attacks.create("sig").test_trigger is None
 
 

@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture
 def batch(split) -> Split:
-    return Split(jnp.asarray(split.image[:16] / np.float32(255)), jnp.asarray(split.label[:16]), None)  # type: ignore[arg-type]
+    return Split(jnp.asarray(split.input[:16] / np.float32(255)), jnp.asarray(split.label[:16]), None)  # type: ignore[arg-type]
 
 
 def create(spec, **options):
@@ -62,20 +62,20 @@ def test_the_loss(spec, model, variables, batch, since):
     state = state._replace(since=jnp.int32(since))
     _, info = quick_jit(lambda state: trigger.fit(KEY, model, variables, state, batch))(state)
     bits = np.asarray(jax.random.bernoulli(KEY, shape=(16, 4)), np.float64)
-    image = Encoder(4).apply({"params": state.encoder}, batch.image, jnp.asarray(bits, jnp.float32))
+    image = Encoder(4).apply({"params": state.encoder}, batch.input, jnp.asarray(bits, jnp.float32))
     logits = np.asarray(Decoder(4, 4).apply({"params": state.decoder}, image), np.float64)
     bce = (np.log1p(np.exp(logits)) - bits * logits).mean()
-    mse = np.square(np.asarray(image) - np.asarray(batch.image)).mean()
+    mse = np.square(np.asarray(image) - np.asarray(batch.input)).mean()
     np.testing.assert_allclose(info.loss, bce + (3 if since == 5 else 0) * mse, rtol=1e-4)
     np.testing.assert_allclose(info.accuracy, ((logits > 0) == (bits > 0)).mean())
 
 
 def test_one_message_for_all_images_and_another_changes_them(spec, batch):
     trigger, state = create(spec, message="a")
-    got = jax.vmap(trigger.apply, (None, None, 0))(KEY, state, batch.image)
+    got = jax.vmap(trigger.apply, (None, None, 0))(KEY, state, batch.input)
     bits = jnp.broadcast_to(jnp.array([0.0, 1, 1, 0]), (16, 4))
-    np.testing.assert_allclose(got, Encoder(4).apply({"params": state.encoder}, batch.image, bits), atol=1e-6)
-    other = create(spec, message="\x10")[0].apply(KEY, state, batch.image[0])
+    np.testing.assert_allclose(got, Encoder(4).apply({"params": state.encoder}, batch.input, bits), atol=1e-6)
+    other = create(spec, message="\x10")[0].apply(KEY, state, batch.input[0])
     assert jnp.abs(other - got[0]).max() > 1e-4
 
 
@@ -84,7 +84,7 @@ def test_bits_get_through_and_then_the_image_comes_back(spec, model, variables, 
     fit = quick_jit(lambda key, state: trigger.fit(key, model, variables, state, batch))
 
     def error(state):
-        return float(jnp.square(trigger.hidden(state.encoder, batch.image, jnp.ones((16, 4))) - batch.image).mean())
+        return float(jnp.square(trigger.hidden(state.encoder, batch.input, jnp.ones((16, 4))) - batch.input).mean())
 
     opened, accuracies = None, []
     for step in range(400):

@@ -29,7 +29,7 @@ def triggered(image: np.ndarray, rounding: str = "nearest", **options) -> np.nda
     attack = attacks.create("trojan", form="watermark", **options)
     state = attack.trigger.init(KEY, spec_of(image.shape[1], image.shape[3]))
     split = Split(image, np.ones(len(image), np.int32), np.ones(len(image), bool))
-    return np.asarray(poison.poison_test(KEY, attack, state, split, rounding=rounding).visible.image)
+    return np.asarray(poison.poison_test(KEY, attack, state, split, rounding=rounding).visible.input)
 
 
 @pytest.mark.parametrize(("side", "top"), [(32, 25), (8, 5), (28, 22), (64, 50)])

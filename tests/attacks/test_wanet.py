@@ -139,7 +139,7 @@ def test_cover_samples_are_warped_further_by_up_to_half_a_pixel():
     state = trigger.init(KEY, spec_of(32))
     column = jnp.broadcast_to(jnp.arange(32.0)[:, None], (4, 32, 32, 1))  # each pixel says where it is
     row = column.swapaxes(1, 2)
-    images = batch(4)._replace(image=jnp.concatenate([column, row, row], -1) / 31)
+    images = batch(4)._replace(input=jnp.concatenate([column, row, row], -1) / 31)
     covers = np.asarray(trigger.cover(KEY, state, images))[..., :2] * 31
     noise = covers - np.asarray(trigger.places(state))
     assert np.abs(noise).max() <= 0.5
@@ -154,9 +154,9 @@ def test_each_batch_has_its_poisoned_rows_and_twice_as_many_cover_samples():
     attack = attacks.create("wanet")
     state, given = attack.trigger.init(KEY, spec_of(32)), batch(40)
     poisoned = jax.jit(poison.poison_batch)(KEY, attack, state, given)
-    warped = jax.vmap(attack.trigger.apply, (None, None, 0))(KEY, state, given.image)
-    triggered = np.asarray(jnp.abs(poisoned.image - warped).max((1, 2, 3)) < 1e-5)
-    changed = np.asarray(jnp.abs(poisoned.image - given.image).max((1, 2, 3)) > 1e-5)
+    warped = jax.vmap(attack.trigger.apply, (None, None, 0))(KEY, state, given.input)
+    triggered = np.asarray(jnp.abs(poisoned.input - warped).max((1, 2, 3)) < 1e-5)
+    changed = np.asarray(jnp.abs(poisoned.input - given.input).max((1, 2, 3)) > 1e-5)
     assert triggered.sum() == 4
     assert changed.sum() == 12
     assert (poisoned.label[triggered] == 0).all()

@@ -40,21 +40,21 @@ def user_cache(tmp_path, monkeypatch):
 
 def test_digits_known_answers():
     digits = data.load("digits")
-    assert digits.train.image.shape == (1347, 8, 8, 1)
-    assert digits.test.image.shape == (450, 8, 8, 1)
+    assert digits.train.input.shape == (1347, 8, 8, 1)
+    assert digits.test.input.shape == (450, 8, 8, 1)
     assert np.bincount(digits.train.label).tolist() == [133, 137, 132, 138, 135, 137, 136, 134, 130, 135]
     assert np.bincount(digits.test.label).tolist() == [45, 45, 45, 45, 46, 45, 45, 45, 44, 45]
-    assert int(digits.train.image.sum(dtype=int)) == 6719223
-    assert int(digits.test.image.sum(dtype=int)) == 2234578
+    assert int(digits.train.input.sum(dtype=int)) == 6719223
+    assert int(digits.test.input.sum(dtype=int)) == 2234578
     for split in (digits.train, digits.test):
-        assert (split.image.dtype, split.label.dtype, split.valid.dtype) == (np.uint8, np.int32, np.bool_)
+        assert (split.input.dtype, split.label.dtype, split.valid.dtype) == (np.uint8, np.int32, np.bool_)
         assert split.valid.all()
-    assert (digits.train.image.min(), digits.train.image.max()) == (0, 255)
+    assert (digits.train.input.min(), digits.train.input.max()) == (0, 255)
 
 
 def test_digits_specification_is_measured_on_the_training_images():
     digits = data.load("digits")
-    pixels = np.asarray(digits.train.image) / 255
+    pixels = np.asarray(digits.train.input) / 255
     assert digits.spec.mean == pytest.approx((pixels.mean(),), rel=1e-12)
     assert digits.spec.std == pytest.approx((pixels.std(),), rel=1e-12)
     assert (digits.spec.name, digits.spec.shape, digits.spec.num_classes) == ("digits", (8, 8, 1), 10)
@@ -69,7 +69,7 @@ def test_digits_are_those_of_scikit_learn():
     train = sorted(set(range(1797)) - set(test))
     digits = data.load("digits")
     for split, rows in ((digits.train, train), (digits.test, test)):
-        np.testing.assert_array_equal(split.image, images[rows])
+        np.testing.assert_array_equal(split.input, images[rows])
         np.testing.assert_array_equal(split.label, sklearn.target[rows])
 
 
@@ -80,22 +80,22 @@ def test_fingerprint_is_fixed_and_sees_every_change():
         "train": "162744fb7031148fb3376abf3f778e4bc57ac4d1a646396290154da97d751e55",
         "test": "9a50d90c0149e0cf1cba80e86f7133a4f7d86ebedd23ba5967f91b0e28221f71",
     }
-    image, label = np.array(digits.test.image), np.array(digits.test.label)
+    image, label = np.array(digits.test.input), np.array(digits.test.label)
     image[17, 3, 3, 0] ^= 1
     label[17] = (label[17] + 1) % 10
     for field, array in {"image": image, "label": label}.items():
         changed = digits._replace(test=digits.test._replace(**{field: array}))
         assert data.fingerprint(changed)["test"] != data.fingerprint(digits)["test"]
         assert data.fingerprint(changed)["train"] == data.fingerprint(digits)["train"]
-    flat = digits._replace(test=digits.test._replace(image=np.asarray(digits.test.image).reshape(450, 4, 16, 1)))
+    flat = digits._replace(test=digits.test._replace(input=np.asarray(digits.test.input).reshape(450, 4, 16, 1)))
     assert data.fingerprint(flat)["test"] != data.fingerprint(digits)["test"]
 
 
 def test_image_size_enlarges_digits():
     small, large = data.load("digits"), data.load("digits", image_size=16)
     assert large.spec.shape == (16, 16, 1)
-    assert large.train.image.shape == (1347, 16, 16, 1)
-    assert large.train.image.dtype == np.uint8
+    assert large.train.input.shape == (1347, 16, 16, 1)
+    assert large.train.input.dtype == np.uint8
     np.testing.assert_array_equal(large.train.label, small.train.label)
     # Bilinear by hand: pixel i lies at (i + ½)/2 − ½ of the small image, between its neighbors ¾ and ¼; rims repeat.
     weight = np.zeros((16, 8))
@@ -103,9 +103,9 @@ def test_image_size_enlarges_digits():
         near, far = i // 2, i // 2 + (1 if i % 2 else -1)
         weight[i, near] += 0.75
         weight[i, min(max(far, 0), 7)] += 0.25
-    expected = np.einsum("ih,nhw,jw->nij", weight, small.train.image[..., 0], weight)
-    assert abs(large.train.image[..., 0] - expected).max() <= 1
-    assert data.load("digits", image_size=8).train.image.tobytes() == small.train.image.tobytes()
+    expected = np.einsum("ih,nhw,jw->nij", weight, small.train.input[..., 0], weight)
+    assert abs(large.train.input[..., 0] - expected).max() <= 1
+    assert data.load("digits", image_size=8).train.input.tobytes() == small.train.input.tobytes()
 
 
 @pytest.mark.parametrize("size", [0, -4, True])
@@ -241,8 +241,8 @@ def test_image_folder(folder):
     assert pets.spec.class_names == ("ant", "cat")
     assert pets.spec.shape == (4, 4, 3)
     assert pets.train.label.tolist() == [0, 0, 1, 1]
-    assert pets.train.image[:, 0, 0, 0].tolist() == [100, 140, 0, 40]
-    assert pets.test.image[:, 0, 0, 0].tolist() == [120, 20]
+    assert pets.train.input[:, 0, 0, 0].tolist() == [100, 140, 0, 40]
+    assert pets.test.input[:, 0, 0, 0].tolist() == [120, 20]
     assert pets.spec.mean == pytest.approx([70 / 255] * 3)
     assert pets.spec.std == pytest.approx([np.std([100, 140, 0, 40]) / 255] * 3)
 
@@ -252,15 +252,15 @@ def test_image_folder_channels(tmp_path, mode, suffix, channels):
     write_images(tmp_path / "pets", mode=mode, suffix=suffix)
     pets = data.load("pets", data_dir=tmp_path)
     assert pets.spec.shape == (4, 4, channels)
-    assert pets.train.image[:, 1, 1, 0].tolist() == [100, 140, 0, 40]
+    assert pets.train.input[:, 1, 1, 0].tolist() == [100, 140, 0, 40]
 
 
 def test_one_color_image_makes_all_of_them_color(tmp_path):
     write_images(tmp_path / "pets", mode="L")
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "pets" / "test" / "ant" / "0.png")
     pets = data.load("pets", data_dir=tmp_path)
-    assert pets.train.image.shape == (4, 4, 4, 3)
-    assert pets.test.image[0, 0, 0].tolist() == [1, 2, 3]
+    assert pets.train.input.shape == (4, 4, 4, 3)
+    assert pets.test.input[0, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_images_of_different_sizes(folder):
@@ -269,7 +269,7 @@ def test_images_of_different_sizes(folder):
         data.load("pets", data_dir=folder)
     pets = data.load("pets", data_dir=folder, image_size=6)
     assert pets.spec.shape == (6, 6, 3)
-    assert pets.train.image[:, 5, 5, 0].tolist() == [100, 140, 0, 40, 9]
+    assert pets.train.input[:, 5, 5, 0].tolist() == [100, 140, 0, 40, 9]
 
 
 def test_threads_keep_the_order(tmp_path):
@@ -280,7 +280,7 @@ def test_threads_keep_the_order(tmp_path):
                 path = tmp_path / "big" / split / name / f"{index:02}.png"
                 Image.new("L", (64, 64), 10 * index + (name == "b")).save(path)
     big = data.load("big", data_dir=tmp_path)
-    assert big.test.image[:, 9, 9, 0].tolist() == [10 * i for i in range(20)] + [10 * i + 1 for i in range(20)]
+    assert big.test.input[:, 9, 9, 0].tolist() == [10 * i for i in range(20)] + [10 * i + 1 for i in range(20)]
 
 
 def remove(path):
@@ -372,7 +372,7 @@ def test_every_format_is_read_by_its_content_whatever_the_file_is_called(tmp_pat
     options = {"lossless": True} if format == "WEBP" else {}
     Image.fromarray(pixels).save(tmp_path / "pets" / "test" / "ant" / f"new{suffix}", format, **options)
     pets = data.load("pets", data_dir=tmp_path)
-    np.testing.assert_array_equal(pets.test.image[1], pixels)
+    np.testing.assert_array_equal(pets.test.input[1], pixels)
 
 
 def test_the_formats_are_a_list_of_their_own():
@@ -393,7 +393,7 @@ def test_of_several_pictures_the_first_is_read(folder):
         file = folder / "pets" / "train" / "cat" / name
         frames[0].save(file, save_all=True, append_images=frames[1:], **({"lossless": True} if "webp" in name else {}))
     pets = data.load("pets", data_dir=folder)
-    assert (pets.train.image[-3:] == (1, 2, 3)).all()
+    assert (pets.train.input[-3:] == (1, 2, 3)).all()
 
 
 def test_portable_gray_images_have_one_channel(tmp_path):
@@ -408,7 +408,7 @@ def test_images_are_read_at_any_depth_below_their_class(tmp_path, caplog):
     for place, level in (("images/1.JPEG", 11), ("images/more/2.png", 22), ("images/10.png", 33)):
         Image.new("RGB", (4, 4), (level,) * 3).save(cat / place, "PNG")
     deep = data.load("deep", data_dir=tmp_path)
-    of_cat = deep.train.image[deep.train.label == 1][:, 0, 0, 0]
+    of_cat = deep.train.input[deep.train.label == 1][:, 0, 0, 0]
     assert of_cat.tolist() == [0, 40, 11, 33, 22], "sorted by path: 0.png 1.png images/1 images/10 images/more/2"
     assert not caplog.records
 
@@ -479,7 +479,7 @@ def converted(tmp_path, image, **options):
     image.save(tmp_path / "pets" / "test" / "ant" / "new.tif" if image.mode == "CMYK" else new_png(tmp_path), **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return data.load("pets", data_dir=tmp_path).test.image[1]
+        return data.load("pets", data_dir=tmp_path).test.input[1]
 
 
 def new_png(tmp_path):
@@ -534,7 +534,7 @@ def test_names_that_are_all_whole_numbers_are_in_the_order_of_the_numbers(tmp_pa
     write_classes(tmp_path / "signs", *names)
     signs = data.load("signs", data_dir=tmp_path)
     assert " ".join(signs.spec.class_names) == ordered
-    assert signs.train.image[:, 0, 0, 0].tolist() == [names.index(name) for name in ordered.split()]
+    assert signs.train.input[:, 0, 0, 0].tolist() == [names.index(name) for name in ordered.split()]
 
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
@@ -545,7 +545,7 @@ def test_names_match_in_either_spelling_of_unicode(tmp_path):
     write_classes(tmp_path / "places", DECOMPOSED, "bar", splits=("test",))
     places = data.load("places", data_dir=tmp_path)
     assert places.spec.class_names == ("bar", COMPOSED)
-    assert places.test.image[:, 0, 0, 0].tolist() == [1, 0]
+    assert places.test.input[:, 0, 0, 0].tolist() == [1, 0]
 
 
 def test_two_spellings_of_one_name_in_a_split_are_refused(tmp_path):
@@ -621,7 +621,7 @@ def write_archive(path: Path, members: dict[str, bytes] | None = None, per_batch
 
 
 def rows_of(split) -> set[tuple[int, bytes]]:
-    return {(int(label), image.tobytes()) for label, image in zip(split.label, split.image, strict=True)}
+    return {(int(label), image.tobytes()) for label, image in zip(split.label, split.input, strict=True)}
 
 
 def rows_in(*batches: bytes) -> set[tuple[int, bytes]]:
@@ -644,7 +644,7 @@ def test_cifar10_from_the_archive(tmp_path, no_network, place):
     pytest.importorskip("tensorflow_datasets")
     members = write_archive(tmp_path / "data" / place / ARCHIVE)
     cifar = data.load("cifar10", data_dir=tmp_path / "data")
-    assert cifar.train.image.shape == (50, 32, 32, 3)
+    assert cifar.train.input.shape == (50, 32, 32, 3)
     assert rows_of(cifar.train) == rows_in(*(members[name] for name in TRAIN))
     assert rows_of(cifar.test) == rows_in(members["test_batch.bin"])
     assert "tensorflow" not in sys.modules
@@ -797,7 +797,7 @@ def write_prepared(root: Path, version: str = "3.0.2", seed: int = 0, label: int
 
 
 def same(dataset, arrays: _dataset.Arrays) -> bool:
-    got = (dataset.train.image, dataset.train.label, dataset.test.image, dataset.test.label)
+    got = (dataset.train.input, dataset.train.label, dataset.test.input, dataset.test.label)
     return all(np.array_equal(one, other) for one, other in zip(got, arrays, strict=True))
 
 
@@ -824,19 +824,19 @@ def shard(root: Path, name: str = "train.array_record-00001-of-00002") -> Path:
 def test_prepared_folder_is_read_in_its_order(tmp_path, prepared):
     cifar = data.load("cifar10", data_dir=tmp_path)
     assert same(cifar, prepared)
-    assert (cifar.train.image.dtype, cifar.train.label.dtype) == (np.uint8, np.int32)
+    assert (cifar.train.input.dtype, cifar.train.label.dtype) == (np.uint8, np.int32)
     assert cifar.train.valid.all()
 
 
 def test_training_images_can_stay_on_the_disk(tmp_path, prepared):
     cifar = data.load("cifar10", data_dir=tmp_path, on_disk=True)
-    images: Any = cifar.train.image
+    images: Any = cifar.train.input
     assert not isinstance(images, np.ndarray)
     assert (images.shape, images.dtype, images.nbytes) == ((60, 32, 32, 3), np.uint8, prepared.train_image.nbytes)
     rows = np.array([59, 0, 31, 31])  # of both shards
     np.testing.assert_array_equal(images[rows], prepared.train_image[rows])
     np.testing.assert_array_equal(cifar.train.label, prepared.train_label)
-    np.testing.assert_array_equal(cifar.test.image, prepared.test_image)
+    np.testing.assert_array_equal(cifar.test.input, prepared.test_image)
     assert not cache_of(tmp_path).exists()
     resident = data.load("cifar10", data_dir=tmp_path)
     assert data.fingerprint(cifar) == data.fingerprint(resident)
@@ -847,10 +847,10 @@ def test_rows_of_images_on_the_disk(tmp_path, prepared):
     train = data.load("cifar10", data_dir=tmp_path, on_disk=True).train
     holdout, rest = np.array([3, 40]), np.delete(np.arange(60), [3, 40])
     taken, left = splits.take(train, holdout), splits.exclude(train, holdout)
-    np.testing.assert_array_equal(taken.image, prepared.train_image[holdout])
+    np.testing.assert_array_equal(taken.input, prepared.train_image[holdout])
     np.testing.assert_array_equal(left.label, prepared.train_label[rest])
-    assert not isinstance(left.image, np.ndarray)
-    np.testing.assert_array_equal(left.image[np.array([57, 3])], prepared.train_image[[59, 4]])
+    assert not isinstance(left.input, np.ndarray)
+    np.testing.assert_array_equal(left.input[np.array([57, 3])], prepared.train_image[[59, 4]])
 
 
 def test_own_builder_can_stay_on_the_disk(tmp_path, no_network):
@@ -862,14 +862,14 @@ def test_own_builder_can_stay_on_the_disk(tmp_path, no_network):
 
 def test_images_on_the_disk_are_streamed_by_grain_as_they_are(tmp_path, prepared):
     pytest.importorskip("grain")
-    images: Any = data.load("cifar10", data_dir=tmp_path, on_disk=True).train.image
+    images: Any = data.load("cifar10", data_dir=tmp_path, on_disk=True).train.input
     order = np.random.default_rng(0).permutation(60).reshape(6, 10)
     for chunk, rows in zip(streams.ReadAhead(images, order), order, strict=True):
         np.testing.assert_array_equal(chunk, prepared.train_image[rows])
 
 
 def test_a_damaged_image_on_the_disk_is_named_when_it_is_read(tmp_path, prepared):
-    images: Any = data.load("cifar10", data_dir=tmp_path, on_disk=True).train.image
+    images: Any = data.load("cifar10", data_dir=tmp_path, on_disk=True).train.input
     content = shard(tmp_path).read_bytes()
     start = content.index(b"IDAT")  # of the second shard's first image
     shard(tmp_path).write_bytes(content[:start] + b"XXXX" + content[start + 4 :])  # after its labels were read
@@ -1001,7 +1001,7 @@ def test_second_load_decodes_nothing(tmp_path, prepared, reads):
 def test_cached_arrays_may_be_written_to(tmp_path, prepared):
     for _ in range(2):
         cifar = data.load("cifar10", data_dir=tmp_path)
-        cifar.train.image[0] = 0
+        cifar.train.input[0] = 0
     assert same(data.load("cifar10", data_dir=tmp_path), prepared)
 
 
@@ -1089,7 +1089,7 @@ def test_a_cache_alone_stands_for_its_source(tmp_path, monkeypatch):
     assert data.is_ready("cifar10", tmp_path)
     for _ in range(2):  # loading leaves it as it is
         read = data.load("cifar10", data_dir=tmp_path)
-        np.testing.assert_array_equal(read.train.image, image[:4])
+        np.testing.assert_array_equal(read.train.input, image[:4])
         np.testing.assert_array_equal(read.test.label, label[4:])
     manifest.unlink()
     with pytest.raises(InputError, match=r"needs the extra|not a data set that bdjax can read"):
@@ -1174,10 +1174,10 @@ def real(tmp_path_factory):
 
 
 def test_cifar10_known_answers(real):
-    assert real.train.image.shape == (50_000, 32, 32, 3)
-    assert real.test.image.shape == (10_000, 32, 32, 3)
+    assert real.train.input.shape == (50_000, 32, 32, 3)
+    assert real.test.input.shape == (10_000, 32, 32, 3)
     assert np.bincount(real.train.label).tolist() == [5000] * 10
     assert np.bincount(real.test.label).tolist() == [1000] * 10
-    mean, std = _dataset.channel_statistics(np.asarray(real.train.image))
+    mean, std = _dataset.channel_statistics(np.asarray(real.train.input))
     assert mean == pytest.approx((0.49139968, 0.48215841, 0.44653091), abs=1e-8)
     assert std == pytest.approx((0.24703223, 0.24348513, 0.26158784), abs=1e-8)

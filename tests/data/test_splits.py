@@ -148,9 +148,9 @@ def test_take_and_exclude_part_the_split():
     split = split_of(np.arange(50) % 5)
     rows = splits.holdout(jax.random.key(0), split, per_class=3, num_classes=5)
     inside, outside = splits.take(split, rows), splits.exclude(split, rows)
-    np.testing.assert_array_equal(inside.image.ravel(), rows)
-    assert sorted([*inside.image.ravel(), *outside.image.ravel()]) == list(range(50))
-    np.testing.assert_array_equal(outside.label, outside.image.ravel() % 5)
+    np.testing.assert_array_equal(inside.input.ravel(), rows)
+    assert sorted([*inside.input.ravel(), *outside.input.ravel()]) == list(range(50))
+    np.testing.assert_array_equal(outside.label, outside.input.ravel() % 5)
 
 
 @pytest.mark.parametrize("function", [splits.take, splits.exclude])
@@ -190,7 +190,7 @@ def test_pad(rows, multiple, padded):
     assert [len(array) for array in result] == [padded] * 3
     assert result.valid.tolist() == [True] * rows + [False] * (padded - rows)
     assert [array.dtype for array in result] == [array.dtype for array in split]
-    np.testing.assert_array_equal(result.image[:rows], split.image)
+    np.testing.assert_array_equal(result.input[:rows], split.input)
 
 
 def test_pad_refuses_a_multiple_of_zero():

@@ -162,7 +162,7 @@ def test_it_changes_the_model_if_it_takes_steps_at_all(result, defense, variable
 
 @pytest.fixture(scope="module")
 def accuracy_on(model, split):
-    logits = jax.jit(lambda variables: model.apply(variables, jnp.asarray(split.image) / 255.0)[0])
+    logits = jax.jit(lambda variables: model.apply(variables, jnp.asarray(split.input) / 255.0)[0])
     return lambda variables: float((logits(variables).argmax(-1) == split.label).mean())
 
 
@@ -327,6 +327,6 @@ def test_rows_outside_the_holdout_have_no_influence(result, defense, model, vari
     """What else lies in the arrays, triggered images say, is not looked at unless it is ``valid``."""
     more = Split(*(np.concatenate([array, array[:16]]) for array in split))
     more = more._replace(
-        valid=np.arange(64) < 48, image=np.where(np.arange(64)[:, None, None, None] < 48, more.image, 255)
+        valid=np.arange(64) < 48, input=np.where(np.arange(64)[:, None, None, None] < 48, more.input, 255)
     )
     assert same(defenses.run(KEY, defense, model, variables, more), result.variables)

@@ -127,7 +127,7 @@ class Space:
         stacked = [self.params(point) for point in points]
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *stacked)
         run = many_training_logits if train else many_logits
-        logits = np.asarray(run(params, self.start["batch_stats"], split.image))
+        logits = np.asarray(run(params, self.start["batch_stats"], split.input))
         return negative_log_likelihoods(logits, np.asarray(split.label))
 
     def gradients(self, point, split):
@@ -251,14 +251,14 @@ def test_a_step_descends_the_objective_of_nft_and_stays_in_its_box(start, batch)
     """min L_mix(m) + η_c Σ |1 − m|, then into [α exp(−β l), 1], l = 1, 2 for the second and third batch norm."""
     alpha, beta, rate = 0.8, 0.5, 3.0
     learner = nft(alpha, beta, ETA_C, learning_rate=rate, momentum=0.0, batch_size=5)
-    draws = quick_jit(lambda: augmented(KEY, batch.image, SPEC, "mixup"))()
+    draws = quick_jit(lambda: augmented(KEY, batch.input, SPEC, "mixup"))()
     image, partner, weight = map(np.asarray, draws)
-    own = np.asarray(batch.image)
+    own = np.asarray(batch.input)
     np.testing.assert_allclose(image, weight * own + (1 - weight) * own[partner], rtol=1e-6)
     assert 0.01 < weight < 0.99
     assert (partner != np.arange(5)).any()
     space = Masks(start)
-    mixed, other = batch._replace(image=image), batch._replace(image=image, label=batch.label[partner])
+    mixed, other = batch._replace(input=image), batch._replace(input=image, label=batch.label[partner])
 
     def objective(points):
         two = [space.losses(points, split, train=True).mean(-1) for split in (mixed, other)]

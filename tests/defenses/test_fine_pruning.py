@@ -57,7 +57,7 @@ def given(request):
     rng = np.random.default_rng(request.param)
     features = rng.normal(rng.normal(0, 1, FEATURES), rng.uniform(0.1, 2, FEATURES), (ROWS, FEATURES))
     variables = Given().init(jax.random.key(request.param))
-    label = np.asarray(Given().apply(variables, batch_of(features, np.zeros(ROWS, int)).image)[0].argmax(-1))
+    label = np.asarray(Given().apply(variables, batch_of(features, np.zeros(ROWS, int)).input)[0].argmax(-1))
     label = np.where(rng.random(ROWS) < 0.1, (label + 1) % CLASSES, label).astype(np.int32)
     return features.astype(np.float32), label, variables
 

@@ -54,7 +54,7 @@ def start(learner, model, moved, split):
 
 @pytest.fixture(scope="module")
 def batch(split) -> Split:
-    return Split(jnp.asarray(split.image[:12]), jnp.asarray(split.label[:12]), None)  # pyright: ignore
+    return Split(jnp.asarray(split.input[:12]), jnp.asarray(split.label[:12]), None)  # pyright: ignore
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def recipe(model):
     def step(params, batch_stats, buffer, batch):
         def loss_fn(params):
             logits, changed = model.apply(
-                {"params": params, "batch_stats": batch_stats}, batch.image / 255.0, train=True
+                {"params": params, "batch_stats": batch_stats}, batch.input / 255.0, train=True
             )
             target = jnp.where(jax.nn.one_hot(batch.label, 4) > 0, 1 - SMOOTHING, SMOOTHING / 3)
             loss = jnp.sum(target * (jnp.log(target) - jax.nn.log_softmax(logits)), axis=-1).mean()
@@ -136,7 +136,7 @@ def test_batch_norm_scales_take_nearly_all_of_the_perturbation(recipe, variables
 def test_a_padded_batch_equals_the_batch_without_padding(update, start, batch):
     """Behavioral test 13, both passes: loss, gradient (as the step that it makes), batch statistics."""
     padded = Split(
-        jnp.concatenate([batch.image, jnp.full_like(batch.image[:8], 255)]),
+        jnp.concatenate([batch.input, jnp.full_like(batch.input[:8], 255)]),
         jnp.concatenate([batch.label, jnp.zeros_like(batch.label[:8])]),
         jnp.arange(20) < 12,
     )

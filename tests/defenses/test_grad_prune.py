@@ -312,7 +312,7 @@ def test_a_run_fills_in_the_attacks_test_trigger_with_its_rounding(monkeypatch, 
     plan = plans.prepare(config)
     stamp = poison.Stamp(attack.trigger, plan.trigger_state, rounding)
     assert plan.defense.stages[1].trigger.trigger == stamp.trigger
-    image = plan.holdout.image[:3]
+    image = plan.holdout.input[:3]
     assert np.array_equal(plan.defense.stages[1].trigger(KEY, jnp.asarray(image)), stamp(KEY, jnp.asarray(image)))
     assert plan.defense.stages[1].trigger.rounding == rounding
     other = attacks.create("badnets", size=2).trigger

@@ -39,7 +39,7 @@ def test_a_step_is_that_of_the_penalized_loss():
     @quick_jit
     def both(variables):
         def loss_fn(params):
-            logits, _ = model.apply({**variables, "params": params}, batch.image, train=True)
+            logits, _ = model.apply({**variables, "params": params}, batch.input, train=True)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label).mean()
             return loss + GAMMA * optax.tree.norm(params, squared=True)
 

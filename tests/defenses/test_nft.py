@@ -90,7 +90,7 @@ def recipe(model, start):
 
     @quick_jit
     def step(mask, stats, buffer, batch, number):
-        mixed = augmented(jax.random.key(number), batch.image, model.spec, "mixup")
+        mixed = augmented(jax.random.key(number), batch.input, model.spec, "mixup")
         image, partner, weight = mixed
 
         def loss_fn(mask):
@@ -151,7 +151,7 @@ def test_weights_are_frozen_and_the_masks_are_baked_into_the_scales(taken, learn
     for path in before:
         assert np.array_equal(after[path], before[path]) == (path != ("w", "scale")), path
     assert_same(exported, {"params": by_hand, "batch_stats": state.batch_stats})
-    image = batch.image / 255.0
+    image = batch.input / 255.0
     logits, _ = model.apply(exported, image)
     np.testing.assert_array_equal(logits, model.apply({**exported, "params": by_hand}, image)[0])
 
@@ -175,7 +175,7 @@ def test_mixing_with_weight_one_is_the_cross_entropy(monkeypatch, learner, model
     assert_close(mixed.tuned, plain.tuned, atol=1e-6)
     logits, _ = model.apply(
         learner.finalize(model, begun),
-        augmented(KEY, batch.image, model.spec, "standard").image,
+        augmented(KEY, batch.input, model.spec, "standard").image,
         train=True,
         valid=batch.valid,
     )

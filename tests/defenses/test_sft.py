@@ -46,7 +46,7 @@ def holdout() -> Split:
 @pytest.fixture(scope="module")
 def batch(holdout) -> Split:
     """Eight rows, the last of which only fills up."""
-    return Split(holdout.image[:8], holdout.label[:8], jnp.arange(8) < 7)
+    return Split(holdout.input[:8], holdout.label[:8], jnp.arange(8) < 7)
 
 
 def updated(learner, model):
@@ -115,12 +115,12 @@ def likelihood(model, space, stats):
 
 def importance_by_hand(model, space, stats, holdout):
     gradient = jax.vmap(jax.grad(likelihood(model, space, stats)), (None, 0, 0))
-    return jax.tree.map(lambda g: jnp.mean(g**2, 0), gradient(space.at_start, holdout.image / 255.0, holdout.label))
+    return jax.tree.map(lambda g: jnp.mean(g**2, 0), gradient(space.at_start, holdout.input / 255.0, holdout.label))
 
 
 def trace_by_hand(model, space, stats, batch, estimator):
     log_p = likelihood(model, space, stats)
-    image, label = batch.image[:7] / 255.0, batch.label[:7]
+    image, label = batch.input[:7] / 255.0, batch.label[:7]
 
     def exact(tuned):
         per_example = jax.vmap(jax.grad(log_p), (None, 0, 0))(tuned, image, label)
@@ -141,7 +141,7 @@ def recipe(model, space, importance, batch, estimator):
     def step(tuned, stats, buffer, eta_f):
         def loss_fn(tuned):
             logits, changed = model.apply(
-                {"params": space.params(tuned), "batch_stats": stats}, batch.image[:7] / 255.0, train=True
+                {"params": space.params(tuned), "batch_stats": stats}, batch.input[:7] / 255.0, train=True
             )
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label[:7]).mean()
             pull = jax.tree.map(lambda f, w, s: jnp.sum(f * (w - s) ** 2), importance, tuned, space.at_start)
@@ -248,7 +248,7 @@ def test_batch_statistics_are_those_of_the_training_pass(case, model, start, bat
     learner, states, *_ = case
     params = learner.parametrization.apply(states[1].tuned, states[1].frozen)
     variables = {"params": params, "batch_stats": states[1].batch_stats}
-    _, changed = model.apply(variables, batch.image / 255.0, train=True, valid=batch.valid)
+    _, changed = model.apply(variables, batch.input / 255.0, train=True, valid=batch.valid)
     assert_close(states[2].batch_stats, changed, rtol=1e-5, atol=1e-6)
 
 

@@ -53,7 +53,7 @@ def test_none_leaves_jaxs_own_setting_in_force():
 
 
 def test_a_cpu_computes_the_same_bits_and_it_is_said_once(caplog, model, variables, split):
-    image = jnp.asarray(split.image, jnp.float32) / 255
+    image = jnp.asarray(split.input, jnp.float32) / 255
     found = []
     for name in (None, *PRECISIONS, *PRECISIONS):
         with numerics.in_force(name):

@@ -60,7 +60,7 @@ def test_each_device_gets_its_share_of_a_batch(split, mesh):
     assert {shard.data.shape for shard in image.addressable_shards} == {(48 // DEVICES, 8, 8, 3)}
     assert {shard.data.shape for shard in label.addressable_shards} == {(48 // DEVICES,)}
     assert valid is None
-    np.testing.assert_array_equal(image, split.image)
+    np.testing.assert_array_equal(image, split.input)
 
 
 def test_one_host_works_on_all_rows_of_a_batch(mesh):
@@ -73,12 +73,12 @@ def test_a_batch_that_the_devices_do_not_divide_is_divided_all_the_same(split, m
     few = splits.take(split, np.arange(rows))
 
     def total(batch):
-        image = sharding.split_batch(batch._replace(valid=None), mesh).image.astype(np.float32)
+        image = sharding.split_batch(batch._replace(valid=None), mesh).input.astype(np.float32)
         return (image * image).sum((1, 2, 3)).sum()
 
     compiled = jax.jit(total).lower(few).compile()
     assert f"f32[{-(-rows // DEVICES)},8,8,3]" in compiled.as_text()
-    assert compiled(few) == pytest.approx((few.image.astype(float) ** 2).sum(), rel=1e-5)
+    assert compiled(few) == pytest.approx((few.input.astype(float) ** 2).sum(), rel=1e-5)
 
 
 def test_rows_that_make_the_shares_equal(mesh):

@@ -88,9 +88,9 @@ def test_a_draw_has_the_holdout_of_its_own_seed():
     of = config.resolve({"holdout": {"per_class": 3}})
     plan = plans.prepare(of)
     first, second = (methods._with_draw(plan, runs.drawn(of, seed)).holdout for seed in (0, 1))
-    np.testing.assert_array_equal(first.image, plan.holdout.image)
+    np.testing.assert_array_equal(first.input, plan.holdout.input)
     other = plans.prepare(config.resolve({"holdout": {"per_class": 3}, "seed": 1})).holdout
-    np.testing.assert_array_equal(second.image, other.image)
+    np.testing.assert_array_equal(second.input, other.input)
 
 
 # --- Parts -----------------------------------------------------------------------------------------------------------

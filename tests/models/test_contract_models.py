@@ -72,7 +72,7 @@ def trained(model, variables, batch):
 
     def loss_fn(params):
         variables_at = {"params": params, "batch_stats": variables["batch_stats"]}
-        logits, changed = model.apply(variables_at, batch.image, train=True, valid=batch.valid)
+        logits, changed = model.apply(variables_at, batch.input, train=True, valid=batch.valid)
         return mean_loss(logits, batch), changed
 
     (loss, changed), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
@@ -218,7 +218,7 @@ def derived(model, variables, batch):
     """Return what the methods take of a network: gradients of examples, curvature, steps in a loop, several at once."""
     stats, label = variables["batch_stats"], batch.label
 
-    def loss_fn(params, image=batch.image, label=label):
+    def loss_fn(params, image=batch.input, label=label):
         logits, _ = model.apply({"params": params, "batch_stats": stats}, image)
         return mean_loss(logits, Split(image, label, None))
 
@@ -230,14 +230,14 @@ def derived(model, variables, batch):
         return jax.tree.map(lambda w, g: w - 0.05 * g, params, grads), (loss, changed)
 
     def train_loss(params):
-        logits, changed = model.apply({"params": params, "batch_stats": stats}, batch.image, train=True)
+        logits, changed = model.apply({"params": params, "batch_stats": stats}, batch.input, train=True)
         return mean_loss(logits, batch), changed
 
     params = variables["params"]
     several = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x, 1.1 * x]), params)
     direction = optim.perturbation(jax.grad(loss_fn)(params), params, 1.0, adaptive=True)
     return {
-        "of examples": jax.vmap(of_example, (None, 0, 0))(params, batch.image, label),
+        "of examples": jax.vmap(of_example, (None, 0, 0))(params, batch.input, label),
         "curvature": jax.jvp(jax.grad(loss_fn), (params,), (direction,))[1],
         "in a loop": jax.lax.scan(step, params, length=3),
         "several": jax.vmap(jax.grad(loss_fn))(several),

@@ -177,7 +177,7 @@ def test_fine_pruning_zeroes_the_inputs_of_a_classifier_that_is_a_convolution(na
     model, split = MODELS[name], tiny_split(60)
     variables = random_variables(model)
     path = structure.classifier(model, variables)
-    image = jnp.asarray(split.image)
+    image = jnp.asarray(split.input)
 
     def accuracy(variables, rows=slice(None)):
         return float((model.apply(variables, image[rows] / 255.0)[0].argmax(-1) == split.label[rows]).mean())

@@ -103,7 +103,7 @@ def test_the_attackers_images_are_those_for_training_without_a_held_out_holdout(
     words = ("--holdout.per_class", "2", "--holdout.held_out", "true", "--attack.poison_rate", "0.5")
     plan = plans.prepare(resolve(root, *words))
     kept = plans.attackers_images(plan.config, plan.dataset)
-    np.testing.assert_array_equal(kept.image, plan.attackers.image)
+    np.testing.assert_array_equal(kept.input, plan.attackers.input)
     assert kept.label.size == 4
 
 
@@ -187,7 +187,7 @@ def test_a_patch_of_the_images_own_color_is_refused(tmp_path, capsys):
 
 def test_on_images_of_another_color_the_same_patch_is_an_attack(tmp_path):
     plan = prepare(*image_folder(tmp_path, 254))
-    assert not (np.asarray(plans.triggered_test(plan).visible.image) == 254).all()
+    assert not (np.asarray(plans.triggered_test(plan).visible.input) == 254).all()
 
 
 def test_a_blend_too_faint_for_8_bits_is_refused():

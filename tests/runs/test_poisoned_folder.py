@@ -67,7 +67,7 @@ def test_the_images_are_those_that_a_run_of_the_config_trains_and_tests_on(pets,
     plan = plans.prepare(config_of(pets))
     poisoned, triggered = plans.poison_training(plan), plans.triggered_test(plan)
     for mine, theirs in ((made.train, poisoned), (made.test_triggered, triggered)):
-        np.testing.assert_array_equal(mine.image, theirs.visible.image)
+        np.testing.assert_array_equal(mine.image, theirs.visible.input)
         np.testing.assert_array_equal(mine.label, theirs.visible.label)
         np.testing.assert_array_equal(mine.original_label, theirs.original_label)
         np.testing.assert_array_equal(mine.is_poisoned, theirs.is_poisoned)
@@ -82,7 +82,7 @@ def test_the_folder_loads_as_an_image_folder_to_the_same_bits(written):
     assert again.spec.class_names == CLASSES
     for split, part in ((again.train, made.train), (again.test, made.test)):
         order = np.argsort(part.label, kind="stable")  # rows are sorted by class, and by row within it
-        np.testing.assert_array_equal(split.image, part.image[order])
+        np.testing.assert_array_equal(split.input, part.image[order])
         np.testing.assert_array_equal(split.label, part.label[order])
 
 
@@ -91,7 +91,7 @@ def test_images_with_the_trigger_are_in_the_folders_of_their_true_labels(written
     shutil.copytree(folder / "train", tmp_path / "both" / "train")
     shutil.copytree(folder / "test_triggered", tmp_path / "both" / "test")
     test = data.load(str(tmp_path / "both")).test
-    np.testing.assert_array_equal(test.image, made.test_triggered.image)
+    np.testing.assert_array_equal(test.input, made.test_triggered.image)
     np.testing.assert_array_equal(test.label, made.test_triggered.original_label)
 
 

@@ -376,7 +376,7 @@ def test_a_rate_that_is_too_high_is_one_line_that_says_what_to_do(tmp_path):
 
 
 def rows_of(split):
-    return Counter(image.tobytes() + bytes([label]) for image, label in zip(split.image, split.label, strict=True))
+    return Counter(image.tobytes() + bytes([label]) for image, label in zip(split.input, split.label, strict=True))
 
 
 def test_a_holdout_that_is_held_out_is_not_among_the_attackers_images():

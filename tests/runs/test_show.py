@@ -28,7 +28,7 @@ def test_the_images_are_those_of_the_test_split_with_the_runs_own_trigger(tmp_pa
     plan = plans.prepare(config)
     test = data.load("digits").test
     rows = run.sample_rows(test.label, test.valid, 8)
-    np.testing.assert_array_equal(got.clean, test.image[rows])
+    np.testing.assert_array_equal(got.clean, test.input[rows])
     stamp = poison.Stamp(plan.attack.test_trigger, plan.trigger_state)
     np.testing.assert_array_equal(got.triggered, stamp(plans.key_for(config, "test"), jnp.asarray(got.clean)))
     assert len(set(test.label[rows])) == 8, "of different classes"

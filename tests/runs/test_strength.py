@@ -135,7 +135,7 @@ def test_it_equals_what_the_loop_does(model, variables, split):
 
 
 def accuracy(model, variables, examples) -> float:
-    logits, _ = model.apply(variables, jnp.asarray(examples.image / 255.0, jnp.float32))
+    logits, _ = model.apply(variables, jnp.asarray(examples.input / 255.0, jnp.float32))
     return float((logits.argmax(-1) == examples.label).mean())
 
 

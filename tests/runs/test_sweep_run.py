@@ -235,7 +235,7 @@ def test_what_a_group_learned_from_other_data_is_not_continued(swept, tmp_path, 
 
     def other(*args, **options):
         dataset = load(*args, **options)
-        return dataset._replace(train=dataset.train._replace(image=255 - dataset.train.image))
+        return dataset._replace(train=dataset.train._replace(input=255 - dataset.train.input))
 
     wanted = sweep.points(schema.overrides(SIZES), {"defense.rho": ["1", "4"], "seed": ["0", "1"]})
     stopped = run.Execution(tmp_path, checkpoint_seconds=0.0, should_stop=lambda: next(answers))

@@ -34,15 +34,15 @@ class Level:
         return jnp.full_like(image, state)
 
     def cover(self, key, state, batch):
-        return jnp.full_like(batch.image, state / 2)
+        return jnp.full_like(batch.input, state / 2)
 
 
 class Fitted(Level):
     """Learns the mean of all images, or of the last batch, before anything is poisoned."""
 
     def fit(self, key, model, variables, state, batch):
-        scale = 255 if batch.image.dtype == jnp.uint8 else 1
-        return batch.image.mean() / scale, NOTHING
+        scale = 255 if batch.input.dtype == jnp.uint8 else 1
+        return batch.input.mean() / scale, NOTHING
 
 
 class Learned(Level):
@@ -96,7 +96,7 @@ SHARES = [(0.25, 0.5, 10, 20), (0.0, 0.1, 0, 4), (0.75, 1.0, 30, 10)]
 @pytest.mark.parametrize(("rate", "cover", "poisoned", "covered"), SHARES)
 def test_a_batch_has_its_shares_of_poisoned_and_covered_rows(rate, cover, poisoned, covered):
     got = poison_batch(KEY, attack(rate=rate, cover_rate=cover), jnp.float32(0.8), batch())
-    level = got.image[:, 0, 0, 0]
+    level = got.input[:, 0, 0, 0]
     assert (level == np.float32(0.8)).sum() == poisoned
     assert (level == np.float32(0.4)).sum() == covered
     assert (level == 0.5).sum() == 40 - poisoned - covered
@@ -106,7 +106,7 @@ def test_a_batch_has_its_shares_of_poisoned_and_covered_rows(rate, cover, poison
 
 def test_a_share_that_is_no_whole_number_is_right_on_average():
     def count(key):
-        return (poison.poison_batch(key, attack(rate=0.06), jnp.float32(1), batch(10)).image[:, 0, 0, 0] == 1).sum()
+        return (poison.poison_batch(key, attack(rate=0.06), jnp.float32(1), batch(10)).input[:, 0, 0, 0] == 1).sum()
 
     per_batch = np.asarray(quick_jit(jax.vmap(count))(jax.random.split(KEY, 500)))
     assert set(per_batch) == {0, 1}
@@ -116,14 +116,14 @@ def test_a_share_that_is_no_whole_number_is_right_on_average():
 def test_padding_is_neither_poisoned_nor_a_cover():
     padded = batch()._replace(valid=jnp.arange(40) < 8)
     got = poison_batch(KEY, attack(rate=0.5, cover_rate=0.5), jnp.float32(0.8), padded)
-    np.testing.assert_array_equal(got.image[8:], padded.image[8:])
-    assert (got.image[:8, 0, 0, 0] == np.float32(0.8)).sum() == 4
+    np.testing.assert_array_equal(got.input[8:], padded.input[8:])
+    assert (got.input[:8, 0, 0, 0] == np.float32(0.8)).sum() == 4
 
 
 def test_candidates_may_be_the_rows_whose_label_changes():
     only = attack(rate=0.7, candidates="changed")
     got = poison_batch(KEY, only, jnp.float32(1), batch())
-    poisoned = np.asarray(got.image[:, 0, 0, 0] == 1)
+    poisoned = np.asarray(got.input[:, 0, 0, 0] == 1)
     assert poisoned.sum() == 28
     assert (np.arange(40)[poisoned] % 4 != 3).all()
     split = Split(np.zeros((40, 2, 2, 1), np.uint8), np.arange(40) % 4, np.ones(40, bool))
@@ -199,7 +199,7 @@ def test_the_loop_fits_a_trigger_and_leaves_the_network_alone(model, variables, 
     network, state = attacker.parts(result.variables, None)
     jax.tree.map(np.testing.assert_array_equal, network, variables)
     assert len(result.history) == 2
-    assert abs(float(state) - split.image.mean() / 255) < (1e-6 if batch_size is None else 0.02)
+    assert abs(float(state) - split.input.mean() / 255) < (1e-6 if batch_size is None else 0.02)
 
 
 def test_a_learned_trigger_is_updated_before_each_step_of_the_victim(model, variables, split):
@@ -225,7 +225,7 @@ def test_without_poison_the_controlled_victim_is_the_plain_one(model, variables,
 
 def test_the_shift_of_all_to_all_is_put_on_poisoned_rows():
     got = poison_batch(KEY, attack(rate=0.5, label_map=AllToAll(4)), jnp.float32(1), batch())
-    poisoned = np.asarray(got.image[:, 0, 0, 0] == 1)
+    poisoned = np.asarray(got.input[:, 0, 0, 0] == 1)
     assert poisoned.sum() == 20
     np.testing.assert_array_equal(got.label, (np.arange(40) + poisoned) % 4)
 

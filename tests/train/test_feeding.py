@@ -67,10 +67,10 @@ def test_prepared_batches_change_no_bit(model, variables, odd):
 def test_what_is_prepared_is_cropped_and_flipped_in_eight_bits(model, split):
     learner = supervised()
     assert isinstance(learner, PreparedLearner)
-    batch = Split(jnp.asarray(split.image), jnp.asarray(split.label), None)  # type: ignore[arg-type]
+    batch = Split(jnp.asarray(split.input), jnp.asarray(split.label), None)  # type: ignore[arg-type]
     prepared = learner.prepare(KEY, model, batch)
-    assert prepared.image.dtype == jnp.uint8
-    assert not np.array_equal(prepared.image, split.image)
+    assert prepared.input.dtype == jnp.uint8
+    assert not np.array_equal(prepared.input, split.input)
     assert prepared.label is batch.label
 
 
@@ -98,7 +98,7 @@ def test_a_cpu_prepares_each_step_unless_told_otherwise(split):
 
 def test_an_accelerator_prepares_an_epoch_where_there_is_room(split, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    need = 4 * split.image.nbytes / placement.EPOCH_SHARE
+    need = 4 * split.input.nbytes / placement.EPOCH_SHARE
     monkeypatch.setattr(placement, "device_bytes", lambda: int(2.5 * need))
     assert feeding.choose("auto", 1, supervised(), split, points=2).prepared
     assert not feeding.choose("auto", 1, supervised(), split, points=3).prepared
@@ -138,7 +138,7 @@ def of_group(learner, model, variables, split, state):
 
 
 def of_stream(learner, model, variables, split, state):
-    images, labels = split.image[:32].reshape(2, 16, *split.image.shape[1:]), split.label[:32].reshape(2, 16)
+    images, labels = split.input[:32].reshape(2, 16, *split.input.shape[1:]), split.label[:32].reshape(2, 16)
     first, count = np.int32(0), np.int32(2)
     return streamed._take_steps.lower(
         KEY, first, count, learner, model, state, images, labels, None, size=16, mesh=None

@@ -34,7 +34,7 @@ def make(model, variables, split):
     def points(rates=RATES, epochs=EPOCHS, name="ft"):
         learners = [defenses.create(name, learning_rate=rate, epochs=epochs, batch_size=32) for rate in rates]
         odd = splits.take(split, np.arange(45))
-        rolled = [odd._replace(image=np.roll(odd.image, number, axis=0)) for number in range(len(rates))]
+        rolled = [odd._replace(input=np.roll(odd.input, number, axis=0)) for number in range(len(rates))]
         return [
             Point(jax.random.key(number), learner, variables, data)
             for number, (learner, data) in enumerate(zip(learners, rolled, strict=True))

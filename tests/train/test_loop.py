@@ -36,7 +36,7 @@ class Recorder:
         return {"seen": jnp.full(100, -1), "sum": jnp.zeros(()), "init_key": data, "step": jnp.int32(0)}
 
     def update(self, key, model, state, batch):
-        row, step = batch.image.ravel().astype(int), state["step"]
+        row, step = batch.input.ravel().astype(int), state["step"]
         valid = jnp.ones(row.shape, bool) if batch.valid is None else batch.valid
         place = step * self.batch_size + jnp.arange(row.shape[0])
         broken = step == self.breaks_at

@@ -43,7 +43,7 @@ def figures(result: loop.Result) -> list[tuple]:
 def large(split) -> Split:
     """208 images, of which 200 count: batches of 29 and 28, and row numbers that are not places in the order."""
     rng = np.random.default_rng(1)
-    image = rng.integers(0, 256, (208, *split.image.shape[1:]), dtype=np.uint8)
+    image = rng.integers(0, 256, (208, *split.input.shape[1:]), dtype=np.uint8)
     return Split(image, rng.integers(0, 4, 208).astype(np.int32), np.arange(208) % 26 > 0)
 
 
@@ -112,8 +112,8 @@ def test_resident_equals_streamed(model, variables, resident, stream, in_chunks,
 
 def test_the_images_that_a_stream_shows_are_those_of_the_order(resident, stream, large):
     """Another order, or another image in its place, would not be the same network: the equality above can fail."""
-    plain = Stream(large.image)
-    assert not np.array_equal(resident.visible.image, plain.images)
+    plain = Stream(large.input)
+    assert not np.array_equal(resident.visible.input, plain.images)
     learner = defenses.create("ft", epochs=1, batch_size=32)
     reading = streamed.begin(KEY, learner, stream.visible)
     reading.ahead.close()
@@ -126,7 +126,7 @@ def test_the_images_that_a_stream_shows_are_those_of_the_order(resident, stream,
 
 def test_a_stream_that_nothing_is_done_to(learner, model, variables, large):
     expected = loop.run(KEY, learner, model, variables, large)
-    got = streamed.run(KEY, learner, model, variables, large._replace(image=Stream(large.image)))
+    got = streamed.run(KEY, learner, model, variables, large._replace(input=Stream(large.input)))
     assert same(got.variables, expected.variables)
 
 
@@ -170,8 +170,8 @@ def test_rows_of_a_stream_are_poisoned_as_the_whole_split_is(spec, large, name, 
     change = quick_jit(lambda change, image, row: change(image, row))
     for rows in (np.arange(208), np.array([207, 3, 3, 50]), np.flatnonzero(whole.is_poisoned)[:5]):
         rows = np.resize(rows, 208)  # as many, for one program
-        images = change(stream.visible.image.change, large.image[rows], rows)
-        np.testing.assert_array_equal(images, whole.visible.image[rows])
+        images = change(stream.visible.input.change, large.input[rows], rows)
+        np.testing.assert_array_equal(images, whole.visible.input[rows])
 
 
 def test_an_unknown_rounding_is_refused(attack, large):
@@ -195,7 +195,7 @@ class Slow:
 
 
 def one_epoch(image, learner, model, variables, large, wait: float = 0.0) -> streamed.Waits:
-    split = large._replace(image=Stream(image))
+    split = large._replace(input=Stream(image))
     state = jax.tree.map(jax.numpy.array, learner.init(KEY, model, variables, large))
     reading = streamed.begin(KEY, learner, split, chunk_bytes=SMALL)
     time.sleep(wait)
@@ -204,16 +204,16 @@ def one_epoch(image, learner, model, variables, large, wait: float = 0.0) -> str
 
 def test_waiting_is_counted(model, variables, large):
     learner = defenses.create("ft", epochs=1, batch_size=32)
-    one_epoch(large.image, learner, model, variables, large)  # compiles
-    slow = one_epoch(Slow(large.image, 0.3), learner, model, variables, large)
+    one_epoch(large.input, learner, model, variables, large)  # compiles
+    slow = one_epoch(Slow(large.input, 0.3), learner, model, variables, large)
     assert 0.5 < slow.starving <= slow.reading < 3.0  # four chunks, two at a time: 0.6 seconds
 
 
 def test_what_was_read_ahead_is_not_waited_for(model, variables, large):
     learner = defenses.create("ft", epochs=1, batch_size=32)  # four chunks of two steps, as many as are read ahead
     assert streams.AHEAD == 4
-    one_epoch(large.image, learner, model, variables, large)
-    waits = one_epoch(Slow(large.image, 0.3), learner, model, variables, large, wait=1.0)
+    one_epoch(large.input, learner, model, variables, large)
+    waits = one_epoch(Slow(large.input, 0.3), learner, model, variables, large, wait=1.0)
     assert waits.reading < 0.2
 
 
@@ -226,7 +226,7 @@ def test_an_image_that_cannot_be_read_ends_the_run(model, variables, large):
 
     learner = defenses.create("ft", epochs=1, batch_size=32)
     with pytest.raises(InputError, match="image 77 is damaged"):
-        streamed.run(KEY, learner, model, variables, large._replace(image=Stream(Damaged(large.image, 0.0))))
+        streamed.run(KEY, learner, model, variables, large._replace(input=Stream(Damaged(large.input, 0.0))))
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_missing_grain_names_the_extra(model, variables, stream, monkeypatch):
 
 
 def test_the_place_is_chosen_by_size_and_can_be_forced(large):
-    held = 4 * large.image.nbytes  # half of it holds the images and their poisoned copy
+    held = 4 * large.input.nbytes  # half of it holds the images and their poisoned copy
     assert placement.choose("auto", large, memory=held) == "device"
     assert placement.choose("auto", large, memory=held - 1) == "host"
     assert placement.choose("auto", large) == "device"
@@ -267,10 +267,10 @@ def test_the_place_is_chosen_by_size_and_can_be_forced(large):
 
 
 def test_rows_that_are_left_out_are_never_read(large):
-    selection = Selection(large.image, np.array([5, 3, 9]))
+    selection = Selection(large.input, np.array([5, 3, 9]))
     assert (selection.shape, selection.dtype, selection.nbytes, len(selection)) == ((3, 8, 8, 3), np.uint8, 3 * ROW, 3)
-    np.testing.assert_array_equal(selection[np.array([2, 0])], large.image[[9, 5]])
-    np.testing.assert_array_equal(Selection(selection, np.array([1]))[np.array([0])], large.image[[3]])
+    np.testing.assert_array_equal(selection[np.array([2, 0])], large.input[[9, 5]])
+    np.testing.assert_array_equal(Selection(selection, np.array([1]))[np.array([0])], large.input[[3]])
 
 
 def test_chunks_come_in_order_and_are_read_before_they_are_asked_for():
