@@ -63,9 +63,7 @@ def main() -> None:
 
 def read_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
     add("--cifar", type=Path, help="finished runs of every defense, or their `bdjax export`")
@@ -161,9 +159,7 @@ def replaced(page: str, name: str, text: str) -> str:
         flags=re.DOTALL,
     )
     if count != 1:
-        raise SystemExit(
-            f"{PAGES[name].name} must have one pair of marks for {name!r}, found {count}"
-        )
+        raise SystemExit(f"{PAGES[name].name} must have one pair of marks for {name!r}, found {count}")
     return changed
 
 

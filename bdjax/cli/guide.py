@@ -18,9 +18,7 @@ _WIDEST = 100  # columns, as longer lines are hard to read
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser(
-        "guide", help="the manual: its pages, or one of them", allow_abbrev=False
-    )
+    parser = commands.add_parser("guide", help="the manual, a page a topic", allow_abbrev=False)
     parser.add_argument("topic", nargs="?", metavar="TOPIC", help="a page, such as start")
     parser.set_defaults(call=call)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.cells import cell_len
 
 from bdjax import cli
 from bdjax.cli import guide
@@ -38,7 +39,7 @@ def test_a_terminal_gets_it_without_marks_and_with_commands_for_links(topic, mon
     monkeypatch.setattr(sys, "stdout", screen)
     assert cli.main(["guide", topic]) == 0
     lines = screen.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
+    assert max(map(cell_len, lines)) <= 80
     assert not [line for line in lines if "](" in line and "lambda" not in line]
 
 
