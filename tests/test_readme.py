@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_imports import ROWS
 
 import bdjax
 from bdjax import cli
@@ -146,12 +147,24 @@ def test_commands_that_pages_have_in_their_sentences_are_commands():
     assert named <= known
 
 
-def test_the_page_on_the_design_has_every_room():
+def test_the_page_on_the_design_has_every_room_in_the_order_of_imports():
     rooms = {path.name for path in Path(bdjax.__file__).parent.iterdir() if path.is_dir() and path.name[0] != "_"}
     modules = {path.name for path in Path(bdjax.__file__).parent.glob("*.py") if path.name != "__init__.py"}
-    text = PAGES["bdjax/guide/design.md"]
-    named = {span.rstrip("/") for span in re.findall(r"`([\w.]+/?)`", "".join(re.findall(r"^\|[^|]+\|", text, re.M)))}
-    assert named == rooms | modules
+    first_cells = re.findall(r"^\|[^|]+\|", PAGES["bdjax/guide/design.md"], re.MULTILINE)
+    named = [span.rstrip("/") for span in re.findall(r"`([\w.]+/?)`", "".join(first_cells))]
+    assert set(named) == rooms | modules
+    order = list(ROWS.values())
+    places = [order.index(ROWS[stem]) for name in named if (stem := name.removesuffix(".py")) in ROWS]
+    assert places == sorted(places)
+
+
+def test_messages_that_troubleshooting_explains_are_messages():
+    source = "".join(file.read_text(encoding="utf-8") for file in Path(bdjax.__file__).parent.rglob("*.py"))
+    rows = re.findall(r"^\|([^|]*)\|", PAGES["bdjax/guide/troubleshooting.md"], re.MULTILINE)
+    messages = re.findall(r"`([^`]+)`", "".join(rows))
+    assert len(messages) > 10
+    parts = [part.strip(" ()?") for message in messages for part in message.split("…")]
+    assert [part for part in parts if part not in source] == []
 
 
 def test_the_page_on_when_methods_work_shows_rows_of_the_whole_table():

@@ -85,10 +85,11 @@ def _list() -> None:
 
 def _show(markdown: str) -> None:
     from rich.console import Console
-    from rich.markdown import Markdown
+
+    from bdjax.cli._markdown import Page
 
     console = Console()
-    console.print(Markdown(markdown), width=min(console.width, _WIDEST))
+    console.print(Page(markdown), width=min(console.width, _WIDEST))
 
 
 def _read(name: str) -> str:

@@ -40,6 +40,7 @@ def test_a_terminal_gets_it_without_marks_and_with_commands_for_links(topic, mon
     assert cli.main(["guide", topic]) == 0
     lines = screen.getvalue().splitlines()
     assert max(map(cell_len, lines)) <= 80
+    assert screen.getvalue().count("…") == guide.page(topic).count("…")  # no word is cut
     assert not [line for line in lines if "](" in line and "lambda" not in line]
 
 
