@@ -15,6 +15,7 @@ import bdjax
 from bdjax import cli
 from bdjax.cli import guide
 from bdjax.runs import config, schema
+from bdjax.tasks.metrics import SINGLE_LABEL
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "bdjax" / "guide"
@@ -165,6 +166,11 @@ def test_messages_that_troubleshooting_explains_are_messages():
     assert len(messages) > 10
     parts = [part.strip(" ()?") for message in messages for part in message.split("…")]
     assert [part for part in parts if part not in source] == []
+
+
+def test_the_page_on_metrics_has_each():
+    page = PAGES["bdjax/guide/metrics.md"]
+    assert [metric.name for metric in SINGLE_LABEL if f"`{metric.name}`" not in page or metric.head not in page] == []
 
 
 def test_the_page_on_when_methods_work_shows_rows_of_the_whole_table():
