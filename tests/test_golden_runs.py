@@ -79,7 +79,7 @@ GROUPS = {
         f"sweep {VICTIM} --defense ft_sam --defense.epochs 8 --over defense.rho=1,4 --seeds 2 --form loop",
     ],
     "sweep-of-victims": [
-        f"sweep {VICTIM} --training.eta_f 0.0001 --holdout.held_out true --defense fast_sft --defense.epochs 8 "
+        f"sweep {VICTIM} --training.eta_f 0.0001 --holdout.held_out true --defense nft --defense.epochs 8 "
         "--over attack=badnets,blended --over attack.poison_rate=0.05,0.2 --form vmap",
     ],
 }
