@@ -147,7 +147,7 @@ def poison_stream(
 ) -> PoisonedSplit:
     """Return what `poison_train` returns of the same arguments, its images read and changed when they are needed.
 
-    Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.Images`), and the image of the
+    Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.ReadByRow`), and the image of the
     visible split is a `bdjax.data.streams.Stream`. No triggered image is stored.
     """
     one_of(ROUNDINGS, rounding=rounding)

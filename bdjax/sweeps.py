@@ -6,11 +6,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
 from bdjax.checks import RUNS, InputError
@@ -32,7 +34,7 @@ class Sweep(Generic[T]):
     """
 
     points: T
-    settings: tuple[Mapping[str, Any], ...]
+    settings: tuple[Mapping[str, float], ...]
 
     def __len__(self) -> int:
         return len(self.settings)
@@ -62,21 +64,27 @@ def grid(create: Callable[..., T], **axes: Sequence[float]) -> Sweep[T]:
     if not axes:
         raise InputError("grid needs an axis, such as rho=[0.5, 1, 2].")
     check_axes(axes)
-    settings = tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    settings: list[dict[str, float]] = []
+    for values in itertools.product(*axes.values()):
+        settings.append(dict(zip(axes, values, strict=True)))
     points = [create(**setting) for setting in settings]
-    structures = [jax.tree.structure(point) for point in points]
-    for setting, structure in zip(settings, structures, strict=True):
-        if structure != structures[0]:
+    for setting, point in zip(settings, points, strict=True):
+        if jax.tree.structure(point) != jax.tree.structure(points[0]):
             changed = [name for name in axes if setting[name] != settings[0][name]]
-            raise InputError(f"{' or '.join(changed)} cannot be an axis: it changes the program, not a number in it.")
+            why = "it changes the program, not a number in it"
+            raise InputError(f"{' or '.join(changed)} cannot be an axis: {why}.")
     for path, leaf in jax.tree.leaves_with_path(points[0]):
         if isinstance(leaf, str):  # the trigger that only a run fills in
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise InputError(f"{name} must be given to be part of a grid; got {leaf!r}.")
-    return Sweep(jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *points), settings)
+
+    def stacked(*leaves: ArrayLike) -> Array:
+        return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
+
+    return Sweep(jax.tree.map(stacked, *points), tuple(settings))
 
 
-def check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
+def check_axes(axes: Mapping[str, Sequence[object]]) -> None:
     """Refuse axes that are no grid.
 
     Raises:
@@ -91,7 +99,8 @@ def check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
             raise InputError(f"{name} needs at least one value.")
         seen = set()
         for value in values:
-            plain = value.item() if hasattr(value, "item") else value  # an array is not hashable
+            # An array is not hashable.
+            plain = value.item() if isinstance(value, np.ndarray | jax.Array) else value
             if plain in seen:
                 raise InputError(f"{name} has the value {value!r} twice.")
             seen.add(plain)
@@ -133,9 +142,10 @@ def purify(
     places = list(itertools.product(range(len(sweep)), range(keys.shape[0])))
     results: list[loop.Result | loop.Diverged] = [loop.Result(variables, []) for _ in places]
     for number in range(len(stages(sweep[0]))):
-        alive: dict[int, loop.Result] = {
-            i: result for i, result in enumerate(results) if isinstance(result, loop.Result)
-        }
+        alive: dict[int, loop.Result] = {}
+        for place, result in enumerate(results):
+            if isinstance(result, loop.Result):
+                alive[place] = result
         if not alive:
             break
         points = []
@@ -150,4 +160,5 @@ def purify(
         for place, point, outcome in zip(alive, points, outcomes, strict=True):
             failed = isinstance(outcome, loop.Diverged)
             results[place] = outcome if failed else outcome.result(point, model, alive[place].history)
-    return [results[start : start + keys.shape[0]] for start in range(0, len(results), keys.shape[0])]
+    count = keys.shape[0]
+    return [results[start : start + count] for start in range(0, len(results), count)]

@@ -74,7 +74,7 @@ def check(options: argparse.Namespace) -> Path:
     integer(smoothness_every=getattr(options, "smoothness_every", 0))
     non_negative(checkpoint_seconds=options.checkpoint_seconds)
     if options.name == "run":
-        hosts.check(options.hosts, options.host, options.coordinator, options.host_timeout)
+        hosts.check_options(options.hosts, options.host, options.coordinator, options.host_timeout)
         if options.hosts is not None and sys.platform == "win32":
             raise InputError("hosts must not be given on Windows, where JAX computes on one host alone.")
     return places.check_folder("out", options.out, _DEEPEST)
@@ -91,7 +91,7 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     compilation.enable_cache()
     asked = _join(options)
     compilation.require_devices()
-    devices = options.devices or (hosts.devices() if hosts.count() > 1 else 1)
+    devices = options.devices or (hosts.devices() if hosts.process_count() > 1 else 1)
     quiet = options.quiet or not hosts.is_first()
     try:
         with run.stop_on_signal() as signaled, _progress.bar(quiet=quiet) as on_epoch:

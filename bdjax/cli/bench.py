@@ -69,10 +69,10 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         raise InputError(f"profile must be left out where the section steps is; got {options.profile!r}.")
     traces = None if options.profile is None else profile.Traces(options.profile)
     try:
-        results = bench.run(settings, Path(options.out), tell, traces)
+        results = bench.run_sections(settings, Path(options.out), tell, traces)
     except KeyboardInterrupt:
         return complain(f"interrupted; {options.out} has the sections that were done.", EXIT_STOPPED)
-    print(table.table(results))
+    print(table.benchmark_table(results))
     if traces is not None:
         print_profile(traces, "no step was measured")
     return 0

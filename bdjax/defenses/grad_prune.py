@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 from bdjax import pytree, structure
 from bdjax.checks import below_one, integer, one_of, unit_interval
 from bdjax.curvature.chunks import accumulate, weighted_sum
-from bdjax.data.aside import ROUNDING, keep_aside
+from bdjax.data.validation import ROUNDING, validation_split
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import PrunedFilters
 from bdjax.train import loop
@@ -75,7 +75,7 @@ class GradPrune:
         """Prune and fine-tune. What is reported is measured on the part of the holdout that is kept aside."""
         images = Images(batch.input, self.trigger(jax.random.fold_in(key, 0), batch.input), batch.label)
         task = model.spec.task
-        rest, aside = keep_aside(images, task.stratum(batch.label), self.aside, task.num_classes)
+        rest, aside = validation_split(images, task.stratum(batch.label), self.aside, task.num_classes)
         state, pruning = self.prune(model, state, rest, aside)
         state, tuning = self.tune(jax.random.fold_in(key, 1), model, state, rest, aside)
         score = self._score(model, state, aside)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 
 from bdjax import attacks, defenses, poison
 from bdjax.checks import LARGEST, InputError, named, one_of
-from bdjax.data import aside, splits
+from bdjax.data import splits, validation
 from bdjax.defenses.chain import Chain, stages
 from bdjax.devices import compilation, footprint, placement, sharding
 from bdjax.runs import config as configs
@@ -105,7 +105,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
         _check_steps(path, stage, holdout)
         _check_devices(path, stage, devices)
         _check_division(stage, holdout.label.shape[0], spec.num_classes)
-    if (data_on := placement.choose(data_on, attackers)) != "device":
+    if (data_on := placement.choose_place(data_on, attackers)) != "device":
         fresh = jax.eval_shape(model.init, jax.random.key(0))
         for stage in training:
             streamed.check(stage.learner, model, attacker.start(stage, fresh, fresh, trigger_state), attackers)
@@ -272,13 +272,15 @@ def _divide(config: Config, holdout: Split, num_classes: int) -> tuple[Split, Sp
     """Return what the defense is given, and what is kept aside of it where its strength is to be chosen."""
     if config.selection is None:
         return holdout, None
-    return jax.tree.map(np.asarray, aside.keep_aside(holdout, holdout.label, config.selection.aside, num_classes))
+    share = config.selection.aside
+    divided = validation.validation_split(holdout, holdout.label, share, num_classes)
+    return jax.tree.map(np.asarray, divided)
 
 
 def _check_division(stage: Defense, rows: int, num_classes: int) -> None:
     """Refuse a holdout that is too small for what a stage keeps aside of it."""
     if (share := getattr(stage, "aside", None)) is not None:
-        aside.count(rows, share, num_classes)
+        validation.validation_size(rows, share, num_classes)
 
 
 def _check_parametrization(config: Config, model: Model) -> None:

@@ -90,7 +90,7 @@ def _make(config: Config, execution: Execution) -> PoisonedSet:
     attackers = plans.attackers_images(config, plan.dataset)
     plans.check_rate(plan.attack, attackers)
     plans.check_trigger(plan)
-    poisoned = plans.poisoned(plan, attackers, placement.choose("auto", attackers))
+    poisoned = plans.poisoned(plan, attackers, placement.choose_place("auto", attackers))
     clean, triggered = plan.dataset.test, plans.triggered_test(plan)
     label, no_row = np.asarray(clean.label), np.zeros(len(clean.label), bool)
     return PoisonedSet(
@@ -241,7 +241,7 @@ def _lacking(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
 def _fill(
     made: PoisonedSet, folder: Path, on_image: Callable[[int, int], None], should_stop: Callable[[], bool]
 ) -> None:
-    from bdjax.data.sources._images import write as write_image  # Pillow, only where there are images to write
+    from bdjax.data.sources._images import write_png as write_image  # Pillow, only where there are images to write
 
     classes = class_folders(made.plan.dataset.spec)
     parts = {name: getattr(made, name) for name in _SPLITS}

@@ -77,7 +77,7 @@ class Checkpoints:
         started = time.monotonic()
         if not force and not hosts.from_first(lambda: started >= self._next_save):  # all save, or none
             return
-        if hosts.count() > 1:  # the first writes what each host has of its own; they share the work of the rest
+        if hosts.process_count() > 1:  # the first writes what each host has of its own; they share the work of the rest
             state = jax.tree.map(lambda x: np.asarray(x) if x.is_fully_addressable else x, state)
         sealed = {"rows": history, **self._seal(epoch, state, history)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(cast(Any, sealed)))

@@ -317,7 +317,7 @@ def _place(state: LearnerState, mesh: Mesh | None) -> LearnerState:
 
 def _once(tree: Any, mesh: Mesh | None) -> Any:
     """Put a key and a learner's floats where every call finds them; of several hosts, each call puts them anew."""
-    return sharding.replicate(tree, mesh) if hosts.count() == 1 else tree
+    return sharding.replicate(tree, mesh) if hosts.process_count() == 1 else tree
 
 
 def valid_rows(split: Split) -> Split:

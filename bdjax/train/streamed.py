@@ -97,7 +97,7 @@ def check(learner: Learner, model: Model, variables: Variables, split: Split) ->
       InputError: the learner takes all images at once, or looks at them before its first step; grain is missing; or
         no row is valid.
     """
-    streams.require()
+    streams.require_grain()
     batches.check(learner, split)
     if learner.epochs and learner.batch_size is None:
         raise InputError("what takes all images at once cannot be streamed; keep them on the device.")
@@ -238,7 +238,7 @@ def _put(inputs: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return jax.device_put(inputs)
     shares = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH))
-    if hosts.count() == 1:
+    if hosts.process_count() == 1:
         return jax.device_put(inputs, shares)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(shares, np.asarray(x)), inputs)
 
