@@ -27,8 +27,8 @@ from typing import Any
 
 from bdjax import report
 from bdjax.bench import table
+from bdjax.files import atomic
 from bdjax.report import published, tables
-from bdjax.runs import records
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -63,7 +63,7 @@ def main() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, text in texts.items():
         readme = replaced(readme, name, text)
-    records.write_text(ROOT / "README.md", readme)
+    atomic.write_text(ROOT / "README.md", readme)
 
 
 def holdout_tables(records: list[report.Record], smoothness: bool) -> str:
