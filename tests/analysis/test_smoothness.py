@@ -201,7 +201,7 @@ def test_a_curve_keeps_its_rows_and_the_rest_of_its_file(tmp_path):
     content = json.loads(file.read_text())
     assert content["before"] == {}
     assert content["curve"]["rows"] == [{"epoch": epoch, "value": epoch} for epoch in seen]
-    Curve(file, {"images": 3}, measure, every=2, last=5)(0, lambda: 0)
+    Curve(RunFolder(tmp_path), {"images": 3}, measure, every=2, last=5)(0, lambda: 0)
     assert len(json.loads(file.read_text())["curve"]["rows"]) == 1
 
 
