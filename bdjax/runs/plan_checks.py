@@ -21,12 +21,12 @@ from bdjax.runs.config import Config
 from bdjax.runs.inputs import Fingerprint
 from bdjax.train import batches
 from bdjax.train.attacker import Stage
-from bdjax.types import Attack, Defense, ImageSpec, Learner, Model, PoisonedSplit, Split
+from bdjax.types import Attack, Defense, Learner, Model, PoisonedSplit, Spec, Split
 
 _log = logging.getLogger(__name__)
 
 
-def tell_namesake(config: Config, spec: ImageSpec) -> None:
+def tell_namesake(config: Config, spec: Spec) -> None:
     """Say which class a number means where the number is the name of another class."""
     for option in ("target_label", *attacks.class_options(config.attack.name)):
         number = config.attack.options[option]

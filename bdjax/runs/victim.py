@@ -130,7 +130,7 @@ def score(plan: Plan, variables: Variables, triggered: PoisonedSplit) -> tuple[M
     test = plan.dataset.test
     on_clean = evaluate.predict(plan.model, variables, test.input)
     on_triggered = evaluate.predict(plan.model, variables, triggered.visible.input)
-    metrics = evaluate.count(on_clean, on_triggered, test, triggered)
+    metrics = evaluate.count(plan.inputs.spec.task, on_clean, on_triggered, test, triggered)
     return jax.device_get(metrics), Guesses(*jax.device_get((on_clean, on_triggered)))
 
 

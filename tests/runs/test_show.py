@@ -9,7 +9,7 @@ from bdjax import cli, data, poison
 from bdjax.checks import InputError
 from bdjax.report import contact_sheet
 from bdjax.runs import config as configs
-from bdjax.runs import plans, run, samples, schema, show
+from bdjax.runs import plans, samples, schema, show
 from bdjax.runs.run import Execution
 from bdjax.runs.show import Shown
 from bdjax.stealth import Stealth
