@@ -11,6 +11,7 @@ import pytest
 from bdjax import models, report
 from bdjax.checks import InputError
 from bdjax.runs import config, plans, run, schema
+from bdjax.runs.victim import Victim
 from bdjax.train import loop
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -245,7 +246,7 @@ def test_a_method_that_diverges_has_a_row_and_a_record(calls, tmp_path):
     session = Session(Settings(tmp_path, settings.work, debug=True))
     draw = runs.drawn(resolved(FT_SAM, settings), 7)
     plan = plans.prepare(resolved(FT_SAM, settings))._replace(config=draw)
-    victim: run.Victim = None  # type: ignore[assignment]  # of no use to a run without a result
+    victim: Victim = None  # type: ignore[assignment]  # of no use to a run without a result
     row = methods._concluded(session, plan, victim, loop.Diverged("it is not finite"))
     assert row["diverged"] == "it is not finite"
     content = (settings.work / "runs" / draw.run_id / "record.json").read_text(encoding="utf-8")
