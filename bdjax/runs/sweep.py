@@ -433,7 +433,7 @@ def _save(own: Callable[[], Checkpoints], trained: group.Trained) -> None:
     with own() as checkpoints:
         epoch = len(trained.history)
         if checkpoints.epoch != epoch:
-            checkpoints.save(epoch, trained.state, [row._asdict() for row in trained.history], force=True)
+            checkpoints.save(epoch, trained.kept, [row._asdict() for row in trained.history], force=True)
 
 
 def _saved_epoch(folder: Path) -> int | None:

@@ -107,7 +107,7 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore())
         try:
             if _shapes(self._manager.item_metadata(epoch)["state"].tree) != _shapes(abstract):
-                raise InputError("it is of another network or optimizer")
+                raise InputError("it is of another network, optimizer or version")
             restored = self._manager.restore(epoch, args=args)
             sealed = dict(restored["history"])
             saved = Saved(restored["state"], sealed.pop("rows"))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.devices import compilation
-from bdjax.train import batches, feeding, loop
+from bdjax.train import batches, feeding, programs
 from bdjax.train.feeding import Feeding
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
 
@@ -37,12 +37,12 @@ def choose(learner: Learner, model: Model, variables: Variables, split: Split, p
     """
     if jax.default_backend() == "cpu" or not learner.epochs:
         return Choice(1, {})
-    split = loop.valid_rows(split)
-    shape = batches.of_learner(learner, split.label.shape[0])
+    split = batches.valid_rows(split)
+    shape = batches.of_learner(learner, batches.rows_of(split))
     few = jax.tree.map(lambda x: jnp.asarray(x[: UNROLLS[-1] * shape.size]), split)
     key = jax.random.key(0)
     state = jax.jit(lambda variables: learner.init(key, model, variables, few))(variables)
-    steps = batches.of_learner(learner, few.label.shape[0]).steps
+    steps = batches.of_learner(learner, batches.rows_of(few)).steps
     seconds: dict[str, float] = {}
     compiling = 0.0
     for unroll in (number for number in UNROLLS if number <= shape.steps):
@@ -62,7 +62,7 @@ def _time(learner: Learner, model: Model, state: LearnerState, few: Split, feedi
     with compilation.count_seconds() as compiling:
         for _ in range(1 + _CALLS):
             started = time.perf_counter()
-            state, summary = loop.train_epoch(key, learner, model, state, few, feeding=feeding)
+            state, summary = programs.train_epoch(key, learner, model, state, few, feeding=feeding)
             jax.block_until_ready(summary)
             clock.append(time.perf_counter() - started)
     return sum(compiling, 0.0), min(clock[1:])
