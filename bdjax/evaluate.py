@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int, Shaped
 
 from bdjax.checks import InputError, integer
 from bdjax.data.augment import as_float
 from bdjax.devices import compilation
-from bdjax.types import Images, Metrics, Model, PoisonedSplit, Split, Variables
+from bdjax.tasks.single_label import SingleLabel
+from bdjax.types import Metrics, Model, PoisonedSplit, Split, Task, Variables
 
 BATCH = 500
 Function: TypeAlias = Callable[[np.ndarray], Any]  # float32 images [n, h, w, c] in [0, 1] → logits [n, k]
@@ -36,9 +37,9 @@ def evaluate(
     Raises:
       InputError: no image to count, or a batch size below one.
     """
-    on_clean = predict(model, variables, clean.input, batch_size=batch_size)
-    on_triggered = predict(model, variables, triggered.visible.input, batch_size=batch_size)
-    return count(on_clean, on_triggered, clean, triggered)
+    clean_answer = predict(model, variables, clean.input, batch_size=batch_size)
+    triggered_answer = predict(model, variables, triggered.visible.input, batch_size=batch_size)
+    return count(model.spec.task, clean_answer, triggered_answer, clean, triggered)
 
 
 def evaluate_function(
@@ -83,29 +84,36 @@ def evaluate_function(
     else:
         classes = range(num_classes, num_classes + 1)
     ask = _Ask(function, size, classes)
-    return count(ask(clean, "clean"), ask(triggered.visible, "triggered"), clean, triggered)
+    task = SingleLabel(classes.start)
+    return count(task, ask(clean, "clean"), ask(triggered.visible, "triggered"), clean, triggered)
 
 
 def count(
-    on_clean: Int[Array, " n"], on_triggered: Int[Array, " m"], clean: Split, triggered: PoisonedSplit
-) -> Metrics:
-    """Count from the predicted classes, whatever predicted them. Arguments and errors as for `evaluate`."""
+    task: Task,
+    clean_answer: Shaped[Array, "n ..."],
+    triggered_answer: Shaped[Array, "m ..."],
+    clean: Split,
+    triggered: PoisonedSplit,
+) -> Any:
+    """Count from a network's answers (`bdjax.types.Task.answer`), whatever gave them; errors as for `evaluate`.
+
+    Args:
+      task: says how an answer is judged.
+      clean_answer, triggered_answer: of `predict`.
+      clean, triggered: as for `evaluate`.
+    """
     clean, visible = jax.tree.map(jnp.asarray, (clean, triggered.visible))
     if not bool(clean.valid.any()) or not bool(visible.valid.any()):
         raise InputError("there is no test image to count: the test split is empty, or the label map changes no label.")
-    return Metrics(
-        clean_correct=_count(on_clean == clean.label, clean.valid),
-        clean_total=clean.valid.sum(),
-        attack_hits=_count(on_triggered == visible.label, visible.valid),
-        robust_correct=_count(on_triggered == triggered.original_label, visible.valid),
-        attack_total=visible.valid.sum(),
-    )
+    return task.count(clean_answer, triggered_answer, clean, triggered._replace(visible=visible))
 
 
-def predict(model: Model, variables: Variables, image: Images, *, batch_size: int = BATCH) -> Int[Array, " n"]:
-    """Return the class with the largest logit for each image, in evaluation mode."""
+def predict(
+    model: Model, variables: Variables, input: Shaped[Array | np.ndarray, "n ..."], *, batch_size: int = BATCH
+) -> Shaped[Array, "n ..."]:
+    """Return the network's answer to each input, in evaluation mode: the class with the largest logit, say."""
     integer(1, batch_size=batch_size)
-    return _predict(model, variables, jnp.asarray(image), max(1, min(batch_size, image.shape[0])))
+    return _predict(model, variables, jnp.asarray(input), max(1, min(batch_size, input.shape[0])))
 
 
 def defense_effectiveness_rating(before: Metrics, after: Metrics) -> Any:
@@ -118,21 +126,18 @@ def defense_effectiveness_rating(before: Metrics, after: Metrics) -> Any:
     return (jnp.maximum(0, attack_drop) - jnp.maximum(0, accuracy_drop) + 1) / 2
 
 
-def _count(hit: Bool[Array, " n"], valid: Bool[Array, " n"]) -> Int[Array, ""]:
-    return (hit & valid).sum()
-
-
-def predictions(model: Model, variables: Variables, image: Array, batch_size: int) -> Int[Array, " n"]:
+def predictions(model: Model, variables: Variables, input: Array, batch_size: int) -> Shaped[Array, "n ..."]:
     """Return what `predict` returns, as a pure function to be compiled with more around it."""
-    rows = image.shape[0]
+    rows = input.shape[0]
     steps = -(-rows // batch_size)
-    padded = jnp.pad(image, ((0, steps * batch_size - rows), (0, 0), (0, 0), (0, 0)))
+    padded = jnp.pad(input, ((0, steps * batch_size - rows), *((0, 0),) * (input.ndim - 1)))
 
     def step(batch: Array) -> Array:
-        logits, _ = model.apply(variables, as_float(batch), train=False)
-        return logits.argmax(-1)
+        output, _ = model.apply(variables, model.spec.modality.load(batch), train=False)
+        return model.spec.task.answer(output)
 
-    return jax.lax.map(step, padded.reshape(steps, batch_size, *image.shape[1:])).reshape(-1)[:rows]
+    answer = jax.lax.map(step, padded.reshape(steps, batch_size, *input.shape[1:]))
+    return answer.reshape(-1, *answer.shape[2:])[:rows]
 
 
 class _Ask:

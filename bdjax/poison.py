@@ -7,15 +7,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Num
+from jaxtyping import Array, Bool, Int, Key, Num, Shaped
 
 from bdjax import pytree
 from bdjax.checks import one_of
-from bdjax.data.augment import as_float
+from bdjax.data.modalities.images import ROUNDINGS as ROUNDINGS
+from bdjax.data.modalities.images import Images
 from bdjax.data.streams import Stream
-from bdjax.types import Attack, CoveringTrigger, PartitionedTrigger, PoisonedSplit, Split, Trigger, TriggerState
+from bdjax.types import (
+    Attack,
+    CoveringTrigger,
+    Modality,
+    PartitionedTrigger,
+    PoisonedSplit,
+    Split,
+    Trigger,
+    TriggerState,
+)
 
-ROUNDINGS = ("nearest", "truncate")
+_IMAGES = Images((0.0,), (1.0,))  # what an attack is of that says nothing else
 _BATCH = 250  # so many images at a time go through a network that a trigger may have
 
 
@@ -52,29 +62,29 @@ def poison_train(
 class Draw(NamedTuple):
     """What `poison_train` decides of each row before it sees an image; any rows of it are the draw of those rows."""
 
-    label: Int[Array, " n"]  # as a learner sees it
+    label: Shaped[Array, "n ..."]  # as a learner sees it
     is_poisoned: Bool[Array, " n"]
     trigger_key: Key[Array, " n"]
     position: Int[Array, " n"]  # among the poisoned rows, from 0; whatever it is on others
 
 
-def draw(key: Key[Array, ""], attack: Attack, label: Int[Array, " n"], valid: Bool[Array, " n"]) -> Draw:
+def draw(key: Key[Array, ""], attack: Attack, label: Shaped[Array, "n ..."], valid: Bool[Array, " n"]) -> Draw:
     """Return what the key decides of a whole training split, from its labels alone. Arguments as for `poison_train`."""
     row_key, trigger_key = jax.random.split(key)
     wanted = attack.label_map(label)
     candidate = candidates(attack, label, valid)
     count = jnp.round(attack.poison_rate * _whole(attack, candidate, valid)).astype(jnp.int32)
     chosen = choose(row_key, candidate, count)
-    seen = jnp.where(chosen, wanted, label).astype(label.dtype)
+    seen = _where(chosen, wanted, label).astype(label.dtype)
     return Draw(seen, chosen, jax.random.split(trigger_key, label.shape[0]), jnp.cumsum(chosen) - 1)
 
 
-def candidates(attack: Attack, label: Int[Array, " n"], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
+def candidates(attack: Attack, label: Shaped[Array, "n ..."], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
     """Return which rows of a training split the attack may poison."""
-    wanted = attack.label_map(label)
+    changed = _differs(attack.label_map(label), label)
     if attack.clean_label:
-        return valid & (wanted == label)
-    return valid & (wanted != label) if attack.candidates == "changed" else valid
+        return valid & ~changed
+    return valid & changed if attack.candidates == "changed" else valid
 
 
 def _whole(attack: Attack, candidate: Bool[Array, " n"], valid: Bool[Array, " n"]) -> Int[Array, ""]:
@@ -83,8 +93,8 @@ def _whole(attack: Attack, candidate: Bool[Array, " n"], valid: Bool[Array, " n"
 
 
 def plant(
-    drawn: Draw, attack: Attack, state: TriggerState, image: Num[Array, "n h w c"], *, rounding: str = "nearest"
-) -> Num[Array, "n h w c"]:
+    drawn: Draw, attack: Attack, state: TriggerState, image: Num[Array, "n ..."], *, rounding: str = "nearest"
+) -> Num[Array, "n ..."]:
     """Return the images with the trigger in the rows that were drawn. Arguments as for `poison_train`.
 
     Each image depends on its own draw alone: any rows of a split, with the draw of those rows, come out as they do of
@@ -98,9 +108,17 @@ def plant(
     size = min(_BATCH, row.size)
     order = jnp.pad(first, (0, -row.size % size), mode="edge").reshape(-1, size)
 
-    def piece(rows: Int[Array, " m"]) -> Num[Array, "m h w c"]:
+    def piece(rows: Int[Array, " m"]) -> Num[Array, "m ..."]:
         def triggered() -> Array:
-            made = _apply(drawn.trigger_key[rows], drawn.position[rows], attack.trigger, state, image[rows], rounding)
+            made = _apply(
+                drawn.trigger_key[rows],
+                drawn.position[rows],
+                attack.trigger,
+                state,
+                image[rows],
+                rounding,
+                _modality(attack),
+            )
             return _where(row[rows], made, image[rows])
 
         return jax.lax.cond(row[rows].any(), triggered, lambda: image[rows])
@@ -118,7 +136,7 @@ class Planting:
     state: TriggerState
     rounding: str = pytree.static(default="nearest")
 
-    def __call__(self, image: Num[Array, "n h w c"], row: Int[Array, " n"]) -> Num[Array, "n h w c"]:
+    def __call__(self, image: Num[Array, "n ..."], row: Int[Array, " n"]) -> Num[Array, "n ..."]:
         """Return the images, which are these rows of the split, as `poison_train` makes them."""
         drawn = jax.tree.map(lambda x: x[row], self.drawn)
         return plant(drawn, self.attack, self.state, image, rounding=self.rounding)
@@ -153,7 +171,7 @@ def poison_batch(key: Key[Array, ""], attack: Attack, state: TriggerState, batch
       batch: float images in [0, 1] with their true labels; ``valid`` may be None.
     """
     poison_key, cover_key, trigger_key, count_key = jax.random.split(key, 4)
-    valid = jnp.ones(batch.label.shape, bool) if batch.valid is None else batch.valid
+    valid = jnp.ones(batch.label.shape[0], bool) if batch.valid is None else batch.valid
     candidate = candidates(attack, batch.label, valid)
     poison_round, cover_round = jax.random.uniform(count_key, (2,))
     count = jnp.floor(attack.poison_rate * _whole(attack, candidate, valid) + poison_round).astype(jnp.int32)
@@ -165,8 +183,8 @@ def poison_batch(key: Key[Array, ""], attack: Attack, state: TriggerState, batch
         count = jnp.floor(attack.cover_rate * valid.sum() + cover_round).astype(jnp.int32)
         covered = choose(chosen_key, valid & ~poisoned, count)
         image = _where(covered, attack.trigger.cover(drawn_key, state, batch), image)
-    label = batch.label if attack.clean_label else jnp.where(poisoned, attack.label_map(batch.label), batch.label)
-    return batch._replace(input=jnp.clip(image, 0, 1), label=label.astype(batch.label.dtype))
+    label = batch.label if attack.clean_label else _where(poisoned, attack.label_map(batch.label), batch.label)
+    return batch._replace(input=_modality(attack).store(image, batch.input), label=label.astype(batch.label.dtype))
 
 
 def reach(attack: Attack, split: Split) -> tuple[int, int, int]:
@@ -203,8 +221,10 @@ def poison_test(
     split = jax.tree.map(jnp.asarray, split)
     trigger = attack.trigger_at_test
     wanted = attack.label_map(split.label).astype(split.label.dtype)
-    valid = split.valid & (wanted != split.label)
-    image = _apply(_row_keys(key, split.input), jnp.cumsum(valid) - 1, trigger, state, split.input, rounding)
+    valid = split.valid & _differs(wanted, split.label)
+    image = _apply(
+        _row_keys(key, split.input), jnp.cumsum(valid) - 1, trigger, state, split.input, rounding, _modality(attack)
+    )
     return PoisonedSplit(Split(image, wanted, valid), split.label, split.valid)
 
 
@@ -215,11 +235,14 @@ class Stamp:
     trigger: Trigger
     state: TriggerState
     rounding: str = pytree.static(default="nearest")
+    modality: Modality | None = pytree.static(default=None)
 
-    def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]:
+    def __call__(self, key: Key[Array, ""], image: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
         """Return the images with the trigger; their labels are whatever they were."""
         position = jnp.arange(image.shape[0])
-        return _apply(_row_keys(key, image), position, self.trigger, self.state, image, self.rounding)
+        return _apply(
+            _row_keys(key, image), position, self.trigger, self.state, image, self.rounding, self.modality or _IMAGES
+        )
 
 
 def choose(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, ""]) -> Bool[Array, " n"]:
@@ -232,14 +255,24 @@ def choose(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, 
     return jnp.zeros_like(candidate).at[order].set(candidate[order] & (position <= count))
 
 
-def _row_keys(key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Key[Array, " n"]:
+def _modality(attack: Attack) -> Modality:
+    return attack.modality or _IMAGES
+
+
+def _row_keys(key: Key[Array, ""], image: Num[Array, "n ..."]) -> Key[Array, " n"]:
     return jax.random.split(key, image.shape[0])
 
 
 def _where(
-    row: Bool[Array, " n"], image: Num[Array, "n h w c"], otherwise: Num[Array, "n h w c"]
-) -> Num[Array, "n h w c"]:
-    return jnp.where(row[:, None, None, None], image, otherwise)
+    row: Bool[Array, " n"], one: Shaped[Array, "n ..."], otherwise: Shaped[Array, "n ..."]
+) -> Shaped[Array, "n ..."]:
+    """Take whole rows of one array or of the other, whatever a row is."""
+    return jnp.where(row.reshape(-1, *(1,) * (one.ndim - 1)), one, otherwise)
+
+
+def _differs(label: Shaped[Array, "n ..."], other: Shaped[Array, "n ..."]) -> Bool[Array, " n"]:
+    """Return which rows differ anywhere, be a label a class, a set of classes or a sequence."""
+    return (label != other).reshape(label.shape[0], -1).any(-1)
 
 
 def _apply(
@@ -247,25 +280,19 @@ def _apply(
     position: Int[Array, " n"],
     trigger: Trigger,
     state: TriggerState,
-    image: Num[Array, "n h w c"],
+    image: Num[Array, "n ..."],
     rounding: str,
-) -> Num[Array, "n h w c"]:
+    modality: Modality,
+) -> Num[Array, "n ..."]:
     one_of(ROUNDINGS, rounding=rounding)
 
     def one(inputs: tuple[Key[Array, ""], Array, Array]) -> Array:
-        key, number, pixels = inputs
+        key, number, stored = inputs
         if isinstance(trigger, PartitionedTrigger):
-            triggered = trigger.apply_part(key, state, number, as_float(pixels))
+            triggered = trigger.apply_part(key, state, number, modality.load(stored))
         else:
-            triggered = trigger.apply(key, state, as_float(pixels))
-        triggered = jnp.clip(triggered, 0, 1)
-        return _to_uint8(triggered, rounding) if pixels.dtype == jnp.uint8 else triggered
+            triggered = trigger.apply(key, state, modality.load(stored))
+        return modality.store(triggered, stored, rounding)
 
     # A vmap in pieces: as float32 the images take four times their room, so not all are in that form at once.
     return jax.lax.map(one, (keys, position, image), batch_size=_BATCH)
-
-
-def _to_uint8(image: Float[Array, "h w c"], rounding: str) -> Num[Array, "h w c"]:
-    # k / 255 · 255 can fall just short of k in float32; a level that is whole up to rounding error must stay whole.
-    offset = 0.5 if rounding == "nearest" else 1e-3
-    return jnp.floor(image * 255 + offset).astype(jnp.uint8)

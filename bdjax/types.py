@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from bdjax import pytree
+from bdjax.tasks.metrics import Metric
 
 HParam: TypeAlias = Any  # a float; an array with a leading axis in a sweep; any leaf under tree.map
 Variables: TypeAlias = dict[str, Any]  # {"params": …, "batch_stats": …}, as Flax keeps them
@@ -20,23 +21,100 @@ LearnerState: TypeAlias = Any
 Params: TypeAlias = Any
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSpec:
-    """What is known of a data set before an image is seen; hashable, so it may be a static argument.
+@runtime_checkable
+class Modality(Protocol):
+    """What an input is: how it is stored and worked on. A frozen dataclass; hashable.
 
-    ``shape`` is (height, width, channels); ``mean`` and ``std`` hold one value per channel for images in [0, 1].
-    ``crop_padding`` (pixels; 0 is none) and ``flip`` are the data set's standard augmentation: a random crop of the
-    zero-padded image, and a horizontal flip of every other image.
+    Only what is stored has another type than what is worked on: ``load`` of a stored input is worked on, and ``store``
+    of that is stored again.
+    """
+
+    @property
+    def unit(self) -> str:
+        """What messages call an input: image, clip, …"""
+        ...
+
+    def load(self, stored: Num[Array, "..."], /) -> Num[Array, "..."]: ...
+
+    def store(
+        self, input: Num[Array, "..."], stored: Num[Array, "..."], /, rounding: str = "nearest"
+    ) -> Num[Array, "..."]: ...
+
+    def normalize(self, input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]:
+        """Return what a network computes with."""
+        ...
+
+    def moved(self, key: Key[Array, ""], input: Num[Array, "n ..."], /, augmentation: str) -> Num[Array, "n ..."]:
+        """Return what an augmentation starts with: what moves parts of an input and computes none."""
+        ...
+
+    def mixed(self, key: Key[Array, ""], input: Num[Array, "n ..."], /, augmentation: str, alpha: HParam = 1.0) -> Any:
+        """Return the augmented inputs, worked on, with their partners (`bdjax.data.mixing.Mixed`)."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a label is, how an output is judged, and what is measured. A frozen dataclass; hashable.
+
+    ``answer`` is what is kept of an output to be counted later. All methods are pure and work on whole batches.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]]
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    def loss(self, output: Array, label: Array, label_smoothing: HParam = 0.0) -> Float[Array, " n"]: ...
+
+    def negative_log_likelihood(self, output: Array, label: Array) -> Float[Array, " n"]: ...
+
+    def answer(self, output: Array) -> Array: ...
+
+    def correct(self, answer: Array, label: Array) -> Array:
+        """Return how right each answer is, in [0, 1] or as bools."""
+        ...
+
+    def hit(self, answer: Array, wanted: Array, original: Array) -> Bool[Array, " n"]:
+        """Return which answers are what the attacker wants, whose label was ``original``."""
+        ...
+
+    def stratum(self, label: Array) -> Int[Array, " n"]:
+        """Return the group of each row of which a balanced set has equally many."""
+        ...
+
+    def count(self, clean_answer: Array, triggered_answer: Array, clean: Split, triggered: PoisonedSplit) -> Any:
+        """Return a NamedTuple of what the metrics are made from, with a property or field for each of them."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is known of a data set before an input is seen; hashable, so it may be a static argument.
+
+    Attributes:
+      name: the data set's.
+      shape: of one input; (height, width, channels) of an image.
+      modality: what an input is.
+      task: what a label is.
     """
 
     name: str
-    shape: tuple[int, int, int]
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...] = ()
-    crop_padding: int = 0
-    flip: bool = False
+    shape: tuple[int, ...]
+    modality: Modality
+    task: Task
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, which is the number of outputs of a classifier."""
+        return self.task.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Their names; none where they have none."""
+        return self.task.class_names
 
 
 class Split(NamedTuple):
@@ -47,7 +125,7 @@ class Split(NamedTuple):
     """
 
     input: Num[Array, "n ..."]
-    label: Int[Array, " n"]
+    label: Num[Array, "n ..."] | Bool[Array, "n ..."]
     valid: Bool[Array, " n"]
 
 
@@ -55,7 +133,7 @@ class PoisonedSplit(NamedTuple):
     """What only the referee knows: the visible split, the true labels, and which rows carry a trigger."""
 
     visible: Split
-    original_label: Int[Array, " n"]
+    original_label: Num[Array, "n ..."] | Bool[Array, "n ..."]
     is_poisoned: Bool[Array, " n"]
 
 
@@ -64,7 +142,7 @@ class Dataset(NamedTuple):
 
     train: Split
     test: Split
-    spec: ImageSpec
+    spec: Spec
 
 
 class Metrics(NamedTuple):
@@ -108,7 +186,7 @@ class Model(Protocol):
     """A network as two pure functions; the only view of Flax outside ``models/``. Hashable and compared by value."""
 
     @property
-    def spec(self) -> ImageSpec: ...
+    def spec(self) -> Spec: ...
 
     def init(self, key: Key[Array, ""]) -> Variables: ...
 
@@ -186,7 +264,7 @@ class Trigger(Protocol):
     in the state.
     """
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> TriggerState: ...
+    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState: ...
 
     def apply(
         self, key: Key[Array, ""], state: TriggerState, image: Float[Array, "h w c"]
@@ -280,6 +358,7 @@ class Attack:
         (``changed``).
       controls_training: the attacker trains the victim and poisons each of its batches anew, with cover samples.
       cover_rate: share of the cover samples in each batch; needs a `CoveringTrigger`.
+      modality: of the inputs that the trigger works on; None is images, whatever their size.
       surrogate: what the attacker trains first on the clean images, as the victim is trained: ``none``, a ``clean``
         network, or a ``robust`` one (on adversarial images).
     """
@@ -294,6 +373,7 @@ class Attack:
     controls_training: bool = pytree.static(default=False)
     cover_rate: HParam = 0.0
     surrogate: str = pytree.static(default="none")
+    modality: Modality | None = pytree.static(default=None)
 
     @property
     def trigger_at_test(self) -> Trigger:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Key
 
 from bdjax import pytree, structure
 from bdjax.parametrizations import SingularValues
-from bdjax.types import BatchStats, ImageSpec, Model, Variables
+from bdjax.types import BatchStats, Model, Spec, Variables
 
 MOMENTUM = 0.9  # of the running statistics
 
@@ -25,7 +25,7 @@ class Evaluating:
     model: Model
 
     @property
-    def spec(self) -> ImageSpec:
+    def spec(self) -> Spec:
         return self.model.spec
 
     def init(self, key: Key[Array, ""]) -> Variables:

@@ -21,10 +21,11 @@ import numpy as np
 from bdjax import attacks, poison, registry
 from bdjax.attacks.wanet import Warp
 from bdjax.bench import measure as benchmarks
+from bdjax.data.modalities.images import image_spec
 from bdjax.devices import compilation
-from bdjax.types import Attack, ImageSpec, Split
+from bdjax.types import Attack, Split
 
-SPEC = ImageSpec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
+SPEC = image_spec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
 DITHERED = "bpp_dithered"
 SHARE = {DITHERED: 0.01}  # of the loop's images, for the loop that goes through the pixels
 KEY = jax.random.key(0)

@@ -19,12 +19,13 @@ from accelerator.torch_ways import LAYOUTS, Way
 
 from bdjax import defenses, models
 from bdjax.bench import measure as benchmarks
+from bdjax.data.modalities.images import image_spec
 from bdjax.devices import compilation
 from bdjax.runs import records
 from bdjax.train import supervised
-from bdjax.types import ImageSpec, Learner, Model, Split
+from bdjax.types import Learner, Model, Split
 
-SPEC = ImageSpec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
+SPEC = image_spec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
 
 
 def main() -> None:

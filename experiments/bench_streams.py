@@ -26,10 +26,11 @@ from bdjax import attacks, data, models, poison
 from bdjax.bench.measure import interleaved
 from bdjax.checks import InputError
 from bdjax.data import splits
+from bdjax.data.modalities.images import image_spec
 from bdjax.train import loop, streamed, supervised
-from bdjax.types import ImageSpec, Model, Split
+from bdjax.types import Model, Split
 
-SPEC = ImageSpec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
+SPEC = image_spec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
 KEY = jax.random.key(0)
 
 

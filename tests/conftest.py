@@ -46,15 +46,16 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from bdjax import models  # noqa: E402
-from bdjax.types import ImageSpec, Split  # noqa: E402
+from bdjax.data.modalities.images import image_spec  # noqa: E402
+from bdjax.types import Spec, Split  # noqa: E402
 
 MOST_MAPS = 15_000  # of 65,530, past which a process is aborted
 
-SPEC = ImageSpec("tiny", (8, 8, 3), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_padding=1, flip=True)
+SPEC = image_spec("tiny", (8, 8, 3), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_padding=1, flip=True)
 
 
 @pytest.fixture(scope="session")
-def spec() -> ImageSpec:
+def spec() -> Spec:
     return SPEC
 
 

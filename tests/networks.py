@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax.data.modalities.images import image_spec
 from bdjax.models._layers import BatchNorm, Dense, LinenModel, conv
-from bdjax.types import ImageSpec
+from bdjax.tasks.single_label import SingleLabel
+from bdjax.types import Spec
 
-TINY = ImageSpec("tiny", (6, 6, 2), 3, (0.5, 0.4), (0.25, 0.2))
+TINY = image_spec("tiny", (6, 6, 2), 3, (0.5, 0.4), (0.25, 0.2))
 
 
 class Backwards(nn.Module):
@@ -68,11 +70,11 @@ class Layer(nn.Module):
         return x.reshape(x.shape[0], -1)
 
 
-def of_layer(layer: Any, spec: ImageSpec, dtype: str = "float32") -> LinenModel:
+def of_layer(layer: Any, spec: Spec, dtype: str = "float32") -> LinenModel:
     """A network that is one layer; each of its numbers is a class."""
     image = jnp.zeros((1, *spec.shape))
     out, _ = jax.eval_shape(lambda: Layer(layer).init_with_output(jax.random.key(0), image, train=False))
-    return LinenModel(Layer(layer), dataclasses.replace(spec, num_classes=out.shape[-1]), dtype)
+    return LinenModel(Layer(layer), dataclasses.replace(spec, task=SingleLabel(out.shape[-1])), dtype)
 
 
 def backwards() -> LinenModel:
@@ -99,7 +101,7 @@ def random_variables(model, seed: int = 0):
 class Linear:
     """Two matrices, so that its gradients are known by hand; it takes images as they are."""
 
-    spec: ImageSpec
+    spec: Spec
     features_count: int = 4
 
     def init(self, key):

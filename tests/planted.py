@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import pytree
+from bdjax.data.modalities.images import image_spec
 from bdjax.defenses.grad_prune import Images
 from bdjax.models._layers import BatchNorm, Dense, LinenModel
-from bdjax.types import ImageSpec, Split
+from bdjax.types import Split
 
-SPEC = ImageSpec("planted", (8, 8, 3), 3, (0.0,) * 3, (1.0,) * 3)
+SPEC = image_spec("planted", (8, 8, 3), 3, (0.0,) * 3, (1.0,) * 3)
 TARGET = 0
 
 

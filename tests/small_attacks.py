@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bdjax import attacks
-from bdjax.types import Attack, ImageSpec
+from bdjax.types import Attack, Spec
 
 
 class Facts(NamedTuple):
@@ -43,6 +43,6 @@ def facts(name: str) -> Facts:
     return FACTS.get(name, Facts())
 
 
-def create(name: str, spec: ImageSpec, **options: Any) -> tuple[Attack, Any]:
+def create(name: str, spec: Spec, **options: Any) -> tuple[Attack, Any]:
     attack = attacks.create(name, spec=spec, **{**facts(name).options, **options})
     return attack, attack.trigger.init(jax.random.key(0), spec)

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from bdjax import evaluate
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, Metrics, Model, PoisonedSplit, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Metrics, Model, PoisonedSplit, Spec, Split
 
-SPEC = ImageSpec("readable", (1, 1, 1), 4, (0.5,), (0.25,))
+SPEC = image_spec("readable", (1, 1, 1), 4, (0.5,), (0.25,))
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """Predicts the class that the image's only pixel holds, in 8 bits. Refuses to train."""
 
-    spec: ImageSpec = SPEC
+    spec: Spec = SPEC
 
     def init(self, key):
         return {"params": {}, "batch_stats": {}}
@@ -252,7 +253,7 @@ def test_attack_success_and_robust_accuracy_sum_to_at_most_one(rows, shift, targ
         return
     triggered = PoisonedSplit(split_of(answers, wanted, valid), labels, np.ones(8, bool))
     clean = split_of(answers, labels)
-    metrics = evaluate.count(jnp.asarray(answers), jnp.asarray(answers), clean, triggered)
+    metrics = evaluate.count(SPEC.task, jnp.asarray(answers), jnp.asarray(answers), clean, triggered)
     assert metrics.attack_hits + metrics.robust_correct <= metrics.attack_total == valid.sum()
     assert metrics.clean_correct == (answers == labels).sum()
 

@@ -13,14 +13,14 @@ import pytest
 import bdjax
 
 ROOT = Path(bdjax.__file__).parent
-BASE = {"checks", "pytree", "types", "registry", "files", "structure"}
+BASE = {"checks", "pytree", "types", "tasks", "registry", "files", "structure"}
 
 # data → poison → train → defend → evaluate → report. Each row names what it holds, and which rows it may import beside
 # those above it that are in BASE.
 MAY_IMPORT = {
     ("__init__", "checks", "pytree"): set(),
-    ("types",): {"pytree"},
     ("registry", "files"): {"checks"},
+    ("types", "tasks"): {"pytree", "checks"},
     ("structure",): {"checks", "pytree", "types"},
     ("devices",): BASE,
     ("optim",): BASE,
@@ -182,7 +182,7 @@ def test_text_in_files_is_utf8_whatever_the_system_says(file):
 
 def test_reports_and_the_command_line_start_without_jax():
     reports = [dotted(file) for file in FILES if role(file) in ("report", "files")]
-    names = ["checks", "cli", "devices.guard", "registry", "runs.records"]
+    names = ["checks", "tasks.metrics", "cli", "devices.guard", "registry", "runs.records"]
     assert "jax" not in modules_after([*reports, *(f"bdjax.{name}" for name in names)])
 
 

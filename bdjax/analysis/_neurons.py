@@ -54,7 +54,7 @@ def training_loss(model: Model, variables: Variables, batch: Split) -> Loss:
 
     def loss(params: Params) -> Array:
         logits, _ = model.apply({**variables, "params": params}, as_float(rows.input), train=True, valid=rows.valid)
-        return mean_loss(logits, rows)
+        return mean_loss(model.spec.task, logits, rows)
 
     return loss
 

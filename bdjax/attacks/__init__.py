@@ -15,7 +15,7 @@ from bdjax.attacks._label_maps import AllToOne as AllToOne
 from bdjax.attacks._label_maps import OneToOne as OneToOne
 from bdjax.attacks._label_maps import namesake as namesake
 from bdjax.attacks._label_maps import target_class as target_class
-from bdjax.types import Attack, ClassLabel, ImageSpec, LabelMap, Model
+from bdjax.types import Attack, ClassLabel, LabelMap, Model, Spec
 
 
 def names() -> list[str]:
@@ -29,7 +29,7 @@ def create(
     preset: str = "paper",
     label_map: LabelMap | str = "all_to_one",
     target_label: ClassLabel = 0,
-    spec: ImageSpec | None = None,
+    spec: Spec | None = None,
     model: Model | None = None,
     **options: Any,
 ) -> Attack:

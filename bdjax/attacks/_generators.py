@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bdjax.models._convolution import conv_general_dilated
 from bdjax.models._layers import BatchNorm
-from bdjax.types import HParam, ImageSpec, Params, Variables
+from bdjax.types import HParam, Params, Spec, Variables
 
 _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(−b, b), b = 1/√fan_in: PyTorch's default
 _HE = nn.initializers.he_normal()
@@ -202,9 +202,10 @@ def adam_init(params: Params) -> Any:
     return optax.scale_by_adam().init(params)
 
 
-def statistics(spec: ImageSpec) -> Float[Array, "2 c"]:
+def statistics(spec: Spec) -> Float[Array, "2 c"]:
     """Return the mean and the standard deviation of each channel, as `normalized` takes them."""
-    return jnp.array([spec.mean, spec.std], jnp.float32)
+    images: Any = spec.modality
+    return jnp.array([images.mean, images.std], jnp.float32)
 
 
 def normalized(image: Float[Array, "*n h w c"], statistics: Float[Array, "2 c"]) -> Float[Array, "*n h w c"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bdjax.checks import InputError, did_you_mean, integer, one_of
-from bdjax.types import ClassLabel, ImageSpec, LabelMap
+from bdjax.types import ClassLabel, LabelMap, Spec
 
 NAMES = ("all_to_one", "all_to_all")
 _LISTED = 10  # class names in a message
@@ -47,7 +47,7 @@ class OneToOne:
         return jnp.where(label == self.source_label, self.target_label, label).astype(label.dtype)
 
 
-def create(name: str = "all_to_one", target_label: ClassLabel = 0, spec: ImageSpec | None = None) -> LabelMap:
+def create(name: str = "all_to_one", target_label: ClassLabel = 0, spec: Spec | None = None) -> LabelMap:
     """Return the label map of that name; what is not known without the data is checked where there is a ``spec``.
 
     Raises:
@@ -62,7 +62,7 @@ def create(name: str = "all_to_one", target_label: ClassLabel = 0, spec: ImageSp
     return AllToAll(spec.num_classes)
 
 
-def class_number(label: ClassLabel, spec: ImageSpec | None, option: str) -> int:
+def class_number(label: ClassLabel, spec: Spec | None, option: str) -> int:
     """Return the number of a class that an option names by number or by name.
 
     Raises:
@@ -78,7 +78,7 @@ def class_number(label: ClassLabel, spec: ImageSpec | None, option: str) -> int:
     return label
 
 
-def _by_name(label: str, spec: ImageSpec | None, option: str) -> int:
+def _by_name(label: str, spec: Spec | None, option: str) -> int:
     if spec is None:
         raise InputError(f"{option} {label!r} is the name of a class, which needs the names: pass the data set's spec.")
     name = unicodedata.normalize("NFC", label)
@@ -92,7 +92,7 @@ def _by_name(label: str, spec: ImageSpec | None, option: str) -> int:
     return spec.class_names.index(name)
 
 
-def namesake(number: int, spec: ImageSpec) -> str:
+def namesake(number: int, spec: Spec) -> str:
     """Return a remark where a class of another number has this number for its name, else nothing.
 
     Classes 1 to 10 have the numbers 0 to 9, and 1 may mean either to who counts from one.
@@ -102,7 +102,7 @@ def namesake(number: int, spec: ImageSpec) -> str:
     return f" (the class named {str(number)!r} has the number {spec.class_names.index(str(number))})"
 
 
-def target_class(label_map: LabelMap, spec: ImageSpec) -> str | None:
+def target_class(label_map: LabelMap, spec: Spec) -> str | None:
     """Return the name (else the number) of the class that a label map aims at; None where it aims at many."""
     if not isinstance(label_map, AllToOne | OneToOne):
         return None

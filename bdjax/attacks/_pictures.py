@@ -19,7 +19,7 @@ class Picture(NamedTuple):
     opacity: np.ndarray | None  # float32 [h, w, 1]
 
 
-def read(path: str, shape: tuple[int, int, int], option: str) -> Picture:
+def read(path: str, shape: tuple[int, ...], option: str) -> Picture:
     """Return a picture file (of several pictures, the first), upright, resized without regard to its proportions.
 
     It is one of the image files that an image folder may hold, recognized by its content.

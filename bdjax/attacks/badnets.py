@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks import _pictures
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, one_of, unit_interval
-from bdjax.types import Attack, HParam, ImageSpec, LabelMap
+from bdjax.types import Attack, HParam, LabelMap, Spec
 
 CORNERS = ("bottom_right", "bottom_left", "top_right", "top_left")
 PATTERNS = ("white", "checkerboard", "sft")
@@ -51,7 +51,7 @@ class Patch:
     corner: str = pytree.static()
     pattern: str = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Placed | Cutout:
+    def init(self, key: Key[Array, ""], spec: Spec) -> Placed | Cutout:
         """Return T in its corner of an image, with values in [0, 1], and where that is.
 
         Raises:

@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks import _pictures
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import one_of, unit_interval
-from bdjax.types import Attack, HParam, ImageSpec, LabelMap
+from bdjax.types import Attack, HParam, LabelMap, Spec
 
 CANDIDATES = ("all", "changed")
 PRESETS = {"ft_sam": {"alpha": 0.1}, "reference_code": {"candidates": "changed"}}
@@ -33,7 +33,7 @@ class Blend:
     alpha: HParam
     trigger_image: str | None = pytree.static(default=None)
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Float[Array, "h w c"] | Cutout:
+    def init(self, key: Key[Array, ""], spec: Spec) -> Float[Array, "h w c"] | Cutout:
         """Return T in [0, 1]: uniform random pixels drawn from the key, or the image file at the images' size."""
         if self.trigger_image is None:
             return jax.random.uniform(key, spec.shape)

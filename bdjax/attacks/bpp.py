@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import integer, unit_interval
-from bdjax.types import Attack, ImageSpec, LabelMap, Split
+from bdjax.types import Attack, LabelMap, Spec, Split
 
 PRESETS = {"reference_code": {"poison_rate": 0.2, "cover_rate": 0.2}}
 
@@ -21,7 +21,7 @@ class Quantization:
     levels: int = pytree.static()
     dither: bool = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> tuple[()]:
+    def init(self, key: Key[Array, ""], spec: Spec) -> tuple[()]:
         """Return nothing: the trigger is a rule."""
         del key, spec
         return ()

@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne, OneToOne, class_number
 from bdjax.checks import InputError, integer, unit_interval
 from bdjax.data.augment import as_float
-from bdjax.types import Attack, ClassLabel, ImageSpec, Info, LabelMap, Model, Split, Variables
+from bdjax.types import Attack, ClassLabel, Info, LabelMap, Model, Spec, Split, Variables
 
 _SIDE = 32  # the images' side for which ``jitter`` is given
 
@@ -34,7 +34,7 @@ class HalfMixer:
     epochs = 1
     batch_size = None
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Bank:
+    def init(self, key: Key[Array, ""], spec: Spec) -> Bank:
         """Return a bank of noise; `fit` fills it with images.
 
         Raises:

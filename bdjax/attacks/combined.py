@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from bdjax import attacks, pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, one_of, unit_interval
-from bdjax.types import Attack, FittedTrigger, ImageSpec, Info, LabelMap, Model, Split, Trigger, TriggerState, Variables
+from bdjax.types import Attack, FittedTrigger, Info, LabelMap, Model, Spec, Split, Trigger, TriggerState, Variables
 
 
 @pytree.dataclass
@@ -20,7 +20,7 @@ class Mixture:
 
     parts: tuple[Trigger, ...]
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> TriggerState:
+    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState:
         """Return the states of all parts."""
         return tuple(part.init(jax.random.fold_in(key, number), spec) for number, part in enumerate(self.parts))
 
@@ -63,7 +63,7 @@ class FittedMixture:
         """Return the part's."""
         return self._part.batch_size
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> TriggerState:
+    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState:
         """Return the states of all parts."""
         return self.mixture.init(key, spec)
 

@@ -13,7 +13,7 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import integer, unit_interval
 from bdjax.data.similarity import ssim
-from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
 
 PRESETS = {"reference_code": {"poison_rate": 0.05, "cover_rate": 0.05}}  # the PyTorch release
 SUNRISE = (0.83, 0.52, 0.36), (0.17, 0.20, 0.16)  # mean and standard deviation of red, green and blue
@@ -41,7 +41,7 @@ class Style:
     detox_every: int = pytree.static()
     detox_steps: int = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Injector:
+    def init(self, key: Key[Array, ""], spec: Spec) -> Injector:
         """Return an injector that changes nothing."""
         del key
         channels = spec.shape[2]

@@ -13,7 +13,7 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import UShape
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, integer, non_negative, positive, unit_interval
-from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
 
 PRESETS = {"reference_code": {"double_tanh": True, "accumulate_gradient": True}}
 _BETAS = (0.5, 0.9)
@@ -51,7 +51,7 @@ class InputAware:
     double_tanh: bool = pytree.static()
     accumulate_gradient: bool = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> InputAwareState:
+    def init(self, key: Key[Array, ""], spec: Spec) -> InputAwareState:
         """Return untrained networks."""
         channels = spec.shape[2]
         pattern, mask = (

@@ -14,7 +14,7 @@ from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
 from bdjax.optim.pgd import pgd
-from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
 
 _LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]], np.float32)  # 1 is white; the right blocks are its mirror
 
@@ -32,7 +32,7 @@ class Corners:
 
     amplitude: HParam = 1.0
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> CornersState:
+    def init(self, key: Key[Array, ""], spec: Spec) -> CornersState:
         """Return the signs S: blocks of 3 × 3 cells, a cell one pixel, or k × k from 32k pixels on.
 
         Raises:
@@ -74,7 +74,7 @@ class PerturbedCorners:
     def batch_size(self) -> int | None:
         return None
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> CornersState:
+    def init(self, key: Key[Array, ""], spec: Spec) -> CornersState:
         """Return the corners' signs and, until the surrogate is trained, a new network's variables."""
         state = self.corners.init(key, spec)
         return state if self.model is None else state._replace(surrogate=self.model.init(key))

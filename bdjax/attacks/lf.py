@@ -14,7 +14,7 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import integer, non_negative, positive, unit_interval
 from bdjax.data.augment import as_float
-from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
 
 _TAPS, _SIGMA, _SIDE = 30, 6.0, 32  # pixels of the filter and of the images that it was chosen for
 _LAST = 5  # rates that are compared
@@ -46,7 +46,7 @@ class LowFrequency:
     def batch_size(self) -> int | None:
         return None
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> LowFrequencyState:
+    def init(self, key: Key[Array, ""], spec: Spec) -> LowFrequencyState:
         """Return the state before the search; until then the pattern is filtered noise."""
         noise = jax.random.normal(key, spec.shape)
         seed = jax.random.key_data(jax.random.fold_in(key, 1))

@@ -13,7 +13,7 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import Autoencoder
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, InputError, integer, positive, unit_interval
-from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
 
 
 class NoiseState(NamedTuple):
@@ -37,7 +37,7 @@ class Noise:
     learning_epochs: int = pytree.static()
     width: int = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> NoiseState:
+    def init(self, key: Key[Array, ""], spec: Spec) -> NoiseState:
         """Return an untrained network, twice.
 
         Raises:

@@ -9,7 +9,7 @@ from bdjax import pytree
 from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, non_negative, unit_interval
-from bdjax.types import Attack, HParam, ImageSpec, LabelMap
+from bdjax.types import Attack, HParam, LabelMap, Spec
 
 PRESETS = {
     "sft": {"alpha": 0.2, "delta": 0.1},  # (1 − α) x + α S with S = ½ (1 + sin 2π·6·j / W): δ = α / 2
@@ -25,7 +25,7 @@ class Stripes:
     frequency: HParam
     alpha: HParam
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> tuple[()]:
+    def init(self, key: Key[Array, ""], spec: Spec) -> tuple[()]:
         """Return nothing: the stripes are a formula.
 
         Raises:

@@ -15,7 +15,7 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import Decoder, Encoder
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, InputError, integer, non_negative, positive, unit_interval
-from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Params, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Params, Spec, Split, Variables
 
 LETTERS = 12  # of 8 bits each; four zeros make up the published code's 100
 
@@ -44,7 +44,7 @@ class Steganography:
     ramp: int = pytree.static()
     width: int = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> SteganographyState:
+    def init(self, key: Key[Array, ""], spec: Spec) -> SteganographyState:
         """Return untrained networks."""
         encoder_key, decoder_key = jax.random.split(key)
         encoder = _generators.init(Encoder(self.width), encoder_key, spec.shape, (self.bits,))["params"]

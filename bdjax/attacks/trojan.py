@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree, structure
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, one_of, positive, unit_interval
-from bdjax.types import Attack, HParam, ImageSpec, Info, LabelMap, Model, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
 
 FORMS = ("neurons", "watermark")
 ADDITIONS = ("saturating", "modular")
@@ -43,7 +43,7 @@ class Watermark:
 
     addition: str = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Float[Array, "h w c"]:
+    def init(self, key: Key[Array, ""], spec: Spec) -> Float[Array, "h w c"]:
         """Return the picture in [0, 1], black elsewhere; of one channel where the images are gray.
 
         Raises:
@@ -87,7 +87,7 @@ class Neurons:
     def batch_size(self) -> int | None:
         return None
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> dict[str, Array]:
+    def init(self, key: Key[Array, ""], spec: Spec) -> dict[str, Array]:
         """Return the blob's ``mask`` and, as long as there is no network, the same as the ``picture``."""
         mask = blob(key, spec.shape[0], spec.shape[1], self.area)
         return {"mask": mask, "picture": jnp.broadcast_to(mask, spec.shape)}

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
-from bdjax.types import Attack, HParam, ImageSpec, LabelMap, Split
+from bdjax.types import Attack, HParam, LabelMap, Spec, Split
 
 _FINEST = 1024  # grid, which is enlarged to an image
 _CUBIC = -0.75  # a of the cubic kernel with which the paper's code enlarges the field
@@ -23,7 +23,7 @@ class Warp:
     strength: HParam
     grid: int = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: ImageSpec) -> Float[Array, "h w 2"]:
+    def init(self, key: Key[Array, ""], spec: Spec) -> Float[Array, "h w 2"]:
         """Return A, the displacements (across, down) that k × k random ones with mean |A| = 1 are enlarged to.
 
         Raises:

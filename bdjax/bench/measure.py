@@ -22,7 +22,7 @@ from bdjax.devices import compilation, numerics, sharding
 from bdjax.runs import records
 from bdjax.train import group, loop
 from bdjax.train.feeding import STEPWISE, Feeding
-from bdjax.types import ImageSpec, Learner, LearnerState, Model, Split
+from bdjax.types import Learner, LearnerState, Model, Spec, Split
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ def _fastest(call: Callable[[], Any]) -> float:
     return min(clock)
 
 
-def random_split(spec: ImageSpec, rows: int) -> Split:
+def random_split(spec: Spec, rows: int) -> Split:
     """Return random images and labels on the device."""
     image_key, label_key = jax.random.split(jax.random.key(0))
     image = jax.random.bits(image_key, (rows, *spec.shape), jnp.uint8)

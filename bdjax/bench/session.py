@@ -12,8 +12,9 @@ import jax
 from bdjax import models
 from bdjax.bench.profile import Traces
 from bdjax.checks import InputError, integer, one_of, positive
+from bdjax.data.modalities.images import image_spec
 from bdjax.devices import numerics
-from bdjax.types import ImageSpec, Model
+from bdjax.types import Model
 
 SECTIONS = ("loads", "startup", "steps", "sweeps", "scaling")  # in this order: what is short comes first
 _CPU = {"widths": (8, 16), "batch_sizes": (128,), "steps": 1, "rounds": 3, "minutes": 5.0}
@@ -58,7 +59,7 @@ class Settings:
 
     def create(self, width: int) -> Model:
         """Return the network of a width, for images of ten classes with the usual augmentation."""
-        spec = ImageSpec("random", (self.image_size, self.image_size, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 4, True)
+        spec = image_spec("random", (self.image_size, self.image_size, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 4, True)
         options = {} if self.dtype is None else {"dtype": self.dtype}
         return models.create(self.model, spec, width=width, **options)
 

@@ -44,7 +44,7 @@ def load(
     image_size: int | None = None,
     on_disk: bool = False,
 ) -> Dataset:
-    """Return a data set: uint8 images [n, h, w, c], int32 labels [n], every row valid, and its ``ImageSpec``.
+    """Return a data set: uint8 images [n, h, w, c], int32 labels [n], every row valid, and its ``Spec``.
 
     Args:
       name: one of ``names()``; or the name of a folder of images ``<data_dir>/<name>/{train,test}/<class>/``, or its

@@ -6,11 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
-from bdjax.checks import one_of
-from bdjax.data import mixing
-from bdjax.data.mixing import Mixed
-from bdjax.data.randaugment import augmix, randaugment
-from bdjax.types import HParam, ImageSpec
+from bdjax.types import HParam
 
 AUGMENTATIONS = ("standard", "none", "mixup", "cutmix", "randaugment", "augmix", "cutout", "adversarial")
 MOVING = ("standard", "none")  # those that compute no pixel
@@ -37,14 +33,6 @@ def flip(key: Key[Array, ""], image: Num[Array, "h w c"]) -> Num[Array, "h w c"]
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
-def standard(key: Key[Array, ""], image: Num[Array, "n h w c"], spec: ImageSpec) -> Num[Array, "n h w c"]:
-    """Apply the data set's standard augmentation to a batch, with a draw of its own for every image."""
-    keys = jax.random.split(key, (image.shape[0], 2))
-    if spec.crop_padding:
-        image = jax.vmap(crop, (0, 0, None))(keys[:, 0], image, spec.crop_padding)
-    return jax.vmap(flip)(keys[:, 1], image) if spec.flip else image
-
-
 def cutout(
     key: Key[Array, ""], image: Float[Array, "h w c"], size: int = 16, fill: HParam = 0.0
 ) -> Float[Array, "h w c"]:
@@ -55,7 +43,8 @@ def cutout(
       image: one image in [0, 1].
       size: static; 16 is the paper's on CIFAR-10.
       fill: what the hole shows, one number or one for each channel: 0 is black. The paper's code cuts zeros out of
-        *normalized* images, so its hole shows the data set's mean (`ImageSpec.mean`) and is no dark object.
+        *normalized* images, so its hole shows the data set's mean and is no dark
+        object.
 
     References:
       DeVries & Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017, section 3.2.
@@ -65,58 +54,3 @@ def cutout(
     y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
     hole = (y >= top) & (y < top + size) & (x >= left) & (x < left + size)
     return jnp.where(hole, jnp.asarray(fill, image.dtype), image)
-
-
-def augmented(
-    key: Key[Array, ""], image: Num[Array, "n h w c"], spec: ImageSpec, name: str, alpha: HParam = 1.0
-) -> Mixed:
-    """Return a training batch as float32 in [0, 1], augmented in one of the ways that NFT compares.
-
-    Every name but ``none`` starts with `standard` under the same key, and ``standard`` is nothing else, to the bit.
-    ``mixup`` and ``cutmix`` then mix the batch's rows, so that each row has two labels (`Mixed`; for the other names
-    the partner is the row itself, with weight 1). ``randaugment``, ``augmix`` and ``cutout`` change each row by a draw
-    of its own, with NFT's settings; Cutout's hole has half the images' shorter side (16 pixels on CIFAR-10) and shows
-    the data set's mean. ``adversarial`` needs the network: it is ``standard`` here, and the learner adds
-    `bdjax.optim.pgd.pgd`.
-
-    Args:
-      key: decides everything.
-      image: a batch, uint8 in [0, 255] or float32 in [0, 1].
-      spec: the images'.
-      name: one of `AUGMENTATIONS`; static.
-      alpha: of Beta(α, α) in MixUp and CutMix, above 0; may be traced.
-
-    Raises:
-      InputError: unknown name.
-
-    References:
-      NFT's supplement, section 3.4 and Table 7.
-    """
-    one_of(AUGMENTATIONS, name=name)
-    return mixed(key, moved(key, image, spec, name), spec, name, alpha)
-
-
-def moved(key: Key[Array, ""], image: Num[Array, "n h w c"], spec: ImageSpec, name: str) -> Num[Array, "n h w c"]:
-    """Return what `augmented` starts with: pixels that were moved and keep their type, none computed."""
-    return image if name == "none" else standard(key, image, spec)
-
-
-def mixed(key: Key[Array, ""], image: Num[Array, "n h w c"], spec: ImageSpec, name: str, alpha: HParam = 1.0) -> Mixed:
-    """Return what `augmented` makes of `moved` images, under the same key."""
-    rows = image.shape[0]
-    image = as_float(image)
-    own_key = jax.random.fold_in(key, OWN)
-    keys = jax.random.split(own_key, rows)
-    match name:
-        case "mixup":
-            return mixing.mixup(own_key, image, alpha)
-        case "cutmix":
-            return mixing.cutmix(own_key, image, alpha)
-        case "randaugment":
-            image = jax.vmap(randaugment)(keys, image)
-        case "augmix":
-            image = jax.vmap(augmix)(keys, image)
-        case "cutout":
-            size, mean = min(spec.shape[:2]) // 2, jnp.array(spec.mean)
-            image = jax.vmap(cutout, (0, 0, None, None))(keys, image, size, mean)
-    return Mixed(image, jnp.arange(rows), jnp.float32(1))

@@ -19,7 +19,7 @@ class Mixed(NamedTuple):
     the split with its own label, so as a partner it is as good as any.
     """
 
-    image: Float[Array, "n h w c"]
+    input: Float[Array, "n ..."]
     partner: Int[Array, " n"]  # π(i), an index of the batch's rows
     weight: Float[Array, ""]  # λ in [0, 1], one for the batch
 

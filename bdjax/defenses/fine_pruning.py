@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,10 @@ from jaxtyping import Array, Float, Int, Key
 from bdjax import pytree, structure
 from bdjax.checks import below_one, positive, unit_interval
 from bdjax.data.aside import ROUNDING, keep_aside
-from bdjax.data.augment import as_float
 from bdjax.defenses.chain import Chain, chain
 from bdjax.defenses.ft import ft
 from bdjax.optim.sgd import Schedule
-from bdjax.train.supervised import cross_entropy
-from bdjax.types import HParam, Info, Model, Split, Variables
+from bdjax.types import HParam, Info, Model, Split, Task, Variables
 
 STRENGTHS = {"accuracy_drop": (0.01, 0.02, 0.05, 0.1, 0.2)}  # what ``auto`` tries
 _CHUNK = 100
@@ -43,9 +41,10 @@ class FeaturePruning:
     def update(self, key: Key[Array, ""], model: Model, state: Variables, batch: Split) -> tuple[Variables, Info]:
         """Prune, given the whole holdout. What is reported is measured on the part that is kept aside."""
         del key
-        features = jax.lax.map(lambda x: model.features(state, as_float(x)[None])[0], batch.input, batch_size=_CHUNK)
+        load, task = model.spec.modality.load, model.spec.task
+        features = jax.lax.map(lambda x: model.features(state, load(x)[None])[0], batch.input, batch_size=_CHUNK)
         (seen, *_), (features, label, aside) = keep_aside(
-            (features, batch.label, batch.input), batch.label, self.aside, model.spec.num_classes
+            (features, batch.label, batch.input), task.stratum(batch.label), self.aside, task.num_classes
         )
         path, flat = structure.classifier(model, state), structure.flat(state["params"])
         bias = flat.get((*path[:-1], "bias"), 0)
@@ -60,8 +59,8 @@ class FeaturePruning:
                 return _logits(model, pruned(count), aside)
             return jnp.where(rank >= count, features, 0) @ flat[path] + bias
 
-        count = self._most(logits, label, rank.shape[0])
-        loss, right = cross_entropy(logits(count), label).mean(), (logits(count).argmax(-1) == label).mean()
+        count = self._most(lambda count: _accuracy(task, logits(count), label), rank.shape[0])
+        loss, right = task.loss(logits(count), label).mean(), _accuracy(task, logits(count), label)
         return pruned(count), Info(loss, right, jnp.int32(0))
 
     def finalize(self, model: Model, state: Variables) -> Variables:
@@ -69,17 +68,23 @@ class FeaturePruning:
         del model
         return state
 
-    def _most(self, logits: Any, label: Int[Array, " n"], width: int) -> Int[Array, ""]:
+    def _most(self, accuracy_of: Callable[[Array], Array], width: int) -> Int[Array, ""]:
         """Return the largest number of features below the first that costs too much."""
         counts = jnp.arange(0, width, max(1, math.ceil(self.step * width - 1e-9)))
-        accuracy = jax.lax.map(lambda count: (logits(count).argmax(-1) == label).mean(), counts)
+        accuracy = jax.lax.map(accuracy_of, counts)
         bearable = accuracy > (1 - self.accuracy_drop) * accuracy[0] + ROUNDING
         bearable = (bearable & (counts <= self.max_share * width)) | (counts == 0)
         return counts[jnp.cumprod(bearable).sum() - 1]
 
 
+def _accuracy(task: Task, output: Array, label: Array) -> Float[Array, ""]:
+    return task.correct(task.answer(output), label).mean()
+
+
 def _logits(model: Model, variables: Variables, image: Array) -> Float[Array, "n k"]:
-    return jax.lax.map(lambda x: model.apply(variables, as_float(x)[None])[0][0], image, batch_size=_CHUNK)
+    return jax.lax.map(
+        lambda x: model.apply(variables, model.spec.modality.load(x)[None])[0][0], image, batch_size=_CHUNK
+    )
 
 
 def fine_pruning(

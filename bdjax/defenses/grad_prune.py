@@ -15,11 +15,10 @@ from bdjax import pytree, structure
 from bdjax.checks import below_one, integer, one_of, unit_interval
 from bdjax.curvature.chunks import accumulate, weighted_sum
 from bdjax.data.aside import ROUNDING, keep_aside
-from bdjax.data.augment import as_float
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import PrunedFilters
 from bdjax.train import loop
-from bdjax.train.supervised import Supervised, cross_entropy, supervised
+from bdjax.train.supervised import Supervised, supervised
 from bdjax.types import HParam, Info, Model, Split, TriggerSource, Variables
 
 STRENGTHS = {"accuracy_drop": (0.01, 0.02, 0.05, 0.1, 0.2)}  # what ``auto`` tries
@@ -75,7 +74,8 @@ class GradPrune:
     def update(self, key: Key[Array, ""], model: Model, state: Variables, batch: Split) -> tuple[Variables, Info]:
         """Prune and fine-tune. What is reported is measured on the part of the holdout that is kept aside."""
         images = Images(batch.input, self.trigger(jax.random.fold_in(key, 0), batch.input), batch.label)
-        rest, aside = keep_aside(images, batch.label, self.aside, model.spec.num_classes)
+        task = model.spec.task
+        rest, aside = keep_aside(images, task.stratum(batch.label), self.aside, task.num_classes)
         state, pruning = self.prune(model, state, rest, aside)
         state, tuning = self.tune(jax.random.fold_in(key, 1), model, state, rest, aside)
         score = self._score(model, state, aside)
@@ -115,10 +115,12 @@ class GradPrune:
     def saliency(self, model: Model, variables: Variables, images: Images) -> Any:
         """Return ξ of every filter, a tree of one array for each convolution; batch norm is in evaluation mode."""
 
+        load = model.spec.modality.load
+
         def loss(params: Any, some: Any, weight: Array) -> Array:
             image, label = some
-            logits, _ = model.apply({**variables, "params": params}, as_float(image))
-            return weighted_sum(weight, cross_entropy(logits, label))
+            logits, _ = model.apply({**variables, "params": params}, load(image))
+            return weighted_sum(weight, model.spec.task.loss(logits, label))
 
         grads = accumulate(
             lambda some, weight: jax.grad(loss)(variables["params"], some, weight),
@@ -132,7 +134,7 @@ class GradPrune:
     ) -> tuple[Variables, Array]:
         """Fine-tune on the clean and the triggered images until the loss aside stops falling; return the best."""
         image, label = jnp.concatenate(rest[:2]), jnp.concatenate([rest.label] * 2)
-        split = Split(image, label, jnp.ones(label.shape, bool))
+        split = Split(image, label, jnp.ones(label.shape[0], bool))
         learner = dataclasses.replace(self.tuning, batch_size=min(2 * self.tuning.batch_size, label.shape[0]))
 
         def loss_aside(variables: Variables) -> Array:
@@ -151,10 +153,12 @@ class GradPrune:
         return found.best, found.state[1]
 
     def _score(self, model: Model, variables: Variables, images: Images) -> Score:
+        load, task = model.spec.modality.load, model.spec.task
+
         def sums(some: Images, weight: Array) -> Score:
-            clean, triggered = (model.apply(variables, as_float(image))[0] for image in some[:2])
-            right = (clean.argmax(-1) == some.label).astype(weight.dtype)
-            losses = (cross_entropy(logits, some.label) for logits in (clean, triggered))
+            clean, triggered = (model.apply(variables, load(image))[0] for image in some[:2])
+            right = task.correct(task.answer(clean), some.label).astype(weight.dtype)
+            losses = (task.loss(logits, some.label) for logits in (clean, triggered))
             return Score(weighted_sum(weight, right), *(weighted_sum(weight, loss) for loss in losses))
 
         total = accumulate(sums, images, chunk=self.tuning.batch_size)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, Model, Trigger
+from bdjax.types import Model, Spec, Trigger
 
 _TRAINED = 3  # copies of the parameters: their gradient and its momentum
 
@@ -43,7 +43,7 @@ def check_network(model: Model, rows: int, memory: int | None) -> None:
         raise InputError(f"the network computes {array}, {there}.")
 
 
-def check_trigger(trigger: Trigger, spec: ImageSpec, memory: int | None) -> None:
+def check_trigger(trigger: Trigger, spec: Spec, memory: int | None) -> None:
     """Refuse a trigger whose state could not be held.
 
     Raises:
@@ -88,7 +88,7 @@ def _of_network(model: Model, rows: int) -> tuple[int, int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _of_trigger(trigger: Trigger, spec: ImageSpec) -> int:
+def _of_trigger(trigger: Trigger, spec: Spec) -> int:
     state = jax.eval_shape(lambda key: trigger.init(key, spec), jax.random.key(0))
     return sum(map(_bytes, jax.tree.leaves(state)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bdjax import registry
-from bdjax.types import ImageSpec, Model
+from bdjax.types import Model, Spec
 
 
 def names() -> list[str]:
@@ -13,7 +13,7 @@ def names() -> list[str]:
     return registry.names(__name__)
 
 
-def create(name: str, spec: ImageSpec, **options: Any) -> Model:
+def create(name: str, spec: Spec, **options: Any) -> Model:
     """Create a network for the images of ``spec``; ``options`` are the arguments of the function of that name.
 
     Raises:

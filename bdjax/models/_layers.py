@@ -38,7 +38,7 @@ from bdjax.models._interception import (
 )
 from bdjax.models._materialized import materialized
 from bdjax.structure import FactoredKernel, Path
-from bdjax.types import BatchStats, ImageSpec, Variables
+from bdjax.types import BatchStats, Spec, Variables
 
 DTYPES = ("float32", "bfloat16")
 
@@ -164,7 +164,7 @@ class LinenModel:
     """
 
     module: nn.Module
-    spec: ImageSpec
+    spec: Spec
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -264,9 +264,8 @@ class LinenModel:
 
     def _normalize(self, image: Array) -> Array:
         """Normalize in the images' own type, and round the result only."""
-        mean, std = (jnp.asarray(values, image.dtype) for values in (self.spec.mean, self.spec.std))
         narrow = jnp.bfloat16 if self.dtype == "bfloat16" else image.dtype
-        return ((image - mean) / std).astype(narrow)
+        return self.spec.modality.normalize(image).astype(narrow)
 
 
 def _wide(x: Any) -> Array:

@@ -6,10 +6,10 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
 from bdjax.models._layers import BatchNorm, Dense, LinenModel, check_options, conv, pooled
-from bdjax.types import ImageSpec, Model
+from bdjax.types import Model, Spec
 
 
-def preact_resnet18(spec: ImageSpec, width: int = 64, dtype: str = "float32") -> Model:
+def preact_resnet18(spec: Spec, width: int = 64, dtype: str = "float32") -> Model:
     """Create the backdoor literature's PreAct-ResNet18: 3×3 stem, four stages of two blocks, no norm after the last.
 
     At width 64 and 10 classes it has 11,171,146 parameters and 3,392 batch-norm channels. The last block's output is

@@ -6,10 +6,10 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
 from bdjax.models._layers import BatchNorm, Dense, LinenModel, check_options, conv, pooled
-from bdjax.types import ImageSpec, Model
+from bdjax.types import Model, Spec
 
 
-def small_cnn(spec: ImageSpec, width: int = 16, dtype: str = "float32") -> Model:
+def small_cnn(spec: Spec, width: int = 16, dtype: str = "float32") -> Model:
     """Create three 3×3 convolutions of width · (1, 2, 4) channels, each with batch norm and ReLU; pooling; dense.
 
     The second and third convolutions have stride 2. Compiles in about a second.

@@ -33,7 +33,7 @@ from bdjax.runs.schema import (
     shared_options,
 )
 from bdjax.train.supervised import Supervised, supervised
-from bdjax.types import Attack, Defense, ImageSpec, Model
+from bdjax.types import Attack, Defense, Model, Spec
 
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
 _WHERE_ASKED = ("selection", "matmul_precision")  # fields that are left out where they are None
@@ -284,13 +284,13 @@ def _suited(path: str, defense: Any, options: Mapping[str, Any]) -> dict[str, An
     return {**shared_options(values.get("name"), options), **stages}
 
 
-def build_model(config: Config, spec: ImageSpec) -> Model:
+def build_model(config: Config, spec: Spec) -> Model:
     """Return the network."""
     with named("model", config.model.options):
         return models.create(config.model.name, spec, **config.model.options)
 
 
-def build_attack(config: Config, spec: ImageSpec | None = None, model: Model | None = None) -> Attack:
+def build_attack(config: Config, spec: Spec | None = None, model: Model | None = None) -> Attack:
     """Return the attack; with the images' specification the label map is checked against the classes.
 
     Some triggers are made with the network; without it the attack is only good for checks.

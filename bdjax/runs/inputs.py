@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,7 +19,7 @@ from bdjax.checks import InputError
 from bdjax.data import splits
 from bdjax.runs import config as configs
 from bdjax.runs.config import Config, DataConfig
-from bdjax.types import Dataset
+from bdjax.types import Dataset, Modality
 
 # The SHA-256 of both splits and, under ``files``, of the files that options of the attack name, by those.
 Fingerprint: TypeAlias = dict[str, Any]
@@ -92,7 +93,9 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
     del stamp  # another one loads anew
     dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
     changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
-    spec = dataclasses.replace(dataset.spec, **changes)
+    spec = dataset.spec
+    if changes:
+        spec = dataclasses.replace(spec, modality=_changed(spec.modality, changes))
     if changes.get("crop_padding", 0) > (side := max(spec.shape[:2])):
         raise InputError(f"data.crop_padding must be at most {side}, the images' side; got {wanted.crop_padding}.")
     if wanted.train_count is not None:
@@ -102,3 +105,13 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
         rows = splits.subset(jax.random.key(0), dataset.train, wanted.train_count, num_classes=spec.num_classes)
         dataset = dataset._replace(train=splits.take(dataset.train, rows))
     return dataset._replace(spec=spec), data.fingerprint(dataset)
+
+
+def _changed(modality: Any, changes: Mapping[str, Any]) -> Modality:
+    """Return a modality with another standard augmentation, where it has such a one."""
+    for name, value in changes.items():
+        if not hasattr(modality, name):
+            raise InputError(
+                f"data.{name} must be left out for {modality.unit}s, which are not augmented so; got {value}."
+            )
+    return dataclasses.replace(modality, **changes)

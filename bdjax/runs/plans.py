@@ -29,10 +29,10 @@ from bdjax.types import (
     Dataset,
     Defense,
     FittedTrigger,
-    ImageSpec,
     LearnedTrigger,
     Model,
     PoisonedSplit,
+    Spec,
     Split,
     TriggerState,
 )
@@ -236,7 +236,7 @@ def learns_nothing(attack: Attack) -> bool:
     return not isinstance(attack.trigger, FittedTrigger | LearnedTrigger)
 
 
-def _tell_namesake(config: Config, spec: ImageSpec) -> None:
+def _tell_namesake(config: Config, spec: Spec) -> None:
     """Say which class a number means where the number is the name of another class."""
     for option in ("target_label", *attacks.class_options(config.attack.name)):
         number = config.attack.options[option]

@@ -32,7 +32,7 @@ from bdjax.runs.config import Config
 from bdjax.runs.plans import AttackPlan
 from bdjax.runs.run import Execution
 from bdjax.train import loop
-from bdjax.types import ImageSpec, PoisonedSplit
+from bdjax.types import PoisonedSplit, Spec
 
 FORMAT = 1  # of the folder
 MANIFEST, ARRAYS, LABELS, CONFIG = "poison.json", "poisoned.npz", "labels.csv", "config.yaml"
@@ -184,7 +184,7 @@ def summary(made: PoisonedSet) -> str:
     )
 
 
-def class_folders(spec: ImageSpec) -> list[str]:
+def class_folders(spec: Spec) -> list[str]:
     """Return the folder of each class, so named that sorting the names gives the order of the labels.
 
     Those are the classes' names where they are in that order, can be folders everywhere and differ by more than case;

@@ -441,7 +441,7 @@ def _score(plan: Plan, variables: Variables, triggered: PoisonedSplit) -> tuple[
         evaluate.predict(plan.model, variables, test.input),
         evaluate.predict(plan.model, variables, triggered.visible.input),
     )
-    return jax.device_get(evaluate.count(*guesses, test, triggered)), jax.device_get(guesses)
+    return jax.device_get(evaluate.count(plan.model.spec.task, *guesses, test, triggered)), jax.device_get(guesses)
 
 
 def _locked(folder: Path) -> contextlib.AbstractContextManager[None]:

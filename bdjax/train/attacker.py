@@ -10,7 +10,6 @@ from jaxtyping import Array, Key
 
 from bdjax import poison, pytree
 from bdjax.checks import InputError
-from bdjax.data.augment import as_float
 from bdjax.parametrizations import Identity
 from bdjax.train import batches, states
 from bdjax.train.gradients import PlainGradient
@@ -140,7 +139,7 @@ class Fitting:
     def update(self, key: Key[Array, ""], model: Model, state: FittingState, batch: Split) -> tuple[FittingState, Info]:
         """Fit the trigger to a batch; a batch of all images is left in 8 bits."""
         if self.batch_size is not None:
-            batch = batch._replace(input=as_float(batch.input))
+            batch = batch._replace(input=model.spec.modality.load(batch.input))
         trigger, info = self.trigger.fit(key, model, state.network, state.trigger, batch)
         return state._replace(trigger=trigger), info
 
@@ -201,7 +200,8 @@ class Controlled:
     ) -> tuple[ControlledState, Info]:
         """Let the trigger learn, poison the batch, and let the network learn."""
         key, poison_key, trigger_key = jax.random.split(key, 3)
-        batch, trigger, further = batch._replace(input=as_float(batch.input)), state.trigger, 0
+        batch = batch._replace(input=model.spec.modality.load(batch.input))
+        trigger, further = state.trigger, 0
         if isinstance(self.attack.trigger, LearnedTrigger):
             variables = self.training.finalize(model, state.network)
             trigger, learned = self.attack.trigger.update(trigger_key, model, variables, trigger, batch)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.scipy.special import xlogy
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bdjax import pytree
@@ -21,7 +20,7 @@ from bdjax.optim.sgd import Schedule, Sgd
 from bdjax.parametrizations import FrozenConvolutions, Identity
 from bdjax.train import batches
 from bdjax.train.gradients import Context, FisherTrace, GradientRule, Perturbed, PlainGradient
-from bdjax.types import BatchStats, HParam, Info, Model, Parametrization, Split, Variables
+from bdjax.types import BatchStats, HParam, Info, Model, Parametrization, Split, Task, Variables
 
 ATTACK_STEPS = 2  # of ``adversarial``, each a gradient evaluation
 STARTS = ("scratch", "clean")
@@ -49,7 +48,7 @@ class Supervised:
       gradient: what is done to the gradient first (SAM, penalties, …).
       parametrization: what is tuned.
       label_smoothing: ε in `cross_entropy`.
-      augment: of `bdjax.data.augment.augmented`, drawn anew for every image and epoch.
+      augment: of the modality's ``augmented``, drawn anew for every image and epoch.
       epochs, batch_size: whole numbers. drop_last: leave out what the batches of an epoch leave over.
       start: what an attacker gives it to start from, a new network (``scratch``) or a ``clean`` one.
     """
@@ -87,13 +86,14 @@ class Supervised:
 
     def prepare(self, key: Key[Array, ""], model: Model, batch: Split) -> Split:
         """Crop and flip the images, which keep their type: the part of the augmentation that computes no pixel."""
-        return batch._replace(input=augment.moved(key, batch.input, model.spec, self.augment))
+        return batch._replace(input=model.spec.modality.moved(key, batch.input, self.augment))
 
     def learn(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
         """Take the rest of a step. Running batch statistics come from the pass at the unperturbed parameters."""
         tuned, frozen, batch_stats = state.tuned, state.frozen, state.batch_stats
-        mixed = augment.mixed(key, batch.input, model.spec, self.augment)
-        batch = batch._replace(input=mixed.image)
+        task = model.spec.task
+        mixed = model.spec.modality.mixed(key, batch.input, self.augment)
+        batch = batch._replace(input=mixed.input)
         attacked = self.augment == "adversarial"
         if attacked:
             batch = self._attacked(jax.random.fold_in(key, augment.ATTACK), model, state, batch)
@@ -101,10 +101,10 @@ class Supervised:
         def loss_fn(tuned: Any) -> tuple[Array, tuple[BatchStats, Array]]:
             variables = {"params": self.parametrization.apply(tuned, frozen), "batch_stats": batch_stats}
             logits, changed = model.apply(variables, batch.input, train=True, valid=batch.valid)
-            loss = mean_loss(logits, batch, self.label_smoothing)
+            loss = mean_loss(task, logits, batch, self.label_smoothing)
             if self.augment in augment.MIXING:
                 partner = batch._replace(label=batch.label[mixed.partner])
-                loss = mixed.weight * loss + (1 - mixed.weight) * mean_loss(logits, partner, self.label_smoothing)
+                loss = mixed.weight * loss + (1 - mixed.weight) * mean_loss(task, logits, partner, self.label_smoothing)
             return loss, (changed, logits)
 
         (loss, (changed, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(tuned)
@@ -119,7 +119,7 @@ class Supervised:
         optimizer = self._optimizer(frozen, state.steps_per_epoch)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, tuned, value=loss)
         evaluations = 1 + further + state.unreported + (ATTACK_STEPS if attacked else 0)
-        info = Info(loss, accuracy(logits, batch), jnp.int32(evaluations))
+        info = Info(loss, accuracy(task, logits, batch), jnp.int32(evaluations))
         state = state._replace(
             step=state.step + 1,
             tuned=optax.apply_updates(tuned, updates),
@@ -146,10 +146,10 @@ class Supervised:
 
     def _example_loss_fn(self, model: Model, frozen: Any, batch_stats: BatchStats) -> Callable[[Any, Any], Array]:
         def loss_fn(tuned: Any, example: Any) -> Array:
-            image, label = example
+            input, label = example
             variables = {"params": self.parametrization.factored(tuned, frozen), "batch_stats": batch_stats}
-            logits, _ = model.apply(variables, augment.as_float(image)[None], train=False)
-            return -jax.nn.log_softmax(logits)[0, label]
+            output, _ = model.apply(variables, model.spec.modality.load(input)[None], train=False)
+            return model.spec.task.negative_log_likelihood(output, label[None])[0]
 
         return loss_fn
 
@@ -158,7 +158,7 @@ class Supervised:
         variables = self.finalize(model, state)
 
         def loss_fn(image: Array) -> Array:
-            return cross_entropy(model.apply(variables, image)[0], batch.label).sum()
+            return model.spec.task.loss(model.apply(variables, image)[0], batch.label).sum()
 
         return batch._replace(input=pgd(key, loss_fn, batch.input, steps=ATTACK_STEPS))
 
@@ -248,28 +248,14 @@ def _only(given: Any, made: Any, option: str) -> Any:
     return made
 
 
-def cross_entropy(
-    logits: Float[Array, "n k"], label: Int[Array, " n"], label_smoothing: HParam = 0.0
-) -> Float[Array, " n"]:
-    """Return KL(q ‖ softmax(logits)) for each row, which is the cross-entropy for ε = 0.
-
-    q puts 1 − ε on the label and ε / (C − 1) on each other class, ε = ``label_smoothing``. It equals the
-    cross-entropy with uniform smoothing ε C / (C − 1) less the entropy of q (BackdoorBench's form of the loss).
-    """
-    classes = logits.shape[-1]
-    is_label = jax.nn.one_hot(label, classes, dtype=logits.dtype)
-    q = jnp.where(is_label > 0, 1 - label_smoothing, label_smoothing / (classes - 1))
-    return jnp.sum(xlogy(q, q) - q * jax.nn.log_softmax(logits), axis=-1)
+def mean_loss(task: Task, output: Array, batch: Split, label_smoothing: HParam = 0.0) -> Float[Array, ""]:
+    """Return the mean of a task's loss over the valid rows."""
+    return _mean(task.loss(output, batch.label, label_smoothing), batch.valid)
 
 
-def mean_loss(logits: Float[Array, "n k"], batch: Split, label_smoothing: HParam = 0.0) -> Float[Array, ""]:
-    """Return the mean cross-entropy over the valid rows."""
-    return _mean(cross_entropy(logits, batch.label, label_smoothing), batch.valid)
-
-
-def accuracy(logits: Float[Array, "n k"], batch: Split) -> Float[Array, ""]:
-    """Return the share of valid rows whose largest logit is at the label."""
-    return _mean((logits.argmax(-1) == batch.label).astype(jnp.float32), batch.valid)
+def accuracy(task: Task, output: Array, batch: Split) -> Float[Array, ""]:
+    """Return how right the answers of the valid rows are, on average."""
+    return _mean(task.correct(task.answer(output), batch.label).astype(jnp.float32), batch.valid)
 
 
 def _mean(values: Float[Array, " n"], valid: Bool[Array, " n"] | None) -> Float[Array, ""]:

@@ -21,11 +21,11 @@ from accelerator.session import Part, Row, Session, Settings
 from bdjax import models
 from bdjax.bench import measure
 from bdjax.bench.table import grid, milliseconds
+from bdjax.data.modalities.images import image_spec
 from bdjax.devices import compilation, flags
 from bdjax.devices.flags import Flag, Options
 from bdjax.train import loop
 from bdjax.train.supervised import supervised
-from bdjax.types import ImageSpec
 
 _SUBJECT = "flags/"
 _HERE = "import sys; from accelerator import flags; flags.measure_here(*sys.argv[1:])"
@@ -136,7 +136,7 @@ class _Epoch:
     """Some plain steps with further options, to be called again and again, and the state after the first of them."""
 
     def __init__(self, options: Options, size: _Size):
-        spec = ImageSpec("random", (size.image, size.image, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 4, True)
+        spec = image_spec("random", (size.image, size.image, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 4, True)
         self._options = {**size.always, **options}
         self._model = models.create(size.model, spec, **size.options)
         self._learner = supervised(batch_size=size.batch)

@@ -25,10 +25,11 @@ from accelerator import processes
 from accelerator.session import Session
 from bdjax import attacks, models, poison
 from bdjax.data.augment import as_float
+from bdjax.data.modalities.images import image_spec
 from bdjax.defenses.ft_sam import ft_sam
 from bdjax.runs import records
 from bdjax.train import loop
-from bdjax.types import Attack, ImageSpec, Learner, Model, Split, Variables
+from bdjax.types import Attack, Learner, Model, Spec, Split, Variables
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -39,10 +40,10 @@ _NETWORK = 20  # arrays in the state of a trigger that has a network of its own
 _QUICK = {"xla_backend_optimization_level": 0}
 
 
-def spec(debug: bool) -> ImageSpec:
+def spec(debug: bool) -> Spec:
     """Return the specification of the random images."""
     size = 16 if debug else 32
-    return ImageSpec("random", (size, size, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 2, True)
+    return image_spec("random", (size, size, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 2, True)
 
 
 def images(seed: int, debug: bool, rows: int = _ROWS) -> Split:

@@ -14,13 +14,14 @@ from PIL import Image
 from bdjax import attacks, poison
 from bdjax.attacks import _pictures
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Spec, Split
 
 KEY = jax.random.key(0)
 
 
-def spec_of(side: int, channels: int = 3) -> ImageSpec:
-    return ImageSpec("known", (side, side, channels), 10, (0.5,) * channels, (0.25,) * channels)
+def spec_of(side: int, channels: int = 3) -> Spec:
+    return image_spec("known", (side, side, channels), 10, (0.5,) * channels, (0.25,) * channels)
 
 
 def triggered(name: str, image: np.ndarray, **options) -> np.ndarray:

@@ -11,10 +11,11 @@ from quick import quick_jit
 from bdjax import attacks, models, poison
 from bdjax.attacks.cba import Bank, HalfMixer
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Split
 
 MIXER = HalfMixer(2, 4, 3)
-MODEL = models.create("small_cnn", ImageSpec("gray", (4, 4, 1), 4, (0.5,), (0.25,)), width=1)  # never asked
+MODEL = models.create("small_cnn", image_spec("gray", (4, 4, 1), 4, (0.5,), (0.25,)), width=1)  # never asked
 COVER = quick_jit(MIXER.cover)
 MIX = quick_jit(jax.vmap(MIXER.mix, (0, None, None)))
 
@@ -151,7 +152,7 @@ def test_refuses(options, words):
 def test_refuses_data_that_do_not_suit(shape, classes, words):
     trigger = attacks.create("cba").trigger
     with pytest.raises(InputError, match=words):
-        trigger.init(jax.random.key(0), ImageSpec("odd", shape, classes, (0.5,), (0.25,)))
+        trigger.init(jax.random.key(0), image_spec("odd", shape, classes, (0.5,), (0.25,)))
 
 
 def test_a_one_to_one_map_changes_one_label():
@@ -160,7 +161,7 @@ def test_a_one_to_one_map_changes_one_label():
 
 def test_classes_by_name():
     names = ("plane", "car", "bird", "cat")
-    spec = ImageSpec("named", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, names)
+    spec = image_spec("named", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, names)
     attack = attacks.create("cba", target_label="cat", first_class="bird", second_class="car", spec=spec)
     assert attack.label_map == attacks.OneToOne(2, 3)
     assert attack.trigger.second_class == 1

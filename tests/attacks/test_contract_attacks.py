@@ -19,16 +19,8 @@ from small_attacks import create, facts
 from bdjax import attacks, models, poison, registry
 from bdjax.attacks import AllToOne
 from bdjax.checks import InputError
-from bdjax.types import (
-    Attack,
-    CoveringTrigger,
-    FittedTrigger,
-    ImageSpec,
-    LabelMap,
-    LearnedTrigger,
-    Split,
-    Trigger,
-)
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Attack, CoveringTrigger, FittedTrigger, LabelMap, LearnedTrigger, Split, Trigger
 
 KEY = jax.random.key(7)
 RATES = (0.0, 0.1, 0.5, 1.0)
@@ -180,7 +172,7 @@ def test_a_changed_float_traces_nothing_anew(name, spec, split):
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (64, 64, 3)])
 def test_defaults_run_at_the_usual_sizes(name, shape):
-    spec = ImageSpec("usual", shape, 10, (0.5,) * shape[2], (0.25,) * shape[2])
+    spec = image_spec("usual", shape, 10, (0.5,) * shape[2], (0.25,) * shape[2])
     attack = attacks.create(name, spec=spec)
     state = attack.trigger.init(KEY, spec)
     image = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
@@ -199,7 +191,7 @@ def test_defaults_run_at_the_usual_sizes(name, shape):
 )
 def test_every_shape_works_or_is_refused_in_one_sentence(name, shape, classes, learns):
     """All that an attacker does, from the fresh trigger to a step of training it; nothing is compiled."""
-    spec = ImageSpec("tiny", shape, classes, (0.5,) * shape[2], (0.25,) * shape[2])
+    spec = image_spec("tiny", shape, classes, (0.5,) * shape[2], (0.25,) * shape[2])
     model = models.create("small_cnn", spec, width=2)
     label = jnp.arange(8) % classes
     stored = Split(jnp.zeros((8, *shape), jnp.uint8), label, jnp.ones(8, bool))

@@ -11,12 +11,12 @@ from quick import quick_jit
 from bdjax import attacks, poison
 from bdjax.attacks import fba
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, Split
+from bdjax.types import Spec, Split
 
 KEY = jax.random.key(0)
 
 
-def batch_of(spec: ImageSpec, rows: int = 16) -> Split:
+def batch_of(spec: Spec, rows: int = 16) -> Split:
     image = np.random.default_rng(1).random((rows, *spec.shape))
     return Split(jnp.float32(image), jnp.arange(rows) % spec.num_classes, jnp.ones(rows, bool))
 

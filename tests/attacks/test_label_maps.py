@@ -10,10 +10,11 @@ import pytest
 from bdjax import attacks
 from bdjax.attacks import AllToAll, AllToOne, _label_maps
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, LabelMap
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import LabelMap
 
-PETS = ImageSpec("pets", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("ant", "café", "cat", "dog"))
-COUNTED = ImageSpec("counted", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("1", "2", "3", "10"))
+PETS = image_spec("pets", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("ant", "café", "cat", "dog"))
+COUNTED = image_spec("counted", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("1", "2", "3", "10"))
 LABELS = jnp.arange(4)
 
 
@@ -82,7 +83,7 @@ def test_the_class_that_a_map_aims_at_has_a_name():
     assert attacks.target_class(AllToOne(3), COUNTED) == "10"
     assert attacks.target_class(attacks.OneToOne(0, 3), PETS) == "dog"
     assert attacks.target_class(AllToAll(4), PETS) is None
-    assert attacks.target_class(AllToOne(2), ImageSpec("bare", (8, 8, 3), 4, (0.5,), (0.5,))) == "2"
+    assert attacks.target_class(AllToOne(2), image_spec("bare", (8, 8, 3), 4, (0.5,), (0.5,))) == "2"
 
 
 @pytest.mark.parametrize(("number", "remark"), [(0, ""), (1, " (the class named '1' has the number 0)"), (9, "")])

@@ -14,15 +14,16 @@ from quick import quick_jit
 from bdjax import attacks, poison
 from bdjax.attacks import AllToOne
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Spec, Split
 
 KEY = jax.random.key(0)
-SPEC = ImageSpec("two", (8, 8, 1), 2, (0.0,), (1.0,))
+SPEC = image_spec("two", (8, 8, 1), 2, (0.0,), (1.0,))
 LEFT, RIGHT = ("+--", "-+-", "+-+"), ("--+", "-+-", "+-+")
 
 
-def spec_of(side: int, channels: int = 3) -> ImageSpec:
-    return ImageSpec("known", (side, side, channels), 10, (0.5,) * channels, (0.25,) * channels)
+def spec_of(side: int, channels: int = 3) -> Spec:
+    return image_spec("known", (side, side, channels), 10, (0.5,) * channels, (0.25,) * channels)
 
 
 def cells(rows) -> np.ndarray:

@@ -12,14 +12,15 @@ from quick import quick_jit
 from bdjax import attacks, poison
 from bdjax.attacks.lf import deepfool, smooth, stretched
 from bdjax.checks import InputError
-from bdjax.types import Attack, ImageSpec, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Attack, Spec, Split
 
 KEY = jax.random.key(0)
-SPEC = ImageSpec("three", (8, 8, 1), 3, (0.0,), (1.0,))
+SPEC = image_spec("three", (8, 8, 1), 3, (0.0,), (1.0,))
 
 
-def spec_of(side: int, channels: int = 3) -> ImageSpec:
-    return ImageSpec("known", (side, side, channels), 10, (0.5,) * channels, (0.25,) * channels)
+def spec_of(side: int, channels: int = 3) -> Spec:
+    return image_spec("known", (side, side, channels), 10, (0.5,) * channels, (0.25,) * channels)
 
 
 def filtered(image: np.ndarray, taps: int = 30, sigma: float = 6.0) -> np.ndarray:

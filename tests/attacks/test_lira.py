@@ -14,7 +14,8 @@ from bdjax import attacks
 from bdjax.attacks import AllToAll
 from bdjax.attacks._generators import Autoencoder, normalized
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Split
 
 KEY = jax.random.key(0)
 
@@ -56,7 +57,7 @@ def test_the_noise_is_epsilon_times_the_network_clipped(spec, batch):
 
 
 def test_default_noise_is_a_tenth_of_normalized_cifar10():
-    spec = ImageSpec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+    spec = image_spec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
     epsilon = attacks.create("lira").trigger.epsilon
     np.testing.assert_allclose(epsilon / np.array(spec.std), 0.1, atol=0.005)
     statistics = jnp.array([spec.mean, spec.std])

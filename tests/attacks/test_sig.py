@@ -9,7 +9,8 @@ import pytest
 
 from bdjax import attacks, poison
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Split
 
 KEY = jax.random.key(0)
 
@@ -109,7 +110,7 @@ def test_sig_refuses(options, words):
 
 def test_a_wave_that_the_columns_cannot_show_is_refused():
     """At half the width the sine is zero in each column; six cycles over eight columns look like two."""
-    spec = ImageSpec("gray", (16, 8, 1), 4, (0.5,), (0.25,))
+    spec = image_spec("gray", (16, 8, 1), 4, (0.5,), (0.25,))
     for frequency in (4.0, 6.0):
         with pytest.raises(InputError, match=rf"^frequency must be below 4, .* got {frequency:g} cycles over 8\.$"):
             attacks.create("sig", frequency=frequency).trigger.init(KEY, spec)
@@ -117,7 +118,7 @@ def test_a_wave_that_the_columns_cannot_show_is_refused():
 
 
 def test_the_stripes_have_the_same_size_for_gray_and_color():
-    spec = ImageSpec("gray", (8, 8, 1), 4, (0.5,), (0.25,))
+    spec = image_spec("gray", (8, 8, 1), 4, (0.5,), (0.25,))
     trigger = attacks.create("sig", frequency=3.0).trigger
     gray, color = (trigger.apply(KEY, trigger.init(KEY, spec), jnp.zeros((8, 8, c))) for c in (1, 3))
     np.testing.assert_array_equal(color, np.repeat(gray, 3, -1))

@@ -12,16 +12,17 @@ from quick import quick_jit
 from bdjax import attacks, poison
 from bdjax.attacks.trojan import Neurons, best_connected, blob
 from bdjax.checks import InputError
-from bdjax.types import FittedTrigger, ImageSpec, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import FittedTrigger, Spec, Split
 
 KEY = jax.random.key(0)
-TINY = ImageSpec("tiny", (8, 6, 2), 3, (0.0, 0.0), (1.0, 1.0))
+TINY = image_spec("tiny", (8, 6, 2), 3, (0.0, 0.0), (1.0, 1.0))
 RED = [[207, 175, 29], [79, 137, 248], [131, 6, 246]]
 GRAY = [[173, 179, 147], [71, 56, 169], [58, 71, 247]]  # (207 + 131 + 181) / 3 = 173, …
 
 
-def spec_of(side: int, channels: int = 3) -> ImageSpec:
-    return ImageSpec("known", (side, side, channels), 10, (0.5,) * channels, (0.25,) * channels)
+def spec_of(side: int, channels: int = 3) -> Spec:
+    return image_spec("known", (side, side, channels), 10, (0.5,) * channels, (0.25,) * channels)
 
 
 def triggered(image: np.ndarray, rounding: str = "nearest", **options) -> np.ndarray:

@@ -10,14 +10,15 @@ import pytest
 from bdjax import attacks, poison
 from bdjax.attacks.wanet import bilinear, enlarging
 from bdjax.checks import InputError
-from bdjax.types import ImageSpec, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Spec, Split
 
 KEY = jax.random.key(0)
 IMAGE = np.random.default_rng(0).random((32, 32, 3), np.float32)
 
 
-def spec_of(side: int) -> ImageSpec:
-    return ImageSpec("known", (side, side, 3), 10, (0.5,) * 3, (0.25,) * 3)
+def spec_of(side: int) -> Spec:
+    return image_spec("known", (side, side, 3), 10, (0.5,) * 3, (0.25,) * 3)
 
 
 def cubic(distance: float) -> float:

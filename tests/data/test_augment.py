@@ -12,12 +12,18 @@ from quick import quick_jit
 
 from bdjax.checks import InputError
 from bdjax.data import augment
-from bdjax.types import ImageSpec
+from bdjax.data.modalities.images import image_spec
 
 KEY = jax.random.key(0)
-SPEC = ImageSpec("numbered", (4, 5, 1), 10, (0.5,), (0.25,), crop_padding=2, flip=True)
+
+
+def replaced(spec, **changes):
+    return dataclasses.replace(spec, modality=dataclasses.replace(spec.modality, **changes))
+
+
+SPEC = image_spec("numbered", (4, 5, 1), 10, (0.5,), (0.25,), crop_padding=2, flip=True)
 NUMBERED = np.arange(1, 21, dtype=np.uint8).reshape(4, 5, 1)  # no two pixels alike, none black
-standard = jax.jit(augment.standard, static_argnums=2)
+standard = jax.jit(lambda key, image, spec: spec.modality.standard(key, image), static_argnums=2)
 as_float = jax.jit(augment.as_float)
 cutouts = quick_jit(jax.vmap(lambda key, image, fill: augment.cutout(key, image, 3, fill), (0, None, None)))
 
@@ -74,8 +80,8 @@ def test_same_key_same_bits_other_key_others():
 
 def test_without_crop_and_flip_nothing_happens():
     batch = jnp.asarray(NUMBERED)[None]
-    plain = dataclasses.replace(SPEC, crop_padding=0, flip=False)
-    assert augment.standard(KEY, batch, plain) is batch
+    plain = replaced(SPEC, crop_padding=0, flip=False)
+    assert plain.modality.standard(KEY, batch) is batch
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -121,8 +127,10 @@ def test_cutout_wider_than_the_image_covers_all_of_it():
 # --- by name ---------------------------------------------------------------------------------------------------------
 
 BATCH = np.random.default_rng(0).integers(0, 256, (6, 16, 18, 1), dtype=np.uint8)
-GRAY = ImageSpec("gray", (16, 18, 1), 10, (0.4,), (0.25,), crop_padding=2, flip=True)
-augmented = quick_jit(augment.augmented, static_argnums=(2, 3))
+GRAY = image_spec("gray", (16, 18, 1), 10, (0.4,), (0.25,), crop_padding=2, flip=True)
+augmented = quick_jit(
+    lambda key, image, spec, name, alpha: spec.modality.augmented(key, image, name, alpha), static_argnums=(2, 3)
+)
 
 
 @pytest.mark.parametrize("name", augment.AUGMENTATIONS)
@@ -151,7 +159,7 @@ def test_mixing_starts_from_the_standard_augmentation_and_alpha_compiles_nothing
 
 
 def test_cutout_by_name_has_half_the_shorter_side_and_the_mean():
-    image, _, _ = augmented(KEY, np.full_like(BATCH, 255), dataclasses.replace(GRAY, crop_padding=0), "cutout", 1.0)
+    image, _, _ = augmented(KEY, np.full_like(BATCH, 255), replaced(GRAY, crop_padding=0), "cutout", 1.0)
     holes = np.asarray(image) != 1
     np.testing.assert_allclose(np.asarray(image)[holes], 0.4, rtol=1e-6)
     assert (holes.sum((1, 2, 3)) <= 64).all()
@@ -161,4 +169,4 @@ def test_cutout_by_name_has_half_the_shorter_side_and_the_mean():
 
 def test_unknown_name():
     with pytest.raises(InputError, match=r"name must be one of standard, .*did you mean 'cutmix'"):
-        augment.augmented(KEY, jnp.asarray(BATCH), GRAY, "cutmixx")
+        GRAY.modality.augmented(KEY, jnp.asarray(BATCH), "cutmixx")

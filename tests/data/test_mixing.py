@@ -10,7 +10,7 @@ from quick import quick_jit
 
 from bdjax.data import mixing
 from bdjax.data.mixing import Mixed
-from bdjax.train.supervised import cross_entropy
+from bdjax.tasks.single_label import SingleLabel
 
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 200)
@@ -51,7 +51,7 @@ def test_one_compilation_for_every_alpha_which_decides_how_much_is_mixed():
 
 def test_mixed_with_nothing_it_is_the_image(monkeypatch):
     monkeypatch.setattr(mixing, "symmetric_beta", lambda key, alpha: jnp.float32(1))
-    np.testing.assert_array_equal(mixing.mixup(KEY, jnp.asarray(IMAGE)).image, IMAGE)
+    np.testing.assert_array_equal(mixing.mixup(KEY, jnp.asarray(IMAGE)).input, IMAGE)
 
 
 def test_mixup_mapped_over_keys_is_a_loop():
@@ -134,7 +134,7 @@ def test_cutmix_leaves_alone_as_often_as_asked(boxes):
     before = cutmixes._cache_size()
     untouched = cutmixes(KEYS, NUMBERED, 1.0, 0.0)
     np.testing.assert_array_equal(untouched.weight, 1)
-    np.testing.assert_array_equal(untouched.image, np.broadcast_to(NUMBERED, (200, *NUMBERED.shape)))
+    np.testing.assert_array_equal(untouched.input, np.broadcast_to(NUMBERED, (200, *NUMBERED.shape)))
     half = cutmixes(KEYS, NUMBERED, 0.3, 0.5)
     assert 75 < (np.asarray(half.weight) == 1).sum() < 150  # binomial, and a few boxes of no pixel
     assert cutmixes._cache_size() == before
@@ -148,12 +148,13 @@ def test_cutmix_mapped_over_keys_is_a_loop(boxes):
 
 # --- two labels ------------------------------------------------------------------------------------------------------
 
+TASK = SingleLabel(4)
 LOGITS = jnp.asarray(np.random.default_rng(1).normal(size=(6, 4)), jnp.float32)
 LABEL = jnp.array([0, 3, 1, 2, 2, 0])
 
 
 def two_labels(partner, weight):
-    return weight * cross_entropy(LOGITS, LABEL) + (1 - weight) * cross_entropy(LOGITS, LABEL[partner])
+    return weight * TASK.loss(LOGITS, LABEL) + (1 - weight) * TASK.loss(LOGITS, LABEL[partner])
 
 
 def test_loss_of_two_labels_is_the_cross_entropy_of_the_soft_label():
@@ -167,4 +168,4 @@ def test_loss_of_two_labels_is_the_cross_entropy_of_the_soft_label():
 @pytest.mark.parametrize(("partner", "weight"), [(np.arange(6), 0.5), (np.arange(6)[::-1], 1.0)])
 def test_loss_of_one_label_is_the_plain_cross_entropy(partner, weight):
     """O25: λ = ½ with the identity, and λ = 1 with any partner."""
-    np.testing.assert_allclose(two_labels(partner, weight), cross_entropy(LOGITS, LABEL), rtol=1e-6)
+    np.testing.assert_allclose(two_labels(partner, weight), TASK.loss(LOGITS, LABEL), rtol=1e-6)

@@ -15,16 +15,16 @@ import pytest
 from quick import quick_jit
 
 from bdjax import structure
-from bdjax.data.augment import augmented
+from bdjax.data.modalities.images import image_spec
 from bdjax.defenses.fast_sft import fast_sft
 from bdjax.defenses.nft import nft
 from bdjax.defenses.sft import sft
 from bdjax.models._layers import BatchNorm, Dense, LinenModel, conv
 from bdjax.optim import Schedule
-from bdjax.types import ImageSpec, Split
+from bdjax.types import Split
 
 KEY = jax.random.key(0)
-SPEC = ImageSpec("tiny", (4, 4, 1), 3, (0.5,), (0.25,))
+SPEC = image_spec("tiny", (4, 4, 1), 3, (0.5,), (0.25,))
 ETA_F, ETA_R, ETA_C, RATE, MOMENTUM = 0.3, 5.0, 0.02, 0.1, 0.9
 NEAR, FAR = 1e-5, 1e-4  # steps of the inner and the outer differences
 KERNELS = {"first": (2, 9), "second": (3, 2), "third": (2, 3), "last": (3, 2)}  # rows are output filters
@@ -251,7 +251,7 @@ def test_a_step_descends_the_objective_of_nft_and_stays_in_its_box(start, batch)
     """min L_mix(m) + η_c Σ |1 − m|, then into [α exp(−β l), 1], l = 1, 2 for the second and third batch norm."""
     alpha, beta, rate = 0.8, 0.5, 3.0
     learner = nft(alpha, beta, ETA_C, learning_rate=rate, momentum=0.0, batch_size=5)
-    draws = quick_jit(lambda: augmented(KEY, batch.input, SPEC, "mixup"))()
+    draws = quick_jit(lambda: SPEC.modality.augmented(KEY, batch.input, "mixup"))()
     image, partner, weight = map(np.asarray, draws)
     own = np.asarray(batch.input)
     np.testing.assert_allclose(image, weight * own + (1 - weight) * own[partner], rtol=1e-6)

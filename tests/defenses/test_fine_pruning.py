@@ -14,13 +14,14 @@ import pytest
 
 from bdjax import defenses
 from bdjax.checks import InputError
+from bdjax.data.modalities.images import image_spec
 from bdjax.defenses.chain import chain, stages
 from bdjax.defenses.fine_pruning import FeaturePruning, fine_pruning
-from bdjax.types import ImageSpec, Split
+from bdjax.types import Spec, Split
 
 KEY = jax.random.key(0)
 FEATURES, CLASSES, ROWS = 12, 3, 60
-SPEC = ImageSpec("given", (1, FEATURES, 1), CLASSES, (0.0,), (1.0,))
+SPEC = image_spec("given", (1, FEATURES, 1), CLASSES, (0.0,), (1.0,))
 BOUNDS = [(0.1, 1.0), (0.3, 1.0), (1.0, 1.0), (1.0, 0.5), (0.5, 0.3), (0.1, 0.0), (0.0, 1.0)]
 
 
@@ -28,7 +29,7 @@ BOUNDS = [(0.1, 1.0), (0.3, 1.0), (1.0, 1.0), (1.0, 0.5), (0.5, 0.3), (0.1, 0.0)
 class Given:
     """A classifier on features that are given as images."""
 
-    spec: ImageSpec = SPEC
+    spec: Spec = SPEC
 
     def init(self, key):
         kernel, bias = jax.random.normal(key, (FEATURES, CLASSES)), jnp.array([0.1, 0.0, -0.1])

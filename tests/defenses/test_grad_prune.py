@@ -22,7 +22,7 @@ from bdjax.parametrizations import PrunedFilters
 from bdjax.runs import config as configs
 from bdjax.runs import plans, schema
 from bdjax.train import loop
-from bdjax.types import ImageSpec, Split
+from bdjax.types import Spec, Split
 
 KEY = jax.random.key(0)
 MODEL = LinenModel(Net((3, 4), norm=True), planted.SPEC)
@@ -134,7 +134,7 @@ class Slope:
     """Two filters of two inputs each whose gradient, for label 0, is given."""
 
     slopes: tuple[tuple[float, float], tuple[float, float]]
-    spec: ImageSpec = planted.SPEC
+    spec: Spec = planted.SPEC
 
     def init(self, key):
         return {"params": {"conv": {"kernel": jnp.zeros((1, 1, 2, 2))}}, "batch_stats": {}}

@@ -15,7 +15,6 @@ from quick import quick_jit
 
 from bdjax import defenses, structure
 from bdjax.data import mixing
-from bdjax.data.augment import augmented
 from bdjax.optim import Schedule
 from bdjax.train.gradients import Context
 from bdjax.types import Split
@@ -90,7 +89,7 @@ def recipe(model, start):
 
     @quick_jit
     def step(mask, stats, buffer, batch, number):
-        mixed = augmented(jax.random.key(number), batch.input, model.spec, "mixup")
+        mixed = model.spec.modality.augmented(jax.random.key(number), batch.input, "mixup")
         image, partner, weight = mixed
 
         def loss_fn(mask):
@@ -175,7 +174,7 @@ def test_mixing_with_weight_one_is_the_cross_entropy(monkeypatch, learner, model
     assert_close(mixed.tuned, plain.tuned, atol=1e-6)
     logits, _ = model.apply(
         learner.finalize(model, begun),
-        augmented(KEY, batch.input, model.spec, "standard").image,
+        model.spec.modality.augmented(KEY, batch.input, "standard").input,
         train=True,
         valid=batch.valid,
     )

@@ -10,12 +10,13 @@ import pytest
 
 from bdjax import attacks, cli, data, models, pytree, registry
 from bdjax.checks import InputError
+from bdjax.data.modalities.images import image_spec
 from bdjax.devices import footprint
 from bdjax.runs import plans
 from bdjax.train.supervised import supervised
-from bdjax.types import ImageSpec, Split
+from bdjax.types import Split
 
-SPEC = ImageSpec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3)
+SPEC = image_spec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3)
 GIB = 2**30
 
 

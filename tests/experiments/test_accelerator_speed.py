@@ -14,9 +14,9 @@ import pytest
 
 from bdjax import defenses, models
 from bdjax.bench import measure, profile, sweeps
+from bdjax.data.modalities.images import image_spec
 from bdjax.train.gradients import Perturbed
 from bdjax.train.supervised import supervised
-from bdjax.types import ImageSpec
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
@@ -90,7 +90,7 @@ def test_a_call_has_as_many_whole_batches_as_it_says(step):
 
 
 def test_the_step_on_masks_is_two_passes_over_masks_alone():
-    model = models.create("small_cnn", ImageSpec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.5,) * 3, (), 1, True), width=2)
+    model = models.create("small_cnn", image_spec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.5,) * 3, (), 1, True), width=2)
     learner = speed.STEPS["anp_like"](4)
     key = jax.random.key(0)
     split = measure.random_split(model.spec, 8)
@@ -245,7 +245,7 @@ def test_a_process_that_dies_is_told_and_started_anew(monkeypatch):
 
 
 WIDTH = 4
-SPEC = ImageSpec("random", (32, 32, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 0, False)
+SPEC = image_spec("random", (32, 32, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 0, False)
 
 
 def torch_parameters(variables):

@@ -18,10 +18,11 @@ from quick import quick_jit
 from bdjax import models, optim, registry, structure
 from bdjax.checks import InputError
 from bdjax.curvature import hessian, loss_surface
+from bdjax.data.modalities.images import Images, image_spec
 from bdjax.optim.sgd import Schedule
 from bdjax.runs.subject import convolution
 from bdjax.train.supervised import mean_loss, supervised
-from bdjax.types import ImageSpec, Model, ProbedModel, Split
+from bdjax.types import Model, ProbedModel, Split
 
 KEY = jax.random.key(0)
 # LLVM's effort is most of the time that a test with a deep network takes.
@@ -56,7 +57,7 @@ def equations(program):
 
 @functools.cache
 def tiny(name: str, dtype: str = "float32") -> tuple[Model, dict]:
-    spec = ImageSpec("tiny", (8, 8, 3), 4, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+    spec = image_spec("tiny", (8, 8, 3), 4, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
     model = models.create(name, spec, width=2, dtype=dtype)
     return model, random_variables(model)
 
@@ -118,7 +119,7 @@ def test_evaluation_gives_finite_logits_row_by_row_and_leaves_the_statistics(nam
 
 def test_images_are_normalized_inside(name, images):
     model, variables = tiny(name)
-    plain = models.create(name, dataclasses.replace(model.spec, mean=(0.0,) * 3, std=(1.0,) * 3), width=2)
+    plain = models.create(name, dataclasses.replace(model.spec, modality=Images((0.0,) * 3, (1.0,) * 3)), width=2)
     normalized = (images - np.float32(model.spec.mean)) / np.float32(model.spec.std)
     ours, expected = evaluated(model, variables, images)[0], evaluated(plain, variables, normalized)[0]
     np.testing.assert_allclose(ours, expected, atol=1e-5)
@@ -158,7 +159,7 @@ def test_equal_models_share_one_compilation(name):
 @pytest.mark.parametrize("shape", [(28, 28, 1), (7, 9, 3), (32, 32, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_size_and_either_type_give_float32_logits_and_statistics(name, shape, dtype):
-    spec = ImageSpec("sized", shape, 7, (0.5,) * shape[2], (0.25,) * shape[2])
+    spec = image_spec("sized", shape, 7, (0.5,) * shape[2], (0.25,) * shape[2])
     model = models.create(name, spec, width=2, dtype=dtype)
     variables = jax.eval_shape(model.init, KEY)
     image = jax.ShapeDtypeStruct((5, *shape), jnp.float32)
@@ -172,7 +173,7 @@ def test_any_size_and_either_type_give_float32_logits_and_statistics(name, shape
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products_are_in_the_type_of_the_network_and_sums_and_gradients_in_float32(name, dtype):
     """On the way forward and back: only the classifier, which nothing but it has seven columns, is always float32."""
-    model = models.create(name, ImageSpec("sized", (8, 8, 3), 7, (0.5,) * 3, (0.25,) * 3), width=2, dtype=dtype)
+    model = models.create(name, image_spec("sized", (8, 8, 3), 7, (0.5,) * 3, (0.25,) * 3), width=2, dtype=dtype)
     variables = jax.eval_shape(model.init, KEY)
     batch = Split(jnp.zeros((5, 8, 8, 3)), jnp.zeros(5, jnp.int32), jnp.ones(5, bool))
     traced = jax.make_jaxpr(trained.__wrapped__, static_argnums=0)(model, variables, batch)
@@ -287,7 +288,7 @@ def test_is_documented(name):
 
 
 def published(classes: int = 10) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    spec = ImageSpec("published", (32, 32, 3), classes, (0.5,) * 3, (0.25,) * 3)
+    spec = image_spec("published", (32, 32, 3), classes, (0.5,) * 3, (0.25,) * 3)
     return flatten_dict(jax.eval_shape(models.create("preact_resnet18", spec).init, KEY)["params"])
 
 
@@ -393,7 +394,7 @@ def pair():
         for tensor_name, tensor in theirs.state_dict().items():
             if "bn" in tensor_name and tensor.ndim:  # not the identity: scale, shift and statistics must count
                 tensor.add_(0.3 * torch.rand_like(tensor))
-    spec = ImageSpec("parity", (16, 16, 3), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+    spec = image_spec("parity", (16, 16, 3), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
     model = models.create("preact_resnet18", spec, width=8)
     image = np.random.default_rng(0).random((16, 16, 16, 3), np.float32)
     return model, from_torch(theirs.state_dict()), theirs, image, np.arange(16, dtype=np.int32) % 10

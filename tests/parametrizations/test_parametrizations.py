@@ -17,6 +17,7 @@ from networks import random_variables
 from quick import quick_jit
 
 from bdjax import models, parametrizations, structure
+from bdjax.data.modalities.images import image_spec
 from bdjax.models._layers import Dense, LinenModel, conv
 from bdjax.parametrizations import (
     FrozenConvolutions,
@@ -29,11 +30,11 @@ from bdjax.parametrizations import (
 from bdjax.structure import FactoredKernel
 from bdjax.train.gradients import Perturbed
 from bdjax.train.supervised import supervised
-from bdjax.types import ImageSpec, Model, Parametrization, Split
+from bdjax.types import Model, Parametrization, Split
 
 KEY = jax.random.key(0)
 ALL = [thing for _, thing in inspect.getmembers(parametrizations, inspect.isclass)]
-SPEC = ImageSpec("tiny", (8, 8, 3), 4, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+SPEC = image_spec("tiny", (8, 8, 3), 4, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 IMAGES = jnp.asarray(np.random.default_rng(1).random((3, 8, 8, 3), np.float32))
 
 
@@ -213,7 +214,7 @@ def test_baked_kernels_share_the_singular_vectors_and_stay_non_negative():
 
 @pytest.mark.parametrize("classes", [10, 43, 200])
 def test_published_network_has_4315_shifts_and_one_for_each_class(classes):
-    spec = ImageSpec("published", (32, 32, 3), classes, (0.5,) * 3, (0.5,) * 3)
+    spec = image_spec("published", (32, 32, 3), classes, (0.5,) * 3, (0.5,) * 3)
     model = models.create("preact_resnet18", spec)
     shifts = jax.eval_shape(lambda: SVD.init(model, model.init(KEY)))[0]
     sizes = {"/".join(path): leaf.size for path, leaf in structure.flat(shifts).items()}
@@ -245,7 +246,7 @@ LAYERS = {
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_factored_layer_is_the_layer(layer):
     """For any stride, padding and window: the kernel itself at δ = 0, the multiplied kernel elsewhere."""
-    spec = ImageSpec("tiny", (6, 5, 4), 3, (0.0,) * 4, (1.0,) * 4)
+    spec = image_spec("tiny", (6, 5, 4), 3, (0.0,) * 4, (1.0,) * 4)
     model = networks.of_layer(LAYERS[layer], spec)
     variables = random_variables(model)
     image = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 5, 4)), jnp.float32)
@@ -283,7 +284,7 @@ def test_factored_layers_compute_in_the_type_of_the_network():
 @pytest.mark.parametrize("layer", [conv(2, 1, name="layer"), nn.Conv(2, (1, 1), dtype=jnp.bfloat16), Dense(2)])
 def test_the_gradient_of_a_singular_value_is_summed_in_float32(layer):
     """Over 4096 pixels that count 1 each, where bfloat16 stops at 256; of pooled pixels, over 16 images."""
-    model = networks.of_layer(layer, ImageSpec("ones", (16, 16, 2), 2, (0.0,) * 2, (1.0,) * 2), "bfloat16")
+    model = networks.of_layer(layer, image_spec("ones", (16, 16, 2), 2, (0.0,) * 2, (1.0,) * 2), "bfloat16")
     variables = random_variables(model)
 
     @quick_jit
@@ -322,7 +323,7 @@ MASKED = (
 
 
 def test_published_network_has_3328_masks_in_15_layers():
-    spec = ImageSpec("published", (32, 32, 3), 10, (0.5,) * 3, (0.5,) * 3)
+    spec = image_spec("published", (32, 32, 3), 10, (0.5,) * 3, (0.5,) * 3)
     model = models.create("preact_resnet18", spec)
     masks = jax.eval_shape(lambda: NeuronMasks().init(model, model.init(KEY)))[0]
     paths = {"/".join(path[:-1]): leaf.size for path, leaf in structure.flat(masks).items()}

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from bdjax import registry
 from bdjax.attacks import OneToOne
 from bdjax.checks import InputError
+from bdjax.data.modalities.images import image_spec
 from bdjax.optim.sgd import Schedule
 from bdjax.runs import config as configs
 from bdjax.runs import schema
-from bdjax.types import ImageSpec
 
 
 def resolve(*words, **file):
@@ -218,7 +218,7 @@ def test_a_target_that_is_neither_is_refused(value):
 
 def test_names_of_classes_are_checked_where_the_classes_are_known():
     config = resolve("--attack", "cba", "--attack.first_class", "cat", "--attack.target_label", "dog")
-    spec = ImageSpec("pets", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("ant", "cat", "cow", "dog"))
+    spec = image_spec("pets", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("ant", "cat", "cow", "dog"))
     assert configs.build_attack(config, spec).label_map == OneToOne(1, 3)
     with pytest.raises(InputError, match=r"^attack\.first_class must be a class of pets"):
         configs.build_attack(resolve("--attack", "cba", "--attack.first_class", "cut"), spec)

@@ -10,12 +10,12 @@ from PIL import Image
 
 from bdjax import cli, data
 from bdjax.checks import InputError
+from bdjax.data.modalities.images import image_spec
 from bdjax.devices import placement
 from bdjax.runs import config as configs
 from bdjax.runs import plans, poisoned_folder, schema, show
 from bdjax.runs.run import Execution
 from bdjax.train import loop
-from bdjax.types import ImageSpec
 
 CLASSES = ("ant", "cat", "dog")
 
@@ -270,5 +270,5 @@ def test_a_held_out_holdout_is_not_in_it(pets, tmp_path):
     ],
 )
 def test_the_names_of_the_folders_sort_as_the_labels(names, folders):
-    spec = ImageSpec("any", (8, 8, 3), len(names) or 3, (0.5,), (0.5,), names)
+    spec = image_spec("any", (8, 8, 3), len(names) or 3, (0.5,), (0.5,), names)
     assert poisoned_folder.class_folders(spec) == list(folders) == sorted(folders)

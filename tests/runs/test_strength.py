@@ -14,11 +14,12 @@ import yaml
 from bdjax import cli, defenses, pytree, registry, report, saved
 from bdjax.checks import InputError
 from bdjax.data.aside import keep_aside
+from bdjax.data.modalities.images import image_spec
 from bdjax.defenses.chain import chain
 from bdjax.devices import compilation
 from bdjax.runs import config, plans, run, schema, strength
 from bdjax.train import batches
-from bdjax.types import ImageSpec, Info, Split
+from bdjax.types import Info, Spec, Split
 
 KEY = jax.random.key(0)
 ROWS = 40
@@ -28,7 +29,7 @@ ROWS = 40
 class Reader:
     """Reads the label from the first pixel, but names class 0 where the second pixel is below a threshold."""
 
-    spec: ImageSpec
+    spec: Spec
 
     def init(self, key):
         return {"params": {"threshold": jnp.float32(0)}, "batch_stats": {}}
@@ -64,7 +65,7 @@ class Harm:
 
 @pytest.fixture(scope="module")
 def reader() -> Reader:
-    return Reader(ImageSpec("pixels", (1, 2, 1), 4, (0.0,), (1.0,)))
+    return Reader(image_spec("pixels", (1, 2, 1), 4, (0.0,), (1.0,)))
 
 
 @pytest.fixture(scope="module")

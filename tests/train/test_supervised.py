@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,15 @@ import pytest
 from bdjax import pytree
 from bdjax.checks import InputError
 from bdjax.optim import Schedule
+from bdjax.tasks.single_label import SingleLabel
 from bdjax.train import loop
-from bdjax.train.supervised import accuracy, cross_entropy, mean_loss, supervised
-from bdjax.types import ImageSpec, Split
+from bdjax.train.supervised import accuracy, mean_loss, supervised
+from bdjax.types import Spec, Split
 
 # --- loss ------------------------------------------------------------------------------------------------------------
 
-smoothed = jax.jit(cross_entropy)
+TASK = SingleLabel(5)
+smoothed = jax.jit(TASK.loss)
 
 
 def logits_and_labels(rows: int, classes: int):
@@ -50,7 +53,7 @@ def test_uniform_logits():
 def test_without_smoothing_it_is_the_plain_cross_entropy_with_its_gradient():
     logits, label = logits_and_labels(5, 10)
     np.testing.assert_allclose(smoothed(logits, label, 0.0), uniform_smoothing(logits, label, 0.0), rtol=1e-5)
-    gradient = jax.jit(jax.grad(lambda *args: cross_entropy(*args).sum()))(logits, label, 0.0)
+    gradient = jax.jit(jax.grad(lambda *args: TASK.loss(*args).sum()))(logits, label, 0.0)
     probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(gradient, probability - np.eye(10)[label], atol=1e-6)
 
@@ -58,14 +61,14 @@ def test_without_smoothing_it_is_the_plain_cross_entropy_with_its_gradient():
 def test_smoothing_can_be_swept():
     logits, label = logits_and_labels(5, 10)
     shares = np.array([0.0, 0.1, 0.5], np.float32)
-    swept = jax.jit(jax.vmap(cross_entropy, (None, None, 0)))(logits, label, shares)
+    swept = jax.jit(jax.vmap(TASK.loss, (None, None, 0)))(logits, label, shares)
     np.testing.assert_allclose(swept, [smoothed(logits, label, share) for share in shares], rtol=1e-5)
 
 
 def test_only_valid_rows_count():
     logits, label = map(jnp.asarray, logits_and_labels(6, 4))
     image, even = jnp.zeros((6, 1, 1, 1)), np.arange(6) % 2 == 0
-    for mean in (jax.jit(mean_loss), jax.jit(accuracy)):
+    for mean in (jax.jit(partial(mean_loss, TASK)), jax.jit(partial(accuracy, TASK))):
         expected = mean(logits[even], Split(image[even], label[even], jnp.ones(3, bool)))
         assert mean(logits, Split(image, label, jnp.asarray(even))) == pytest.approx(float(expected), rel=1e-6)
         assert mean(logits, Split(image, label, jnp.zeros(6, bool))) == 0  # and not 0 / 0
@@ -74,7 +77,7 @@ def test_only_valid_rows_count():
 def test_accuracy_by_hand():
     batch = Split(jnp.zeros((4, 1, 1, 1)), jnp.array([0, 1, 1, 0]), jnp.ones(4, bool))
     logits = jnp.asarray(np.eye(2, dtype=np.float32)[[0, 1, 0, 1]])
-    assert accuracy(logits, batch) == accuracy(logits, batch._replace(valid=None)) == 0.5  # pyright: ignore
+    assert accuracy(TASK, logits, batch) == accuracy(TASK, logits, batch._replace(valid=None)) == 0.5  # pyright: ignore
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -107,7 +110,7 @@ def test_a_cosine_without_a_period_lasts_as_long_as_the_run(per):
 class Linear:
     """A linear classifier that keeps count of its training passes where others keep batch statistics."""
 
-    spec: ImageSpec
+    spec: Spec
 
     def init(self, key):
         weight = jax.random.normal(key, (int(np.prod(self.spec.shape)), self.spec.num_classes))

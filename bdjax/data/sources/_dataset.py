@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bdjax.types import Dataset, ImageSpec, Split
+from bdjax.data.modalities.images import image_spec
+from bdjax.types import Dataset, Split
 
 
 class Arrays(NamedTuple):
@@ -32,7 +33,7 @@ def build(
     if mean is None or std is None:
         mean, std = channel_statistics(arrays.train_image)
     height, width, channels = arrays.train_image.shape[1:]
-    spec = ImageSpec(name, (height, width, channels), len(class_names), mean, std, class_names, crop_padding, flip)
+    spec = image_spec(name, (height, width, channels), len(class_names), mean, std, class_names, crop_padding, flip)
     return Dataset(
         train=_split(arrays.train_image, arrays.train_label),
         test=_split(arrays.test_image, arrays.test_label),

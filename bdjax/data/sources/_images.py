@@ -78,7 +78,7 @@ def upright(path: str | os.PathLike[str]) -> Image.Image:
         return image if turn is None else image.transpose(turn)
 
 
-def read_masked(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+def read_masked(path: str | os.PathLike[str], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
     """Return one image file, upright and at a size, uint8 [h, w, c], and its opacity [h, w, 1] if it has any holes.
 
     What is transparent lends its color to no pixel that is not.
