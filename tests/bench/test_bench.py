@@ -18,7 +18,7 @@ from quick import quick_jit
 
 from bdjax import bench, cli, defenses
 from bdjax.bench import loads, measure, scaling, session, startup, steps, sweeps, table
-from bdjax.train import group, grouped, loop
+from bdjax.train import grouped, loop
 
 SMALLEST = ("--model", "small_cnn", "--width", "2", "--batch", "4", "--image-size", "8", "--steps", "2")
 SMALLEST += ("--rounds", "2", "--points", "1", "2", "--devices", "1", "--minutes", "60")

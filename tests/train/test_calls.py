@@ -76,7 +76,7 @@ def test_it_is_a_feeder():
 def test_each_call_is_yielded_with_its_epochs_and_its_state():
     feeder = Counting()
     found = taken(feeder)
-    assert feeder.asked == [range(0, 1), range(1, 3), range(3, 7), range(7, 8)]
+    assert feeder.asked == [range(1), range(1, 3), range(3, 7), range(7, 8)]
     assert [[row.epoch for row in call.rows] for call in found] == [[1], [2, 3], [4, 5, 6, 7], [8]]
     assert [call.state.tolist() for call in found] == [[2, 6], [8, 24], [128, 384], [256, 768]]
     assert all(call.finite for call in found)

@@ -161,5 +161,5 @@ def test_a_checkpoint_that_holds_the_factors_is_refused(learner, model, variable
     state = begun(learner, model, variables, split)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, [], force=True)
-        with pytest.raises(InputError, match=r"/1 cannot be read; delete it .* of another network, optimizer or version"):
+        with pytest.raises(InputError, match=r"/1 cannot be read; .* another network, optimizer or version"):
             loop.run(KEY, learner, model, variables, split, checkpoints=checkpoints)
