@@ -24,7 +24,8 @@ class Batches(NamedTuple):
 
     step_key: Key[Array, ""]
     index: Int[Array, "steps size"]  # the rows of each batch
-    filled: Bool[Array, "steps size"] | None  # False on the row that fills up a smaller batch; None if all are whole
+    # False on the row that fills up a smaller batch; None if all are whole
+    filled: Bool[Array, "steps size"] | None
 
 
 class Shape(NamedTuple):
@@ -106,7 +107,8 @@ def tell(learner: Learner, split: Split, name: str = "batch_size") -> None:
 
 @functools.cache
 def _tell(name: str, size: int, rows: int) -> None:
-    _log.warning("%s = %d is more than the %d images there are: each step takes all of them.", name, size, rows)
+    words = "%s = %d is more than the %d images there are: each step takes all of them."
+    _log.warning(words, name, size, rows)
 
 
 def fed(learner: Learner, split: Split) -> int | None:

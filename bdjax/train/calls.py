@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple
 
 import jax
 import numpy as np
@@ -18,10 +18,8 @@ from bdjax.train import pace
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.feeder import Feeder
 from bdjax.train.programs import Summary
-from bdjax.train.results import Epoch, GroupEpoch
+from bdjax.train.results import Row
 from bdjax.types import LearnerState
-
-Row = TypeVar("Row", Epoch, GroupEpoch)
 
 
 class Seconds(NamedTuple):
@@ -97,7 +95,13 @@ def calls(
         done, before = done + count, Seconds()
 
 
-def _reports(row: type[Row], done: int, count: int, summary: Summary, seconds: Seconds) -> list[Row]:
+def _reports(
+    row: type[Row],
+    done: int,
+    count: int,
+    summary: Summary,
+    seconds: Seconds,
+) -> list[Row]:
     """Return the reports of the epochs of a call, up to the first after which nothing is finite.
 
     They share its seconds; what it compiled is its first epoch's. The loss of a point that is not finite is not either.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from bdjax.train.programs import Summary
 from bdjax.train.results import Epoch, GroupEpoch
@@ -50,15 +50,15 @@ class Feeder(Protocol[Row_co]):
         """
         ...
 
-    def keep(self, state: LearnerState) -> Any:
+    def keep(self, state: LearnerState) -> LearnerState:
         """Return the part of a state that is saved."""
         ...
 
-    def like(self) -> Any:
+    def like(self) -> LearnerState:
         """Return the shapes and types of that part, computing nothing."""
         ...
 
-    def restore(self, kept: Any) -> LearnerState:
+    def restore(self, kept: LearnerState) -> LearnerState:
         """Return the state of which that was kept, where `advance` expects it."""
         ...
 

@@ -23,8 +23,10 @@ _MAPS = (4, 8)  # points at once that are tried
 _STEPS = 3  # of each form that are timed
 _CALLS = 3
 _MEMORY = 0.8  # share of a device's memory that a form may ask for
-_WORTH = 3  # another form is tried while the fastest so far would take more than this many compilations,
-_SHORT = 20.0  # and more than these seconds
+# Another form is tried while the fastest so far would take more than so many compilations, and more than so many
+# seconds.
+_WORTH = 3
+_SHORT = 20.0
 
 
 class Choice(NamedTuple):
@@ -79,7 +81,12 @@ def choose(points: Sequence[Point], model: Model, mesh: Mesh | None = None) -> C
     return Choice(min(seconds, key=lambda form: seconds[form], default=LOOP), seconds)
 
 
-def program(points: Sequence[Point], model: Model, form: str = LOOP, mesh: Mesh | None = None) -> Program:
+def program(
+    points: Sequence[Point],
+    model: Model,
+    form: str = LOOP,
+    mesh: Mesh | None = None,
+) -> Program:
     """Compile what `bdjax.train.group.run` calls.
 
     Raises:
@@ -109,8 +116,8 @@ def _program(group: Point, form: str, model: Model, mesh: Mesh | None) -> Progra
     state = grouped.place(grouped.init(group, LOOP, model, mesh), mesh)
     first = programs.span(range(1))
     with compilation.count_seconds() as compiling:
-        lowered = grouped.epochs.lower(first, group, state, form, model, mesh)  # type: ignore[attr-defined]
-        compiled = lowered.compile()
+        lower = grouped.epochs.lower  # type: ignore[attr-defined]
+        compiled = lower(first, group, state, form, model, mesh).compile()
     box, number = [state], itertools.count()
 
     def epoch() -> programs.Summary:

@@ -84,7 +84,12 @@ def run(
             on_epoch(row.mean())
 
     try:
-        state, history = loop.complete(feeder, checkpoints=checkpoints, on_epoch=tell, should_stop=should_stop)
+        state, history = loop.complete(
+            feeder,
+            checkpoints=checkpoints,
+            on_epoch=tell,
+            should_stop=should_stop,
+        )
     except Diverged as all_of_them:
         return [all_of_them] * len(points)
     state = jax.device_get(feeder.trim(state))
@@ -113,7 +118,12 @@ def point_mesh(devices: int, batch_devices: int = 1) -> Mesh | None:
     return jax.make_mesh(shape, names, axis_types=types, devices=there[:devices])
 
 
-def _outcome(learner: Learner, state: LearnerState, history: Sequence[GroupEpoch], index: int) -> Trained | Diverged:
+def _outcome(
+    learner: Learner,
+    state: LearnerState,
+    history: Sequence[GroupEpoch],
+    index: int,
+) -> Trained | Diverged:
     rows = [row.of(index) for row in history]
     for row in rows:
         if not math.isfinite(row.loss):

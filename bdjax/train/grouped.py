@@ -120,20 +120,20 @@ class Grouped:
         """Return the state without the repetitions of the last point."""
         return jax.tree.map(lambda x: x if x.shape[0] == self._count else x[: self._count], state)
 
-    def keep(self, state: LearnerState) -> Any:
+    def keep(self, state: LearnerState) -> LearnerState:
         """Return the part of a state that is saved."""
         return self.trim(states.kept(self.learner, state))
 
-    def like(self) -> Any:
+    def like(self) -> LearnerState:
         """Return the shapes and types of that part, whatever the form and the mesh."""
         return jax.eval_shape(lambda: self.keep(init_all(self._group, LOOP, self._model, None)))
 
-    def restore(self, kept: Any) -> LearnerState:
+    def restore(self, kept: LearnerState) -> LearnerState:
         """Return the state of which that was kept."""
         whole = jax.device_get(kept)
         if isinstance(self.learner, PartlySavedLearner):
-            made = _restored(self._group, place(whole, self._mesh), self._form, self._model, self._mesh)
-            whole = jax.device_get(made)
+            program = (self._form, self._model, self._mesh)
+            whole = jax.device_get(_restored(self._group, place(whole, self._mesh), *program))
         return place(whole, self._mesh)
 
     def close(self) -> None:
@@ -171,8 +171,14 @@ def epochs_of_all(
     return state, jax.tree.map(jnp.transpose, summary)
 
 
-def _restored_all(group: Point, kept: Any, form: str, model: Model, mesh: Mesh | None) -> LearnerState:
-    def one(inputs: tuple[Point, Any]) -> LearnerState:
+def _restored_all(
+    group: Point,
+    kept: LearnerState,
+    form: str,
+    model: Model,
+    mesh: Mesh | None,
+) -> LearnerState:
+    def one(inputs: tuple[Point, LearnerState]) -> LearnerState:
         point, kept = inputs
         return states.restored(point.learner, kept, model, point.variables)
 
@@ -200,7 +206,14 @@ def _spread(one: Callable[[Any], Any], form: str, mesh: Mesh | None) -> Callable
     if mesh is None:
         return mapped
     spec = PartitionSpec(POINT)
-    return jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={POINT}, check_vma=False)
+    return jax.shard_map(
+        mapped,
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec,
+        axis_names={POINT},
+        check_vma=False,
+    )
 
 
 def _stacked(leaves: Sequence[Any]) -> Array | np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
@@ -21,12 +20,10 @@ from bdjax.train.programs import train_epoch as train_epoch
 from bdjax.train.programs import trained as trained
 from bdjax.train.resident import Resident
 from bdjax.train.results import Diverged as Diverged
-from bdjax.train.results import Epoch, GroupEpoch, diverged, plain
+from bdjax.train.results import Epoch, Row, diverged, plain
 from bdjax.train.results import Result as Result
 from bdjax.train.results import Stopped as Stopped
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
-
-Row = TypeVar("Row", Epoch, GroupEpoch)
 
 
 def run(
@@ -71,7 +68,8 @@ def run(
       Diverged: the loss or a parameter is not finite after an epoch.
       Stopped: as asked.
     """
-    feeder = Resident(key, learner, model, variables, split, mesh=mesh, prepare=prepare, unroll=unroll)
+    given = (key, learner, model, variables, split)
+    feeder = Resident(*given, mesh=mesh, prepare=prepare, unroll=unroll)
     return of_one(
         feeder,
         model,

@@ -16,7 +16,9 @@ from bdjax.train import batches, pace
 from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.types import Info, Learner, LearnerState, Model, PreparedLearner, Split, Variables
 
-Step: TypeAlias = Callable[[LearnerState, Any], tuple[LearnerState, Info]]
+_Step: TypeAlias = Callable[[LearnerState, Any], tuple[LearnerState, Info]]
+_Rows: TypeAlias = tuple[Array, Array, Array | None]  # number of a step, its rows, which count
+_Prepared: TypeAlias = tuple[Key[Array, "..."], Split]
 
 
 class Summary(NamedTuple):
@@ -124,10 +126,10 @@ def epoch(
 
 def _steps(
     drawn: batches.Batches, learner: Learner, model: Model, split: Split, mesh: Mesh | None
-) -> tuple[Step, tuple[Array, Array, Array | None]]:
+) -> tuple[_Step, _Rows]:
     """Return a step, and what it takes of each batch: its number and which rows it has."""
 
-    def step(state: LearnerState, inputs: tuple[Array, Array, Array | None]) -> tuple[LearnerState, Info]:
+    def step(state: LearnerState, inputs: _Rows) -> tuple[LearnerState, Info]:
         number, index, filled = inputs
         batch = _gathered(split, index, filled)
         return take_step(drawn.step_key, number, learner, model, state, batch, mesh=mesh)
@@ -137,14 +139,14 @@ def _steps(
 
 def _prepared_steps(
     drawn: batches.Batches, learner: PreparedLearner, model: Model, split: Split, mesh: Mesh | None
-) -> tuple[Step, tuple[Key[Array, " steps"], Split]]:
+) -> tuple[_Step, _Prepared]:
     """Prepare all batches at once; return the step that is left to do, and what it takes of each: key and batch."""
     numbers = jnp.arange(drawn.index.shape[0])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(drawn.step_key, numbers)
     gathered = sharding.split_batch(_gathered(split, drawn.index, drawn.filled), mesh, axis=1)
     prepared = jax.vmap(lambda key, batch: learner.prepare(key, model, batch))(keys, gathered)
 
-    def step(state: LearnerState, inputs: tuple[Key[Array, ""], Split]) -> tuple[LearnerState, Info]:
+    def step(state: LearnerState, inputs: _Prepared) -> tuple[LearnerState, Info]:
         key, batch = inputs
         return learner.learn(key, model, state, sharding.split_batch(batch, mesh))
 

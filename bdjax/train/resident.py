@@ -69,20 +69,20 @@ class Resident:
             feeding=self._feeding,
         )
 
-    def keep(self, state: LearnerState) -> Any:
+    def keep(self, state: LearnerState) -> LearnerState:
         """Return the part of a state that is saved."""
         return states.kept(self.learner, state)
 
-    def like(self) -> Any:
+    def like(self) -> LearnerState:
         """Return the shapes and types of that part."""
 
-        def kept() -> Any:
+        def kept() -> LearnerState:
             start = (self._init_key, self._model, self._variables, self._split)
             return states.kept(self.learner, self.learner.init(*start))
 
         return jax.eval_shape(kept)
 
-    def restore(self, kept: Any) -> LearnerState:
+    def restore(self, kept: LearnerState) -> LearnerState:
         """Return the state of which that was kept."""
         whole = states.on_host(self.learner, kept, self._model, self._variables)
         return states.place(whole, self._mesh)

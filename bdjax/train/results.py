@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from bdjax.train import blame
 from bdjax.types import Learner, Variables
@@ -60,6 +60,9 @@ class GroupEpoch(NamedTuple):
         accuracy = statistics.fmean(self.accuracy[index] for index in alive)
         evaluations = sum(self.gradient_evaluations)
         return Epoch(self.epoch, loss, accuracy, evaluations, self.seconds, self.compile_seconds)
+
+
+Row = TypeVar("Row", Epoch, GroupEpoch)
 
 
 @dataclasses.dataclass(frozen=True)

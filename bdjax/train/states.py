@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from jax.sharding import Mesh
 
@@ -16,12 +14,12 @@ def place(state: LearnerState, mesh: Mesh | None) -> LearnerState:
     return sharding.replicate(jax.tree.map(jax.numpy.array, state), mesh)
 
 
-def kept(learner: Learner, state: LearnerState) -> Any:
+def kept(learner: Learner, state: LearnerState) -> LearnerState:
     """Return what of a state is saved: all of it, unless the learner can make a part of it again."""
     return learner.kept(state) if isinstance(learner, PartlySavedLearner) else state
 
 
-def restored(learner: Learner, kept: Any, model: Model, variables: Variables) -> LearnerState:
+def restored(learner: Learner, kept: LearnerState, model: Model, variables: Variables) -> LearnerState:
     """Return the state of which that was kept. A pure function.
 
     Args:
@@ -35,7 +33,7 @@ def restored(learner: Learner, kept: Any, model: Model, variables: Variables) ->
     return learner.restored(kept, model, variables)
 
 
-def on_host(learner: Learner, kept: Any, model: Model, variables: Variables) -> LearnerState:
+def on_host(learner: Learner, kept: LearnerState, model: Model, variables: Variables) -> LearnerState:
     """Do what `restored` does, compiled; arrays bound to a device would have the epoch compiled anew."""
     if isinstance(learner, PartlySavedLearner):
         kept = hosts.local(_restored(learner, kept, model, variables))

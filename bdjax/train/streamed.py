@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Int, Key, Num
+from jaxtyping import Array, Int, Key, Num
 
 from bdjax.checks import InputError
 from bdjax.data import streams
-from bdjax.data.streams import ReadAhead, Stream
+from bdjax.data.streams import Stream
 from bdjax.devices import compilation, hosts, sharding
 from bdjax.train import batches, loop, programs, states
 from bdjax.train.programs import Summary
+from bdjax.train.reading import Reading, begin
 from bdjax.train.results import Epoch, Result
 from bdjax.types import Info, Learner, LearnerState, Model, Split, Variables
 
-CHUNK_BYTES = 2**23  # inputs that go to the device at once; more if two batches are more
-_LEAST = 2  # steps of a chunk: of one alone the compiler makes another program, whose last bits differ
+_REFUSED = "cannot be streamed; keep them on the device"
 _QUEUED = 2  # chunks that the device has to work on
 
 
@@ -110,22 +110,23 @@ class Streamed:
         reading = self._begun.pop() if self._begun else self._read(number)
         if number + 1 < self.learner.epochs:
             self._begun.append(self._read(number + 1))
-        state, summary, _ = epoch(reading, self.learner, self._model, state, self._split, mesh=self._mesh)
+        model, mesh = self._model, self._mesh
+        state, summary, _ = epoch(reading, self.learner, model, state, self._split, mesh=mesh)
         return state, jax.tree.map(lambda x: x[None], jax.device_get(summary))
 
-    def keep(self, state: LearnerState) -> Any:
+    def keep(self, state: LearnerState) -> LearnerState:
         """Return the part of a state that is saved."""
         return states.kept(self.learner, state)
 
-    def like(self) -> Any:
+    def like(self) -> LearnerState:
         """Return the shapes and types of that part."""
 
-        def kept() -> Any:
+        def kept() -> LearnerState:
             return states.kept(self.learner, _init_state(*self._start(), self._input))
 
         return jax.eval_shape(kept)
 
-    def restore(self, kept: Any) -> LearnerState:
+    def restore(self, kept: LearnerState) -> LearnerState:
         """Return the state of which that was kept."""
         whole = states.on_host(self.learner, kept, self._model, self._variables)
         return states.place(whole, self._mesh)
@@ -154,51 +155,15 @@ def check(learner: Learner, model: Model, variables: Variables, split: Split) ->
     streams.require()
     batches.check(learner, split)
     if learner.epochs and learner.batch_size is None:
-        raise InputError("what takes all images at once cannot be streamed; keep them on the device.")
+        raise InputError(f"what takes all images at once {_REFUSED}.")
     shape = jax.ShapeDtypeStruct(split.input.shape, split.input.dtype)
     init = functools.partial(_init_state, jax.random.key(0), learner, model, input=shape)
     try:
         jax.eval_shape(init, variables, split.label)
     except TypeError as error:  # a shape where an array was expected
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(
-            f"what looks at all images before its first step cannot be streamed; keep them on the device ({reason})."
-        ) from error
-
-
-class Reading(NamedTuple):
-    """An epoch whose images are being read."""
-
-    step_key: Key[Array, ""]
-    index: Int[np.ndarray, "chunks steps share"]  # rows of the split, of each batch this host's share
-    filled: Bool[np.ndarray, "chunks steps share"] | None  # as in `bdjax.train.batches.Batches`
-    steps: int  # that are taken
-    size: int  # rows of a batch, all hosts' together; those beyond them only make the shares equal
-    ahead: ReadAhead
-
-
-def begin(
-    key: Key[Array, ""], learner: Learner, split: Split, mesh: Mesh | None = None, *, chunk_bytes: int = CHUNK_BYTES
-) -> Reading:
-    """Begin to read the images of an epoch, in the order of its key; of several hosts, each reads its share."""
-    rows = np.flatnonzero(np.asarray(split.valid))
-    drawn = _draw(key, learner, len(rows))
-    index, filled = jax.device_get((drawn.index, drawn.filled))
-    steps, size = index.shape
-    even = sharding.even(mesh, size)
-    in_chunk = max(_LEAST, chunk_bytes // max(1, size * _row_bytes(split)))
-    chunks = -(-steps // in_chunk)
-    in_chunk = -(-steps // max(1, chunks))  # about as many in each
-
-    def chunked(array: np.ndarray) -> np.ndarray:
-        equal = np.pad(array, ((0, 0), (0, even - size)), mode="edge")
-        share = equal[:, sharding.rows_here(mesh, even)]
-        more = np.zeros((chunks * in_chunk - steps, share.shape[1]), array.dtype)  # steps that are not taken
-        return np.concatenate([share, more]).reshape(chunks, in_chunk, -1)
-
-    index = chunked(rows[index])
-    ahead = ReadAhead(split.input.images, index.reshape(chunks, -1))  # type: ignore[attr-defined]
-    return Reading(drawn.step_key, index, None if filled is None else chunked(filled), steps, size, ahead)
+        early = "what looks at all images before its first step"
+        raise InputError(f"{early} {_REFUSED} ({reason}).") from error
 
 
 def epoch(
@@ -306,11 +271,11 @@ def _put(inputs: Any, mesh: Mesh | None) -> Any:
     shares = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH))
     if hosts.count() == 1:
         return jax.device_put(inputs, shares)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(shares, np.asarray(x)), inputs)
 
+    def put(x: Any) -> Array:
+        return jax.make_array_from_process_local_data(shares, np.asarray(x))
 
-def _row_bytes(split: Split) -> int:
-    return int(np.prod(split.input.shape[1:])) * np.dtype(split.input.dtype).itemsize
+    return jax.tree.map(put, inputs)
 
 
 def _init_state(
@@ -327,12 +292,19 @@ def _init_state(
 
 
 _init = compilation.jit(_init_state, static_argnames=("model", "input"))
-_draw = compilation.jit(batches.draw, static_argnames="rows")
-_take_steps = compilation.jit(take_steps, static_argnames=("model", "size", "mesh"), donate_argnames="state")
+_take_steps = compilation.jit(
+    take_steps,
+    static_argnames=("model", "size", "mesh"),
+    donate_argnames="state",
+)
 _summarize = compilation.jit(programs.summarize)
 
 
 # A program of its own, as the poisoner of a resident split is: fused with a step, it might round otherwise.
 @functools.partial(compilation.jit, tuned=False)
-def _change(change: Any, chunk: Num[Array, "steps b ..."], rows: Int[Array, "steps b"]) -> Num[Array, "steps b ..."]:
+def _change(
+    change: Any,
+    chunk: Num[Array, "steps b ..."],
+    rows: Int[Array, "steps b"],
+) -> Num[Array, "steps b ..."]:
     return change(chunk.reshape(-1, *chunk.shape[2:]), rows.reshape(-1)).reshape(chunk.shape)

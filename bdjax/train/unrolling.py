@@ -18,8 +18,10 @@ from bdjax.train.feeding import Feeding
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
 
 UNROLLS = (1, 2, 4, 8)
-_WORTH = 3  # another is tried while the fastest so far would take more than this many of its compilations,
-_SHORT = 20.0  # and more than these seconds
+# Another is tried while the fastest so far would take more than so many of its compilations and more than so many
+# seconds.
+_WORTH = 3
+_SHORT = 20.0
 _CALLS = 3
 
 
@@ -30,7 +32,13 @@ class Choice(NamedTuple):
     seconds: dict[str, float]
 
 
-def choose(learner: Learner, model: Model, variables: Variables, split: Split, prepare: str = feeding.AUTO) -> Choice:
+def choose(
+    learner: Learner,
+    model: Model,
+    variables: Variables,
+    split: Split,
+    prepare: str = feeding.AUTO,
+) -> Choice:
     """Time `UNROLLS` on a few steps of this very work and return the fastest; on a CPU, where none gains, 1.
 
     Each is taken to compile twice as long as the one before, and none is tried that the rest of the work would not pay.
@@ -55,7 +63,13 @@ def choose(learner: Learner, model: Model, variables: Variables, split: Split, p
     return Choice(int(min(seconds, key=lambda number: seconds[number])), seconds)
 
 
-def _time(learner: Learner, model: Model, state: LearnerState, few: Split, feeding: Feeding) -> tuple[float, float]:
+def _time(
+    learner: Learner,
+    model: Model,
+    state: LearnerState,
+    few: Split,
+    feeding: Feeding,
+) -> tuple[float, float]:
     """Return the seconds that compiling an epoch takes, and those of running it."""
     key, state = jax.random.key(0), jax.tree.map(jnp.array, state)
     clock = []
