@@ -172,4 +172,4 @@ def _save(work: Work, trained: group.Trained) -> None:
         epoch = len(trained.history)
         if checkpoints.epoch != epoch:
             history = [row._asdict() for row in trained.history]
-            checkpoints.save(epoch, trained.state, history, force=True)
+            checkpoints.save(epoch, trained.kept, history, force=True)
