@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,8 +40,12 @@ _PURPOSES = (
 )
 
 
-class AttackPlan(NamedTuple):
-    """The data and the attack of a run: all that a trigger needs which is made by formula."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttackPlan:
+    """The data and the attack of a run: all that a trigger needs which is made by formula.
+
+    The images are looked up where they are asked for, so that the plans of many runs are small.
+    """
 
     config: Config
     inputs: Inputs
@@ -54,26 +59,14 @@ class AttackPlan(NamedTuple):
         return self.inputs.dataset
 
 
-class Plan(NamedTuple):
-    """Everything that a run needs, built and checked before anything is compiled.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan(AttackPlan):
+    """Everything that a run needs, built and checked before anything is compiled."""
 
-    Its images are looked up where they are asked for, so that the plans of many runs are small.
-    """
-
-    config: Config
-    inputs: Inputs
-    attack: Attack
-    trigger_state: TriggerState  # as it is before anything is trained, or as `with_trigger` was given it
-    model: Model
     stages: list[Stage]  # of the attacker's training; the last is the victim's
     defense: Defense | Chain
     holdout_rows: np.ndarray  # of the training split: the defender's
     data_on: str  # where the attacker's images are
-
-    @property
-    def dataset(self) -> Dataset:
-        """The data, looked up."""
-        return self.inputs.dataset
 
     @property
     def attackers(self) -> Split:
@@ -122,7 +115,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto", beside: Pla
         rows = _holdout_rows(config, dataset)
     built = configs.build_defense(config)
     defense = _with_trigger(built, config, planned.attack, planned.trigger_state)
-    plan = planned._replace(config=config, holdout_rows=rows, defense=defense)
+    plan = dataclasses.replace(planned, config=config, holdout_rows=rows, defense=defense)
     holdout = plan.holdout
     for path, stage in zip(configs.stage_paths(config), plan.defense_stages, strict=True):
         batches.check(stage, holdout, "the holdout")
@@ -160,7 +153,7 @@ def _prepare_attacker(config: Config, devices: int, data_on: str) -> Plan:
             begin = attacker.start(stage, fresh, fresh, of_attack.trigger_state)
             streamed.check(stage.learner, model, begin, attackers)
     return Plan(
-        **of_attack._asdict(),
+        **vars(of_attack),
         stages=training,
         defense=configs.build_defense(config),
         holdout_rows=holdout_rows,
@@ -212,13 +205,14 @@ def with_trigger(plan: Plan, state: TriggerState) -> Plan:
     if learns_nothing(plan.attack):
         return plan
     defense = _with_trigger(configs.build_defense(plan.config), plan.config, plan.attack, state)
-    return plan._replace(trigger_state=state, defense=defense)
+    return dataclasses.replace(plan, trigger_state=state, defense=defense)
 
 
 def with_strength(plan: Plan, value: float) -> Plan:
     """Return the plan with this value for the strength that is ``auto``."""
-    defense = configs.build_defense(plan.config, value)
-    return plan._replace(defense=_with_trigger(defense, plan.config, plan.attack, plan.trigger_state))
+    built = configs.build_defense(plan.config, value)
+    defense = _with_trigger(built, plan.config, plan.attack, plan.trigger_state)
+    return dataclasses.replace(plan, defense=defense)
 
 
 def key_for(config: Config, purpose: str) -> Key[Array, ""]:
@@ -226,7 +220,7 @@ def key_for(config: Config, purpose: str) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(config.seed), _PURPOSES.index(purpose))
 
 
-def target_class(plan: Plan | AttackPlan) -> str | None:
+def target_class(plan: AttackPlan) -> str | None:
     """Return the name of the class that the attacker wants to see, None where that differs from class to class."""
     return attacks.target_class(plan.attack.label_map, plan.inputs.spec)
 
@@ -242,7 +236,7 @@ def poison_training(plan: Plan) -> PoisonedSplit:
     return poisoned(plan, plan.attackers, plan.data_on)
 
 
-def poisoned(plan: Plan | AttackPlan, attackers: Split, data_on: str) -> PoisonedSplit:
+def poisoned(plan: AttackPlan, attackers: Split, data_on: str) -> PoisonedSplit:
     """Return the attacker's images with the trigger in some of them, on the device or as a stream."""
     key, rounding = key_for(plan.config, "poison"), plan.config.poison.rounding
     if data_on == "device":
@@ -250,7 +244,7 @@ def poisoned(plan: Plan | AttackPlan, attackers: Split, data_on: str) -> Poisone
     return poison.poison_stream(key, plan.attack, plan.trigger_state, attackers, rounding=rounding)
 
 
-def triggered_test(plan: Plan | AttackPlan) -> PoisonedSplit:
+def triggered_test(plan: AttackPlan) -> PoisonedSplit:
     """Return the test split with triggers; the same bits for the same seed and attack."""
     key, rounding = key_for(plan.config, "test"), plan.config.poison.rounding
     return _poison_test(key, plan.attack, plan.trigger_state, plan.dataset.test, rounding)
@@ -272,7 +266,7 @@ def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, ro
     return poison.poison_test(key, attack, state, split, rounding=rounding)
 
 
-def check_trigger(plan: Plan | AttackPlan) -> None:
+def check_trigger(plan: AttackPlan) -> None:
     """Refuse a trigger that changes no pixel of any test image that counts, where it is known before training.
 
     Raises:
