@@ -61,7 +61,10 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
     """
     if record.line is not None:
         raise InputError(f"{record.source} is a record alone; its networks are in the run's folder {record.run_id}.")
-    values = {**record.config, "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})}}
+    values = {
+        **record.config,
+        "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})},
+    }
     try:
         config = configs.resolve(values)
     except InputError as error:

@@ -36,7 +36,11 @@ from bdjax.types import (
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
 _PURPOSES = (
     *("trigger", "poison", "test", "init", "training", "holdout", "defense"),
-    *("selection", "smoothness", "analysis"),  # selection: not drawn any more, but it holds its place
+    *(
+        "selection",
+        "smoothness",
+        "analysis",
+    ),  # selection: not drawn any more, but it holds its place
 )
 
 
@@ -89,8 +93,8 @@ class Plan(AttackPlan):
         return stages(self.defense)
 
     def _divided(self) -> tuple[Split, Split | None]:
-        dataset = self.dataset
-        return _divide(self.config, splits.take(dataset.train, self.holdout_rows), dataset.spec.num_classes)
+        whole = splits.take(self.dataset.train, self.holdout_rows)
+        return _divide(self.config, whole, self.inputs.spec.num_classes)
 
 
 def prepare(config: Config, devices: int = 1, data_on: str = "auto", beside: Plan | None = None) -> Plan:
@@ -182,7 +186,8 @@ def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
 
 def attackers_images(config: Config, dataset: Dataset) -> Split:
     """Return the clean images that the attacker poisons: those for training, without a held-out holdout."""
-    return _attackers(config, dataset, _holdout_rows(config, dataset) if config.holdout.held_out else None)
+    rows = _holdout_rows(config, dataset) if config.holdout.held_out else None
+    return _attackers(config, dataset, rows)
 
 
 def _attackers(config: Config, dataset: Dataset, holdout_rows: np.ndarray | None) -> Split:
@@ -257,12 +262,16 @@ def stamped(stamp: poison.Stamp, key: Any, image: Any) -> Any:
 
 
 @functools.partial(compilation.jit, tuned=False, static_argnames="rounding")
-def _poison_train(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
+def _poison_train(
+    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, rounding: str
+) -> PoisonedSplit:
     return poison.poison_train(key, attack, state, split, rounding=rounding)
 
 
 @functools.partial(compilation.jit, tuned=False, static_argnames="rounding")
-def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
+def _poison_test(
+    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, rounding: str
+) -> PoisonedSplit:
     return poison.poison_test(key, attack, state, split, rounding=rounding)
 
 
@@ -274,11 +283,13 @@ def check_trigger(plan: AttackPlan) -> None:
     """
     if learns_nothing(plan.attack):
         triggered = functools.partial(triggered_test, plan)
-        plan_checks.check_trigger(plan.config, plan.inputs.fingerprint, plan.dataset.test, triggered)
+        test = plan.dataset.test
+        plan_checks.check_trigger(plan.config, plan.inputs.fingerprint, test, triggered)
 
 
 def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
-    return defenses.with_trigger(defense, poison.Stamp(attack.trigger_at_test, state, config.poison.rounding))
+    stamp = poison.Stamp(attack.trigger_at_test, state, config.poison.rounding)
+    return defenses.with_trigger(defense, stamp)
 
 
 def learns_nothing(attack: Attack) -> bool:
@@ -309,4 +320,5 @@ def _divide(config: Config, holdout: Split, num_classes: int) -> tuple[Split, Sp
     """Return what the defense is given, and the part of it by which its strength is to be chosen."""
     if config.selection is None:
         return holdout, None
-    return jax.tree.map(np.asarray, aside.keep_aside(holdout, holdout.label, config.selection.aside, num_classes))
+    share = config.selection.aside
+    return jax.tree.map(np.asarray, aside.keep_aside(holdout, holdout.label, share, num_classes))

@@ -77,7 +77,12 @@ def choose(
 
 
 def _sweep(
-    key: Key[Array, ""], stacked: tuple[Any, ...], model: Model, variables: Variables, holdout: Split, validation: Split
+    key: Key[Array, ""],
+    stacked: tuple[Any, ...],
+    model: Model,
+    variables: Variables,
+    holdout: Split,
+    validation: Split,
 ) -> tuple[Float[Array, ""], Float[Array, " k"], Int[Array, " k"]]:
     def one(learners: tuple[Any, ...]) -> tuple[Array, Array]:
         current, spent = variables, jnp.int32(0)
