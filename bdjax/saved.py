@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from bdjax import defenses, evaluate, report
+from bdjax import defenses, report
 from bdjax.checks import InputError, one_of
 from bdjax.curvature.loss_surface import VARIANTS, Settings
 from bdjax.devices import numerics
@@ -19,7 +19,7 @@ from bdjax.runs import config as configs
 from bdjax.runs import curve, plans, provenance, run, victim
 from bdjax.runs.config import Config
 from bdjax.runs.folder import RunFolder, RunsFolder
-from bdjax.runs.record import plain_metrics
+from bdjax.runs.record import metrics_between
 from bdjax.runs.subject import OnVariables, Subject
 from bdjax.runs.trainer import Alone
 from bdjax.types import Metrics, ProbedModel, Variables
@@ -61,7 +61,10 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
     """
     if record.line is not None:
         raise InputError(f"{record.source} is a record alone; its networks are in the run's folder {record.run_id}.")
-    values = {**record.config, "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})}}
+    values = {
+        **record.config,
+        "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})},
+    }
     try:
         config = configs.resolve(values)
     except InputError as error:
@@ -200,22 +203,14 @@ def with_defense(
     record = one(record)
     if name in defenses.names():
         raise InputError(f"name must not be that of a defense of bdjax, got {name!r}.")
-    counts: tuple[list[Any], list[Any]] = ([record.before[one] for one in Metrics._fields], list(map(int, after)))
-    before, after = (Metrics(*own) for own in counts)
-    for total in ("clean_total", "attack_total"):
-        if (got := getattr(after, total)) != getattr(before, total):
-            raise InputError(f"after must count the run's test images: {total} is {getattr(before, total)}, got {got}.")
+    before, counted = _counted(record, after)
     kept = {key: value for key, value in record.config.items() if key != "selection"}
-    content = {key: value for key, value in record.content.items() if key not in ("selection", "history", "smoothness")}
-    rating = float(evaluate.defense_effectiveness_rating(before, after))
+    left_out = ("selection", "history", "smoothness")
+    content = {key: value for key, value in record.content.items() if key not in left_out}
     content |= {
         "run_id": f"{record.content['victim_id']}-{name}",
         "config": {**kept, "defense": {"name": name, **(options or {})}},
-        "metrics": {
-            "before": record.before,
-            "after": plain_metrics(after),
-            "defense_effectiveness_rating": rating,
-        },
+        "metrics": {**metrics_between(before, counted), "before": record.before},
         "cost": {
             "run_seconds": run_seconds,
             "compile_seconds": compile_seconds,
@@ -225,6 +220,17 @@ def with_defense(
     beside = record.folder if record.line is None else record.folder.parent
     # where nothing is, as images and smoothness are the other defense's
     return Record(beside / name, content, apart=record.apart)
+
+
+def _counted(record: Record, after: Metrics) -> tuple[Metrics, Metrics]:
+    """Return a record's counts before its defense and those of another's result, which must be of the same images."""
+    before = Metrics(*(record.before[field] for field in Metrics._fields))
+    counted = Metrics(*map(int, after))
+    for total in ("clean_total", "attack_total"):
+        expected, got = getattr(before, total), getattr(counted, total)
+        if got != expected:
+            raise InputError(f"after must count the run's test images: {total} is {expected}, got {got}.")
+    return before, counted
 
 
 def smoothness(

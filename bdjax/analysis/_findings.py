@@ -16,7 +16,7 @@ from bdjax.report.rows import Record
 from bdjax.runs.folder import RunFolder
 
 PACKAGE = "bdjax.analysis"
-_ON_A_PAGE = 130  # dots to an inch, where many figures share one page
+_ON_A_PAGE = 130.0  # dots to an inch, where many figures share one page
 _ABOUT = "about"  # the array of a file that tells what it is of, and with which options it was made
 
 
@@ -69,7 +69,7 @@ def titles(runs: Sequence[Record]) -> dict[str, Record]:
     return found
 
 
-def draw(name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200) -> bytes:
+def draw(name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200.0) -> bytes:
     """Return the figure of findings that were made with the same options, by titles, as a file in a format."""
     need_matplotlib()
     import matplotlib

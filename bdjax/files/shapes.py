@@ -8,7 +8,14 @@ from typing import Any, TypeAlias
 # A type; or a list, tuple or mapping of shapes, as `misfit` says.
 Shape: TypeAlias = Any
 
-_KINDS = {int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping", bool: "a bool"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+    bool: "a bool",
+}
 
 
 def misfit(value: Any, shape: Any, where: str = "it") -> str | None:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdjax import attacks, data, models, registry
-from bdjax.checks import LARGEST, InputError, below_one, integer, named, one_of, positive, unit_interval
+from bdjax.checks import (
+    LARGEST,
+    InputError,
+    below_one,
+    integer,
+    named,
+    one_of,
+    positive,
+    unit_interval,
+)
 from bdjax.defenses.chain import Chain, stages
 from bdjax.devices.numerics import MatmulPrecision
 from bdjax.poison import ROUNDINGS
@@ -170,7 +179,10 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, every default filled in; `resolve` of it gives an equal config."""
         whole = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        return {name: value for name, value in whole.items() if name not in _WHERE_ASKED or value is not None}
+        for name in _WHERE_ASKED:
+            if whole[name] is None:
+                del whole[name]
+        return whole
 
     def victim_dict(self) -> dict[str, Any]:
         """Return the part that decides the attacked model."""
@@ -253,7 +265,8 @@ def _strengths(path: str, choice: Choice) -> Iterator[Strength]:
         if isinstance(value, Choice):
             yield from _strengths(f"{path}.{name}", value)
         elif value == AUTO:
-            yield Strength(f"{path}.{name}", registry.strengths("bdjax.defenses", choice.name)[name])
+            values = registry.strengths("bdjax.defenses", choice.name)[name]
+            yield Strength(f"{path}.{name}", values)
 
 
 def resolve(values: Mapping[str, Any]) -> Config:
@@ -279,7 +292,8 @@ def resolve(values: Mapping[str, Any]) -> Config:
         defense=read_choice("defense", "bdjax.defenses", values["defense"]),
         matmul_precision=convert("matmul_precision", MatmulPrecision | None, values.get("matmul_precision")),
     )
-    config = config.with_selection(read_section("selection", SelectionConfig, values.get("selection", {})))
+    selection = read_section("selection", SelectionConfig, values.get("selection", {}))
+    config = config.with_selection(selection)
     build_training(config)
     build_attack(config)
     build_defense(config)
@@ -292,7 +306,8 @@ def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     data_name = str(as_mapping("data", wanted["data"]).get("name"))
     defaults = {"holdout": PAPERS_HOLDOUT, **DATA_DEFAULTS.get(data_name, {})}
     defaults["defense"] = _defaults_for("defense", wanted["defense"], defaults.get("defense", {}))
-    if any(as_mapping("holdout", values.get("holdout")).get(key) is not None for key in ("share", "per_class")):
+    holdout = as_mapping("holdout", values.get("holdout"))
+    if holdout.get("share") is not None or holdout.get("per_class") is not None:
         del defaults["holdout"]
     return merge(defaults, wanted)
 
@@ -301,7 +316,8 @@ def _defense_with_defaults(data_name: str, values: Mapping[str, Any]) -> Mapping
     """Lay a defense's values alone over the same defaults."""
     wanted = merge({"defense": DEFAULTS["defense"]}, {"defense": values})
     options = DATA_DEFAULTS.get(data_name, {}).get("defense", {})
-    return merge({"defense": _defaults_for("defense", wanted["defense"], options)}, wanted)["defense"]
+    taken = _defaults_for("defense", wanted["defense"], options)
+    return merge({"defense": taken}, wanted)["defense"]
 
 
 def _defaults_for(path: str, defense: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,7 +352,9 @@ def _checkable(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     named_ones = {option: label for option, label in labels.items() if isinstance(label, str)}
     numbers = {label: LARGEST - number for number, label in enumerate(sorted(set(named_ones.values())))}
     known = {**options, **{option: numbers[label] for option, label in named_ones.items()}}
-    return {**known, "label_map": attacks.AllToAll(2)} if known["label_map"] == "all_to_all" else known
+    if known["label_map"] == "all_to_all":
+        known["label_map"] = attacks.AllToAll(2)
+    return known
 
 
 def attack_files(config: Config) -> dict[str, Path]:

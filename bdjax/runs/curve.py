@@ -17,7 +17,10 @@ from bdjax.runs.plans import Plan
 from bdjax.runs.victim import score
 from bdjax.types import PoisonedSplit, Variables
 
-_RATES = ("clean_accuracy", "attack_success_rate")  # beside the loss surface, in each row of a curve
+_RATES = (
+    "clean_accuracy",
+    "attack_success_rate",
+)  # beside the loss surface, in each row of a curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,4 +107,5 @@ def measure(
 ) -> loss_surface.Smoothness:
     """Measure the loss surface of a network on test images; the same ones and the same draws for the same seed."""
     key, test = plans.key_for(plan.config, "smoothness"), plan.dataset.test
-    return loss_surface.measure(key, plan.model, variables, test, triggered, variant=variant, settings=settings)
+    of = (key, plan.model, variables, test, triggered)
+    return loss_surface.measure(*of, variant=variant, settings=settings)

@@ -35,7 +35,11 @@ CHECKPOINTS, _STAGE, _ANALYSIS = "checkpoints", "stage", "analysis-"
 DEEPEST = Path(VICTIMS, 100 * "v", f"{CHECKPOINTS}-surrogate", "state.orbax-checkpoint-tmp", 100 * "f")
 
 _BEGUN = {"train": str, "test": str, "files?": {str: str}, "stamp?": str}
-_FINISHED = {"run_id": str, "status": str, "data": {"fingerprint": {"train": str, "test": str, "files?": {str: str}}}}
+_FINISHED = {
+    "run_id": str,
+    "status": str,
+    "data": {"fingerprint": {"train": str, "test": str, "files?": {str: str}}},
+}
 _RECORD = (_FINISHED, {"run_id": str, "status": str, "reason": str})
 _MEASURED = {str: {str: (float, bool, None)}}  # of each kind of images
 _SMOOTHNESS = {
@@ -219,7 +223,8 @@ class RunFolder(Folder):
 
     def analyses(self) -> dict[str, Path]:
         """Return the files of all that analyses found, by the names of the analyses."""
-        return {file.stem.removeprefix(_ANALYSIS): file for file in sorted(self.path.glob(f"{_ANALYSIS}*.npz"))}
+        files = sorted(self.path.glob(f"{_ANALYSIS}*.npz"))
+        return {file.stem.removeprefix(_ANALYSIS): file for file in files}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +233,8 @@ class VictimFolder(Folder):
 
     def stage(self, name: str) -> LoopFolder:
         """Return where a stage of the attacker's training is saved."""
-        return LoopFolder(self.path / (CHECKPOINTS if name == "victim" else f"{CHECKPOINTS}-{name}"))
+        own = CHECKPOINTS if name == "victim" else f"{CHECKPOINTS}-{name}"
+        return LoopFolder(self.path / own)
 
     def is_trained(self, epochs: int) -> bool:
         """Say whether the victim has been trained for its epochs."""
@@ -317,11 +323,13 @@ class RunsFolder:
 
     def group(self, members: Sequence[str]) -> GroupFolder:
         """Return the folder of the group of these runs or victims, in this order."""
-        return GroupFolder(self.path / GROUPS / hashlib.sha256(" ".join(members).encode()).hexdigest()[:10])
+        digest = hashlib.sha256(" ".join(members).encode()).hexdigest()
+        return GroupFolder(self.path / GROUPS / digest[:10])
 
     def groups(self) -> list[GroupFolder]:
         """Return the groups that processes have begun."""
-        return [GroupFolder(file.parent) for file in sorted((self.path / GROUPS).glob(f"*/{GROUP}"))]
+        files = sorted((self.path / GROUPS).glob(f"*/{GROUP}"))
+        return [GroupFolder(file.parent) for file in files]
 
     def set_aside(self, folder: Folder, name: str) -> None:
         """Move what is in a folder to the same place below ``name``, or ``name-2`` and so on, in this one.
@@ -336,7 +344,8 @@ class RunsFolder:
         while (target / DATA).exists() or any((target / entry.name).exists() for entry in entries):
             target = self.path / f"{name}-{next(number)}" / place
         target.mkdir(parents=True, exist_ok=True)
-        for entry in sorted(entries, key=lambda entry: (entry.name == DATA, entry.suffix == ".json")):
+        in_order = sorted(entries, key=lambda entry: (entry.name == DATA, entry.suffix == ".json"))
+        for entry in in_order:
             entry.rename(target / entry.name)
 
 

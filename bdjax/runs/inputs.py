@@ -52,7 +52,8 @@ class Inputs:
         """
         dataset, digests = _load(self.data, self.on_disk, self.data_stamp)
         if any(self.fingerprint.get(split) != digest for split, digest in digests.items()):
-            raise InputError(f"the data {self.data.name} must not change while they are worked with; they have.")
+            name = self.data.name
+            raise InputError(f"the data {name} must not change while they are worked with; they have.")
         return dataset
 
 
@@ -66,7 +67,10 @@ def load(config: Config, on_disk: bool = False) -> Inputs:
     Raises:
       InputError: the data, or a file that an option names, cannot be read.
     """
-    seen, own = stamp(config), _data_stamp(config)  # before anything is read, so that a change in the meantime shows
+    seen, own = (
+        stamp(config),
+        _data_stamp(config),
+    )  # before anything is read, so that a change in the meantime shows
     dataset, digests = _load(config.data, on_disk, own)
     files = {option: _digest(option, path) for option, path in configs.attack_files(config).items()}
     fingerprint = {**digests, "files": files} if files else {**digests}
@@ -82,7 +86,11 @@ def differences(begun: Mapping[str, Any], now: Fingerprint, config: Config) -> l
     """Name what two fingerprints of a run do not share: images, and files by the options that name them."""
     words = {"train": "the training images", "test": "the test images"}
     found = [word for split, word in words.items() if begun.get(split) != now.get(split)]
-    paths, earlier, later = configs.attack_files(config), begun.get("files", {}), now.get("files", {})
+    paths, earlier, later = (
+        configs.attack_files(config),
+        begun.get("files", {}),
+        now.get("files", {}),
+    )
     for option in sorted({*earlier, *later}):
         if earlier.get(option) != later.get(option):
             found.append(f"{option} {paths.get(option, '')}".rstrip())
@@ -112,8 +120,10 @@ def _data_stamp(config: Config) -> str:
 @functools.lru_cache(maxsize=2)
 def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Fingerprint]:
     del stamp  # another one loads anew
-    dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
-    changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
+    where = {"data_dir": wanted.data_dir, "image_size": wanted.image_size}
+    dataset = data.load(wanted.name, **where, on_disk=on_disk)
+    asked = {"crop_padding": wanted.crop_padding, "flip": wanted.flip}
+    changes = {name: value for name, value in asked.items() if value is not None}
     spec = dataset.spec
     if changes:
         spec = dataclasses.replace(spec, modality=_changed(spec.modality, changes))
@@ -123,7 +133,8 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
         available = dataset.train.label.shape[0]
         if wanted.train_count > available:
             raise InputError(f"data.train_count must be at most {available}; got {wanted.train_count}.")
-        rows = splits.subset(jax.random.key(0), dataset.train, wanted.train_count, num_classes=spec.num_classes)
+        key, classes = jax.random.key(0), spec.num_classes
+        rows = splits.subset(key, dataset.train, wanted.train_count, num_classes=classes)
         dataset = dataset._replace(train=splits.take(dataset.train, rows))
     return dataset._replace(spec=spec), data.fingerprint(dataset)
 

@@ -30,8 +30,11 @@ def tell_namesake(config: Config, spec: Spec) -> None:
     """Say which class a number means where the number is the name of another class."""
     for option in ("target_label", *attacks.class_options(config.attack.name)):
         number = config.attack.options[option]
-        if isinstance(number, int) and number < len(spec.class_names) and (remark := attacks.namesake(number, spec)):
-            _tell_once(f"attack.{option} {number} is the class named {spec.class_names[number]!r}{remark}.")
+        if not isinstance(number, int) or number >= len(spec.class_names):
+            continue
+        if remark := attacks.namesake(number, spec):
+            named_so = f"is the class named {spec.class_names[number]!r}{remark}."
+            _tell_once(f"attack.{option} {number} {named_so}")
 
 
 @functools.cache  # a sweep prepares many runs of one attack
@@ -50,7 +53,10 @@ def check_parametrization(config: Config, model: Model) -> None:
     if config.training["frozen_convolutions"]:
         variables = jax.eval_shape(model.init, jax.random.key(0))
         with named("training", config.training):
-            jax.eval_shape(functools.partial(configs.build_training(config).parametrization.init, model), variables)
+            jax.eval_shape(
+                functools.partial(configs.build_training(config).parametrization.init, model),
+                variables,
+            )
 
 
 def check_rate(attack: Attack, attackers: Split) -> None:

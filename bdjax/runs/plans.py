@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,12 +36,20 @@ from bdjax.types import (
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
 _PURPOSES = (
     *("trigger", "poison", "test", "init", "training", "holdout", "defense"),
-    *("selection", "smoothness", "analysis"),  # selection: not drawn any more, but it holds its place
+    *(
+        "selection",
+        "smoothness",
+        "analysis",
+    ),  # selection: not drawn any more, but it holds its place
 )
 
 
-class AttackPlan(NamedTuple):
-    """The data and the attack of a run: all that a trigger needs which is made by formula."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttackPlan:
+    """The data and the attack of a run: all that a trigger needs which is made by formula.
+
+    The images are looked up where they are asked for, so that the plans of many runs are small.
+    """
 
     config: Config
     inputs: Inputs
@@ -54,26 +63,14 @@ class AttackPlan(NamedTuple):
         return self.inputs.dataset
 
 
-class Plan(NamedTuple):
-    """Everything that a run needs, built and checked before anything is compiled.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan(AttackPlan):
+    """Everything that a run needs, built and checked before anything is compiled."""
 
-    Its images are looked up where they are asked for, so that the plans of many runs are small.
-    """
-
-    config: Config
-    inputs: Inputs
-    attack: Attack
-    trigger_state: TriggerState  # as it is before anything is trained, or as `with_trigger` was given it
-    model: Model
     stages: list[Stage]  # of the attacker's training; the last is the victim's
     defense: Defense | Chain
     holdout_rows: np.ndarray  # of the training split: the defender's
     data_on: str  # where the attacker's images are
-
-    @property
-    def dataset(self) -> Dataset:
-        """The data, looked up."""
-        return self.inputs.dataset
 
     @property
     def attackers(self) -> Split:
@@ -96,8 +93,8 @@ class Plan(NamedTuple):
         return stages(self.defense)
 
     def _divided(self) -> tuple[Split, Split | None]:
-        dataset = self.dataset
-        return _divide(self.config, splits.take(dataset.train, self.holdout_rows), dataset.spec.num_classes)
+        whole = splits.take(self.dataset.train, self.holdout_rows)
+        return _divide(self.config, whole, self.inputs.spec.num_classes)
 
 
 def prepare(config: Config, devices: int = 1, data_on: str = "auto", beside: Plan | None = None) -> Plan:
@@ -122,7 +119,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto", beside: Pla
         rows = _holdout_rows(config, dataset)
     built = configs.build_defense(config)
     defense = _with_trigger(built, config, planned.attack, planned.trigger_state)
-    plan = planned._replace(config=config, holdout_rows=rows, defense=defense)
+    plan = dataclasses.replace(planned, config=config, holdout_rows=rows, defense=defense)
     holdout = plan.holdout
     for path, stage in zip(configs.stage_paths(config), plan.defense_stages, strict=True):
         batches.check(stage, holdout, "the holdout")
@@ -160,7 +157,7 @@ def _prepare_attacker(config: Config, devices: int, data_on: str) -> Plan:
             begin = attacker.start(stage, fresh, fresh, of_attack.trigger_state)
             streamed.check(stage.learner, model, begin, attackers)
     return Plan(
-        **of_attack._asdict(),
+        **vars(of_attack),
         stages=training,
         defense=configs.build_defense(config),
         holdout_rows=holdout_rows,
@@ -189,7 +186,8 @@ def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
 
 def attackers_images(config: Config, dataset: Dataset) -> Split:
     """Return the clean images that the attacker poisons: those for training, without a held-out holdout."""
-    return _attackers(config, dataset, _holdout_rows(config, dataset) if config.holdout.held_out else None)
+    rows = _holdout_rows(config, dataset) if config.holdout.held_out else None
+    return _attackers(config, dataset, rows)
 
 
 def _attackers(config: Config, dataset: Dataset, holdout_rows: np.ndarray | None) -> Split:
@@ -212,13 +210,14 @@ def with_trigger(plan: Plan, state: TriggerState) -> Plan:
     if learns_nothing(plan.attack):
         return plan
     defense = _with_trigger(configs.build_defense(plan.config), plan.config, plan.attack, state)
-    return plan._replace(trigger_state=state, defense=defense)
+    return dataclasses.replace(plan, trigger_state=state, defense=defense)
 
 
 def with_strength(plan: Plan, value: float) -> Plan:
     """Return the plan with this value for the strength that is ``auto``."""
-    defense = configs.build_defense(plan.config, value)
-    return plan._replace(defense=_with_trigger(defense, plan.config, plan.attack, plan.trigger_state))
+    built = configs.build_defense(plan.config, value)
+    defense = _with_trigger(built, plan.config, plan.attack, plan.trigger_state)
+    return dataclasses.replace(plan, defense=defense)
 
 
 def key_for(config: Config, purpose: str) -> Key[Array, ""]:
@@ -226,7 +225,7 @@ def key_for(config: Config, purpose: str) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(config.seed), _PURPOSES.index(purpose))
 
 
-def target_class(plan: Plan | AttackPlan) -> str | None:
+def target_class(plan: AttackPlan) -> str | None:
     """Return the name of the class that the attacker wants to see, None where that differs from class to class."""
     return attacks.target_class(plan.attack.label_map, plan.inputs.spec)
 
@@ -242,7 +241,7 @@ def poison_training(plan: Plan) -> PoisonedSplit:
     return poisoned(plan, plan.attackers, plan.data_on)
 
 
-def poisoned(plan: Plan | AttackPlan, attackers: Split, data_on: str) -> PoisonedSplit:
+def poisoned(plan: AttackPlan, attackers: Split, data_on: str) -> PoisonedSplit:
     """Return the attacker's images with the trigger in some of them, on the device or as a stream."""
     key, rounding = key_for(plan.config, "poison"), plan.config.poison.rounding
     if data_on == "device":
@@ -250,7 +249,7 @@ def poisoned(plan: Plan | AttackPlan, attackers: Split, data_on: str) -> Poisone
     return poison.poison_stream(key, plan.attack, plan.trigger_state, attackers, rounding=rounding)
 
 
-def triggered_test(plan: Plan | AttackPlan) -> PoisonedSplit:
+def triggered_test(plan: AttackPlan) -> PoisonedSplit:
     """Return the test split with triggers; the same bits for the same seed and attack."""
     key, rounding = key_for(plan.config, "test"), plan.config.poison.rounding
     return _poison_test(key, plan.attack, plan.trigger_state, plan.dataset.test, rounding)
@@ -263,16 +262,20 @@ def stamped(stamp: poison.Stamp, key: Any, image: Any) -> Any:
 
 
 @functools.partial(compilation.jit, tuned=False, static_argnames="rounding")
-def _poison_train(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
+def _poison_train(
+    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, rounding: str
+) -> PoisonedSplit:
     return poison.poison_train(key, attack, state, split, rounding=rounding)
 
 
 @functools.partial(compilation.jit, tuned=False, static_argnames="rounding")
-def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, rounding: Any) -> PoisonedSplit:
+def _poison_test(
+    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, rounding: str
+) -> PoisonedSplit:
     return poison.poison_test(key, attack, state, split, rounding=rounding)
 
 
-def check_trigger(plan: Plan | AttackPlan) -> None:
+def check_trigger(plan: AttackPlan) -> None:
     """Refuse a trigger that changes no pixel of any test image that counts, where it is known before training.
 
     Raises:
@@ -280,11 +283,13 @@ def check_trigger(plan: Plan | AttackPlan) -> None:
     """
     if learns_nothing(plan.attack):
         triggered = functools.partial(triggered_test, plan)
-        plan_checks.check_trigger(plan.config, plan.inputs.fingerprint, plan.dataset.test, triggered)
+        test = plan.dataset.test
+        plan_checks.check_trigger(plan.config, plan.inputs.fingerprint, test, triggered)
 
 
 def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
-    return defenses.with_trigger(defense, poison.Stamp(attack.trigger_at_test, state, config.poison.rounding))
+    stamp = poison.Stamp(attack.trigger_at_test, state, config.poison.rounding)
+    return defenses.with_trigger(defense, stamp)
 
 
 def learns_nothing(attack: Attack) -> bool:
@@ -315,4 +320,5 @@ def _divide(config: Config, holdout: Split, num_classes: int) -> tuple[Split, Sp
     """Return what the defense is given, and the part of it by which its strength is to be chosen."""
     if config.selection is None:
         return holdout, None
-    return jax.tree.map(np.asarray, aside.keep_aside(holdout, holdout.label, config.selection.aside, num_classes))
+    share = config.selection.aside
+    return jax.tree.map(np.asarray, aside.keep_aside(holdout, holdout.label, share, num_classes))

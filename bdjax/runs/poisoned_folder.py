@@ -240,9 +240,14 @@ def _lacking(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def _fill(
-    made: PoisonedSet, folder: Path, on_image: Callable[[int, int], None], should_stop: Callable[[], bool]
+    made: PoisonedSet,
+    folder: Path,
+    on_image: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
 ) -> None:
-    from bdjax.data.sources._images import write as write_image  # Pillow, only where there are images to write
+    from bdjax.data.sources._images import (
+        write as write_image,
+    )  # Pillow, only where there are images to write
 
     classes = class_folders(made.plan.dataset.spec)
     parts = {name: getattr(made, name) for name in _SPLITS}

@@ -37,18 +37,13 @@ def finished(
       execution: what it was computed on.
       more: keys that not every run has.
     """
-    rating = evaluate.defense_effectiveness_rating(victim.metrics, after)
     return {
         **_head(plan.config, "finished"),
         "config": plan.config.to_dict(),
         "versions": environment.versions(),
         "device": {**_device(execution), **environment.memory(), "data_on": plan.data_on},
         "data": _data(plan, victim.poisoned_count),
-        "metrics": {
-            "before": plain_metrics(victim.metrics),
-            "after": plain_metrics(after),
-            "defense_effectiveness_rating": float(rating),
-        },
+        "metrics": metrics_between(victim.metrics, after),
         "stealth": victim.stealth,
         "cost": _cost(purified, plan.defense_stages[-1], plan.holdout),
         "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),
@@ -64,6 +59,15 @@ def diverged(config: Config, reason: str) -> dict[str, Any]:
         "reason": reason,
         "config": config.to_dict(),
         "versions": environment.versions(),
+    }
+
+
+def metrics_between(before: Metrics, after: Metrics) -> dict[str, Any]:
+    """Return the counts and rates before and after a defense, and its rating, as a record has them."""
+    return {
+        "before": plain_metrics(before),
+        "after": plain_metrics(after),
+        "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(before, after)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -63,4 +64,5 @@ def attack_of(config: Config, execution: Execution) -> AttackPlan:
     if plans.learns_nothing(planned.attack):
         return planned
     at_hand = AtHand(execution)
-    return planned._replace(trigger_state=at_hand.trigger_state(at_hand.plan(config)))
+    state = at_hand.trigger_state(at_hand.plan(config))
+    return dataclasses.replace(planned, trigger_state=state)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,14 +44,23 @@ def points(values: Mapping[str, Any], axes: Mapping[str, Sequence[str]]) -> list
     found: dict[str, tuple[str, ...]] = {}
     configured = []
     for words in itertools.product(*axes.values()):
-        config = configs.resolve(
-            schema.merge(values, schema.overrides([f"--{path}={word}" for path, word in zip(axes, words, strict=True)]))
-        )
+        above = []
+        for path, word in zip(axes, words, strict=True):
+            above.append(f"--{path}={word}")
+        config = configs.resolve(schema.merge(values, schema.overrides(above)))
         if (other := found.setdefault(config.run_id, words)) is not words:
-            same = next(f"{path} {a} and {b}" for path, a, b in zip(axes, other, words, strict=True) if a != b)
+            same = _first_differing(axes, other, words)
             raise InputError(f"the sweep has the same point twice: {same} are one value.")
         configured.append(config)
     return configured
+
+
+def _first_differing(axes: Iterable[str], one: Sequence[str], other: Sequence[str]) -> str:
+    """Write the first axis on which two points have different words, with both."""
+    for path, mine, theirs in zip(axes, one, other, strict=True):
+        if mine != theirs:
+            return f"{path} {mine} and {theirs}"
+    raise AssertionError("they are the same words")
 
 
 def run(wanted: Sequence[Config], execution: Execution, sharing: Sharing) -> list[Config]:
@@ -92,12 +101,13 @@ class _Sweep:
     """What the steps of a sweep share: where it is carried out, all of its runs, and what is at hand."""
 
     def __init__(self, execution: Execution, sharing: Sharing, rows: Mapping[str, Config]):
-        self._execution = dataclasses.replace(execution, smoothness=0)  # whose curve is of one run by itself
+        # A curve of the loss surface is of one run by itself.
+        self._execution = dataclasses.replace(execution, smoothness=0)
         self._sharing = sharing
         self._runs = execution.runs
         # How a run is planned, and how a victim is trained that no group has trained.
-        alone = dataclasses.replace(self._execution, devices=sharing.batch_devices, data_on="device")
-        self._at_hand = AtHand(alone)
+        devices = sharing.batch_devices
+        self._at_hand = AtHand(dataclasses.replace(self._execution, devices=devices, data_on="device"))
         victims = {row.victim_id: row for row in rows.values()}
         self._of_runs = _Kind(
             known=rows,
@@ -130,7 +140,8 @@ class _Sweep:
 
     def waiting(self) -> list[Config]:
         """Return the runs that have not ended, in the order in which they are best worked on."""
-        return _by_victim([row for row in self._of_runs.known.values() if not self._of_runs.done(row)])
+        rows = self._of_runs.known.values()
+        return _by_victim([row for row in rows if not self._of_runs.done(row)])
 
     def check(self, waiting: Sequence[Config]) -> None:
         """Plan all runs, so that whatever is wrong with one does not wait for the others."""
@@ -139,9 +150,11 @@ class _Sweep:
 
     def plant(self, victims: Mapping[str, Config]) -> None:
         """Train the victims that nobody has trained yet; one whose attacker trains more than it is left to its runs."""
-        items = {name: row for name, row in victims.items() if len(self._at_hand.plan(row).stages) == 1}
-        kind = self._of_victims._replace(known=items)
-        self._divide(items, kind)
+        items = {}
+        for name, row in victims.items():
+            if len(self._at_hand.plan(row).stages) == 1:
+                items[name] = row
+        self._divide(items, self._of_victims._replace(known=items))
 
     def defend(self, waiting: Mapping[str, Config]) -> None:
         """Carry out the runs whose victims are trained."""
@@ -152,7 +165,8 @@ class _Sweep:
         for folder in self._runs.groups():
             names = folder.members()
             for kind in (self._of_victims, self._of_runs):
-                if names and all(name in kind.known and kind.done(kind.known[name]) for name in names):
+                known = [kind.known[name] for name in names if name in kind.known]
+                if names and len(known) == len(names) and all(map(kind.done, known)):
                     folder.remove()
 
     def _divide(self, items: Mapping[str, Config], kind: _Kind) -> None:
@@ -163,7 +177,8 @@ class _Sweep:
                 mine = [left[name] for name in names if name in left]
                 with locks.claimed(kind.folder(config).path for config in mine) as taken:
                     others = taken or others
-                    if taken is None and not any(map(kind.done, mine)):  # nor was it done in the meantime
+                    was_done = any(map(kind.done, mine))  # in the meantime
+                    if taken is None and not was_done:
                         self._stop_if_asked()
                         members = [kind.known[name] for name in names]
                         with self._execution.computing(members[0]):  # which all share
@@ -192,7 +207,8 @@ class _Sweep:
         for name, config in fresh.items():
             alike.setdefault(kind.structure(self._at_hand.plan(config)), []).append(name)
         for names in alike.values():
-            size = -(-len(names) // -(-len(names) // self._sharing.at_once))  # parts of one size are one program
+            parts = -(-len(names) // self._sharing.at_once)
+            size = -(-len(names) // parts)  # parts of one size are one program
             for start in range(0, len(names), size):
                 part = names[start : start + size]
                 yield self._runs.group(part), part
@@ -241,7 +257,8 @@ def _by_victim(configs: Sequence[Config]) -> list[Config]:
     victims: dict[str, int] = {}
 
     def place(config: Config) -> tuple[int, int]:
-        return data.setdefault(config.data, len(data)), victims.setdefault(config.victim_id, len(victims))
+        of_data = data.setdefault(config.data, len(data))
+        return of_data, victims.setdefault(config.victim_id, len(victims))
 
     return sorted(configs, key=place)
 

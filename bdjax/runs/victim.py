@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -86,7 +87,8 @@ def _works(
         stage, config = plan.stages[number], plan.config
         images = plans.clean_training(plan)
         if stage.sees_poisoned:
-            images = plans.poison_training(plan._replace(trigger_state=before.trigger_state)).visible
+            ready = dataclasses.replace(plan, trigger_state=before.trigger_state)
+            images = plans.poison_training(ready).visible
         folder = execution.runs.victim(config.victim_id)
         yield Work(
             key=stage_key(plans.key_for(config, "training"), _KEYS.index(stage.name)),

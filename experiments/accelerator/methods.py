@@ -7,6 +7,7 @@ method with one seed: its settings are one compiled program, which further seeds
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -221,7 +222,7 @@ def _with_draw(plan: Plan, draw: Draw) -> Plan:
         balanced=wanted.balanced,
         num_classes=plan.dataset.spec.num_classes,
     )
-    return plan._replace(config=draw, holdout_rows=rows)
+    return dataclasses.replace(plan, config=draw, holdout_rows=rows)
 
 
 def _outcomes(

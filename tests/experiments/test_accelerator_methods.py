@@ -1,7 +1,6 @@
 """Victims and methods of an accelerator's minutes: what they ask for, in which order, and what is left of a stop."""
 
-from __future__ import annotations
-
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -245,7 +244,7 @@ def test_a_method_that_diverges_has_a_row_and_a_record(calls, tmp_path):
     settings = calls[0]
     session = Session(Settings(tmp_path, settings.work, debug=True))
     draw = runs.drawn(resolved(FT_SAM, settings), 7)
-    plan = plans.prepare(resolved(FT_SAM, settings))._replace(config=draw)
+    plan = dataclasses.replace(plans.prepare(resolved(FT_SAM, settings)), config=draw)
     victim: Victim = None  # type: ignore[assignment]  # of no use to a run without a result
     row = methods._concluded(session, plan, victim, loop.Diverged("it is not finite"))
     assert row["diverged"] == "it is not finite"

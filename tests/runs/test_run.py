@@ -334,7 +334,7 @@ def test_a_victim_of_other_data_is_refused(copied):
     plan = plans.prepare(resolve())
     other = dataclasses.replace(plan.inputs, fingerprint={**plan.inputs.fingerprint, "train": "0" * 64})
     with pytest.raises(InputError, match=r"^the data have changed since .*delete that folder"):
-        AtHand(Execution(copied)).victim(plan._replace(inputs=other))
+        AtHand(Execution(copied)).victim(dataclasses.replace(plan, inputs=other))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
