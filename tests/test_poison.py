@@ -11,33 +11,27 @@ from quick import quick_jit
 from bdjax import poison, pytree
 from bdjax.attacks import AllToAll, AllToOne
 from bdjax.checks import InputError
-from bdjax.types import Attack, Split
+from bdjax.types import Attack, Split, Trigger
 
 KEY = jax.random.key(3)
 poison_train = quick_jit(poison.poison_train, static_argnames="rounding")
 poison_test = quick_jit(poison.poison_test, static_argnames="rounding")
-choose = jax.jit(poison.choose)
+random_subset = jax.jit(poison.random_subset)
 
 
 @pytree.dataclass
-class Fill:
+class Fill(Trigger):
     """Replaces every pixel with one value."""
 
     value: float
-
-    def init(self, key, spec):
-        return ()
 
     def apply(self, key, state, image):
         return jnp.full_like(image, self.value)
 
 
 @pytree.dataclass
-class Noise:
+class Noise(Trigger):
     """Replaces the image with noise drawn from the row's own key."""
-
-    def init(self, key, spec):
-        return ()
 
     def apply(self, key, state, image):
         return jax.random.uniform(key, image.shape)
@@ -183,14 +177,15 @@ def test_pieces_without_a_poisoned_row_are_not_computed(rows, rate, computed):
 
 def test_rows_are_drawn_uniformly_among_the_candidates():
     candidate = jnp.arange(20) % 2 == 0
-    draw = quick_jit(jax.vmap(poison.choose, (0, None, None)))(jax.random.split(KEY, 400), candidate, jnp.int32(5))
-    hits = np.asarray(draw.sum(0))
-    assert (draw.sum(1) == 5).all()
+    subsets = quick_jit(jax.vmap(poison.random_subset, (0, None, None)))
+    drawn = subsets(jax.random.split(KEY, 400), candidate, jnp.int32(5))
+    hits = np.asarray(drawn.sum(0))
+    assert (drawn.sum(1) == 5).all()
     assert not hits[1::2].any()
     assert abs(hits[::2] - 200).max() < 50  # binomial, standard deviation 10
 
 
 def test_more_than_there_are_takes_all():
     candidate = jnp.array([True, False, True])
-    np.testing.assert_array_equal(choose(KEY, candidate, jnp.int32(9)), candidate)
-    assert not choose(KEY, candidate, jnp.int32(0)).any()
+    np.testing.assert_array_equal(random_subset(KEY, candidate, jnp.int32(9)), candidate)
+    assert not random_subset(KEY, candidate, jnp.int32(0)).any()

@@ -14,7 +14,7 @@ from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
 from bdjax.optim.pgd import pgd
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 _LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]], np.float32)  # 1 is white; the right blocks are its mirror
 
@@ -27,7 +27,7 @@ class CornersState(NamedTuple):
 
 
 @pytree.dataclass
-class Corners:
+class Corners(Trigger):
     """A black and white block in each corner: x' = x + a S, clipped, which for a = 1 replaces the pixels."""
 
     amplitude: HParam = 1.0
@@ -56,7 +56,7 @@ class Corners:
 
 
 @pytree.dataclass
-class PerturbedCorners:
+class PerturbedCorners(Trigger):
     """The corners on an image that the surrogate no longer takes for the target; without a model just the corners."""
 
     corners: Corners
@@ -66,13 +66,9 @@ class PerturbedCorners:
     target_label: int = pytree.static()
     model: Model | None = pytree.static()
 
-    @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
-    def batch_size(self) -> int | None:
-        return None
+    hooks = ("fit",)
+    epochs = 1
+    batch_size = None
 
     def init(self, key: Key[Array, ""], spec: Spec) -> CornersState:
         """Return the corners' signs and, until the surrogate is trained, a new network's variables."""

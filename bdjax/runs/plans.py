@@ -28,8 +28,6 @@ from bdjax.types import (
     Attack,
     Dataset,
     Defense,
-    FittedTrigger,
-    LearnedTrigger,
     Model,
     PoisonedSplit,
     Spec,
@@ -228,12 +226,12 @@ def _poison_test(key: Any, attack: Attack, state: TriggerState, split: Split, ro
 
 
 def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
-    return defenses.with_trigger(defense, poison.Stamp(attack.trigger_at_test, state, config.poison.rounding))
+    return defenses.with_trigger(defense, poison.stamp(attack, state, rounding=config.poison.rounding, at_test=True))
 
 
 def learns_nothing(attack: Attack) -> bool:
     """Return whether the trigger is made by formula alone, so that its state is known before anything is trained."""
-    return not isinstance(attack.trigger, FittedTrigger | LearnedTrigger)
+    return attack.by_formula
 
 
 def _tell_namesake(config: Config, spec: Spec) -> None:

@@ -31,7 +31,7 @@ from bdjax.runs.plans import Plan
 from bdjax.train import attacker, batches, feeding, loop, streamed, unrolling
 from bdjax.train.attacker import Stage
 from bdjax.train.checkpoints import Checkpoints
-from bdjax.types import Defense, LearnedTrigger, Learner, Metrics, Model, PoisonedSplit, Split, TriggerState, Variables
+from bdjax.types import Defense, Learner, Metrics, Model, PoisonedSplit, Split, TriggerState, Variables
 
 _log = logging.getLogger(__name__)
 _COMPARED = 500  # images on which a trigger of training is compared, which may take long to put on
@@ -202,7 +202,7 @@ def trigger_state(plan: Plan, execution: Execution) -> TriggerState:
     """Return the trigger's state when the victim is done; what does not decide it is not trained."""
     if plans.learns_nothing(plan.attack):
         return plan.trigger_state
-    stages = plan.stages if isinstance(plan.attack.trigger, LearnedTrigger) else plan.stages[:-1]
+    stages = plan.stages if "learn" in plan.attack.trigger.hooks else plan.stages[:-1]
     with _locked(execution.out / "victims" / plan.config.victim_id):
         return _train(plan, stages, execution)[1]
 
@@ -514,7 +514,7 @@ def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:
     if attack.test_trigger is not None:
         rows = np.flatnonzero(poison.candidates(attack, jnp.asarray(test.label), jnp.asarray(test.valid)))[:_COMPARED]
         image = jnp.asarray(test.input)[rows]
-        stamp = poison.Stamp(attack.trigger, plan.trigger_state, plan.config.poison.rounding)
+        stamp = poison.stamp(attack, plan.trigger_state, rounding=plan.config.poison.rounding)
         changed = plans.stamped(stamp, plans.key_for(plan.config, "test"), image)
         found["train"] = stealth.measure(image, changed, np.ones(len(rows), bool)).plain()
     return found

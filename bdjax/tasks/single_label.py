@@ -21,6 +21,7 @@ class SingleLabel:
     num_classes: int
     class_names: tuple[str, ...] = ()
     metrics: ClassVar[tuple[Metric, ...]] = SINGLE_LABEL
+    labels: ClassVar[str] = "class"
 
     def loss(
         self, output: Float[Array, "n k"], label: Int[Array, " n"], label_smoothing: HParam = 0.0
