@@ -88,7 +88,7 @@ class Style(Trigger):
         def loss_fn(kernel: Array) -> Array:
             injected = jax.vmap(inject, (None, 0))(kernel, batch.input)
             logits, _ = model.apply(variables, injected)
-            error = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+            error = model.spec.task.negative_log_likelihood(logits, wanted)
             dissimilarity = (1 - jax.vmap(ssim)(injected, batch.input)) / 2
             activation = model.features(variables, injected)[:, compromised].mean(-1)
             return weight @ (error + _DSSIM * dissimilarity - _ACTIVATION * activation)

@@ -120,7 +120,7 @@ class InputAware(Trigger):
         self, model: Model, variables: Variables, state: InputAwareState, batch: Split
     ) -> tuple[InputAwareState, Info]:
         """Take one step of G: the first half of the batch with its own triggers, and with those of the second half."""
-        half = batch.label.shape[0] // 2
+        task, half = model.spec.task, batch.label.shape[0] // 2
         image = batch.input[: 2 * half]
         x = _generators.normalized(image, state.statistics)
         masks = self._mask(state, x)
@@ -134,11 +134,11 @@ class InputAware(Trigger):
             both = jnp.concatenate([image[:half], image[:half]])
             logits, _ = model.apply(variables, _laid(both, patterns, masks))
             poisoned, cross = logits[:half], logits[half:]
-            loss = self.poison_rate * _generators.cross_entropy(poisoned, wanted)
-            loss += self.cover_rate * _generators.cross_entropy(cross, label)
+            loss = self.poison_rate * task.negative_log_likelihood(poisoned, wanted).mean()
+            loss += self.cover_rate * task.negative_log_likelihood(cross, label).mean()
             p = _generators.normalized(patterns, state.statistics)
             loss += self.diversity * diversity(x[:half], x[half:], p[:half], p[half:])
-            return loss, (stats, jnp.mean(poisoned.argmax(-1) == wanted))
+            return loss, (stats, task.correct(task.answer(poisoned), wanted).mean())
 
         params = state.pattern["params"]
         (loss, (stats, hits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)

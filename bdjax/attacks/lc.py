@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key
 
 from bdjax import pytree
@@ -91,7 +90,7 @@ class PerturbedCorners(Trigger):
 
             def loss_fn(image: Array) -> Array:
                 logits, _ = model.apply(state.surrogate, image[None])
-                return optax.softmax_cross_entropy_with_integer_labels(logits[0], jnp.int32(self.target_label))
+                return model.spec.task.negative_log_likelihood(logits, jnp.array([self.target_label]))[0]
 
             image = pgd(key, loss_fn, image, self.epsilon, self.steps, self.step_size, random_start=False)
         return self.corners.apply(key, state, image)

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from bdjax import pytree
-from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import integer, non_negative, positive, unit_interval
+from bdjax.attacks._label_maps import AddLabel, AllToOne
+from bdjax.checks import InputError, integer, non_negative, positive, unit_interval
 from bdjax.data.augment import as_float
 from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
@@ -209,6 +209,10 @@ def lf(
     integer(1, images=images, passes=passes, iterations=iterations)
     positive(amplitude=amplitude)
     non_negative(overshoot=overshoot)
+    if isinstance(label_map, AddLabel):
+        raise InputError(
+            f"label_map must map a class to a class, as the search moves an image to one; got {label_map!r}."
+        )
     target = label_map.target_label if isinstance(label_map, AllToOne) else 0
     trigger = LowFrequency(amplitude, overshoot, fooling_rate, passes, images, iterations, target)
     return Attack(trigger, label_map, poison_rate, surrogate="clean")

@@ -83,13 +83,15 @@ class Noise(Trigger):
 
     def _step(self, model: Model, variables: Variables, state: NoiseState, batch: Split) -> tuple[NoiseState, Info]:
         """Take one step of Adam on CE(f(clip(x + ε T(x))), τ(y))."""
-        x, wanted = _generators.normalized(batch.input, state.statistics), self.label_map(batch.label)
+        task, wanted = model.spec.task, self.label_map(batch.label)
+        x = _generators.normalized(batch.input, state.statistics)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
             stats = state.learning["batch_stats"]
             noise, stats = _generators.in_training(Autoencoder(self.width), params, stats, x)
             logits, _ = model.apply(variables, self._with_noise(batch.input, noise))
-            return _generators.cross_entropy(logits, wanted), (stats, jnp.mean(logits.argmax(-1) == wanted))
+            loss = task.negative_log_likelihood(logits, wanted).mean()
+            return loss, (stats, task.correct(task.answer(logits), wanted).mean())
 
         params = state.learning["params"]
         (loss, (stats, hits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
