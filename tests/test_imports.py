@@ -59,7 +59,7 @@ ONLY = {
     "umap": "analysis/features.py",
     "flax.linen": ("models/", "attacks/_generators.py"),
     "orbax": "train/",
-    "rich": ("report/tables.py", "cli/_progress.py"),
+    "rich": ("report/tables.py", "cli/_progress.py", "cli/guide.py", "cli/_markdown.py"),
     "yaml": "runs/schema.py",
     "submitit": "runs/launch.py",
 }

@@ -23,6 +23,11 @@ class SingleLabel:
     metrics: ClassVar[tuple[Metric, ...]] = SINGLE_LABEL
     labels: ClassVar[str] = "class"
 
+    @property
+    def strata(self) -> int:
+        """Number of groups of `stratum`."""
+        return self.num_classes
+
     def loss(
         self, output: Float[Array, "n k"], label: Int[Array, " n"], label_smoothing: HParam = 0.0
     ) -> Float[Array, " n"]:

@@ -54,7 +54,8 @@ class Trained(NamedTuple):
 
     def result(self, point: Point, model: Model, earlier: Sequence[loop.Epoch] = ()) -> loop.Result:
         """Return what the point's learner makes of the state in the end, after the epochs of earlier stages."""
-        return loop.Result(point.learner.finalize(model, self.state), [*earlier, *self.history])
+        state = jax.tree.map(jnp.asarray, self.state)  # as in a single run; parametrizations take no others
+        return loop.Result(point.learner.finalize(model, state), [*earlier, *self.history])
 
 
 class Choice(NamedTuple):
