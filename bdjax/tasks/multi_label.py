@@ -41,6 +41,7 @@ class MultiLabel:
         RATE,
         EFFECTIVENESS,
     )
+    labels: ClassVar[str] = "set"
 
     @property
     def strata(self) -> int:
