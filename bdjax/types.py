@@ -495,6 +495,19 @@ class PreparedLearner(Learner, Protocol):
     ) -> tuple[LearnerState, Info]: ...
 
 
+@runtime_checkable
+class PartlySavedLearner(Learner, Protocol):
+    """A learner whose state has parts that no step changes and that its first variables decide: frozen factors, say.
+
+    A checkpoint holds what ``kept`` returns, and ``restored`` makes the rest again, to the bit, from the very variables
+    that ``init`` was given.
+    """
+
+    def kept(self, state: LearnerState) -> LearnerState: ...
+
+    def restored(self, kept: LearnerState, model: Model, variables: Variables) -> LearnerState: ...
+
+
 Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout
 
 Images: TypeAlias = Num[Array | np.ndarray, "n h w c"]  # on the device or still on the host
