@@ -354,10 +354,10 @@ HOOKS = ("apply_part", "fit", "learn", "pace", "cover")
 class TriggerSource(Protocol):
     """Puts the trigger on a batch, for a defender who is assumed to have it: the true one, or one that he synthesized.
 
-    A pytree whose leaves are its floats and arrays. Images keep their type: uint8 in [0, 255], or float in [0, 1].
+    A pytree whose leaves are its floats and arrays. Inputs keep their type.
     """
 
-    def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]: ...
+    def __call__(self, key: Key[Array, ""], input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]: ...
 
 
 @pytree.dataclass

@@ -45,7 +45,7 @@ def _show(plan: AttackPlan, images: int) -> Shown:
     test = plan.dataset.test
     rows = sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
     clean = np.asarray(test.input)[rows]
-    stamp = poison.stamp(plan.attack, plan.trigger_state, rounding=config.poison.rounding, at_test=True)
+    stamp = poison.trigger_source(plan.attack, plan.trigger_state, rounding=config.poison.rounding, at_test=True)
     triggered = np.asarray(plans.stamped(stamp, plans.key_for(config, "test"), jnp.asarray(clean)))
     seen = stealth.measure(clean, triggered, np.ones(len(rows), bool))
     return Shown(config.attack.name, clean, triggered, seen, plans.target_class(plan))
@@ -61,7 +61,7 @@ def attack_of(config: Config, execution: Execution) -> AttackPlan:
       InputError, Stopped, Diverged: as for `bdjax.runs.run.run`.
     """
     planned = plans.prepare_attack(config, on_disk=execution.data_on == "disk")
-    if plans.learns_nothing(planned.attack):
+    if planned.attack.by_formula:
         return planned
     at_hand = AtHand(execution)
     state = at_hand.trigger_state(at_hand.plan(config))
