@@ -21,6 +21,7 @@ TriggerState: TypeAlias = Any
 ClassLabel: TypeAlias = int | str  # a class, by its number or by its name
 LearnerState: TypeAlias = Any
 Params: TypeAlias = Any
+Image: TypeAlias = Float[Array, "h w c"]  # one, worked on
 
 
 @runtime_checkable
