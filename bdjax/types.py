@@ -21,6 +21,7 @@ TriggerState: TypeAlias = Any
 ClassLabel: TypeAlias = int | str  # a class, by its number or by its name
 LearnerState: TypeAlias = Any
 Params: TypeAlias = Any
+Image: TypeAlias = Float[Array, "h w c"]  # one, worked on
 
 
 @runtime_checkable
@@ -42,7 +43,7 @@ class Modality(Protocol):
         self, input: Num[Array, "..."], stored: Num[Array, "..."], /, rounding: str = "nearest"
     ) -> Num[Array, "..."]: ...
 
-    def picture(self, stored: Num[Array, "n ..."], /) -> Num[Array, "n h w c"]:
+    def picture(self, stored: Num[Array | np.ndarray, "n ..."], /) -> Num[Array | np.ndarray, "n h w c"]:
         """Return an image of each input, to be looked at and compared with others."""
         ...
 
@@ -358,7 +359,7 @@ HOOKS = ("apply_part", "fit", "learn", "pace", "cover")
 class TriggerSource(Protocol):
     """Puts the trigger on a batch, for a defender who is assumed to have it: the true one, or one that he synthesized.
 
-    A pytree whose leaves are its floats and arrays. Images keep their type: uint8 in [0, 255], or float in [0, 1].
+    A pytree whose leaves are its floats and arrays. Inputs keep their type.
     """
 
     def __call__(self, key: Key[Array, ""], input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]: ...

@@ -206,7 +206,7 @@ def tell_of_batches(plan: Plan) -> None:
 
 def with_trigger(plan: Plan, state: TriggerState) -> Plan:
     """Return the plan with the trigger as the attacker has made it; a defender who knows the trigger knows this one."""
-    if learns_nothing(plan.attack):
+    if plan.attack.by_formula:
         return plan
     defense = _with_trigger(configs.build_defense(plan.config), plan.config, plan.attack, state)
     return dataclasses.replace(plan, trigger_state=state, defense=defense)
@@ -280,19 +280,16 @@ def check_trigger(plan: AttackPlan) -> None:
     Raises:
       InputError: it changes none.
     """
-    if learns_nothing(plan.attack):
+    if plan.attack.by_formula:
         triggered = functools.partial(triggered_test, plan)
         test = plan.dataset.test
         plan_checks.check_trigger(plan.config, plan.inputs.fingerprint, test, triggered)
 
 
 def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
-    return defenses.with_trigger(defense, poison.stamp(attack, state, rounding=config.poison.rounding, at_test=True))
-
-
-def learns_nothing(attack: Attack) -> bool:
-    """Return whether the trigger is made by formula alone, so that its state is known before anything is trained."""
-    return attack.by_formula
+    return defenses.with_trigger(
+        defense, poison.trigger_source(attack, state, rounding=config.poison.rounding, at_test=True)
+    )
 
 
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
