@@ -224,9 +224,8 @@ def with_defense(
 
 def _counted(record: Record, after: Metrics) -> tuple[Metrics, Metrics]:
     """Return a record's counts before its defense and those of another's result, which must be of the same images."""
-    kept: list[Any] = [record.before[field] for field in Metrics._fields]  # plain numbers, as those below
-    given: list[Any] = list(map(int, after))
-    before, counted = Metrics(*kept), Metrics(*given)
+    before = Metrics(*(int(record.before[field]) for field in Metrics._fields))
+    counted = Metrics(*map(int, after))
     for total in ("clean_total", "attack_total"):
         expected, got = getattr(before, total), getattr(counted, total)
         if got != expected:

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
+from bdjax import pytree
 from bdjax.checks import one_of
 from bdjax.data.mixing import Mixed, mixup
 from bdjax.data.modalities.images import Images
-from bdjax.types import HParam
+from bdjax.types import HParam, Spec, Trigger, TriggerState
 
 AUGMENTATIONS = ("standard", "none", "mixup")
+
+
+@pytree.dataclass
+class OnFrames(Trigger):
+    """A trigger of one image on each frame of a clip; what it draws, it draws once for all of them."""
+
+    trigger: Trigger
+    works_on: ClassVar[str] = "clip"
+
+    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState:
+        """Return the state of the trigger on images of a frame's shape."""
+        clips = spec.modality
+        assert isinstance(clips, Clips)
+        frame = dataclasses.replace(spec, shape=spec.shape[1:], modality=clips.frames)
+        return self.trigger.init(key, frame)
+
+    def apply(self, key: Key[Array, ""], state: TriggerState, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
+        """Put the trigger on one clip."""
+        return jax.vmap(self.trigger.apply, (None, None, 0))(key, state, clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +51,10 @@ class Clips:
     def unit(self) -> str:
         """What messages call an input."""
         return "clip"
+
+    def lift(self, trigger: Trigger) -> Trigger:
+        """Return the trigger on every frame of a clip, with the same draw."""
+        return OnFrames(trigger)
 
     def load(self, stored: Num[Array, "*n t h w c"]) -> Float[Array, "*n t h w c"]:
         """Return stored clips as they are worked on; float clips pass unchanged."""
