@@ -32,7 +32,7 @@ from bdjax.runs.schema import (
     refuse_unknown,
     shared_options,
 )
-from bdjax.train.supervised import Supervised, supervised
+from bdjax.train.adaptive import Training, training
 from bdjax.types import Attack, Defense, Model, Spec
 
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
@@ -253,7 +253,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
         model=read_choice("model", "bdjax.models", values["model"]),
         attack=read_choice("attack", "bdjax.attacks", values["attack"]),
         poison=read_section("poison", PoisonConfig, values.get("poison", {})),
-        training=read_options("training", supervised, as_mapping("training", values.get("training"))),
+        training=read_options("training", training, as_mapping("training", values.get("training"))),
         holdout=read_section("holdout", HoldoutConfig, values.get("holdout", {})),
         defense=read_choice("defense", "bdjax.defenses", values["defense"]),
         matmul_precision=convert("matmul_precision", MatmulPrecision | None, values.get("matmul_precision")),
@@ -321,10 +321,10 @@ def attack_files(config: Config) -> dict[str, Path]:
     return found
 
 
-def build_training(config: Config) -> Supervised:
-    """Return the learner that trains the victim."""
+def build_training(config: Config) -> Training:
+    """Return the learner that trains the victim, and what it starts from."""
     with named("training", config.training):
-        return supervised(**config.training)
+        return training(**config.training)
 
 
 def build_defense(config: Config, strength: float | None = None) -> Defense | Chain:

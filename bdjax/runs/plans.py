@@ -87,7 +87,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto") -> Plan:
     one_of(placement.PLACES, data_on=data_on)
     _, dataset, fingerprint, stamp, attack, trigger_state, model = prepare_attack(config, on_disk=data_on == "disk")
     spec = dataset.spec
-    training, defense = attacker.stages(attack, configs.build_training(config)), configs.build_defense(config)
+    training, defense = attacker.stages(attack, *configs.build_training(config)), configs.build_defense(config)
     rows = min(training[-1].learner.batch_size or 1, len(dataset.train.label)) // devices
     footprint.check_network(model, max(rows, 1), placement.device_bytes())
     _check_parametrization(config, model)
@@ -285,8 +285,9 @@ def _check_parametrization(config: Config, model: Model) -> None:
     """Refuse to freeze more convolutions than the network has."""
     if config.training["frozen_convolutions"]:
         variables = jax.eval_shape(model.init, jax.random.key(0))
+        parametrization = configs.build_training(config).learner.parametrization
         with named("training", config.training):
-            jax.eval_shape(functools.partial(configs.build_training(config).parametrization.init, model), variables)
+            jax.eval_shape(functools.partial(parametrization.init, model), variables)
 
 
 def check_rate(attack: Attack, attackers: Split) -> None:

@@ -372,7 +372,7 @@ class _Sweep:
 
 
 def _is_one_stage(config: Config) -> bool:
-    return len(attacker.stages(configs.build_attack(config), configs.build_training(config))) == 1
+    return len(attacker.stages(configs.build_attack(config), *configs.build_training(config))) == 1
 
 
 def _by_victim(configs: Sequence[Config]) -> list[Config]:
