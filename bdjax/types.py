@@ -40,6 +40,10 @@ class Modality(Protocol):
         self, input: Num[Array, "..."], stored: Num[Array, "..."], /, rounding: str = "nearest"
     ) -> Num[Array, "..."]: ...
 
+    def picture(self, stored: Num[Array, "n ..."], /) -> Num[Array, "n h w c"]:
+        """Return an image of each input, to be looked at and compared with others."""
+        ...
+
     def normalize(self, input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]:
         """Return what a network computes with."""
         ...
@@ -66,6 +70,11 @@ class Task(Protocol):
     def num_classes(self) -> int: ...
     @property
     def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def strata(self) -> int:
+        """Number of groups of ``stratum``."""
+        ...
 
     def loss(self, output: Array, label: Array, label_smoothing: HParam = 0.0) -> Float[Array, " n"]: ...
 
@@ -193,7 +202,8 @@ class Model(Protocol):
     def apply(
         self,
         variables: Variables,
-        image: Float[Array, "n h w c"],
+        input: Num[Array, "n ..."],
+        /,
         *,
         train: bool = False,
         valid: Bool[Array, " n"] | None = None,
@@ -204,7 +214,7 @@ class Model(Protocol):
         """
         ...
 
-    def features(self, variables: Variables, image: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+    def features(self, variables: Variables, input: Num[Array, "n ..."], /) -> Float[Array, "n d"]:
         """Return what the last layer, the classifier, takes in, in evaluation mode."""
         ...
 
@@ -214,7 +224,7 @@ class ProbedModel(Model, Protocol):
     """A network whose layers can be looked at, as some analyses need."""
 
     def probe(
-        self, variables: Variables, image: Float[Array, "n h w c"], layer: tuple[str, ...], shift: Any = 0.0
+        self, variables: Variables, input: Num[Array, "n ..."], /, layer: tuple[str, ...], shift: Any = 0.0
     ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:
         """Return the logits, and what a layer puts out, ``shift`` added to it, in evaluation mode.
 
@@ -423,6 +433,19 @@ class PreparedLearner(Learner, Protocol):
     def learn(
         self, key: Key[Array, ""], model: Model, state: LearnerState, batch: Split
     ) -> tuple[LearnerState, Info]: ...
+
+
+@runtime_checkable
+class PartlySavedLearner(Learner, Protocol):
+    """A learner whose state has parts that no step changes and that its first variables decide: frozen factors, say.
+
+    A checkpoint holds what ``kept`` returns, and ``restored`` makes the rest again, to the bit, from the very variables
+    that ``init`` was given.
+    """
+
+    def kept(self, state: LearnerState) -> LearnerState: ...
+
+    def restored(self, kept: LearnerState, model: Model, variables: Variables) -> LearnerState: ...
 
 
 Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout

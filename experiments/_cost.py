@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from bdjax import data, models
 from bdjax.bench import measure
 from bdjax.defenses.chain import stages
-from bdjax.runs import config, provenance
+from bdjax.runs import config
 from bdjax.runs.config import Config
+from bdjax.runs.folder import RunsFolder
 from bdjax.train import attacker
 from bdjax.train.supervised import ATTACK_STEPS, Supervised, supervised
 from bdjax.types import LearnedTrigger, Learner
@@ -55,7 +56,7 @@ def of(configs: Iterable[Config], sizes: Mapping[str, tuple[int, int]], out: Pat
       out: where runs lie.
     """
     gradients: dict[str, float] = defaultdict(float)
-    missing = [one for one in configs if provenance.finished(out / one.run_id) is None]
+    missing = [one for one in configs if RunsFolder(out).run(one.run_id).finished() is None]
     done = {one.victim_id for one in configs if one not in missing}
     victims = {one.victim_id: one for one in missing if one.victim_id not in done}
     for one in victims.values():

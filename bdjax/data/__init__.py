@@ -22,6 +22,7 @@ import numpy as np
 
 from bdjax import checks, registry
 from bdjax.data import splits as splits
+from bdjax.data.modalities.images import Images
 from bdjax.data.sources import _cache, _folders
 from bdjax.devices import footprint
 from bdjax.types import Dataset, Split
@@ -215,8 +216,13 @@ def _tell_namesake(name: str, folder: Path) -> None:
 
 
 def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
+    if image_size is None:
+        return dataset
+    if not isinstance(dataset.spec.modality, Images):
+        unit = dataset.spec.modality.unit
+        raise checks.InputError(f"image_size must be left out for {dataset.spec.name}, of {unit}s; got {image_size}.")
     height, width, channels = dataset.spec.shape
-    if image_size is None or height == width == image_size:
+    if height == width == image_size:
         return dataset
     from bdjax.data.sources import _images
 

@@ -130,7 +130,7 @@ def exclude(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:
     Raises:
       InputError: a row that is not there.
     """
-    keep = np.ones(len(split.label), bool)
+    keep = np.ones(len(split.valid), bool)
     keep[_checked(split, index)] = False
     rows = np.flatnonzero(keep)
     return _map(lambda array: array[rows] if isinstance(array, np.ndarray) else Selection(array, rows), split)
@@ -197,11 +197,16 @@ def _share(number: float) -> float:
 
 def _checked(split: Split, index: Any) -> np.ndarray:
     index = np.asarray(index)
-    outside = index[(index < 0) | (index >= len(split.label))]
+    outside = index[(index < 0) | (index >= len(split.valid))]
     if outside.size:
-        raise InputError(f"row {outside[0]} is not there: the split has rows 0 to {len(split.label) - 1}.")
+        raise InputError(f"row {outside[0]} is not there: the split has rows 0 to {len(split.valid) - 1}.")
     return index
 
 
 def _map(function: Any, split: Split) -> Split:
-    return Split(*(function(np.asarray(array) if isinstance(array, jax.Array) else array) for array in split))
+    """Apply a function to every array, on the host; an input or a label may be a tree of them."""
+
+    def mapped(array: Any) -> Any:
+        return function(np.asarray(array) if isinstance(array, jax.Array) else array)
+
+    return jax.tree.map(mapped, split)

@@ -22,6 +22,11 @@ class SingleLabel:
     class_names: tuple[str, ...] = ()
     metrics: ClassVar[tuple[Metric, ...]] = SINGLE_LABEL
 
+    @property
+    def strata(self) -> int:
+        """Number of groups of `stratum`."""
+        return self.num_classes
+
     def loss(
         self, output: Float[Array, "n k"], label: Int[Array, " n"], label_smoothing: HParam = 0.0
     ) -> Float[Array, " n"]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from bdjax import poison, pytree
 from bdjax.checks import InputError
 from bdjax.parametrizations import Identity
-from bdjax.train import batches
+from bdjax.train import batches, states
 from bdjax.train.supervised import Supervised
 from bdjax.train.transformations import PlainSgd
 from bdjax.types import (
@@ -144,6 +144,15 @@ class Fitting:
         del model
         return {**state.network, TRIGGER: state.trigger}
 
+    def kept(self, state: FittingState) -> FittingState:
+        """Return the state without the network."""
+        return state._replace(network={})
+
+    def restored(self, kept: FittingState, model: Model, variables: Variables) -> FittingState:
+        """Return the state with the network of the start."""
+        del model
+        return kept._replace(network=parts(variables, None)[0])
+
 
 class ControlledState(NamedTuple):
     """The victim's training and the trigger's state."""
@@ -201,3 +210,12 @@ class Controlled:
     def finalize(self, model: Model, state: ControlledState) -> Variables:
         """Return the victim's variables, with the trigger's state."""
         return {**self.training.finalize(model, state.network), TRIGGER: state.trigger}
+
+    def kept(self, state: ControlledState) -> ControlledState:
+        """Return the state with what is saved of the network's training."""
+        return state._replace(network=states.kept(self.training, state.network))
+
+    def restored(self, kept: ControlledState, model: Model, variables: Variables) -> ControlledState:
+        """Return the state with the network's training made whole."""
+        network = parts(variables, None)[0]
+        return kept._replace(network=states.restored(self.training, kept.network, model, network))

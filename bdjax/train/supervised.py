@@ -144,6 +144,15 @@ class Supervised:
         del model
         return {"params": self.parametrization.apply(state.tuned, state.frozen), "batch_stats": state.batch_stats}
 
+    def kept(self, state: TrainState) -> TrainState:
+        """Return the state without what is frozen."""
+        return state._replace(frozen=())
+
+    def restored(self, kept: TrainState, model: Model, variables: Variables) -> TrainState:
+        """Return the state with what is frozen, made again from the variables of the start."""
+        _, frozen = self.parametrization.init(model, variables)
+        return kept._replace(frozen=frozen)
+
     def _loss_fn(self, model: Model, state: TrainState, batch: Split, mixed: Mixed) -> _Loss:
         """Return the batch's training loss of what is tuned, beside the new batch statistics and the outputs."""
         mean = functools.partial(mean_loss, model.spec.task, label_smoothing=self.label_smoothing)

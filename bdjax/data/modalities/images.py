@@ -64,6 +64,10 @@ class Images:
         offset = 0.5 if rounding == "nearest" else 1e-3
         return jnp.floor(image * 255 + offset).astype(jnp.uint8)
 
+    def picture(self, stored: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]:
+        """Return the images."""
+        return stored
+
     def normalize(self, image: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """Return (x − mean) / std, what a network computes with, in the images' own type."""
         mean, std = (jnp.asarray(values, image.dtype) for values in (self.mean, self.std))
@@ -107,11 +111,15 @@ class Images:
         """Return what `augmented` starts with: pixels that were moved and keep their type, none computed."""
         return image if augmentation == "none" else self.standard(key, image)
 
+    def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        """Return the key of all that an augmentation draws beside the standard one."""
+        return jax.random.fold_in(key, augment.OWN)
+
     def mixed(self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str, alpha: HParam = 1.0) -> Mixed:
         """Return what `augmented` makes of `moved` images, under the same key."""
         rows = image.shape[0]
         image = as_float(image)
-        own_key = jax.random.fold_in(key, augment.OWN)
+        own_key = self.own_key(key)
         keys = jax.random.split(own_key, rows)
         match augmentation:
             case "mixup":
