@@ -15,7 +15,7 @@ from bdjax.runs.config import Config
 from bdjax.runs.folder import RunsFolder
 from bdjax.train import attacker
 from bdjax.train.supervised import ATTACK_STEPS, Supervised, supervised
-from bdjax.types import LearnedTrigger, Learner
+from bdjax.types import Learner
 
 _STEPS = 2  # in a timed epoch; a step of a full-size network takes a CPU many seconds
 # Gradients for each image of an epoch where it is not one. The trace of SFT, on every tenth step, is left out.
@@ -105,7 +105,7 @@ def _of_victim(one: Config, images: int) -> float:
 def _gradients(learner: Learner) -> int:
     """Return the gradients that a stage of the attacker takes of each image."""
     if isinstance(learner, attacker.Controlled):  # a generator learns with one more
-        return _gradients(learner.training) + isinstance(learner.attack.trigger, LearnedTrigger)
+        return _gradients(learner.training) + ("learn" in learner.attack.trigger.hooks)
     attacked = isinstance(learner, Supervised) and learner.augment == "adversarial"
     return 1 + ATTACK_STEPS * attacked
 

@@ -125,7 +125,7 @@ def _changed(learner: Any, level: Level) -> Any:
 
 def _with_triggers(plan: plans.Plan) -> Split:
     """Return the holdout, and after it the same with the trigger and its true labels."""
-    stamp = poison.Stamp(plan.attack.trigger_at_test, plan.trigger_state, plan.config.poison.rounding)
+    stamp = poison.stamp(plan.attack, plan.trigger_state, rounding=plan.config.poison.rounding, at_test=True)
     image = plans.stamped(stamp, plans.key_for(plan.config, "analysis"), plan.holdout.input)
     triggered = plan.holdout._replace(input=np.asarray(image))
     return jax.tree.map(lambda *both: np.concatenate(both), plan.holdout, triggered)

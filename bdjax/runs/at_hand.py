@@ -11,7 +11,7 @@ from bdjax.runs.execution import Execution
 from bdjax.runs.plans import Plan
 from bdjax.runs.trainer import Alone
 from bdjax.runs.victim import Victim
-from bdjax.types import LearnedTrigger, TriggerState
+from bdjax.types import TriggerState
 
 VICTIMS = 16  # that are kept, with their variables and triggered test images
 
@@ -69,7 +69,7 @@ class AtHand:
         """
         if plans.learns_nothing(plan.attack):
             return plan.trigger_state
-        count = len(plan.stages) - (not isinstance(plan.attack.trigger, LearnedTrigger))
+        count = len(plan.stages) - ("learn" not in plan.attack.trigger.hooks)
         return self._plant(plan, count).trigger_state
 
     def _train(self, plan: Plan) -> Victim:

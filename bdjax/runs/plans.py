@@ -25,8 +25,6 @@ from bdjax.types import (
     Attack,
     Dataset,
     Defense,
-    FittedTrigger,
-    LearnedTrigger,
     Model,
     PoisonedSplit,
     Split,
@@ -288,13 +286,12 @@ def check_trigger(plan: AttackPlan) -> None:
 
 
 def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
-    stamp = poison.Stamp(attack.trigger_at_test, state, config.poison.rounding)
-    return defenses.with_trigger(defense, stamp)
+    return defenses.with_trigger(defense, poison.stamp(attack, state, rounding=config.poison.rounding, at_test=True))
 
 
 def learns_nothing(attack: Attack) -> bool:
     """Return whether the trigger is made by formula alone, so that its state is known before anything is trained."""
-    return not isinstance(attack.trigger, FittedTrigger | LearnedTrigger)
+    return attack.by_formula
 
 
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:

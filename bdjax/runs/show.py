@@ -45,7 +45,7 @@ def _show(plan: AttackPlan, images: int) -> Shown:
     test = plan.dataset.test
     rows = sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
     clean = np.asarray(test.input)[rows]
-    stamp = poison.Stamp(plan.attack.trigger_at_test, plan.trigger_state, config.poison.rounding)
+    stamp = poison.stamp(plan.attack, plan.trigger_state, rounding=config.poison.rounding, at_test=True)
     triggered = np.asarray(plans.stamped(stamp, plans.key_for(config, "test"), jnp.asarray(clean)))
     seen = stealth.measure(clean, triggered, np.ones(len(rows), bool))
     return Shown(config.attack.name, clean, triggered, seen, plans.target_class(plan))

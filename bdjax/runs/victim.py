@@ -145,7 +145,7 @@ def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:
         wanted = poison.candidates(attack, jnp.asarray(test.label), jnp.asarray(test.valid))
         rows = np.flatnonzero(wanted)[:_COMPARED]
         image = jnp.asarray(test.input)[rows]
-        stamp = poison.Stamp(attack.trigger, plan.trigger_state, plan.config.poison.rounding)
+        stamp = poison.stamp(attack, plan.trigger_state, rounding=plan.config.poison.rounding)
         changed = plans.stamped(stamp, plans.key_for(plan.config, "test"), image)
         found["train"] = stealth.measure(image, changed, np.ones(len(rows), bool)).plain()
     return found

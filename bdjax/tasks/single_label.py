@@ -21,6 +21,7 @@ class SingleLabel:
     num_classes: int
     class_names: tuple[str, ...] = ()
     metrics: ClassVar[tuple[Metric, ...]] = SINGLE_LABEL
+    labels: ClassVar[str] = "class"
 
     @property
     def strata(self) -> int:

@@ -16,13 +16,10 @@ from bdjax.train.supervised import Supervised
 from bdjax.train.transformations import PlainSgd
 from bdjax.types import (
     Attack,
-    FittedTrigger,
     Info,
-    LearnedTrigger,
     Learner,
     LearnerState,
     Model,
-    PacedTrigger,
     Split,
     Trigger,
     TriggerState,
@@ -69,7 +66,7 @@ def stages(attack: Attack, training: Supervised, start: str = "scratch") -> list
         if robust:
             surrogate = dataclasses.replace(surrogate, augment="adversarial")
         found.append(Stage("surrogate", surrogate))
-    if isinstance(attack.trigger, FittedTrigger):
+    if "fit" in attack.trigger.hooks:
         found.append(Stage("trigger", Fitting(attack.trigger)))
     victim = Controlled(attack, training) if attack.controls_training else training
     return [*found, Stage("victim", victim, starts_afresh=start == "scratch")]
@@ -96,7 +93,7 @@ def parts(variables: Variables, trigger: TriggerState) -> tuple[Variables, Trigg
 
 def _paced(learner: Learner, trigger: Trigger, state: TriggerState, split: Split) -> TriggerState:
     """Tell a trigger that asks how many of the learner's steps are an epoch."""
-    if not isinstance(trigger, PacedTrigger):
+    if "pace" not in trigger.hooks:
         return state
     return trigger.pace(state, batches.of_learner(learner, split.label.shape[0]).steps)
 
@@ -112,7 +109,7 @@ class FittingState(NamedTuple):
 class Fitting:
     """The learner that fits a trigger before anything is poisoned."""
 
-    trigger: FittedTrigger
+    trigger: Trigger
 
     @property
     def epochs(self) -> int:
@@ -165,7 +162,7 @@ class ControlledState(NamedTuple):
 class Controlled:
     """The learner of an attacker who controls the training: every batch is poisoned anew, and the trigger may learn.
 
-    Before each of the victim's steps a `bdjax.types.LearnedTrigger` is updated with the clean batch. The batch is
+    Before each of the victim's steps a trigger with the hook ``learn`` sees the clean batch. The batch is
     poisoned before it is augmented, as a data-poisoning attack's images are; published code augments first for some
     attacks (Input-aware, LIRA).
     """
@@ -198,9 +195,9 @@ class Controlled:
         key, poison_key, trigger_key = jax.random.split(key, 3)
         batch = batch._replace(input=model.spec.modality.load(batch.input))
         trigger, further = state.trigger, 0
-        if isinstance(self.attack.trigger, LearnedTrigger):
+        if "learn" in self.attack.trigger.hooks:
             variables = self.training.finalize(model, state.network)
-            trigger, learned = self.attack.trigger.update(trigger_key, model, variables, trigger, batch)
+            trigger, learned = self.attack.trigger.learn(trigger_key, model, variables, trigger, batch)
             further = learned.gradient_evaluations
         poisoned = poison.poison_batch(poison_key, self.attack, trigger, batch)
         network, info = self.training.update(key, model, state.network, poisoned)

@@ -14,7 +14,7 @@ from bdjax.data.modalities.images import image_spec
 from bdjax.devices import footprint
 from bdjax.runs import plan_checks
 from bdjax.train.supervised import supervised
-from bdjax.types import Split
+from bdjax.types import Split, Trigger
 
 SPEC = image_spec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3)
 GIB = 2**30
@@ -55,7 +55,7 @@ def test_a_trigger_of_too_many_channels_is_refused(name):
 
 def test_a_trigger_with_an_array_is_judged_too():
     @pytree.dataclass
-    class Bank:
+    class Bank(Trigger):
         rows: np.ndarray
 
         def init(self, key, spec):

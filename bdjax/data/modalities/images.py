@@ -14,7 +14,7 @@ from bdjax.data.augment import as_float
 from bdjax.data.mixing import Mixed
 from bdjax.data.randaugment import augmix, randaugment
 from bdjax.tasks.single_label import SingleLabel
-from bdjax.types import HParam, Spec
+from bdjax.types import HParam, Spec, Trigger
 
 ROUNDINGS = ("nearest", "truncate")
 
@@ -38,6 +38,10 @@ class Images:
     def unit(self) -> str:
         """What messages call an input."""
         return "image"
+
+    def lift(self, trigger: Trigger) -> Trigger:
+        """Return a trigger of one image, which it is."""
+        return trigger
 
     def load(self, stored: Num[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:
         """Return stored images as they are worked on; float images pass unchanged."""
