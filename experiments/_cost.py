@@ -98,7 +98,7 @@ def _holdout(one: Config, images: int, classes: int) -> float:
 
 
 def _of_victim(one: Config, images: int) -> float:
-    trained = attacker.stages(config.build_attack(one), config.build_training(one))
+    trained = attacker.stages(config.build_attack(one), *config.build_training(one))
     return sum(images * stage.learner.epochs * _gradients(stage.learner) for stage in trained)
 
 

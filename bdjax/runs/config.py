@@ -42,7 +42,7 @@ from bdjax.runs.schema import (
     refuse_unknown,
     shared_options,
 )
-from bdjax.train.supervised import Supervised, supervised
+from bdjax.train.adaptive import Training, training
 from bdjax.types import Attack, Defense, Model, Spec
 
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
@@ -224,10 +224,10 @@ class Config:
         return dataclasses.replace(self, selection=selection)
 
     @functools.cached_property
-    def learner(self) -> Supervised:
+    def built_training(self) -> Training:
         """What trains the victim, built once."""
         with named("training", self.training):
-            return supervised(**self.training)
+            return training(**self.training)
 
     @functools.cached_property
     def built_defense(self) -> BuiltDefense:
@@ -279,7 +279,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
         model=read_choice("model", "bdjax.models", values["model"]),
         attack=read_choice("attack", "bdjax.attacks", values["attack"]),
         poison=read_section("poison", PoisonConfig, values.get("poison", {})),
-        training=read_options("training", supervised, as_mapping("training", values.get("training"))),
+        training=read_options("training", training, as_mapping("training", values.get("training"))),
         holdout=read_section("holdout", HoldoutConfig, values.get("holdout", {})),
         defense=read_choice("defense", "bdjax.defenses", values["defense"]),
         matmul_precision=convert("matmul_precision", MatmulPrecision | None, values.get("matmul_precision")),
@@ -359,9 +359,9 @@ def attack_files(config: Config) -> dict[str, Path]:
     return found
 
 
-def build_training(config: Config) -> Supervised:
-    """Return the learner that trains the victim."""
-    return config.learner
+def build_training(config: Config) -> Training:
+    """Return the learner that trains the victim, and what it starts from."""
+    return config.built_training
 
 
 class BuiltDefense(NamedTuple):

@@ -54,7 +54,7 @@ def check_parametrization(config: Config, model: Model) -> None:
         variables = jax.eval_shape(model.init, jax.random.key(0))
         with named("training", config.training):
             jax.eval_shape(
-                functools.partial(configs.build_training(config).parametrization.init, model),
+                functools.partial(configs.build_training(config).learner.parametrization.init, model),
                 variables,
             )
 

@@ -135,7 +135,7 @@ def _prepare_attacker(config: Config, devices: int, data_on: str) -> Plan:
     one_of(placement.PLACES, data_on=data_on)
     of_attack = prepare_attack(config, on_disk=data_on == "disk")
     dataset, attack, model = of_attack.dataset, of_attack.attack, of_attack.model
-    training = attacker.stages(attack, configs.build_training(config))
+    training = attacker.stages(attack, *configs.build_training(config))
     victim = training[-1].learner
     rows = min(victim.batch_size or 1, len(dataset.train.label)) // devices
     footprint.check_network(model, max(rows, 1), placement.device_bytes())

@@ -184,7 +184,7 @@ def test_a_stage_of_a_chain_may_have_it():
     resolved = config.resolve({"defense": values})
     assert resolved.strength is not None
     assert resolved.strength.path == "defense.second.rho"
-    assert config.build_defense(resolved, 8.0).stages[-1].gradient.rho == 8.0
+    assert config.build_defense(resolved, 8.0).stages[-1].transformation.rho == 8.0
 
 
 @pytest.mark.parametrize(
