@@ -10,16 +10,18 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from bdjax import defenses, evaluate, report
+from bdjax import defenses, report
 from bdjax.checks import InputError, one_of
 from bdjax.curvature.loss_surface import VARIANTS, Settings
-from bdjax.defenses.chain import stages
 from bdjax.devices import numerics
 from bdjax.report.rows import Record
 from bdjax.runs import config as configs
-from bdjax.runs import plans, provenance, records, run
+from bdjax.runs import curve, plans, provenance, run, victim
 from bdjax.runs.config import Config
+from bdjax.runs.folder import RunFolder, RunsFolder
+from bdjax.runs.record import metrics_between
 from bdjax.runs.subject import OnVariables, Subject
+from bdjax.runs.trainer import Alone
 from bdjax.types import Metrics, ProbedModel, Variables
 
 Known: TypeAlias = dict[Path, dict[Hashable, Any]]  # of victims, by their folders
@@ -59,7 +61,10 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
     """
     if record.line is not None:
         raise InputError(f"{record.source} is a record alone; its networks are in the run's folder {record.run_id}.")
-    values = {**record.config, "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})}}
+    values = {
+        **record.config,
+        "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})},
+    }
     try:
         config = configs.resolve(values)
     except InputError as error:
@@ -92,25 +97,34 @@ def restore(record: Record | str | os.PathLike[str], data_dir: str | None = None
 
 def _restore(record: Record, data_dir: str | None) -> Networks:
     config = config_of(record, data_dir)
-    out = record.folder.resolve().parent
+    runs = _runs_of(record)
     plan = plans.prepare(config)
     if (made_of := record.content["data"].get("fingerprint")) is None:
         raise InputError(f"{record.source} does not say of which data it is, so that its networks cannot be measured.")
-    provenance.check(made_of, plan, record.folder)
-    victims = _victim_folder(record, plan)
-    folders = {run.checkpoints_of(victims, stage.name): stage.learner.epochs for stage in plan.stages}
-    folders |= {out / config.run_id / f"checkpoints-{i}": stage.epochs for i, stage in enumerate(stages(plan.defense))}
-    for folder, epochs in folders.items():
-        if epochs and not (folder / str(epochs)).is_dir():
-            raise InputError(
-                f"{record.folder} cannot be measured: there is no checkpoint of epoch {epochs} in {folder}."
-            )
-    execution = run.Execution(out)  # with every loop at its end, these only load
-    victim, trigger_state, _ = run.plant(plan, execution)
-    plan = plans.arm(plan, trigger_state)
+    provenance.check(made_of, config, plan.inputs, record.folder)
+    _check_trained(record, plan, runs)
+    execution = run.Execution(runs.path)
+    trainer = Alone(execution)  # with every stage at its end, it only loads
+    (planted,) = victim.plant([plan], execution, trainer)
+    assert planted is not None, "what diverges alone is raised"
+    plan = plans.with_trigger(plan, planted.trigger_state)
     if selection := record.content.get("selection"):
         plan = plans.with_strength(plan, selection["chosen"])
-    return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)
+    attacked = planted.network.variables
+    (defended,) = run.defend([run.undefended(plan, attacked)], execution, trainer)
+    return Networks(plan, attacked, defended.result.variables)
+
+
+def _check_trained(record: Record, plan: plans.Plan, runs: RunsFolder) -> None:
+    """Refuse a run of which a last checkpoint is not there."""
+    of_victim, of_run = runs.victim(plan.config.victim_id), runs.run(plan.config.run_id)
+    stages = [(of_victim.stage(stage.name), stage.learner.epochs) for stage in plan.stages]
+    stages += [(of_run.stage(number), stage.epochs) for number, stage in enumerate(plan.defense_stages)]
+    for folder, epochs in stages:
+        if epochs and not folder.has(epochs):
+            raise InputError(
+                f"{record.folder} cannot be measured: there is no checkpoint of epoch {epochs} in {folder.path}."
+            )
 
 
 def subject(
@@ -125,7 +139,7 @@ def subject(
     kept = {} if known is None else known.setdefault(_victim_folder(record, plan), {})
     if not isinstance(plan.model, ProbedModel):
         raise InputError(f"{record.folder} cannot be analyzed: its network has no method probe.")
-    lengths = [stage.epochs for stage in stages(plan.defense)]
+    lengths = [stage.epochs for stage in plan.defense_stages]
 
     def replay(on_variables: OnVariables) -> None:
         def options(number: int) -> dict[str, Any]:
@@ -189,22 +203,14 @@ def with_defense(
     record = one(record)
     if name in defenses.names():
         raise InputError(f"name must not be that of a defense of bdjax, got {name!r}.")
-    counts: tuple[list[Any], list[Any]] = ([record.before[one] for one in Metrics._fields], list(map(int, after)))
-    before, after = (Metrics(*own) for own in counts)
-    for total in ("clean_total", "attack_total"):
-        if (got := getattr(after, total)) != getattr(before, total):
-            raise InputError(f"after must count the run's test images: {total} is {getattr(before, total)}, got {got}.")
+    before, counted = _counted(record, after)
     kept = {key: value for key, value in record.config.items() if key != "selection"}
-    content = {key: value for key, value in record.content.items() if key not in ("selection", "history", "smoothness")}
-    rating = float(evaluate.defense_effectiveness_rating(before, after))
+    left_out = ("selection", "history", "smoothness")
+    content = {key: value for key, value in record.content.items() if key not in left_out}
     content |= {
         "run_id": f"{record.content['victim_id']}-{name}",
         "config": {**kept, "defense": {"name": name, **(options or {})}},
-        "metrics": {
-            "before": record.before,
-            "after": run.plain_metrics(after),
-            "defense_effectiveness_rating": rating,
-        },
+        "metrics": {**metrics_between(before, counted), "before": record.before},
         "cost": {
             "run_seconds": run_seconds,
             "compile_seconds": compile_seconds,
@@ -214,6 +220,17 @@ def with_defense(
     beside = record.folder if record.line is None else record.folder.parent
     # where nothing is, as images and smoothness are the other defense's
     return Record(beside / name, content, apart=record.apart)
+
+
+def _counted(record: Record, after: Metrics) -> tuple[Metrics, Metrics]:
+    """Return a record's counts before its defense and those of another's result, which must be of the same images."""
+    before = Metrics(*(int(record.before[field]) for field in Metrics._fields))
+    counted = Metrics(*map(int, after))
+    for total in ("clean_total", "attack_total"):
+        expected, got = getattr(before, total), getattr(counted, total)
+        if got != expected:
+            raise InputError(f"after must count the run's test images: {total} is {expected}, got {got}.")
+    return before, counted
 
 
 def smoothness(
@@ -273,8 +290,12 @@ class Failures:
             raise InputError(f"{self._reasons[0]}{others}") from self._reasons[0]
 
 
+def _runs_of(record: Record) -> RunsFolder:
+    return RunsFolder(record.folder.resolve().parent)
+
+
 def _victim_folder(record: Record, plan: plans.Plan) -> Path:
-    return record.folder.resolve().parent / "victims" / plan.config.victim_id
+    return _runs_of(record).victim(plan.config.victim_id).path
 
 
 class _Measure:
@@ -285,18 +306,18 @@ class _Measure:
         self._victims: dict[Path, dict[str, Any]] = {}
 
     def __call__(self, record: Record, data_dir: str | None) -> Path:
-        file = record.folder / records.SMOOTHNESS
+        folder = RunFolder(record.folder)
         if self._done(record.smoothness()):
-            return file
+            return folder.smoothness_file
         plan, victim, defended = restore(record, data_dir)
         of = functools.partial(self._network, plan, plans.triggered_test(plan))
         where = _victim_folder(record, plan)
         if where not in self._victims:
             self._victims[where] = of(victim)
         before = self._victims[where]
-        after = of(defended) if any(stage.epochs for stage in stages(plan.defense)) else before
-        with records.locked(record.folder):
-            content = records.read_smoothness(record.folder) or {}
+        after = of(defended) if any(stage.epochs for stage in plan.defense_stages) else before
+        with folder.locked():
+            content = folder.smoothness() or {}
             earlier = content if content.get("settings") == self._settings.identity() else {}
             measured = {
                 "run": record.run_id,
@@ -304,8 +325,8 @@ class _Measure:
                 "before": {**earlier.get("before", {}), **before},
                 "after": {**earlier.get("after", {}), **after},
             }
-            records.write_json(file, {**content, **measured})
-        return file
+            folder.write_smoothness({**content, **measured})
+        return folder.smoothness_file
 
     def _done(self, content: Mapping[str, Any]) -> bool:
         has = all(variant in content.get(when, {}) for when in ("before", "after") for variant in self._variants)
@@ -313,6 +334,6 @@ class _Measure:
 
     def _network(self, plan: plans.Plan, triggered: Any, variables: Variables) -> dict[str, Any]:
         return {
-            variant: run.measure(plan, variables, triggered, self._settings, variant).plain()
+            variant: curve.measure(plan, variables, triggered, self._settings, variant).plain()
             for variant in self._variants
         }

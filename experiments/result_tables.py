@@ -27,8 +27,8 @@ from typing import Any
 
 from bdjax import report
 from bdjax.bench import table
+from bdjax.files import atomic
 from bdjax.report import published, tables
-from bdjax.runs import records
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -147,7 +147,7 @@ def load(name: str) -> dict[str, Any]:
 def write(name: str, text: str) -> None:
     """Write a table anew on its page."""
     page = PAGES[name]
-    records.write_text(page, replaced(page.read_text(encoding="utf-8"), name, text))
+    atomic.write_text(page, replaced(page.read_text(encoding="utf-8"), name, text))
 
 
 def replaced(page: str, name: str, text: str) -> str:

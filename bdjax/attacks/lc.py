@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key
 
 from bdjax import pytree
@@ -14,7 +13,7 @@ from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
 from bdjax.optim.pgd import pgd
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
+from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 _LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]], np.float32)  # 1 is white; the right blocks are its mirror
 
@@ -27,7 +26,7 @@ class CornersState(NamedTuple):
 
 
 @pytree.dataclass
-class Corners:
+class Corners(Trigger):
     """A black and white block in each corner: x' = x + a S, clipped, which for a = 1 replaces the pixels."""
 
     amplitude: HParam = 1.0
@@ -49,14 +48,14 @@ class Corners:
             signs[rows, :size, 0], signs[rows, width - size :, 0] = left, left[:, ::-1]
         return CornersState(jnp.asarray(signs), {})
 
-    def apply(self, key: Key[Array, ""], state: CornersState, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: CornersState, image: Image) -> Image:
         """Put the corners on one image."""
         del key
         return jnp.clip(image + self.amplitude * state.signs, 0, 1)
 
 
 @pytree.dataclass
-class PerturbedCorners:
+class PerturbedCorners(Trigger):
     """The corners on an image that the surrogate no longer takes for the target; without a model just the corners."""
 
     corners: Corners
@@ -66,13 +65,9 @@ class PerturbedCorners:
     target_label: int = pytree.static()
     model: Model | None = pytree.static()
 
-    @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
-    def batch_size(self) -> int | None:
-        return None
+    hooks = ("fit",)
+    epochs = 1
+    batch_size = None
 
     def init(self, key: Key[Array, ""], spec: Spec) -> CornersState:
         """Return the corners' signs and, until the surrogate is trained, a new network's variables."""
@@ -88,14 +83,14 @@ class PerturbedCorners:
             state = state._replace(surrogate=variables)
         return state, Info(jnp.float32(0), jnp.float32(0), jnp.int32(0))
 
-    def apply(self, key: Key[Array, ""], state: CornersState, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: CornersState, image: Image) -> Image:
         """Perturb one image of the target class by ascent on the surrogate's loss, and put the corners on it."""
         model = self.model
         if model is not None:
 
             def loss_fn(image: Array) -> Array:
                 logits, _ = model.apply(state.surrogate, image[None])
-                return optax.softmax_cross_entropy_with_integer_labels(logits[0], jnp.int32(self.target_label))
+                return model.spec.task.negative_log_likelihood(logits, jnp.array([self.target_label]))[0]
 
             image = pgd(key, loss_fn, image, self.epsilon, self.steps, self.step_size, random_start=False)
         return self.corners.apply(key, state, image)
@@ -134,12 +129,12 @@ def lc(
     Raises:
       InputError: a value out of range, or a label map other than all-to-one.
 
-    References:
-      Turner, Tsipras & Madry, Label-Consistent Backdoor Attacks, 2019, sections 3 and 4; SFT and NFT, "CLB".
-
-    Departure: the surrogate has the victim's architecture and training, adversarial in bdjax's way (two steps within
+    Departures: the surrogate has the victim's architecture and training, adversarial in bdjax's way (two steps within
     1/255 on normalized inputs), where the released arrays come from a stronger, external network without
     normalization. Images at 64 × 64 get cells of 2 × 2 pixels, as there.
+
+    References:
+      Turner, Tsipras & Madry, Label-Consistent Backdoor Attacks, 2019, sections 3 and 4; SFT and NFT, "CLB".
     """
     if not isinstance(label_map, AllToOne):
         raise InputError("label_map must be 'all_to_one' for a clean-label attack: lc ascends the one target's loss.")

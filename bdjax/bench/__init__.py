@@ -13,9 +13,8 @@ from pathlib import Path
 from bdjax.bench import loads, measure, scaling, startup, steps, sweeps
 from bdjax.bench.profile import Traces
 from bdjax.bench.session import SECTIONS, Session, Settings
-from bdjax.devices import numerics
-from bdjax.files import failures, places
-from bdjax.runs import records
+from bdjax.devices import environment, numerics
+from bdjax.files import atomic, failures, places
 
 SCHEMA_VERSION = 1
 _MEASURES: dict[str, Callable[[Session], object]] = {
@@ -55,7 +54,7 @@ def _run_sections(session: Session, out: Path) -> measure.Row:
     results |= measure.described(dataclasses.asdict(settings))
     peak = measure.Peak(settings.dtype or "float32").rates()
     results |= {"peak": peak, "load_average": {}, "section_seconds": {}, "skipped": session.skipped}
-    records.write_json(out, results)  # what cannot be written is noticed before the work
+    atomic.write_json(out, results)  # what cannot be written is noticed before the work
     for name in SECTIONS:
         if name not in settings.sections:
             continue
@@ -67,7 +66,7 @@ def _run_sections(session: Session, out: Path) -> measure.Row:
                 raise
             session.skip(name, "not enough memory")
         results["section_seconds"][name] = time.perf_counter() - started
-        results["memory"] = records.memory()
-        records.write_json(out, results)
+        results["memory"] = environment.memory()
+        atomic.write_json(out, results)
         session.tell(f"{name}: {results['section_seconds'][name]:.0f} s")
     return results

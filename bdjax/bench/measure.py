@@ -19,8 +19,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from bdjax.devices import compilation, numerics, sharding
-from bdjax.runs import records
+from bdjax.devices import compilation, environment, numerics, sharding
 from bdjax.train import group, loop
 from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.types import Info, Learner, LearnerState, Model, Spec, Split
@@ -246,7 +245,7 @@ def machine() -> Row:
     return {
         "cpus": os.cpu_count(),
         "architecture": platform.machine(),
-        "device": records.device(jax.device_count()),
+        "device": environment.device(jax.device_count()),
         "load_average": list(os.getloadavg()),
     }
 
@@ -254,4 +253,4 @@ def machine() -> Row:
 def described(settings: Mapping[str, object]) -> Row:
     """Return date, versions and settings as JSON takes them."""
     date = time.strftime("%Y-%m-%d")
-    return {"date": date, "versions": records.versions(), "settings": settings}
+    return {"date": date, "versions": environment.versions(), "settings": settings}

@@ -17,8 +17,8 @@ from bdjax.bench import measure
 from bdjax.bench.session import Session
 from bdjax.optim.fisher_trace import FisherTraceState
 from bdjax.train import loop
-from bdjax.train.gradients import PlainGradient
 from bdjax.train.supervised import supervised
+from bdjax.train.transformations import PlainSgd
 from bdjax.types import Model, Split, Tree
 
 PLAIN, FAST_SFT = "plain", "fast_sft"
@@ -59,7 +59,7 @@ def _row(session: Session, width: int, batch_size: int) -> measure.Row:
     row: measure.Row = {"width": width, "batch_size": batch_size, "seconds_per_step": seconds}
     if FAST_SFT in epochs:
         trace = max(calls[WITH_TRACE] - calls[WITHOUT_TRACE], 0.0)  # of the one step in the call where it is due
-        every = defenses.create(FAST_SFT).gradient.every  # type: ignore[union-attr]
+        every = defenses.create(FAST_SFT).transformation.every  # type: ignore[union-attr]
         seconds[FAST_SFT] = seconds[WITHOUT_TRACE] + trace / every
         row["trace_seconds"] = trace
     row["images_per_second"] = {name: batch_size / second for name, second in seconds.items()}
@@ -89,7 +89,7 @@ def _work(learners: _Learners, epochs: Mapping[str, measure.TimedEpoch], model: 
 
     Fast SFT is counted without its trace, whose loop over images XLA would count once.
     """
-    untraced = dataclasses.replace(learners[FAST_SFT], gradient=PlainGradient())
+    untraced = dataclasses.replace(learners[FAST_SFT], transformation=PlainSgd())
     counted = {**learners, FAST_SFT: untraced}
     flops: dict[str, float | None] = {}
     moved: dict[str, float | None] = {}
@@ -139,12 +139,10 @@ def _after(epoch: measure.TimedEpoch, step: int) -> Callable[[], loop.Summary]:
     def is_counter(node: object) -> bool:
         return isinstance(node, FisherTraceState)
 
+    def counted(node: Tree) -> Tree:
+        return node._replace(step=jnp.int32(step)) if is_counter(node) else node
+
     def call() -> loop.Summary:
-        counter = FisherTraceState(jnp.int32(step))
-
-        def counted(node: Tree) -> Tree:
-            return counter if is_counter(node) else node
-
         epoch.state = jax.tree.map(counted, epoch.state, is_leaf=is_counter)
         return epoch()
 

@@ -15,10 +15,10 @@ from bdjax import pytree, structure
 from bdjax.checks import below_one, integer, one_of, unit_interval
 from bdjax.curvature.chunks import accumulate, weighted_sum
 from bdjax.data.validation import ROUNDING, validation_split
-from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import PrunedFilters
 from bdjax.train import loop
-from bdjax.train.supervised import Supervised, supervised
+from bdjax.train.recipe import Recipe, with_recipe
+from bdjax.train.supervised import Supervised
 from bdjax.types import HParam, Info, Model, Split, TriggerSource, Variables
 
 STRENGTHS = {"accuracy_drop": (0.01, 0.02, 0.05, 0.1, 0.2)}  # what ``auto`` tries
@@ -202,18 +202,18 @@ def _without_largest(kept: Any, saliency: Any, params: Any) -> Any:
     return structure.nested(dict(zip(kept, jnp.split(remaining, ends[:-1]), strict=True)))
 
 
+@with_recipe(
+    Recipe(batch_size=128, learning_rate=0.001, weight_decay=5e-4, augment="none"),
+    without=("label_smoothing", "schedule", "augment"),
+)
 def grad_prune(
+    recipe: Recipe,
     trigger: TriggerSource | Literal["true"] = "true",
     accuracy_drop: float = 0.1,
     prune_patience: int = 10,
     tune_patience: int = 10,
     rounds: int | None = None,
     aside: float = 0.1,
-    epochs: int = 100,
-    batch_size: int = 128,
-    learning_rate: float = 0.001,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
 ) -> GradPrune:
     """Create Grad-Prune: prune by ξ = ‖∂L_u/∂W_i‖₁ / numel(W_i), then minimize L(clean) + L(triggered), true labels.
 
@@ -242,8 +242,6 @@ def grad_prune(
       epochs: most epochs of fine-tuning; the paper names no limit.
       batch_size: clean images a step, with as many triggered ones.
       learning_rate: SGD's constant rate, for the sum of both losses.
-      momentum: in [0, 1).
-      weight_decay: coupled, on every parameter.
 
     Raises:
       InputError: a value out of range.
@@ -260,11 +258,6 @@ def grad_prune(
     if rounds is not None:
         integer(rounds=rounds)
     below_one(aside=aside)
-    tuning = supervised(
-        epochs, batch_size, learning_rate, momentum, weight_decay, Schedule(), augment="none", drop_last=False
-    )
     # The mean over twice the images at rate 2η and decay λ/2 makes the step of the sum of two means at η and λ.
-    sgd = dataclasses.replace(tuning.sgd, learning_rate=2 * learning_rate, weight_decay=weight_decay / 2)
-    return GradPrune(
-        trigger, dataclasses.replace(tuning, sgd=sgd), accuracy_drop, prune_patience, tune_patience, rounds, aside
-    )
+    doubled = dataclasses.replace(recipe, learning_rate=2 * recipe.learning_rate, weight_decay=recipe.weight_decay / 2)
+    return GradPrune(trigger, Supervised.of(doubled), accuracy_drop, prune_patience, tune_patience, rounds, aside)

@@ -14,8 +14,8 @@ from typing import Any
 
 from bdjax.checks import InputError
 from bdjax.files import places
+from bdjax.files.atomic import write_text
 from bdjax.report.rows import BUNDLE, Record, identity
-from bdjax.runs.records import write_text
 
 
 def check(file: str | os.PathLike[str]) -> Path:

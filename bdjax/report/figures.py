@@ -16,6 +16,7 @@ import numpy as np
 
 from bdjax.checks import InputError, one_of
 from bdjax.files import failures
+from bdjax.files.atomic import damaged, read_arrays, write_text
 from bdjax.files.printable import printable
 from bdjax.report import sensitivity
 from bdjax.report.layout import (
@@ -38,14 +39,13 @@ from bdjax.report.layout import (
 )
 from bdjax.report.rows import LONGEST, RATES, Record, Row, best, common, summarize, victims
 from bdjax.report.tables import spread, write_csv
-from bdjax.runs.records import damaged, read_arrays, write_text
+from bdjax.runs.folder import SAMPLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-SAMPLES = "samples.npz"
 OVERVIEW_ATTACKS = 4  # more do not fit on one page
 
 _GAP, _LINE, _HEADER = 0.3, 0.155, 0.75  # inches

@@ -15,18 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from bdjax.checks import InputError
+from bdjax.files.atomic import parse_json
 from bdjax.files.printable import printable
 from bdjax.report import differing_data
 from bdjax.report.uncertainty import Interval, Statistic, interval, statistic
 from bdjax.runs import record_format, soundness
+from bdjax.runs.folder import CONFIG as CONFIG
+from bdjax.runs.folder import RECORD as RECORD
+from bdjax.runs.folder import SCHEMA_VERSION, SMOOTHNESS, RunFolder
 from bdjax.runs.record_format import COSTS as COSTS
 from bdjax.runs.record_format import RATES as RATES
 from bdjax.runs.record_format import SECTIONS as SECTIONS
-from bdjax.runs.records import SCHEMA_VERSION, SMOOTHNESS, parse_json, read_smoothness
 from bdjax.runs.soundness import LOW_ATTACK_SUCCESS as LOW_ATTACK_SUCCESS
 from bdjax.runs.soundness import Fault
 
-RECORD, CONFIG, BUNDLE = "record.json", "config.yaml", ".jsonl"
+BUNDLE = ".jsonl"
 SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the defended network, in its smoothness.json
 STEALTH = ("psnr", "ssim", "linf", "l2", "changed_share")  # of the trigger on test images
 CONTROLS = ("none", "ft")  # defenses that every other is compared with
@@ -124,7 +127,7 @@ class Record:
         """
         if self.line is not None:
             return self.content.get("smoothness", {})
-        return read_smoothness(self.folder, self.run_id) or {}
+        return RunFolder(self.folder).smoothness(self.run_id) or {}
 
     def stealth(self) -> Mapping[str, float]:
         """Return ``STEALTH``; NaN where there is no finite value or an older bdjax did not measure it.

@@ -11,18 +11,15 @@ from jaxtyping import Array, Key
 from bdjax import poison, pytree
 from bdjax.checks import InputError
 from bdjax.parametrizations import Identity
-from bdjax.train import batches
-from bdjax.train.gradients import PlainGradient
+from bdjax.train import batches, states
 from bdjax.train.supervised import Supervised
+from bdjax.train.transformations import PlainSgd
 from bdjax.types import (
     Attack,
-    FittedTrigger,
     Info,
-    LearnedTrigger,
     Learner,
     LearnerState,
     Model,
-    PacedTrigger,
     Split,
     Trigger,
     TriggerState,
@@ -42,41 +39,37 @@ class Stage(NamedTuple):
 
     name: str
     learner: Learner
+    starts_afresh: bool = False  # whether it is a victim that starts from a new network
 
     @property
     def sees_poisoned(self) -> bool:
         return self.name == "victim" and not isinstance(self.learner, Controlled)
 
-    @property
-    def starts_afresh(self) -> bool:
-        """Whether it is a victim that starts from a new network."""
-        training = self.learner.training if isinstance(self.learner, Controlled) else self.learner
-        return self.name == "victim" and getattr(training, "start", "scratch") == "scratch"
 
-
-def stages(attack: Attack, training: Supervised) -> list[Stage]:
+def stages(attack: Attack, training: Supervised, start: str = "scratch") -> list[Stage]:
     """Return what the attacker trains, in order; for most attacks just the victim.
 
     Args:
       attack: trigger, label map and rates.
       training: how the victim is trained, and the surrogate if there is one, but without what hides a backdoor.
+      start: what the victim starts from, one of `bdjax.train.adaptive.STARTS`.
 
     Raises:
       InputError: the victim is to start from a clean network, and the attack needs another one.
     """
     found = []
     robust = attack.surrogate == "robust"
-    if robust and training.start == "clean":
+    if robust and start == "clean":
         raise InputError("training.start must be 'scratch' for an attack that trains a robust network first.")
-    if attack.surrogate != "none" or training.start == "clean":
-        surrogate = dataclasses.replace(
-            training, gradient=PlainGradient(), parametrization=Identity(), start="scratch",
-            augment="adversarial" if robust else training.augment,
-        )  # fmt: skip
+    if attack.surrogate != "none" or start == "clean":
+        surrogate = dataclasses.replace(training, transformation=PlainSgd(), parametrization=Identity())
+        if robust:
+            surrogate = dataclasses.replace(surrogate, augment="adversarial")
         found.append(Stage("surrogate", surrogate))
-    if isinstance(attack.trigger, FittedTrigger):
+    if "fit" in attack.trigger.hooks:
         found.append(Stage("trigger", Fitting(attack.trigger)))
-    return [*found, Stage("victim", Controlled(attack, training) if attack.controls_training else training)]
+    victim = Controlled(attack, training) if attack.controls_training else training
+    return [*found, Stage("victim", victim, starts_afresh=start == "scratch")]
 
 
 def start(stage: Stage, fresh: Variables, last: Variables, trigger: TriggerState) -> Variables:
@@ -100,7 +93,7 @@ def parts(variables: Variables, trigger: TriggerState) -> tuple[Variables, Trigg
 
 def _paced(learner: Learner, trigger: Trigger, state: TriggerState, split: Split) -> TriggerState:
     """Tell a trigger that asks how many of the learner's steps are an epoch."""
-    if not isinstance(trigger, PacedTrigger):
+    if "pace" not in trigger.hooks:
         return state
     return trigger.pace(state, batches.of_learner(learner, split.label.shape[0]).steps)
 
@@ -116,7 +109,7 @@ class FittingState(NamedTuple):
 class Fitting:
     """The learner that fits a trigger before anything is poisoned."""
 
-    trigger: FittedTrigger
+    trigger: Trigger
 
     @property
     def epochs(self) -> int:
@@ -148,6 +141,15 @@ class Fitting:
         del model
         return {**state.network, TRIGGER: state.trigger}
 
+    def kept(self, state: FittingState) -> FittingState:
+        """Return the state without the network."""
+        return state._replace(network={})
+
+    def restored(self, kept: FittingState, model: Model, variables: Variables) -> FittingState:
+        """Return the state with the network of the start."""
+        del model
+        return kept._replace(network=parts(variables, None)[0])
+
 
 class ControlledState(NamedTuple):
     """The victim's training and the trigger's state."""
@@ -160,7 +162,7 @@ class ControlledState(NamedTuple):
 class Controlled:
     """The learner of an attacker who controls the training: every batch is poisoned anew, and the trigger may learn.
 
-    Before each of the victim's steps a `bdjax.types.LearnedTrigger` is updated with the clean batch. The batch is
+    Before each of the victim's steps a trigger with the hook ``learn`` sees the clean batch. The batch is
     poisoned before it is augmented, as a data-poisoning attack's images are; published code augments first for some
     attacks (Input-aware, LIRA).
     """
@@ -193,9 +195,9 @@ class Controlled:
         key, poison_key, trigger_key = jax.random.split(key, 3)
         batch = batch._replace(input=model.spec.modality.load(batch.input))
         trigger, further = state.trigger, 0
-        if isinstance(self.attack.trigger, LearnedTrigger):
+        if "learn" in self.attack.trigger.hooks:
             variables = self.training.finalize(model, state.network)
-            trigger, learned = self.attack.trigger.update(trigger_key, model, variables, trigger, batch)
+            trigger, learned = self.attack.trigger.learn(trigger_key, model, variables, trigger, batch)
             further = learned.gradient_evaluations
         poisoned = poison.poison_batch(poison_key, self.attack, trigger, batch)
         network, info = self.training.update(key, model, state.network, poisoned)
@@ -205,3 +207,12 @@ class Controlled:
     def finalize(self, model: Model, state: ControlledState) -> Variables:
         """Return the victim's variables, with the trigger's state."""
         return {**self.training.finalize(model, state.network), TRIGGER: state.trigger}
+
+    def kept(self, state: ControlledState) -> ControlledState:
+        """Return the state with what is saved of the network's training."""
+        return state._replace(network=states.kept(self.training, state.network))
+
+    def restored(self, kept: ControlledState, model: Model, variables: Variables) -> ControlledState:
+        """Return the state with the network's training made whole."""
+        network = parts(variables, None)[0]
+        return kept._replace(network=states.restored(self.training, kept.network, model, network))

@@ -24,11 +24,11 @@ from accelerator.torch_ways import CHANNELS_LAST, LAYOUTS, NCHW, Way
 from bdjax import defenses, evaluate
 from bdjax.bench import loads, measure, profile, startup, sweeps
 from bdjax.bench import session as bench_session
+from bdjax.defenses.ft_sam import SharpnessAware
+from bdjax.devices import environment
 from bdjax.parametrizations import NeuronMasks
-from bdjax.runs import records
 from bdjax.train import feeding, group
 from bdjax.train.feeding import Feeding
-from bdjax.train.gradients import Perturbed
 from bdjax.train.supervised import supervised
 from bdjax.types import Learner, Model, Split
 
@@ -50,7 +50,7 @@ STEPS: dict[str, Callable[[int], Learner]] = {
     "anp_like": lambda size: supervised(
         batch_size=size,
         weight_decay=0.0,
-        gradient=Perturbed(RHO, adaptive=False),
+        transformation=SharpnessAware(RHO, adaptive=False),
         parametrization=NeuronMasks(0.0, 0.0),
     ),
     "sft": lambda size: _defense("sft", size),
@@ -292,7 +292,7 @@ def _bdjax_row(
         "host_share": timing.host_seconds / timing.seconds,
         "compile_seconds": epoch.compile_seconds,
         "program_bytes": epoch.held_bytes,
-        "device_peak_bytes": records.memory()["device_peak_bytes"],  # of all that the process has done so far
+        "device_peak_bytes": environment.memory()["device_peak_bytes"],  # of all that the process has done so far
     }
     for rate, what, amount in (("matmul", "flops", epoch.flops), ("copy", "bytes", epoch.bytes)):
         if rate not in rates:

@@ -18,7 +18,7 @@ from quick import quick_jit
 
 from bdjax import bench, cli, defenses
 from bdjax.bench import loads, measure, scaling, session, startup, steps, sweeps, table
-from bdjax.train import group, loop
+from bdjax.train import grouped, loop
 
 SMALLEST = ("--model", "small_cnn", "--width", "2", "--batch", "4", "--image-size", "8", "--steps", "2")
 SMALLEST += ("--rounds", "2", "--points", "1", "2", "--devices", "1", "--minutes", "60")
@@ -58,8 +58,8 @@ def compile_quickly(patch):
     """Let epochs be compiled with little effort; nothing here is about how fast they are."""
     epoch = quick_jit(loop.epoch, static_argnames=("model", "mesh", "feeding"), donate_argnames=("state",))
     patch.setattr(loop, "train_epoch", epoch)
-    patch.setattr(group, "_epochs", quick_jit(group._epochs_of_all, static_argnums=(3, 4, 5, 6), donate_argnums=2))
-    patch.setattr(group, "_init", quick_jit(group._init_all, static_argnums=(1, 2, 3)))
+    patch.setattr(grouped, "epochs", quick_jit(grouped.epochs_of_all, static_argnums=(3, 4, 5, 6), donate_argnums=2))
+    patch.setattr(grouped, "init", quick_jit(grouped.init_all, static_argnums=(1, 2, 3)))
 
 
 class SmallPeak(measure.Peak):
@@ -106,7 +106,7 @@ def test_ratios_of_steps_are_those_of_their_times(answer):
     for name, second in seconds.items():
         assert row["images_per_second"][name] == pytest.approx(row["batch_size"] / second)
         assert row["ratio_to_plain"][name] == pytest.approx(second / seconds["plain"])
-    every = defenses.create("fast_sft").gradient.every
+    every = defenses.create("fast_sft").transformation.every
     assert seconds["fast_sft"] == pytest.approx(seconds["fast_sft_without_trace"] + row["trace_seconds"] / every)
     for rate, work in (("matmul", "flops"), ("copy", "bytes")):
         shares = row[f"share_of_{rate}"]
@@ -418,12 +418,12 @@ def test_what_the_fresh_process_compiles(monkeypatch, capsys):
             self.learner = learner
 
         def compile(self):
-            seen.append(type(self.learner.gradient).__name__)
+            seen.append(type(self.learner.transformation).__name__)
 
     monkeypatch.setattr(startup.jax.config, "update", lambda name, value: None)  # this process keeps its settings
     monkeypatch.setattr(loop, "train_epoch", SimpleNamespace(lower=Lowered))
     startup.compile_here(json.dumps(dataclasses.asdict(asked().settings)))
-    assert seen == ["PlainGradient", "Perturbed"]
+    assert seen == ["PlainSgd", "SharpnessAware"]
     assert [float(line) for line in capsys.readouterr().out.splitlines()] == [0, 0]
 
 

@@ -1,4 +1,4 @@
-"""The part of the holdout that is kept aside."""
+"""The part of the holdout that is for validation."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import numpy as np
 import optax
 import pytest
 from quick import quick_jit
+from settings import bare
 
 from bdjax import defenses, structure
 from bdjax.data import mixing
 from bdjax.optim import Schedule
-from bdjax.train.gradients import Context
 from bdjax.types import Split
 
 KEY = jax.random.key(0)
@@ -155,11 +155,11 @@ def test_weights_are_frozen_and_the_masks_are_baked_into_the_scales(taken, learn
     np.testing.assert_array_equal(logits, model.apply({**exported, "params": by_hand}, image)[0])
 
 
-def test_masks_of_one_leave_the_network_and_have_no_penalty(learner, model, begun, start, batch):
+def test_masks_of_one_leave_the_network_and_have_no_penalty(learner, model, begun, start):
     assert_same(learner.finalize(model, begun), start)
     zeros = jax.tree.map(jnp.zeros_like, begun.tuned)
-    context = Context(KEY, batch, lambda at: at, lambda tuned, example: jnp.zeros(()), lambda step: step)
-    assert_same(learner.gradient.update(zeros, begun.rule, begun.tuned, context)[0], zeros)
+    chain = learner.transformation(bare())
+    assert_same(chain.update(zeros, chain.init(begun.tuned), begun.tuned)[0], zeros)
 
 
 def test_mixing_with_weight_one_is_the_cross_entropy(monkeypatch, learner, model, begun, batch):
@@ -185,23 +185,27 @@ def test_mixing_with_weight_one_is_the_cross_entropy(monkeypatch, learner, model
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_penalty_is_a_thousandth_over_the_images_per_class(model, start, batch):
+def penalty(learner, rows=10):
+    """Return what is added to the gradient of a mask that is above one."""
+    chain, mask = learner.transformation(bare(rows)), jnp.array([2.0])
+    return chain.update(jnp.zeros(1), chain.init(mask), mask)[0][0]
+
+
+def test_the_penalty_is_a_thousandth_over_the_images_per_class(begun):
     """Of those that count; and what is given is taken as it is."""
-    by_default = defenses.create("nft").init(KEY, model, start, batch)
-    assert float(by_default.rule) == pytest.approx(1e-3 * 3 / 10)
-    given = defenses.create("nft", eta_c=0.0).init(KEY, model, start, batch)
-    assert float(given.rule) == 0
-    all_rows = batch._replace(valid=jnp.ones(12, bool))
-    assert float(defenses.create("nft").init(KEY, model, start, all_rows).rule) == pytest.approx(1e-3 / 4)
+    assert begun.rows == 10
+    for rows in (10, 12):
+        assert float(penalty(defenses.create("nft"), rows)) == pytest.approx(1e-3 * 3 / rows)
+    assert penalty(defenses.create("nft", eta_c=0.0)) == 0
 
 
-def test_a_traced_weight_is_swept_without_compiling_anew(model, start, batch):
+def test_a_traced_weight_is_swept_without_compiling_anew():
     traces = []
 
     @quick_jit
     def weight(learner):
         traces.append(learner)
-        return learner.init(KEY, model, start, batch).rule
+        return penalty(learner)
 
     assert [float(weight(defenses.create("nft", eta_c=eta))) for eta in (0.5, 0.25)] == [0.5, 0.25]
     assert len(traces) == 1

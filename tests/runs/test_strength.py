@@ -184,7 +184,7 @@ def test_a_stage_of_a_chain_may_have_it():
     resolved = config.resolve({"defense": values})
     assert resolved.strength is not None
     assert resolved.strength.path == "defense.second.rho"
-    assert config.build_defense(resolved, 8.0).stages[-1].gradient.rho == 8.0
+    assert config.build_defense(resolved, 8.0).stages[-1].transformation.rho == 8.0
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,9 @@ def test_the_network_that_a_run_ends_with_is_the_one_that_was_measured(tmp_path:
     record = run.run(resolved, run.Execution(tmp_path))
     plan, _, defended = saved.restore(report.load([tmp_path])[0])
     assert (record["data"]["holdout_count"], record["selection"]["aside_count"]) == (30, 10)
-    assert plan.aside is not None
+    assert plan.validation is not None
     chosen = next(trial for trial in record["selection"]["trials"] if trial["value"] == record["selection"]["chosen"])
-    assert accuracy(plan.model, defended, plan.aside) == pytest.approx(chosen["accuracy"])
+    assert accuracy(plan.model, defended, plan.validation) == pytest.approx(chosen["accuracy"])
 
 
 def test_a_run_records_what_was_tried_and_a_second_one_tries_nothing(tmp_path: Path, capsys, monkeypatch):

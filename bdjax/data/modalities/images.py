@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
 from bdjax.checks import one_of
@@ -14,7 +15,7 @@ from bdjax.data.augment import as_float
 from bdjax.data.mixing import Mixed
 from bdjax.data.randaugment import augmix, randaugment
 from bdjax.tasks.single_label import SingleLabel
-from bdjax.types import HParam, Spec
+from bdjax.types import HParam, Spec, Trigger
 
 ROUNDINGS = ("nearest", "truncate")
 
@@ -38,6 +39,10 @@ class Images:
     def unit(self) -> str:
         """What messages call an input."""
         return "image"
+
+    def lift(self, trigger: Trigger) -> Trigger:
+        """Return a trigger of one image, which it is."""
+        return trigger
 
     def load(self, stored: Num[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:
         """Return stored images as they are worked on; float images pass unchanged."""
@@ -64,7 +69,7 @@ class Images:
         offset = 0.5 if rounding == "nearest" else 1e-3
         return jnp.floor(image * 255 + offset).astype(jnp.uint8)
 
-    def picture(self, stored: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]:
+    def picture(self, stored: Num[Array | np.ndarray, "n h w c"]) -> Num[Array | np.ndarray, "n h w c"]:
         """Return the images."""
         return stored
 

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bdjax.checks import InputError
-from bdjax.files import failures, places
+from bdjax.files import atomic, failures, places
 from bdjax.report.page import analyses, charts, opening, protocol, summary, triggers
 from bdjax.report.page.content import Content, gather
 from bdjax.report.page.markup import add, tag, to_html
 from bdjax.report.rows import Record
-from bdjax.runs import records as files
 
 
 def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, bytes] | None = None) -> Path:
@@ -39,7 +38,7 @@ def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, byt
     file = check(file)
     text = html(records, file.parent, figures)
     with failures.blaming_the_path(f"the page cannot be written to {file}"):
-        files.write_text(file, text)
+        atomic.write_text(file, text)
     return file
 
 
