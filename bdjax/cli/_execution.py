@@ -29,36 +29,37 @@ def execution_options(
     devices: str = "split each batch over this many devices (default: 1; of several hosts: all)",
 ) -> None:
     """Add the options of `bdjax.runs.run.Execution`; runs go to ``out`` unless ``flag`` says otherwise."""
-    parser.add_argument(flag, default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
-    parser.add_argument("--devices", type=int, help=devices)
-    parser.add_argument(
+    option = parser.add_argument
+    option(flag, default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
+    option("--devices", type=int, help=devices)
+    option(
         "--checkpoint-seconds", type=float, default=1.0, help="least seconds between checkpoints; 0: after every epoch"
     )
-    parser.add_argument(
+    option(
         "--changed-data",
         default="refuse",
         metavar="WHAT",
         help="where a run was begun with other data than are there now: refuse (default), or rerun it, the old one "
         "set aside in a folder that is named after its data",
     )
-    parser.add_argument(
+    option(
         "--deterministic",
         action="store_true",
         help="the same bits from every process on GPUs too, where untuned kernels are slower",
     )
-    parser.add_argument(
+    option(
         "--prepare",
         default="auto",
         metavar="WHEN",
         help="crop and flip the images of a step or of an epoch at once; no bit changes (default: by device and size)",
     )
-    parser.add_argument(
+    option(
         "--unroll",
         default="1",
         metavar="N|auto",
         help="write out N steps of the compiled loop, which changes results by rounding; auto: as timed (default: 1)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    option("--quiet", action="store_true", help="no progress")
 
 
 def check(options: argparse.Namespace) -> Path:
