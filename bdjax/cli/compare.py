@@ -14,8 +14,8 @@ def add(commands: Commands) -> None:
         "compare",
         usage="bdjax compare RUNS [RUNS ...] --defenses FIRST SECOND [--metric METRIC ...] [--format FORMAT]",
         help="two defenses on the same victims and seeds",
-        description="Compare two defenses over the runs that differ in nothing else, and test their differences by "
-        "flipping signs.",
+        description="Compare two defenses over the runs that differ in nothing else, and test "
+        "their differences by flipping signs.",
         allow_abbrev=False,
     )
     option = parser.add_argument
@@ -31,8 +31,8 @@ def add(commands: Commands) -> None:
         "--metric",
         nargs="+",
         metavar="METRIC",
-        help="clean_accuracy, attack_success_rate, robust_accuracy, defense_effectiveness_rating (default: all but the "
-        "third)",
+        help="clean_accuracy, attack_success_rate, robust_accuracy, defense_effectiveness_rating "
+        "(default: all but the third)",
     )
     option("--format", default="console", help="console, markdown, csv or latex")
     parser.set_defaults(call=call)
