@@ -357,7 +357,14 @@ class TriggerSource(Protocol):
     A pytree whose leaves are its floats and arrays. Images keep their type: uint8 in [0, 255], or float in [0, 1].
     """
 
-    def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]: ...
+    def __call__(self, key: Key[Array, ""], input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]: ...
+
+
+class SplitAndTrigger(NamedTuple):
+    """What a defender sees who is assumed to have the trigger: his clean split, or a batch of it, and the trigger."""
+
+    split: Split
+    trigger: TriggerSource
 
 
 @pytree.dataclass
@@ -507,7 +514,5 @@ class PartlySavedLearner(Learner, Protocol):
 
     def restored(self, kept: LearnerState, model: Model, variables: Variables) -> LearnerState: ...
 
-
-Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout
 
 Images: TypeAlias = Num[Array | np.ndarray, "n h w c"]  # on the device or still on the host
