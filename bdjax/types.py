@@ -365,6 +365,13 @@ class TriggerSource(Protocol):
     def __call__(self, key: Key[Array, ""], input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]: ...
 
 
+class SplitAndTrigger(NamedTuple):
+    """What a defender sees who is assumed to have the trigger: his clean split, or a batch of it, and the trigger."""
+
+    split: Split
+    trigger: TriggerSource
+
+
 @pytree.dataclass
 class Attack:
     """Trigger × label map × rate: most published attacks are such a triple.
@@ -512,7 +519,5 @@ class PartlySavedLearner(Learner, Protocol):
 
     def restored(self, kept: LearnerState, model: Model, variables: Variables) -> LearnerState: ...
 
-
-Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout
 
 Images: TypeAlias = Num[Array | np.ndarray, "n h w c"]  # on the device or still on the host
