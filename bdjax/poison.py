@@ -153,7 +153,7 @@ def candidates(
     valid: Bool[Array, " n"],
 ) -> Bool[Array, " n"]:
     """Return which rows of a training split the attack may poison."""
-    changed = _differs(attack.label_map(label), label)
+    changed = differ(attack.label_map(label), label)
     if attack.clean_label:
         return valid & ~changed
     return valid & changed if attack.candidates == "changed" else valid
@@ -302,7 +302,7 @@ def poison_test(
     """
     split = jax.tree.map(jnp.asarray, split)
     wanted = attack.label_map(split.label).astype(split.label.dtype)
-    valid = split.valid & _differs(wanted, split.label)
+    valid = split.valid & differ(wanted, split.label)
     made = trigger_source(attack, state, rounding=rounding, at_test=True)
     input = made.on(_row_keys(key, split.input), jnp.cumsum(valid) - 1, split.input)
     return PoisonedSplit(Split(input, wanted, valid), split.label, split.valid)
@@ -337,6 +337,6 @@ def _where(
     return jnp.where(row.reshape(-1, *(1,) * (one.ndim - 1)), one, otherwise)
 
 
-def _differs(label: Shaped[Array, "n ..."], other: Shaped[Array, "n ..."]) -> Bool[Array, " n"]:
+def differ(label: Shaped[Array, "n ..."], other: Shaped[Array, "n ..."]) -> Bool[Array, " n"]:
     """Return which rows differ anywhere, be a label a class, a set of classes or a sequence."""
     return (label != other).reshape(label.shape[0], -1).any(-1)

@@ -224,7 +224,7 @@ def with_defense(
 
 def _counted(record: Record, after: Metrics) -> tuple[Metrics, Metrics]:
     """Return a record's counts before its defense and those of another's result, which must be of the same images."""
-    before = Metrics(*(record.before[field] for field in Metrics._fields))
+    before = Metrics(*(int(record.before[field]) for field in Metrics._fields))
     counted = Metrics(*map(int, after))
     for total in ("clean_total", "attack_total"):
         expected, got = getattr(before, total), getattr(counted, total)

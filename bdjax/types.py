@@ -101,6 +101,10 @@ class Task(Protocol):
         """Return which answers are what the attacker wants, whose label was ``original``."""
         ...
 
+    def shown(self, answer: np.ndarray) -> np.ndarray:
+        """Return what is said of each answer or label: the number of a class, or a text."""
+        ...
+
     def stratum(self, label: Array) -> Int[Array, " n"]:
         """Return the group of each row of which a balanced set has equally many."""
         ...
@@ -171,11 +175,11 @@ class Metrics(NamedTuple):
     The rates are properties; their denominators are ``clean_total`` and ``attack_total``.
     """
 
-    clean_correct: Int[Array, "..."]
-    clean_total: Int[Array, "..."]
-    attack_hits: Int[Array, "..."]
-    robust_correct: Int[Array, "..."]
-    attack_total: Int[Array, "..."]
+    clean_correct: Int[Array, "..."] | int
+    clean_total: Int[Array, "..."] | int
+    attack_hits: Int[Array, "..."] | int
+    robust_correct: Int[Array, "..."] | int
+    attack_total: Int[Array, "..."] | int
 
     @property
     def clean_accuracy(self) -> Any:

@@ -33,7 +33,7 @@ import pytest
 from bdjax import cli, saved
 
 GOLDEN = Path(__file__).with_name("golden_runs.json")
-TOLERANCE = 40  # of 450 test images, elsewhere
+TOLERANCE = 25  # of 450 test images, elsewhere; with the instructions and options of another machine it was 17 at most
 COUNTS = ("clean_correct", "clean_total", "attack_hits", "robust_correct", "attack_total")
 RATES = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 
@@ -44,7 +44,7 @@ GROUPS = {
         f"run {VICTIM} --defense.epochs 8 --defense {defense}"
         for defense in (
             "ft_sam --defense.rho 4",
-            "ft_sam --defense.rho auto --selection.budget 0.1",
+            "ft_sam --defense.rho auto --selection.budget 0.04",
             "l2_ft",
             "sft",
             "fast_sft",

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,13 @@ def load(
     from bdjax.data.sources import _image_folder  # Pillow is imported only where there are images to read
 
     return _image_folder.image_folder(root, image_size)
+
+
+def defaults(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return what suits a data set, as sections of a config: ``DEFAULTS`` in its file; nothing for folders."""
+    if name not in names():
+        return {}
+    return getattr(importlib.import_module(f"{_SOURCES}.{name}"), "DEFAULTS", {})
 
 
 def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, str | None]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Key
 from bdjax import checks
 from bdjax.checks import InputError
 from bdjax.data.streams import Selection
-from bdjax.types import Split
+from bdjax.types import Split, Task
 
 Rows = Int[np.ndarray, " k"]
 _OF_ANY_CLASS = "balanced=False (--holdout.balanced false)"
@@ -110,6 +110,11 @@ def balanced(key: Key[Array, ""], split: Split, most: int) -> Rows:
     there = counts[counts > 0]
     per_class = min(most // len(there), there.min()) if len(there) else 0
     return _first_of_each_class(rows, label, np.full(len(counts), per_class))
+
+
+def by_stratum(split: Split, task: Task) -> Split:
+    """Return the split with the group of each row, of which a balanced set has equally many, in place of its label."""
+    return split._replace(label=np.asarray(task.stratum(split.label)))
 
 
 def take(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:

@@ -1,6 +1,6 @@
 """What a run is asked to do, as one frozen value.
 
-Precedence: the factory's default < preset < what suits the data set (`DATA_DEFAULTS`) < file < command line.
+Precedence: the factory's default < preset < what suits the data set (`bdjax.data.defaults`) < file < command line.
 """
 
 from __future__ import annotations
@@ -48,14 +48,6 @@ from bdjax.types import Attack, Defense, Model, Spec
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
 _WHERE_ASKED = ("selection", "matmul_precision")  # fields that are left out where they are None
 PAPERS_HOLDOUT = {"share": 0.05}
-# The papers' schedules are for CIFAR-10 and larger; 1,347 small digits want steps of another size.
-DATA_DEFAULTS = {
-    "digits": {
-        "training": {"epochs": 20, "batch_size": 64, "learning_rate": 0.05},
-        "holdout": {"per_class": 20},
-        "defense": {"epochs": 100, "batch_size": 100, "learning_rate": 0.05},
-    }
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +296,7 @@ def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Lay the values over the default names and over the defaults for the data set."""
     wanted = merge(DEFAULTS, values)
     data_name = str(as_mapping("data", wanted["data"]).get("name"))
-    defaults = {"holdout": PAPERS_HOLDOUT, **DATA_DEFAULTS.get(data_name, {})}
+    defaults = {"holdout": PAPERS_HOLDOUT, **data.defaults(data_name)}
     defaults["defense"] = _defaults_for("defense", wanted["defense"], defaults.get("defense", {}))
     holdout = as_mapping("holdout", values.get("holdout"))
     if holdout.get("share") is not None or holdout.get("per_class") is not None:
@@ -315,7 +307,7 @@ def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 def _defense_with_defaults(data_name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Lay a defense's values alone over the same defaults."""
     wanted = merge({"defense": DEFAULTS["defense"]}, {"defense": values})
-    options = DATA_DEFAULTS.get(data_name, {}).get("defense", {})
+    options = data.defaults(data_name).get("defense", {})
     taken = _defaults_for("defense", wanted["defense"], options)
     return merge({"defense": taken}, wanted)["defense"]
 

@@ -133,8 +133,8 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
         available = dataset.train.label.shape[0]
         if wanted.train_count > available:
             raise InputError(f"data.train_count must be at most {available}; got {wanted.train_count}.")
-        key, classes = jax.random.key(0), spec.num_classes
-        rows = splits.subset(key, dataset.train, wanted.train_count, num_classes=classes)
+        key, strata = jax.random.key(0), splits.by_stratum(dataset.train, spec.task)
+        rows = splits.subset(key, strata, wanted.train_count, num_classes=spec.task.strata)
         dataset = dataset._replace(train=splits.take(dataset.train, rows))
     return dataset._replace(spec=spec), data.fingerprint(dataset)
 

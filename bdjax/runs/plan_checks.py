@@ -42,10 +42,10 @@ def _tell_once(text: str) -> None:
     _log.warning("%s", text)
 
 
-def check_division(stage: Defense, rows: int, num_classes: int) -> None:
+def check_division(stage: Defense, rows: int, strata: int) -> None:
     """Refuse a holdout that is too small for what a stage keeps aside of it."""
     if (share := getattr(stage, "aside", None)) is not None:
-        aside.count(rows, share, num_classes)
+        aside.count(rows, share, strata)
 
 
 def check_parametrization(config: Config, model: Model) -> None:
@@ -95,7 +95,7 @@ def _least_rate(whole: int) -> float:
 def check_label_map(attack: Attack, test: Split) -> None:
     """Refuse a label map that leaves no test image whose label the attacker wants changed."""
     label = jnp.asarray(test.label)
-    if not (jnp.asarray(test.valid) & (attack.label_map(label) != label)).any():
+    if not (jnp.asarray(test.valid) & poison.differ(attack.label_map(label), label)).any():
         raise InputError(
             f"attack must want another label for some test image, to be counted; it leaves those of all {len(label)}."
         )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from bdjax import attacks, defenses, poison
-from bdjax.checks import named, one_of
+from bdjax.checks import InputError, named, one_of
 from bdjax.data import aside, splits
 from bdjax.defenses.chain import Chain, stages
 from bdjax.devices import compilation, footprint, placement
@@ -28,6 +28,7 @@ from bdjax.types import (
     Model,
     PoisonedSplit,
     Split,
+    Task,
     TriggerState,
 )
 
@@ -92,7 +93,7 @@ class Plan(AttackPlan):
 
     def _divided(self) -> tuple[Split, Split | None]:
         whole = splits.take(self.dataset.train, self.holdout_rows)
-        return _divide(self.config, whole, self.inputs.spec.num_classes)
+        return _divide(self.config, whole, self.inputs.spec.task)
 
 
 def prepare(config: Config, devices: int = 1, data_on: str = "auto", beside: Plan | None = None) -> Plan:
@@ -123,7 +124,7 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto", beside: Pla
         batches.check(stage, holdout, "the holdout")
         plan_checks.check_steps(path, stage, holdout)
         plan_checks.check_devices(path, stage, devices)
-        plan_checks.check_division(stage, holdout.label.shape[0], dataset.spec.num_classes)
+        plan_checks.check_division(stage, holdout.label.shape[0], dataset.spec.task.strata)
     if beside is None:
         check_trigger(plan)
     return plan
@@ -292,15 +293,18 @@ def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, stat
 
 
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
-    wanted = config.holdout
+    wanted, task = config.holdout, dataset.spec.task
+    if wanted.per_class is not None and task.labels != "class":
+        what = f"null for {dataset.spec.name}, whose labels are no single classes; give share"
+        raise InputError(f"holdout.per_class must be {what}; got {wanted.per_class}.")
     with named("holdout", ("share", "per_class")):
         return splits.holdout(
             key_for(config, "holdout"),
-            dataset.train,
+            splits.by_stratum(dataset.train, task),
             share=wanted.share,
             per_class=wanted.per_class,
             balanced=wanted.balanced,
-            num_classes=dataset.spec.num_classes,
+            num_classes=task.strata,
             class_names=dataset.spec.class_names,
         )
 
@@ -310,9 +314,9 @@ def holdout_size(config: Config) -> int:
     return int(_holdout_rows(config, inputs.load(config).dataset).size)
 
 
-def _divide(config: Config, holdout: Split, num_classes: int) -> tuple[Split, Split | None]:
+def _divide(config: Config, holdout: Split, task: Task) -> tuple[Split, Split | None]:
     """Return what the defense is given, and the part of it by which its strength is to be chosen."""
     if config.selection is None:
         return holdout, None
-    share = config.selection.aside
-    return jax.tree.map(np.asarray, aside.keep_aside(holdout, holdout.label, share, num_classes))
+    share, stratum = config.selection.aside, task.stratum(holdout.label)
+    return jax.tree.map(np.asarray, aside.keep_aside(holdout, stratum, share, task.strata))

@@ -109,10 +109,16 @@ def _data(plan: Plan, poisoned_count: int) -> dict[str, Any]:
         "target_class": plans.target_class(plan),
         "train_count": int(plan.attackers.label.shape[0]),
         "test_count": int(test.valid.sum()),
-        soundness.MAJORITY: int(np.bincount(test.label[test.valid]).max()),
+        **_majority(test),
         "poisoned_count": poisoned_count,
         "holdout_count": int(plan.holdout.label.shape[0]),
     }
+
+
+def _majority(test: Split) -> dict[str, int]:
+    """Return how many test inputs have the most frequent class, which is what a constant answer is right on."""
+    label = np.asarray(test.label)[np.asarray(test.valid)]
+    return {soundness.MAJORITY: int(np.bincount(label).max())} if label.ndim == 1 else {}
 
 
 def _cost(result: loop.Result, last: Learner, split: Split) -> dict[str, Any]:

@@ -14,16 +14,18 @@ SAMPLES = 10  # that a run keeps
 def samples(plan: Plan, triggered: PoisonedSplit, before: Guesses, after: Guesses) -> dict[str, np.ndarray]:
     """Return test images that the attack aims at, by what is known of them."""
     valid = np.asarray(triggered.visible.valid)
-    rows = sample_rows(np.asarray(triggered.original_label), valid, SAMPLES)
+    task, picture = plan.inputs.spec.task, plan.inputs.spec.modality.picture
+    strata = np.asarray(task.stratum(triggered.original_label))
+    rows = sample_rows(strata, valid, SAMPLES)
     test = plan.dataset.test
     return {
-        "clean": np.asarray(test.input)[rows],
-        "triggered": np.asarray(triggered.visible.input[rows]),
-        "label": np.asarray(test.label)[rows],
-        "clean_before": before.clean[rows],
-        "clean_after": after.clean[rows],
-        "triggered_before": before.triggered[rows],
-        "triggered_after": after.triggered[rows],
+        "clean": np.asarray(picture(test.input[rows])),
+        "triggered": np.asarray(picture(triggered.visible.input[rows])),
+        "label": task.shown(np.asarray(test.label)[rows]),
+        "clean_before": task.shown(before.clean[rows]),
+        "clean_after": task.shown(after.clean[rows]),
+        "triggered_before": task.shown(before.triggered[rows]),
+        "triggered_after": task.shown(after.triggered[rows]),
     }
 
 

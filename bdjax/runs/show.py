@@ -43,10 +43,13 @@ def show(config: Config, execution: Execution, images: int = IMAGES) -> Shown:
 def _show(plan: AttackPlan, images: int) -> Shown:
     config = plan.config
     test = plan.dataset.test
-    rows = sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
+    spec = plan.inputs.spec
+    strata = np.asarray(spec.task.stratum(test.label))
+    rows = sample_rows(strata, np.asarray(test.valid), images)
     clean = np.asarray(test.input)[rows]
     stamp = poison.trigger_source(plan.attack, plan.trigger_state, rounding=config.poison.rounding, at_test=True)
     triggered = np.asarray(plans.stamped(stamp, plans.key_for(config, "test"), jnp.asarray(clean)))
+    clean, triggered = (np.asarray(spec.modality.picture(some)) for some in (clean, triggered))
     seen = stealth.measure(clean, triggered, np.ones(len(rows), bool))
     return Shown(config.attack.name, clean, triggered, seen, plans.target_class(plan))
 

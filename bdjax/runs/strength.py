@@ -94,7 +94,7 @@ def _sweep(
     def accuracy(variables: Variables) -> Array:
         batch_size = min(evaluate.BATCH, validation.label.shape[0])
         answers = evaluate.predictions(model, variables, validation.input, batch_size)
-        return (answers == validation.label).mean()
+        return model.spec.task.correct(answers, validation.label).mean()
 
     return accuracy(variables), *jax.lax.map(one, stacked)
 

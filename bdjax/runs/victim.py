@@ -33,7 +33,7 @@ class Planted(NamedTuple):
 
 
 class Guesses(NamedTuple):
-    """The classes that a network names for the clean and the triggered test images."""
+    """What a network answers to the clean and the triggered test inputs (`bdjax.types.Task.answer`)."""
 
     clean: np.ndarray
     triggered: np.ndarray
@@ -128,7 +128,7 @@ def tested(plan: Plan, planted: Planted) -> Victim:
 
 
 def score(plan: Plan, variables: Variables, triggered: PoisonedSplit) -> tuple[Metrics, Guesses]:
-    """Return the counts of a network on the test images, and the classes that it names."""
+    """Return the counts of a network on the test images, and what it answers to them."""
     test = plan.dataset.test
     on_clean = evaluate.predict(plan.model, variables, test.input)
     on_triggered = evaluate.predict(plan.model, variables, triggered.visible.input)
@@ -140,14 +140,17 @@ def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:
     """Return how visible the trigger is on test images, and the one in training, if it is another, on some of those."""
     test, attack = plan.dataset.test, plan.attack
     visible = triggered.visible
-    found = {"test": stealth.measure(test.input, visible.input, visible.valid).plain()}
+    picture = plan.inputs.spec.modality.picture
+    clean, triggered_ones = picture(np.asarray(test.input)), picture(visible.input)
+    found = {"test": stealth.measure(clean, triggered_ones, visible.valid).plain()}
     if attack.test_trigger is not None:
         wanted = poison.candidates(attack, jnp.asarray(test.label), jnp.asarray(test.valid))
         rows = np.flatnonzero(wanted)[:_COMPARED]
         image = jnp.asarray(test.input)[rows]
         stamp = poison.trigger_source(attack, plan.trigger_state, rounding=plan.config.poison.rounding)
         changed = plans.stamped(stamp, plans.key_for(plan.config, "test"), image)
-        found["train"] = stealth.measure(image, changed, np.ones(len(rows), bool)).plain()
+        everyone = np.ones(len(rows), bool)
+        found["train"] = stealth.measure(picture(image), picture(changed), everyone).plain()
     return found
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -36,12 +37,12 @@ class MultiLabel:
 
     num_classes: int
     class_names: tuple[str, ...] = ()
+    labels: ClassVar[str] = "set"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("mean_average_precision", "mAP", "mean average precision", UTILITY),
         RATE,
         EFFECTIVENESS,
     )
-    labels: ClassVar[str] = "set"
 
     @property
     def strata(self) -> int:
@@ -75,6 +76,14 @@ class MultiLabel:
     ) -> Bool[Array, " n"]:
         """Return which answers have every label that the attacker changes as he wants it."""
         return (((answer > 0) == wanted) | (wanted == original)).all(-1)
+
+    def shown(self, answer: np.ndarray) -> np.ndarray:
+        """Return the names of the classes that are there, with a plus between them."""
+        names = self.class_names or tuple(str(number) for number in range(self.num_classes))
+        texts = []
+        for row in np.asarray(answer) > 0:
+            texts.append(" + ".join(np.asarray(names)[row]) or "none")
+        return np.asarray(texts, str)
 
     def stratum(self, label: Bool[Array, "n k"]) -> Int[Array, " n"]:
         """Return one group for all rows: sets of classes are not balanced."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Bool, Float, Int
 
@@ -57,6 +58,10 @@ class SingleLabel:
         """Return which answers are what the attacker wants."""
         del original
         return answer == wanted
+
+    def shown(self, answer: np.ndarray) -> np.ndarray:
+        """Return the numbers of the classes."""
+        return answer
 
     def stratum(self, label: Int[Array, " n"]) -> Int[Array, " n"]:
         """Return the group of each row of which a balanced set has equally many: its class."""

@@ -33,8 +33,8 @@ pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
 EPOCHS = 3
 SIZES = ("--model.width", "4", "--training.epochs", str(EPOCHS), "--defense.epochs", str(EPOCHS))
 TRAIN, TEST, CLASSES, OF_TARGET = 1347, 450, 10, 45
-HOLDOUT = CLASSES * configs.DATA_DEFAULTS["digits"]["holdout"]["per_class"]
-STEPS = -(-HOLDOUT // configs.DATA_DEFAULTS["digits"]["defense"]["batch_size"])  # of an epoch on the holdout
+HOLDOUT = CLASSES * data.defaults("digits")["holdout"]["per_class"]
+STEPS = -(-HOLDOUT // data.defaults("digits")["defense"]["batch_size"])  # of an epoch on the holdout
 
 
 class Ran(NamedTuple):

@@ -12,6 +12,7 @@ from bdjax.data.sources import _dataset, digits
 from bdjax.tasks.single_label import SingleLabel
 from bdjax.types import Dataset, Spec, Split
 
+DEFAULTS = digits.DEFAULTS
 FRAMES, SIDE, DIGIT = 6, 14, 8
 
 

@@ -11,6 +11,12 @@ from bdjax.data.sources import _dataset, digits
 from bdjax.tasks.multi_label import MultiLabel
 from bdjax.types import Dataset, Spec, Split
 
+DEFAULTS = {
+    "attack": {"label_map": "add_label"},
+    "training": {"epochs": 40, "batch_size": 64, "learning_rate": 0.05},
+    "holdout": {"share": 0.1},
+    "defense": {"epochs": 100, "batch_size": 100, "learning_rate": 0.05},
+}
 TRAIN, TEST = 2000, 500
 CELLS = 4  # of a scene, two by two
 
