@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
+from bdjax import pytree
 from bdjax.checks import one_of
 from bdjax.data.mixing import Mixed, mixup
 from bdjax.data.modalities.images import Images
-from bdjax.types import HParam, Trigger
+from bdjax.types import HParam, Spec, Trigger, TriggerState
 
 AUGMENTATIONS = ("standard", "none", "mixup")
 
@@ -73,3 +74,21 @@ class Clips:
         if augmentation == "mixup":
             return mixup(self.frames.own_key(key), clip, alpha)
         return Mixed(clip, jnp.arange(clip.shape[0]), jnp.float32(1))
+
+
+@pytree.dataclass
+class OnFrames(Trigger):
+    """A trigger of one image on each frame of a clip."""
+
+    frame: Trigger
+
+    works_on = "clip"
+
+    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState:
+        """Return the state for images as the frames are."""
+        frames: Images = spec.modality.frames  # type: ignore[attr-defined]
+        return self.frame.init(key, Spec(spec.name, spec.shape[1:], frames, spec.task))
+
+    def apply(self, key: Key[Array, ""], state: TriggerState, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
+        """Put the trigger on all frames alike."""
+        return jax.vmap(self.frame.apply, (None, None, 0))(key, state, clip)
