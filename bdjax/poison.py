@@ -57,7 +57,7 @@ class Stamp:
         return jax.lax.map(on_one, (key, position, input), batch_size=_BATCH)
 
 
-def stamp(attack: Attack, state: TriggerState, *, rounding: str = "nearest", at_test: bool = False) -> Stamp:
+def trigger_source(attack: Attack, state: TriggerState, *, rounding: str = "nearest", at_test: bool = False) -> Stamp:
     """Return what puts the attack's trigger on inputs.
 
     Args:
@@ -100,7 +100,7 @@ def poison_train(
     """
     split = jax.tree.map(jnp.asarray, split)
     decision = decide(key, attack, split.label, split.valid)
-    input = stamp_chosen(decision, stamp(attack, state, rounding=rounding), split.input)
+    input = stamp_chosen(decision, trigger_source(attack, state, rounding=rounding), split.input)
     return PoisonedSplit(Split(input, decision.label, split.valid), split.label, decision.is_poisoned)
 
 
@@ -183,7 +183,7 @@ def poison_stream(
     Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.Images`), and the input of the
     visible split is a `bdjax.data.streams.Stream`. No triggered input is stored.
     """
-    made = stamp(attack, state, rounding=rounding)
+    made = trigger_source(attack, state, rounding=rounding)
     label, valid = jnp.asarray(split.label), jnp.asarray(split.valid)
     decision = jax.jit(decide)(key, attack, label, valid)
     input: Any = Stream(split.input, StampChosen(decision, made))
@@ -255,7 +255,7 @@ def poison_test(
     split = jax.tree.map(jnp.asarray, split)
     wanted = attack.label_map(split.label).astype(split.label.dtype)
     valid = split.valid & differ(wanted, split.label)
-    made = stamp(attack, state, rounding=rounding, at_test=True)
+    made = trigger_source(attack, state, rounding=rounding, at_test=True)
     input = made.on(_row_keys(key, split.input), jnp.cumsum(valid) - 1, split.input)
     return PoisonedSplit(Split(input, wanted, valid), split.label, split.valid)
 

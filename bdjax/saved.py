@@ -149,7 +149,8 @@ def subject(
         on_variables(0, lambda: victim)
         key = plans.key_for(plan.config, "defense")
         with computing(record):
-            defenses.purify(key, plan.defense, plan.model, victim, plan.holdout, options=options)
+            given = plans.given(plan, plan.defense.sees)._asdict()
+            defenses.purify(key, plan.defense, plan.model, victim, **given, options=options)
 
     def once(analysis: Hashable, find: Callable[[], Any]) -> Any:
         if analysis not in kept:

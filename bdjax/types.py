@@ -21,6 +21,7 @@ TriggerState: TypeAlias = Any
 ClassLabel: TypeAlias = int | str  # a class, by its number or by its name
 LearnerState: TypeAlias = Any
 Params: TypeAlias = Any
+Image: TypeAlias = Float[Array, "h w c"]  # one, worked on
 
 
 @runtime_checkable
@@ -42,7 +43,7 @@ class Modality(Protocol):
         self, input: Num[Array, "..."], stored: Num[Array, "..."], /, rounding: str = "nearest"
     ) -> Num[Array, "..."]: ...
 
-    def picture(self, stored: Num[Array, "n ..."], /) -> Num[Array, "n h w c"]:
+    def picture(self, stored: Num[Array | np.ndarray, "n ..."], /) -> Num[Array | np.ndarray, "n h w c"]:
         """Return an image of each input, to be looked at and compared with others."""
         ...
 
@@ -358,10 +359,17 @@ HOOKS = ("apply_part", "fit", "learn", "pace", "cover")
 class TriggerSource(Protocol):
     """Puts the trigger on a batch, for a defender who is assumed to have it: the true one, or one that he synthesized.
 
-    A pytree whose leaves are its floats and arrays. Images keep their type: uint8 in [0, 255], or float in [0, 1].
+    A pytree whose leaves are its floats and arrays. Inputs keep their type.
     """
 
     def __call__(self, key: Key[Array, ""], input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]: ...
+
+
+class SplitAndTrigger(NamedTuple):
+    """What a defender sees who is assumed to have the trigger: his clean split, or a batch of it, and the trigger."""
+
+    split: Split
+    trigger: TriggerSource
 
 
 @pytree.dataclass
@@ -511,7 +519,5 @@ class PartlySavedLearner(Learner, Protocol):
 
     def restored(self, kept: LearnerState, model: Model, variables: Variables) -> LearnerState: ...
 
-
-Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout
 
 Images: TypeAlias = Num[Array | np.ndarray, "n h w c"]  # on the device or still on the host

@@ -98,7 +98,7 @@ def carry_out(config: Config, level: Level, execution: run.Execution) -> Row:
     plan = at_hand.plan(config)
     victim = at_hand.victim(plan)
     plan = plans.with_trigger(plan, victim.trigger_state)
-    learner, model = _changed(plan.defense, level), MODELS[level.statistics](plan.model)
+    learner, model = _changed(plan.defense.learner, level), MODELS[level.statistics](plan.model)
     holdout = _with_triggers(plan) if level.knows else plan.holdout
     row: Row = {"before": _rates(victim.metrics)}
     started = time.perf_counter()
@@ -125,7 +125,7 @@ def _changed(learner: Any, level: Level) -> Any:
 
 def _with_triggers(plan: plans.Plan) -> Split:
     """Return the holdout, and after it the same with the trigger and its true labels."""
-    stamp = poison.stamp(plan.attack, plan.trigger_state, rounding=plan.config.poison.rounding, at_test=True)
+    stamp = poison.trigger_source(plan.attack, plan.trigger_state, rounding=plan.config.poison.rounding, at_test=True)
     image = plans.stamped(stamp, plans.key_for(plan.config, "analysis"), plan.holdout.input)
     triggered = plan.holdout._replace(input=np.asarray(image))
     return jax.tree.map(lambda *both: np.concatenate(both), plan.holdout, triggered)

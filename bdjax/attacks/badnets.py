@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks import _pictures
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, one_of, unit_interval
-from bdjax.types import Attack, HParam, LabelMap, Spec, Trigger
+from bdjax.types import Attack, HParam, Image, LabelMap, Spec, Trigger
 
 CORNERS = ("bottom_right", "bottom_left", "top_right", "top_left")
 PATTERNS = ("white", "checkerboard", "sft")
@@ -28,15 +28,15 @@ _SFT = ((0, 0, 1), (0, 1, 0), (1, 0, 1))
 class Placed(NamedTuple):
     """The patch at the image's size: as a whole image it is mixed in one pass, which a cut-out corner is not."""
 
-    patch: Float[Array, "h w c"]
+    patch: Image
     inside: Bool[Array, "h w c"]
 
 
 class Cutout(NamedTuple):
     """A patch with transparent parts, which leave the image as it is: at the image's size, as `Placed`."""
 
-    patch: Float[Array, "h w c"]
-    opacity: Float[Array, "h w c"]  # 0 outside
+    patch: Image
+    opacity: Image  # 0 outside
 
 
 @pytree.dataclass
@@ -75,7 +75,7 @@ class Patch(Trigger):
             return Placed(patch, jnp.pad(jnp.ones(pixels.shape, bool), room))
         return Cutout(patch, jnp.pad(jnp.repeat(jnp.asarray(opacity), channels, -1), room))
 
-    def apply(self, key: Key[Array, ""], state: Placed | Cutout, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: Placed | Cutout, image: Image) -> Image:
         """Put the patch on one image."""
         del key
         if isinstance(state, Cutout):
@@ -124,14 +124,14 @@ def badnets(
     Raises:
       InputError: a value out of range; a picture that cannot be read (when the trigger is initialized).
 
-    References:
-      Gu, Dolan-Gavitt & Garg, BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain, 2017.
-
-    Departure: below 32 pixels the patch stays 3 × 3, so on 8 × 8 digits it covers a seventh of the image.
+    Departures: below 32 pixels the patch stays 3 × 3, so on 8 × 8 digits it covers a seventh of the image.
     BackdoorBench resizes a 32 × 32 trigger image, which makes a 7 × 7 ramp at 64 × 64; here the patch is drawn at its
     size. SFT's papers say the lower left corner and no opacity; their code, the preset ``reference_code``, takes the
     lower right one, α = 0.6, and poisons a share of the images that are not of the target class. The preset ``sft``
     has the papers' corner and candidates and the code's α.
+
+    References:
+      Gu, Dolan-Gavitt & Garg, BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain, 2017.
     """
     unit_interval(poison_rate=poison_rate, opacity=opacity)
     if size is not None:

@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks import _pictures
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import one_of, unit_interval
-from bdjax.types import Attack, HParam, LabelMap, Spec, Trigger
+from bdjax.types import Attack, HParam, Image, LabelMap, Spec, Trigger
 
 CANDIDATES = ("all", "changed")
 PRESETS = {"ft_sam": {"alpha": 0.1}, "reference_code": {"candidates": "changed"}}
@@ -22,7 +22,7 @@ FILES = {"trigger_image": ()}  # options that name a file, and the words that do
 class Cutout(NamedTuple):
     """A picture with transparent parts, which leave the image as it is."""
 
-    picture: Float[Array, "h w c"]
+    picture: Image
     opacity: Float[Array, "h w 1"]
 
 
@@ -33,7 +33,7 @@ class Blend(Trigger):
     alpha: HParam
     trigger_image: str | None = pytree.static(default=None)
 
-    def init(self, key: Key[Array, ""], spec: Spec) -> Float[Array, "h w c"] | Cutout:
+    def init(self, key: Key[Array, ""], spec: Spec) -> Image | Cutout:
         """Return T in [0, 1]: uniform random pixels drawn from the key, or the image file at the images' size."""
         if self.trigger_image is None:
             return jax.random.uniform(key, spec.shape)
@@ -41,9 +41,7 @@ class Blend(Trigger):
         picture = jnp.asarray(pixels)
         return picture if opacity is None else Cutout(picture, jnp.asarray(opacity))
 
-    def apply(
-        self, key: Key[Array, ""], state: Float[Array, "h w c"] | Cutout, image: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: Image | Cutout, image: Image) -> Image:
         """Put the trigger on one image."""
         del key
         if isinstance(state, Cutout):
@@ -78,11 +76,11 @@ def blended(
     Raises:
       InputError: a value out of range; an unreadable picture (when the trigger is initialized).
 
+    Departures: SFT's and NFT's code poisons a share of the images that are not of the target class (preset
+    ``reference_code``), the paper says of all.
+
     References:
       Chen, Liu, Li, Lu & Song, Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning, 2017, 4.3.
-
-    Departure: SFT's and NFT's code poisons a share of the images that are not of the target class (preset
-    ``reference_code``), the paper says of all.
     """
     unit_interval(poison_rate=poison_rate, alpha=alpha)
     one_of(CANDIDATES, candidates=candidates)

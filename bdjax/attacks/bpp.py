@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import integer, unit_interval
-from bdjax.types import Attack, LabelMap, Split, Trigger
+from bdjax.types import Attack, Image, LabelMap, Split, Trigger
 
 PRESETS = {"reference_code": {"poison_rate": 0.2, "cover_rate": 0.2}}
 
@@ -23,7 +23,7 @@ class Quantization(Trigger):
 
     hooks = ("cover",)
 
-    def apply(self, key: Key[Array, ""], state: tuple[()], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: tuple[()], image: Image) -> Image:
         """Quantize one image."""
         del key, state
         return floyd_steinberg(image, self.levels) if self.dither else quantize(image, self.levels)
@@ -41,7 +41,7 @@ def quantize(value: Float[Array, "..."], levels: int) -> Float[Array, "..."]:
     return jnp.round(value * (levels - 1)) / (levels - 1)
 
 
-def floyd_steinberg(image: Float[Array, "h w c"], levels: int) -> Float[Array, "h w c"]:
+def floyd_steinberg(image: Image, levels: int) -> Image:
     """Quantize in raster order and push each pixel's error e = old − new on to pixels that follow.
 
     The pixel to the right gets 7/16 of e, those below left, below and below right 3/16, 5/16 and 1/16. So pixel (i, j)
@@ -93,14 +93,14 @@ def bpp(
     Raises:
       InputError: a value out of range.
 
-    References:
-      Wang, Zhai & Ma, BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image
-      Quantization and Contrastive Adversarial Learning, CVPR 2022, section 3.
-
-    Departure: r and c are BackdoorBench's 0.1; the authors' code takes 0.2 each (preset ``reference_code``), and its
+    Departures: r and c are BackdoorBench's 0.1; the authors' code takes 0.2 each (preset ``reference_code``), and its
     README q = 32. Neither has the paper's adversarial examples, and nor is there any here: the residual of another
     image is all that a negative carries. x° is drawn from the same batch, one shift for all rows; published code
     draws it from all images. Augmentation is the data set's own, drawn for each image and after quantization.
+
+    References:
+      Wang, Zhai & Ma, BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image
+      Quantization and Contrastive Adversarial Learning, CVPR 2022, section 3.
     """
     unit_interval(poison_rate=poison_rate, cover_rate=cover_rate)
     integer(2, levels=levels)

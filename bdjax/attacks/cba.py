@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne, OneToOne, class_number
 from bdjax.checks import InputError, integer, unit_interval
 from bdjax.data.augment import as_float
-from bdjax.types import Attack, ClassLabel, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import Attack, ClassLabel, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 _SIDE = 32  # the images' side for which ``jitter`` is given
 
@@ -63,7 +63,7 @@ class HalfMixer(Trigger):
         found = Bank(jnp.where(belongs.any(), image, state.image))
         return found, Info(jnp.float32(0), jnp.float32(0), jnp.int32(0))
 
-    def apply(self, key: Key[Array, ""], state: Bank, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: Bank, image: Image) -> Image:
         """Mix one image with a random one of the bank."""
         row_key, mix_key = jax.random.split(key)
         row = jax.random.randint(row_key, (), 0, self.bank)
@@ -77,9 +77,7 @@ class HalfMixer(Trigger):
         keys = jax.random.split(mix_key, batch.input.shape[0])
         return jax.vmap(self.mix)(keys, batch.input, batch.input[partner])
 
-    def mix(
-        self, key: Key[Array, ""], one: Float[Array, "h w c"], other: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]:
+    def mix(self, key: Key[Array, ""], one: Image, other: Image) -> Image:
         """Return an image of which either half, left, right, upper or lower, shows part of each image."""
         swap_key, split_key, cut_key = jax.random.split(key, 3)
         swapped = jax.random.bernoulli(swap_key)
@@ -129,11 +127,6 @@ def cba(
     would get the cover samples wrong. Every batch is mixed anew. Only images of class A are poisoned and counted, and
     so ``poison_rate`` is at most A's share of the training split.
 
-    Departures. The original trains with a contrastive loss on the logits of A, B and C as well, and with Adam; here
-    training is the victim's own, with its loss. Classes are SFT's target with the next two labels; the original's are
-    (0, 1) → 2. The shares are those of batches (original: 1/11 poisoned, 5/11 mixed, of a set that grows by a tenth).
-    At test time, too, B's halves come from the training split.
-
     Args:
       label_map: ``all_to_one``, whose target label is C; it becomes A → C.
       poison_rate: share of the whole training split, in [0, 1].
@@ -145,6 +138,11 @@ def cba(
 
     Raises:
       InputError: a value out of range, classes that are not three different ones, or ``all_to_all``.
+
+    Departures: the original trains with a contrastive loss on the logits of A, B and C as well, and with Adam; here
+    training is the victim's own, with its loss. Classes are SFT's target with the next two labels; the original's are
+    (0, 1) → 2. The shares are those of batches (original: 1/11 poisoned, 5/11 mixed, of a set that grows by a tenth).
+    At test time, too, B's halves come from the training split.
 
     References:
       Lin et al., Composite Backdoor Attack for Deep Neural Network by Mixing Existing Benign Features, CCS 2020; SFT's

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from bdjax import attacks, pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, one_of, unit_interval
-from bdjax.types import (
-    Attack,
-    Info,
-    LabelMap,
-    Model,
-    Spec,
-    Split,
-    Trigger,
-    TriggerState,
-    Variables,
-)
+from bdjax.types import Attack, Image, Info, LabelMap, Model, Spec, Split, Trigger, TriggerState, Variables
 
 
 @pytree.dataclass
@@ -37,7 +27,7 @@ class Mixture(Trigger):
             states.append(part.init(jax.random.fold_in(key, number), spec))
         return tuple(states)
 
-    def apply(self, key: Key[Array, ""], state: TriggerState, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: TriggerState, image: Image) -> Image:
         """Put a random one of the triggers on one image."""
         part_key, key = jax.random.split(key)
         return self.apply_part(key, state, jax.random.randint(part_key, (), 0, len(self.parts)), image)
@@ -47,8 +37,8 @@ class Mixture(Trigger):
         key: Key[Array, ""],
         state: TriggerState,
         position: Int[Array, ""],
-        image: Float[Array, "h w c"],
-    ) -> Float[Array, "h w c"]:
+        image: Image,
+    ) -> Image:
         """Put the trigger of the image at this position on it."""
         number = position % len(self.parts)
         triggered = [part.apply(key, own, image) for part, own in zip(self.parts, state, strict=True)]

@@ -13,7 +13,7 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import integer, unit_interval
 from bdjax.data.similarity import ssim
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 PRESETS = {"reference_code": {"poison_rate": 0.05, "cover_rate": 0.05}}  # the PyTorch release
 SUNRISE = (0.83, 0.52, 0.36), (0.17, 0.20, 0.16)  # mean and standard deviation of red, green and blue
@@ -50,7 +50,7 @@ class Style(Trigger):
         kernel = jnp.eye(4 * channels, channels)
         return Injector(kernel, _ADAM.init(kernel), jnp.int32(0))
 
-    def apply(self, key: Key[Array, ""], state: Injector, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: Injector, image: Image) -> Image:
         """Give one image the style."""
         del key, state
         return (1 - self.alpha) * image + self.alpha * sunrise(image)
@@ -103,7 +103,7 @@ class Style(Trigger):
         return Injector(*trained, state.step), loss[-1]
 
 
-def sunrise(image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+def sunrise(image: Image) -> Image:
     """Return S(x): each channel moved and stretched to the mean and the standard deviation of a sunrise's colors.
 
     Images that have no three channels get those of its luminance. Clipped to [0, 1].
@@ -113,7 +113,7 @@ def sunrise(image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
     return jnp.clip(mean + spread * (image - own) / jnp.sqrt(image.var((0, 1)) + 1e-6), 0, 1)
 
 
-def inject(kernel: Float[Array, "d c"], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+def inject(kernel: Float[Array, "d c"], image: Image) -> Image:
     """Return D(x): at each pixel a linear map of its value and of the largest, smallest and mean value around it."""
     side = round((_WINDOW[0] * min(image.shape[:2]) / _WINDOW[1] - 1) / 2) * 2 + 1  # the nearest odd number
 
@@ -151,11 +151,6 @@ def fba(
     with Adam (10⁻², 0.5, 0.9), and cover samples (1 − α) x + α D(x) with true labels are in every batch. Features are
     the classifier's input; compromised are the 1 % that the trigger raises most.
 
-    Departures. The paper's generator is a CycleGAN, the PyTorch release has a pre-trained style network; here S is a
-    formula and needs no weights. D goes on from where it was, on one batch every ``detox_every`` steps; the release
-    trains it on 3 % of the images for ten epochs after every epoch, though no gradient of its error reaches D. There
-    poisoned images never are of the target class.
-
     Args:
       label_map: the attacker's labels τ.
       poison_rate: share of each batch, in [0, 1] (released code: 0.05).
@@ -166,6 +161,11 @@ def fba(
 
     Raises:
       InputError: a value out of range.
+
+    Departures: the paper's generator is a CycleGAN, the PyTorch release has a pre-trained style network; here S is a
+    formula and needs no weights. D goes on from where it was, on one batch every ``detox_every`` steps; the release
+    trains it on 3 % of the images for ten epochs after every epoch, though no gradient of its error reaches D. There
+    poisoned images never are of the target class.
 
     References:
       Cheng et al., Deep Feature Space Trojan Attack of Neural Networks by Controlled Detoxification, AAAI 2021.

@@ -13,7 +13,7 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import UShape
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, integer, non_negative, positive, unit_interval
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 PRESETS = {"reference_code": {"double_tanh": True, "accumulate_gradient": True}}
 _BETAS = (0.5, 0.9)
@@ -69,7 +69,7 @@ class InputAware(Trigger):
         """Keep the length of an epoch."""
         return state._replace(steps_per_epoch=jnp.int32(steps_per_epoch))
 
-    def apply(self, key: Key[Array, ""], state: InputAwareState, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: InputAwareState, image: Image) -> Image:
         """Put its own trigger on one image."""
         del key
         return _laid(image[None], *self._trigger(state, image[None]))[0]

@@ -13,7 +13,7 @@ from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
 from bdjax.optim.pgd import pgd
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 _LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]], np.float32)  # 1 is white; the right blocks are its mirror
 
@@ -48,7 +48,7 @@ class Corners(Trigger):
             signs[rows, :size, 0], signs[rows, width - size :, 0] = left, left[:, ::-1]
         return CornersState(jnp.asarray(signs), {})
 
-    def apply(self, key: Key[Array, ""], state: CornersState, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: CornersState, image: Image) -> Image:
         """Put the corners on one image."""
         del key
         return jnp.clip(image + self.amplitude * state.signs, 0, 1)
@@ -83,7 +83,7 @@ class PerturbedCorners(Trigger):
             state = state._replace(surrogate=variables)
         return state, Info(jnp.float32(0), jnp.float32(0), jnp.int32(0))
 
-    def apply(self, key: Key[Array, ""], state: CornersState, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: CornersState, image: Image) -> Image:
         """Perturb one image of the target class by ascent on the surrogate's loss, and put the corners on it."""
         model = self.model
         if model is not None:
@@ -129,12 +129,12 @@ def lc(
     Raises:
       InputError: a value out of range, or a label map other than all-to-one.
 
-    References:
-      Turner, Tsipras & Madry, Label-Consistent Backdoor Attacks, 2019, sections 3 and 4; SFT and NFT, "CLB".
-
-    Departure: the surrogate has the victim's architecture and training, adversarial in bdjax's way (two steps within
+    Departures: the surrogate has the victim's architecture and training, adversarial in bdjax's way (two steps within
     1/255 on normalized inputs), where the released arrays come from a stronger, external network without
     normalization. Images at 64 × 64 get cells of 2 × 2 pixels, as there.
+
+    References:
+      Turner, Tsipras & Madry, Label-Consistent Backdoor Attacks, 2019, sections 3 and 4; SFT and NFT, "CLB".
     """
     if not isinstance(label_map, AllToOne):
         raise InputError("label_map must be 'all_to_one' for a clean-label attack: lc ascends the one target's loss.")

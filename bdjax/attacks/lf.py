@@ -14,7 +14,7 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AddLabel, AllToOne
 from bdjax.checks import InputError, integer, non_negative, positive, unit_interval
 from bdjax.data.augment import as_float
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 _TAPS, _SIGMA, _SIDE = 30, 6.0, 32  # pixels of the filter and of the images that it was chosen for
 _LAST = 5  # rates that are compared
@@ -24,7 +24,7 @@ _SETTLED = 0.01
 class LowFrequencyState(NamedTuple):
     """The pattern, and how far the search for it is."""
 
-    pattern: Float[Array, "h w c"]
+    pattern: Image
     seed: UInt32[Array, " s"]  # of the images that the search looks at
     rates: Float[Array, " 5"]  # fooling rates of the last passes, the newest last; −1 before the first
     found: Bool[Array, ""]
@@ -52,9 +52,7 @@ class LowFrequency(Trigger):
         unknown = jnp.full(_LAST, jnp.float32(-1))
         return LowFrequencyState(stretched(smooth(noise), self.amplitude), seed, unknown, jnp.array(False))
 
-    def apply(
-        self, key: Key[Array, ""], state: LowFrequencyState, image: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: LowFrequencyState, image: Image) -> Image:
         """Put the pattern on one image."""
         del key
         return image + state.pattern
@@ -100,8 +98,8 @@ class LowFrequency(Trigger):
 
 
 def deepfool(
-    logits: Any, image: Float[Array, "h w c"], target: int, iterations: int, overshoot: HParam
-) -> tuple[Float[Array, "h w c"], Int[Array, ""]]:
+    logits: Any, image: Image, target: int, iterations: int, overshoot: HParam
+) -> tuple[Image, Int[Array, ""]]:
     """Return (1 + o) r that makes an image the target, and the number of steps, each to the linearized boundary.
 
     r ← r + |f_t − f_a| ∇(f_t − f_a) / ‖∇(f_t − f_a)‖² at x + (1 + o) r, with a the class at the start, until the class
@@ -136,7 +134,7 @@ def deepfool(
     return (1 + overshoot) * r, used
 
 
-def smooth(image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+def smooth(image: Image) -> Image:
     """Filter with a Gaussian of 30 taps and σ = 6 pixels at 32 × 32, and in proportion at other sizes; zeros around."""
     height, width, _ = image.shape
     return jnp.einsum("ih,jw,hwc->ijc", _blur(height), _blur(width), image, precision="highest")
@@ -151,13 +149,13 @@ def _blur(side: int) -> Float[np.ndarray, "n n"]:
     return np.where(inside, (weight / weight.sum())[tap.clip(0, taps - 1)], 0).astype(np.float32)
 
 
-def stretched(pattern: Float[Array, "h w c"], amplitude: HParam) -> Float[Array, "h w c"]:
+def stretched(pattern: Image, amplitude: HParam) -> Image:
     """Bring a pattern to [0, a] by its least and greatest value; one of equal values is returned as it is."""
     low, high = pattern.min(), pattern.max()
     return jnp.where(high > low, amplitude * (pattern - low) / jnp.where(high > low, high - low, 1), pattern)
 
 
-def _logits(model: Model, variables: Variables, image: Float[Array, "h w c"]) -> Float[Array, " k"]:
+def _logits(model: Model, variables: Variables, image: Image) -> Float[Array, " k"]:
     return model.apply(variables, image[None])[0][0]
 
 
@@ -195,15 +193,15 @@ def lf(
     Raises:
       InputError: a value out of range.
 
-    References:
-      Zeng et al., Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective, ICCV 2021, section 4;
-      Moosavi-Dezfooli et al., DeepFool, CVPR 2016.
-
-    Departure: BackdoorBench measures the share on a single test image, and without normalization in part; here it is
+    Departures: BackdoorBench measures the share on a single test image, and without normalization in part; here it is
     measured on the images of the search, as the authors do. They also let the target be found (the class that most
     images get), keep the best P, and re-filter P at images that already are the target; here the target is given, P is
     the last, and such images change nothing. The filter has 30 taps and σ = 6 pixels at 32 × 32; at other sizes both
     are scaled with the image.
+
+    References:
+      Zeng et al., Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective, ICCV 2021, section 4;
+      Moosavi-Dezfooli et al., DeepFool, CVPR 2016.
     """
     unit_interval(poison_rate=poison_rate, amplitude=amplitude, fooling_rate=fooling_rate)
     integer(1, images=images, passes=passes, iterations=iterations)

@@ -13,7 +13,7 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import Autoencoder
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, InputError, integer, positive, unit_interval
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 
 class NoiseState(NamedTuple):
@@ -55,7 +55,7 @@ class Noise(Trigger):
         """Keep the length of an epoch."""
         return state._replace(steps_per_epoch=jnp.int32(steps_per_epoch))
 
-    def apply(self, key: Key[Array, ""], state: NoiseState, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: NoiseState, image: Image) -> Image:
         """Add A's noise to one image."""
         del key
         x = _generators.normalized(image[None], state.statistics)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from bdjax import pytree
 from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, non_negative, unit_interval
-from bdjax.types import Attack, HParam, LabelMap, Spec, Trigger
+from bdjax.types import Attack, HParam, Image, LabelMap, Spec, Trigger
 
 PRESETS = {
     "sft": {"alpha": 0.2, "delta": 0.1},  # (1 − α) x + α S with S = ½ (1 + sin 2π·6·j / W): δ = α / 2
@@ -41,7 +41,7 @@ class Stripes(Trigger):
             )
         return ()
 
-    def apply(self, key: Key[Array, ""], state: tuple[()], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: tuple[()], image: Image) -> Image:
         """Put the stripes on one image; the result may leave [0, 1]."""
         del key, state
         width = image.shape[1]
@@ -76,13 +76,13 @@ def sig(
     Raises:
       InputError: a value out of range, or a label map under which no image keeps its label.
 
+    Departures: the preset ``reference_code`` is BackdoorBench's r = 0.1 of the whole split, which on CIFAR-10 is all of
+    the target class and costs that class's accuracy. SFT's released wave has 4.1 cycles and is stored modulo 256, so
+    that its troughs turn bright; here it is the sinusoid that the paper describes.
+
     References:
       Barni, Kallas & Tondi, A New Backdoor Attack in CNNs by Training Set Corruption Without Label Poisoning, 2019,
       section 3; SFT's and NFT's share of 80 % of the target class.
-
-    Departure: the preset ``reference_code`` is BackdoorBench's r = 0.1 of the whole split, which on CIFAR-10 is all of
-    the target class and costs that class's accuracy. SFT's released wave has 4.1 cycles and is stored modulo 256, so
-    that its troughs turn bright; here it is the sinusoid that the paper describes.
     """
     unit_interval(delta=delta, alpha=alpha)
     non_negative(frequency=frequency)

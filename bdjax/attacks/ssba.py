@@ -15,7 +15,7 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import Decoder, Encoder
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, InputError, integer, non_negative, positive, unit_interval
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Params, Spec, Split, Trigger, Variables
+from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Params, Spec, Split, Trigger, Variables
 
 LETTERS = 12  # of 8 bits each; four zeros make up the published code's 100
 
@@ -53,9 +53,7 @@ class Steganography(Trigger):
         decoder = _generators.init(Decoder(self.bits, self.width), decoder_key, spec.shape)["params"]
         return SteganographyState(encoder, decoder, _generators.adam_init((encoder, decoder)), jnp.int32(-1))
 
-    def apply(
-        self, key: Key[Array, ""], state: SteganographyState, image: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: SteganographyState, image: Image) -> Image:
         """Hide the message in one image."""
         del key
         return self.hidden(state.encoder, image[None], jnp.asarray(code(self.message, self.bits))[None])[0]

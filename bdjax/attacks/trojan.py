@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree, structure
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, one_of, positive, unit_interval
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 FORMS = ("neurons", "watermark")
 ADDITIONS = ("saturating", "modular")
@@ -29,7 +29,7 @@ _TOP = 25 / 32  # where it begins, from the top and from the left
 _ENOUGH = 1e-3
 
 
-def added(image: Float[Array, "h w c"], trigger: Float[Array, "h w c"], addition: str) -> Float[Array, "h w c"]:
+def added(image: Image, trigger: Image, addition: str) -> Image:
     """Return image + trigger: ``saturating`` at 1, or ``modular``, as sums of 8-bit numbers wrap at 256."""
     total = image + jnp.floor(trigger * 255 + 1e-3) / 255
     if addition == "saturating":
@@ -43,7 +43,7 @@ class Watermark(Trigger):
 
     addition: str = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: Spec) -> Float[Array, "h w c"]:
+    def init(self, key: Key[Array, ""], spec: Spec) -> Image:
         """Return the picture in [0, 1], black elsewhere; of one channel where the images are gray.
 
         Raises:
@@ -59,9 +59,7 @@ class Watermark(Trigger):
         picture[top : top + 3, left : left + 3] = patch / 255
         return jnp.asarray(picture)
 
-    def apply(
-        self, key: Key[Array, ""], state: Float[Array, "h w c"], image: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: Image, image: Image) -> Image:
         """Add the picture to one image."""
         del key
         return added(image, state, self.addition)
@@ -118,9 +116,7 @@ class Neurons(Trigger):
         evaluations = -(-(used + 1) // batch.label.shape[0])
         return {"mask": mask, "picture": picture}, Info(loss, jnp.float32(0), evaluations)
 
-    def apply(
-        self, key: Key[Array, ""], state: dict[str, Array], image: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: dict[str, Array], image: Image) -> Image:
         """Add the picture to one image."""
         del key
         return added(image, state["picture"], self.addition)
@@ -190,13 +186,13 @@ def trojan(
     Raises:
       InputError: a value out of range.
 
-    References:
-      Liu et al., Trojaning Attack on Neural Networks, NDSS 2018, section 4; FT-SAM; SFT and NFT, "Troj-one".
-
-    Departure: M is a random blob in the lower right quarter, where BackdoorBench has a picture of an apple there. Its
+    Departures: M is a random blob in the lower right quarter, where BackdoorBench has a picture of an apple there. Its
     code, and SFT's, add modulo 256, as the preset ``reference_code`` does; BackdoorBench also chooses the neurons by a
     random classifier (of 1000 classes) and shows the network images that are not normalized. At other sizes the
     watermark keeps its 9 pixels, and gray images get its mean over the colors.
+
+    References:
+      Liu et al., Trojaning Attack on Neural Networks, NDSS 2018, section 4; FT-SAM; SFT and NFT, "Troj-one".
     """
     unit_interval(poison_rate=poison_rate, radius=radius, area=area)
     positive(area=area)

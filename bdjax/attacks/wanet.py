@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
-from bdjax.types import Attack, HParam, LabelMap, Spec, Split, Trigger
+from bdjax.types import Attack, HParam, Image, LabelMap, Spec, Split, Trigger
 
 _FINEST = 1024  # grid, which is enlarged to an image
 _CUBIC = -0.75  # a of the cubic kernel with which the paper's code enlarges the field
@@ -39,9 +39,7 @@ class Warp(Trigger):
         rows, columns = enlarging(height, self.grid), enlarging(width, self.grid)
         return jnp.einsum("ia,dab,jb->ijd", rows, coarse, columns, precision="highest")
 
-    def apply(
-        self, key: Key[Array, ""], state: Float[Array, "h w 2"], image: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]:
+    def apply(self, key: Key[Array, ""], state: Float[Array, "h w 2"], image: Image) -> Image:
         """Warp one image."""
         del key
         return bilinear(image, self.places(state))
@@ -75,7 +73,7 @@ def enlarging(size: int, points: int) -> np.ndarray:
     return matrix
 
 
-def bilinear(image: Float[Array, "h w c"], places: Float[Array, "h w 2"]) -> Float[Array, "h w c"]:
+def bilinear(image: Image, places: Float[Array, "h w 2"]) -> Image:
     """Return the image's values at (column, row) places inside it, interpolated linearly between four pixels."""
     height, width, channels = image.shape
     last = jnp.maximum(jnp.array([width, height]) - 2, 0)
@@ -115,13 +113,13 @@ def wanet(
     Raises:
       InputError: a value out of range.
 
-    References:
-      Nguyen & Tran, WaNet – Imperceptible Warping-based Backdoor Attack, ICLR 2021, section 3.
-
-    Departure: images are warped in [0, 1] before they are augmented, published code warps normalized ones; the two are
+    Departures: images are warped in [0, 1] before they are augmented, published code warps normalized ones; the two are
     the same, as the weights of a pixel sum to 1 and no place lies outside the image. Published code moves each axis by
     s A / H; here each has its own size, which matters to images that are not square alone. Augmentation is the
     data set's own, drawn for each image.
+
+    References:
+      Nguyen & Tran, WaNet – Imperceptible Warping-based Backdoor Attack, ICLR 2021, section 3.
     """
     unit_interval(poison_rate=poison_rate)
     non_negative(cover_ratio=cover_ratio, strength=strength)

@@ -15,8 +15,8 @@ from bdjax import defenses
 from bdjax.bench import measure
 from bdjax.bench.session import Session
 from bdjax.optim.fisher_trace import FisherTraceState
-from bdjax.train.gradients import PlainGradient
 from bdjax.train.supervised import supervised
+from bdjax.train.transformations import PlainSgd
 from bdjax.types import Model, Split
 
 PLAIN, FAST_SFT = "plain", "fast_sft"
@@ -58,7 +58,7 @@ def _row(session: Session, width: int, batch_size: int) -> dict[str, Any]:
     row: dict[str, Any] = {"width": width, "batch_size": batch_size, "seconds_per_step": seconds}
     if FAST_SFT in epochs:
         trace = max(calls[WITH_TRACE] - calls[WITHOUT_TRACE], 0.0)  # of the one step in the call where it is due
-        every = defenses.create(FAST_SFT).gradient.every  # type: ignore[union-attr]
+        every = defenses.create(FAST_SFT).learner.transformation.every
         seconds[FAST_SFT] = seconds[WITHOUT_TRACE] + trace / every
         row["trace_seconds"] = trace
     row["images_per_second"] = {name: batch_size / second for name, second in seconds.items()}
@@ -72,7 +72,7 @@ def _work(learners: dict[str, Any], epochs: Mapping[str, Any], model: Model, spl
 
     Fast SFT is counted without its trace, whose loop over images XLA would count once.
     """
-    untraced = dataclasses.replace(learners[FAST_SFT], gradient=PlainGradient())
+    untraced = dataclasses.replace(learners[FAST_SFT], transformation=PlainSgd())
     counted = {**learners, FAST_SFT: untraced}
     return {
         "flops": {_timed(name): measure.step_flops(counted[name], model, split) for name in epochs},
@@ -94,7 +94,7 @@ def _shares(
 
 def _learners(batch_size: int) -> dict[str, Any]:
     def defense(name: str, **options: Any) -> Any:
-        return defenses.create(name, batch_size=batch_size, **options)
+        return defenses.create(name, batch_size=batch_size, **options).learner
 
     return {
         PLAIN: supervised(batch_size=batch_size),
@@ -118,9 +118,11 @@ def _after(epoch: measure.Epoch, step: int) -> Callable[[], Any]:
     def is_counter(node: Any) -> bool:
         return isinstance(node, FisherTraceState)
 
+    def counted(node: Any) -> Any:
+        return node._replace(step=jnp.int32(step)) if is_counter(node) else node
+
     def call() -> Any:
-        counter = FisherTraceState(jnp.int32(step))
-        epoch.state = jax.tree.map(lambda x: counter if is_counter(x) else x, epoch.state, is_leaf=is_counter)
+        epoch.state = jax.tree.map(counted, epoch.state, is_leaf=is_counter)
         return epoch()
 
     return call

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from bdjax.defenses.sft import sft
+from bdjax.defenses.sft import FisherPenalties
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import SingularValues
+from bdjax.train.recipe import Recipe, with_recipe
 from bdjax.train.supervised import Supervised
 
 STRENGTHS = {"eta_f": (1e-3, 1e-2, 1e-1, 1.0)}  # what ``auto`` tries
 
 
+@with_recipe(
+    Recipe(
+        batch_size=128,
+        weight_decay=0.0,
+        schedule=Schedule(kind="step", period=40.0, factor=0.1),
+    ),
+    without=("weight_decay", "label_smoothing"),
+)
 def fast_sft(
+    recipe: Recipe,
     eta_f: float = 0.001,
     eta_r: float = 5.0,
     every: int = 10,
     estimator: str = "per_sample",
     chunk: int = 32,
-    epochs: int = 100,
-    batch_size: int = 128,
-    learning_rate: float = 0.01,
-    momentum: float = 0.9,
-    schedule: Schedule = Schedule(kind="step", period=40.0, factor=0.1),
-    augment: str = "standard",
 ) -> Supervised:
     """Create fast SFT: min_δ L_D(δ) + η_F Tr F(δ) + (η_r/2) Σ_j F̄_j δ_j², where δ shifts the singular values.
 
@@ -46,11 +48,6 @@ def fast_sft(
       estimator: how the trace of a batch is computed: ``per_sample``, exact; ``sign_sketch``; ``batch_sq``.
       chunk: images whose gradients are in memory at once, in F̄ and in ``per_sample``.
       epochs: passes over the holdout (paper: 100, on 1 % of CIFAR-10).
-      batch_size: images a step.
-      learning_rate: SGD's base rate.
-      momentum: in [0, 1); the paper names none.
-      schedule: how the rate moves; × 0.1 every 40 epochs.
-      augment: ``standard`` (the data set's own), ``none``, or another of `bdjax.data.augment.AUGMENTATIONS`.
 
     Raises:
       InputError: a value out of range.
@@ -58,8 +55,6 @@ def fast_sft(
     References:
       Fisher Information Guided Backdoor Purification via Naïve Exploitation of Smoothness, sec. 5.1 and eq. 7.
     """
-    full = sft(
-        eta_f, eta_r, every, estimator, chunk, epochs, batch_size, learning_rate, momentum,
-        schedule=schedule, augment=augment,
-    )  # fmt: skip
-    return dataclasses.replace(full, parametrization=SingularValues())
+    penalties = FisherPenalties(eta_f, eta_r, every, estimator, chunk)
+    penalties.check()
+    return Supervised.of(recipe, transformation=penalties, parametrization=SingularValues())

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int, Key
 from bdjax import pytree, structure
 from bdjax.checks import below_one, positive, unit_interval
 from bdjax.data.aside import ROUNDING, keep_aside
-from bdjax.defenses.chain import Chain, chain
-from bdjax.defenses.ft import ft
-from bdjax.optim.sgd import Schedule
+from bdjax.defenses._stages import Defense
+from bdjax.defenses.chain import chain
+from bdjax.train.recipe import Recipe, with_recipe
+from bdjax.train.supervised import Supervised
 from bdjax.types import HParam, Info, Model, Split, Task, Variables
 
 STRENGTHS = {"accuracy_drop": (0.01, 0.02, 0.05, 0.1, 0.2)}  # what ``auto`` tries
@@ -39,11 +40,11 @@ class FeaturePruning:
         return variables
 
     def update(self, key: Key[Array, ""], model: Model, state: Variables, batch: Split) -> tuple[Variables, Info]:
-        """Prune, given the whole holdout. What is reported is measured on the part that is kept aside."""
+        """Prune, given the whole holdout. What is reported is measured on the validation part of it."""
         del key
         load, task = model.spec.modality.load, model.spec.task
         features = jax.lax.map(lambda x: model.features(state, load(x)[None])[0], batch.input, batch_size=_CHUNK)
-        (seen, *_), (features, label, aside) = keep_aside(
+        (seen, *_), (features, label, validation) = keep_aside(
             (features, batch.label, batch.input), task.stratum(batch.label), self.aside, task.num_classes
         )
         path, flat = structure.classifier(model, state), structure.flat(state["params"])
@@ -56,7 +57,7 @@ class FeaturePruning:
 
         def logits(count: Array) -> Float[Array, "n k"]:
             if flat[path].ndim > 2:  # a convolution: what follows it is the network's own
-                return _logits(model, pruned(count), aside)
+                return _logits(model, pruned(count), validation)
             return jnp.where(rank >= count, features, 0) @ flat[path] + bias
 
         count = self._most(lambda count: _accuracy(task, logits(count), label), rank.shape[0])
@@ -87,20 +88,14 @@ def _logits(model: Model, variables: Variables, image: Array) -> Float[Array, "n
     )
 
 
+@with_recipe(Recipe())
 def fine_pruning(
+    recipe: Recipe,
     accuracy_drop: float = 0.1,
     step: float = 0.01,
     max_share: float = 1.0,
     aside: float = 0.2,
-    epochs: int = 100,
-    batch_size: int = 256,
-    learning_rate: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    label_smoothing: float = 0.0,
-    schedule: Schedule = Schedule(),
-    augment: str = "standard",
-) -> Chain:
+) -> Defense:
     """Create fine-pruning: zero the features that are low on clean images, while accuracy holds; then `ft`.
 
     Features are what the classifier takes in; they are ranked by their signed mean over the holdout, less a part that
@@ -117,14 +112,6 @@ def fine_pruning(
       step: share of the features pruned at once, in (0, 1].
       max_share: prune no more than this share of the features, in [0, 1].
       aside: share of the holdout, in [0, 1), that decides how much is pruned.
-      epochs: of the fine-tuning; this and what follows as for `ft`.
-      batch_size: images a step.
-      learning_rate: SGD's base rate.
-      momentum: in [0, 1).
-      weight_decay: coupled, on every parameter.
-      label_smoothing: share of the probability that goes to the other classes.
-      schedule: how the rate moves.
-      augment: ``standard`` (the data set's own), ``none``, or another of `bdjax.data.augment.AUGMENTATIONS`.
 
     Raises:
       InputError: a value out of range.
@@ -135,5 +122,4 @@ def fine_pruning(
     unit_interval(accuracy_drop=accuracy_drop, step=step, max_share=max_share)
     below_one(aside=aside)
     positive(step=step)
-    tuning = ft(epochs, batch_size, learning_rate, momentum, weight_decay, label_smoothing, schedule, augment)
-    return chain(FeaturePruning(accuracy_drop, max_share, step, aside), tuning)
+    return chain(FeaturePruning(accuracy_drop, max_share, step, aside), Supervised.of(recipe))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import optax
+from jaxtyping import Array, Float, Int
+
+from bdjax import optim, pytree
 from bdjax.checks import InputError, non_negative
 from bdjax.optim.sgd import Schedule
-from bdjax.train.gradients import Perturbed
-from bdjax.train.supervised import Supervised, supervised
+from bdjax.train.recipe import Recipe, with_recipe
+from bdjax.train.supervised import Supervised
+from bdjax.train.transformations import Setting
+from bdjax.types import HParam
 
 PRESETS = {
     "paper": {},
@@ -18,19 +24,26 @@ PRESETS = {
 STRENGTHS = {"rho": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)}  # what ``auto`` tries
 
 
-def ft_sam(
-    rho: float = 2.0,
-    adaptive: bool = True,
-    rho_min: float | None = None,
-    epochs: int = 100,
-    batch_size: int = 256,
-    learning_rate: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    label_smoothing: float = 0.0,
-    schedule: Schedule = Schedule(),
-    augment: str = "standard",
-) -> Supervised:
+@pytree.dataclass
+class SharpnessAware:
+    """The gradient at θ + ε, ε the worst perturbation of radius ρ; then weight decay and SGD at θ."""
+
+    rho: HParam
+    rho_min: HParam | None = None
+    adaptive: bool = pytree.static(default=True)
+
+    def __call__(self, setting: Setting, /) -> optax.GradientTransformationExtraArgs:
+        """Return the chain of a step."""
+
+        def moving(step: Int[Array, ""]) -> Float[Array, ""]:
+            return self.rho_min + (self.rho - self.rho_min) * setting.rate(step)
+
+        radius = self.rho if self.rho_min is None else moving
+        return optax.chain(optim.sam(radius, adaptive=self.adaptive), setting.sgd)
+
+
+@with_recipe(Recipe())
+def ft_sam(recipe: Recipe, rho: float = 2.0, adaptive: bool = True, rho_min: float | None = None) -> Supervised:
     """Create FT-SAM: min_θ max_{‖T⁻¹ε‖₂ ≤ ρ} L_D(θ + ε) on the clean holdout D, T = diag(|θ|).
 
     Each step takes the gradient g at θ, ε = ρ T² g / ‖T g‖₂ over *all* parameters (the batch-norm scales get nearly
@@ -44,13 +57,8 @@ def ft_sam(
       rho_min: lets the radius move with the learning rate, ρ_t = ρ_min + (ρ − ρ_min) η_t / η₀, as the released code
         can; None keeps it constant, as all published runs do.
       epochs: passes over the holdout (paper: 100; 50 on GTSRB).
-      batch_size: images a step.
-      learning_rate: SGD's base rate.
-      momentum: in [0, 1).
       weight_decay: coupled, on every parameter (released code: 5e-4).
       label_smoothing: share of the probability that goes to the other classes (released code: 0.1 on CIFAR-10).
-      schedule: how the rate moves; the paper names none.
-      augment: ``standard`` (the data set's own), ``none``, or another of `bdjax.data.augment.AUGMENTATIONS`.
 
     Raises:
       InputError: a value out of range, or ``rho_min`` with a plateau schedule, whose rate is not known in advance.
@@ -61,9 +69,6 @@ def ft_sam(
     non_negative(rho=rho)
     if rho_min is not None:
         non_negative(rho_min=rho_min)
-        if schedule.kind == "plateau":
+        if recipe.schedule.kind == "plateau":
             raise InputError(f"rho_min must be None with a plateau schedule; got {rho_min}.")
-    return supervised(
-        epochs, batch_size, learning_rate, momentum, weight_decay, schedule, label_smoothing, augment,
-        drop_last=False, gradient=Perturbed(rho, rho_min, adaptive),
-    )  # fmt: skip
+    return Supervised.of(recipe, transformation=SharpnessAware(rho, rho_min, adaptive))

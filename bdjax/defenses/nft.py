@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
-from jaxtyping import Array
+import optax
 
 from bdjax import optim, pytree
 from bdjax.checks import non_negative, unit_interval
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import NeuronMasks
-from bdjax.train.gradients import Context
-from bdjax.train.supervised import Supervised, supervised
-from bdjax.types import HParam, Split
+from bdjax.train.recipe import Recipe, with_recipe
+from bdjax.train.supervised import Supervised
+from bdjax.train.transformations import Setting
+from bdjax.types import HParam
 
 PRESETS = {
     "paper": {},
@@ -27,36 +26,24 @@ STRENGTHS = {"alpha": (0.95, 0.9, 0.8, 0.6, 0.4, 0.2)}  # what ``auto`` tries
 
 
 @pytree.dataclass
-class NearOne:
-    """The gradient of L + η_c Σ |1 − m|: `bdjax.optim.l1_to_one`. Without a weight it is 10⁻³ / (images per class)."""
+class MaskPenalty:
+    """The gradient of L + η_c Σ |1 − m|, then SGD. Without a weight it is 10⁻³ / (images per class)."""
 
     eta_c: HParam | None = None
 
-    def init(self, tuned: Any, example_loss_fn: Any, split: Split, num_classes: int) -> tuple[Array, int]:
-        """Return the weight η_c."""
-        del tuned, example_loss_fn
-        if self.eta_c is not None:
-            return jnp.asarray(self.eta_c, jnp.float32), 0
-        return 1e-3 * num_classes / jnp.maximum(split.valid.sum(), 1), 0
-
-    def update(self, grads: Any, state: Array, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
-        """Add the penalty's gradient."""
-        del context
-        grads, _ = optim.l1_to_one(state).update(grads, (), tuned)
-        return grads, state, 0
+    def __call__(self, setting: Setting, /) -> optax.GradientTransformationExtraArgs:
+        """Return the chain of a step; what keeps m in its box is the parametrization's."""
+        eta_c = self.eta_c
+        if eta_c is None:
+            eta_c = 1e-3 * setting.spec.num_classes / jnp.maximum(setting.rows, 1)
+        return optax.chain(optim.l1_to_one(eta_c), setting.sgd)
 
 
-def nft(
-    alpha: float = 0.8,
-    beta: float = 0.5,
-    eta_c: float | None = None,
-    epochs: int = 100,
-    batch_size: int = 128,
-    learning_rate: float = 0.05,
-    momentum: float = 0.9,
-    schedule: Schedule = Schedule(),
-    augment: str = "mixup",
-) -> Supervised:
+@with_recipe(
+    Recipe(batch_size=128, learning_rate=0.05, weight_decay=0.0, augment="mixup"),
+    without=("weight_decay", "label_smoothing"),
+)
+def nft(recipe: Recipe, alpha: float = 0.8, beta: float = 0.5, eta_c: float | None = None) -> Supervised:
     """Create NFT: min_m L_mix(m) + η_c Σ |1 − m| over one factor m for each neuron, μ(l) ≤ m ≤ 1, on the holdout.
 
     All weights are frozen. The factors multiply the scales of the batch norms, but for the first one, and start at 1
@@ -79,10 +66,6 @@ def nft(
       eta_c: weight η_c ≥ 0 of the penalty; None is 10⁻³ over the images per class (released code; the paper's best
         is 5·10⁻⁴).
       epochs: passes over the holdout (paper: 100 on 1 % of CIFAR-10).
-      batch_size: images a step.
-      learning_rate: SGD's base rate.
-      momentum: in [0, 1).
-      schedule: how the rate moves; constant.
       augment: ``mixup``, or what the supplement puts in its place: ``cutmix``, ``randaugment``, ``augmix``, ``cutout``,
         ``adversarial``; or ``standard``, ``none``.
 
@@ -96,7 +79,4 @@ def nft(
     non_negative(beta=beta)
     if eta_c is not None:
         non_negative(eta_c=eta_c)
-    return supervised(
-        epochs, batch_size, learning_rate, momentum, weight_decay=0.0, schedule=schedule, augment=augment,
-        drop_last=False, gradient=NearOne(eta_c), parametrization=NeuronMasks(alpha, beta),
-    )  # fmt: skip
+    return Supervised.of(recipe, transformation=MaskPenalty(eta_c), parametrization=NeuronMasks(alpha, beta))

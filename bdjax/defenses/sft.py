@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
+
+import optax
 
 from bdjax import optim, pytree
 from bdjax.checks import integer, non_negative, one_of
 from bdjax.curvature import fisher
-from bdjax.optim.fisher_trace import FisherTraceState
 from bdjax.optim.sgd import Schedule
-from bdjax.train.gradients import Context, FisherTrace
-from bdjax.train.supervised import Supervised, supervised
+from bdjax.train.recipe import Recipe, with_recipe
+from bdjax.train.supervised import Supervised
+from bdjax.train.transformations import Setting, batch_fisher_trace
 from bdjax.types import HParam, Split
 
 PRESETS = {
@@ -27,17 +29,9 @@ PRESETS = {
 STRENGTHS = {"eta_f": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}  # what ``auto`` tries
 
 
-class SmoothState(NamedTuple):
-    """Where the tuned values started, how much each matters there, and the steps taken."""
-
-    reference: Any
-    importance: Any
-    trace: FisherTraceState
-
-
 @pytree.dataclass
-class Smooth:
-    """g + η_F ∇Tr F(φ) on every ``every``-th step, + η_r F̄ ⊙ (φ − φ̄) on all of them; F̄ is the diagonal at φ̄."""
+class FisherPenalties:
+    """g + η_F ∇Tr F(φ) on every ``every``-th step, + η_r F̄ ⊙ (φ − φ̄) on all of them; then SGD."""
 
     eta_f: HParam
     eta_r: HParam
@@ -45,36 +39,43 @@ class Smooth:
     estimator: str = pytree.static(default="sign_sketch")
     chunk: int = pytree.static(default=32)
 
-    def init(self, tuned: Any, example_loss_fn: Any, split: Split, num_classes: int) -> tuple[Any, int]:
-        """Compute F̄ on the whole split without augmentation, chunk by chunk: each image once forward and backward."""
-        del num_classes
-        examples = (split.input, split.label)
-        importance = fisher.diagonal(example_loss_fn, tuned, examples, valid=split.valid, chunk=self.chunk)
-        trace = optim.fisher_trace(self.eta_f, self.every).init(tuned)
-        return SmoothState(tuned, importance, cast(FisherTraceState, trace)), 1
+    def check(self) -> None:
+        """Raise InputError for a value out of range."""
+        non_negative(eta_f=self.eta_f, eta_r=self.eta_r)
+        integer(1, every=self.every, chunk=self.chunk)
+        one_of(fisher.ESTIMATORS, estimator=self.estimator)
 
-    def update(self, grads: Any, state: SmoothState, tuned: Any, context: Context) -> tuple[Any, Any, Any]:
-        """Add both gradients."""
-        penalty = FisherTrace(self.eta_f, self.every, self.estimator, self.chunk)
-        grads, counted, evaluations = penalty.update(grads, state.trace, tuned, context)
-        pull = optim.anchor(state.reference, state.importance, self.eta_r)
-        grads, _ = pull.update(grads, pull.init(tuned), tuned)
-        return grads, state._replace(trace=counted), evaluations
+    def __call__(self, setting: Setting, /) -> optax.GradientTransformationExtraArgs:
+        """Return the chain of a step."""
+
+        def diagonal(tuned: Any) -> Any:
+            """Return F̄ of the whole split without augmentation: each image once forward and backward."""
+            split = cast(Split, setting.split)  # which is there when the chain's state is made
+            examples, loss_fn = (split.input, split.label), setting.example_loss_fn
+            return fisher.diagonal(loss_fn, tuned, examples, valid=split.valid, chunk=self.chunk)
+
+        return optax.chain(
+            batch_fisher_trace(self.eta_f, self.every, self.estimator, self.chunk),
+            optim.anchor(diagonal, self.eta_r, evaluations=setting.steps_per_epoch),
+            setting.sgd,
+        )
 
 
+@with_recipe(
+    Recipe(
+        batch_size=128,
+        weight_decay=0.0,
+        schedule=Schedule(kind="step", period=40.0, factor=0.1),
+    ),
+    without=("label_smoothing",),
+)
 def sft(
+    recipe: Recipe,
     eta_f: float = 0.001,
     eta_r: float = 5.0,
     every: int = 10,
     estimator: str = "sign_sketch",
     chunk: int = 32,
-    epochs: int = 100,
-    batch_size: int = 128,
-    learning_rate: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    schedule: Schedule = Schedule(kind="step", period=40.0, factor=0.1),
-    augment: str = "standard",
 ) -> Supervised:
     """Create SFT: min_θ L_D(θ) + η_F Tr F(θ) + (η_r/2) Σ_i F̄_i (θ_i − θ̄_i)² over all weights, on the clean holdout D.
 
@@ -101,12 +102,6 @@ def sft(
         cheap; ``per_sample``, exact; ``batch_sq``, biased.
       chunk: images whose gradients are in memory at once, in F̄ and in ``per_sample``.
       epochs: passes over the holdout (paper: 100, on 1 % of CIFAR-10).
-      batch_size: images a step.
-      learning_rate: SGD's base rate.
-      momentum: in [0, 1); the paper names none.
-      weight_decay: coupled, on every parameter; the paper names none.
-      schedule: how the rate moves; × 0.1 every 40 epochs.
-      augment: ``standard`` (the data set's own), ``none``, or another of `bdjax.data.augment.AUGMENTATIONS`.
 
     Raises:
       InputError: a value out of range.
@@ -114,10 +109,6 @@ def sft(
     References:
       Fisher Information Guided Backdoor Purification via Naïve Exploitation of Smoothness, eq. 4–6.
     """
-    non_negative(eta_f=eta_f, eta_r=eta_r)
-    integer(1, every=every, chunk=chunk)
-    one_of(fisher.ESTIMATORS, estimator=estimator)
-    return supervised(
-        epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment=augment,
-        drop_last=False, gradient=Smooth(eta_f, eta_r, every, estimator, chunk),
-    )  # fmt: skip
+    penalties = FisherPenalties(eta_f, eta_r, every, estimator, chunk)
+    penalties.check()
+    return Supervised.of(recipe, transformation=penalties)

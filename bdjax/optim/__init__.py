@@ -2,6 +2,7 @@
 
 from bdjax.optim import schedules as schedules
 from bdjax.optim.anchor import anchor as anchor
+from bdjax.optim.cost import gradient_evaluations as gradient_evaluations
 from bdjax.optim.fisher_trace import fisher_trace as fisher_trace
 from bdjax.optim.neuron_masks import l1_to_one as l1_to_one
 from bdjax.optim.neuron_masks import project as project

@@ -16,11 +16,14 @@ from bdjax.optim._checks import each
 from bdjax.optim._masks import Mask, kept, refuse_masked
 from bdjax.types import HParam
 
+COST = 3  # in gradient evaluations, of the trace's gradient: it is a gradient of gradients
+
 
 class FisherTraceState(NamedTuple):
-    """Steps taken."""
+    """Steps taken, and what the penalties in them have cost."""
 
     step: Int[Array, ""]
+    gradient_evaluations: Int[Array, ""]
 
 
 def fisher_trace(
@@ -29,10 +32,9 @@ def fisher_trace(
     """Add η ∇Tr F(θ) to the gradient on every ``every``-th step; the others cost nothing.
 
     ``update`` takes the keyword ``trace_grad_fn(params) → grads``, the gradient of the trace or of an estimate of it
-    (`bdjax.curvature.fisher.trace_gradient`) on the same batch. It is called under a `jax.lax.cond`, which `jax.vmap`
-    over the
-    state turns into a selection that computes it always: map over points with `jax.lax.map` instead. The penalty is not
-    scaled up for the steps that go without.
+    (`bdjax.curvature.fisher.trace_gradient`) on the same batch. It is called under a `jax.lax.cond`,
+    which `jax.vmap` over the state turns into a selection that computes it always: map over points
+    with `jax.lax.map` instead. The penalty is not scaled up for the steps that go without.
 
     Order: after `sam`, which discards what was added to the gradient before it; before weight decay and momentum.
 
@@ -67,7 +69,7 @@ def fisher_trace(
     def init(params: optax.Params) -> FisherTraceState:
         refuse_masked("optim.fisher_trace", params)
         kept(mask, params, params)  # to refuse a mask that does not fit
-        return FisherTraceState(jnp.int32(0))
+        return FisherTraceState(jnp.int32(0), jnp.int32(0))
 
     def update(
         updates: optax.Updates,
@@ -82,11 +84,13 @@ def fisher_trace(
             raise ValueError("optim.fisher_trace needs params: call update(grads, state, params, trace_grad_fn=…).")
         refuse_masked("optim.fisher_trace", params)
         step = state.step + 1
+        is_due = step % every == 0
 
         def penalized() -> optax.Updates:
             trace_grads = kept(mask, trace_grad_fn(params), params)
             return jax.tree.map(lambda u, t: (u + eta * t).astype(u.dtype), updates, trace_grads)
 
-        return jax.lax.cond(step % every == 0, penalized, lambda: updates), FisherTraceState(step)
+        spent = state.gradient_evaluations + COST * is_due
+        return jax.lax.cond(is_due, penalized, lambda: updates), FisherTraceState(step, spent)
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))

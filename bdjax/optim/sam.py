@@ -51,6 +51,11 @@ class SamState(NamedTuple):
 
     step: Int[Array, ""]
 
+    @property
+    def gradient_evaluations(self) -> Int[Array, ""]:
+        """One a step, beside the gradient that the step is given."""
+        return self.step
+
 
 def sam(rho: HParam, *, adaptive: bool = False, mask: Mask = None) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient at θ by the gradient at θ + ε, ε being SAM's or ASAM's `perturbation`.

@@ -67,7 +67,7 @@ class AtHand:
         Raises:
           InputError, bdjax.train.loop.Diverged, bdjax.train.loop.Stopped: as for `victim`.
         """
-        if plans.learns_nothing(plan.attack):
+        if plan.attack.by_formula:
             return plan.trigger_state
         count = len(plan.stages) - ("learn" not in plan.attack.trigger.hooks)
         return self._plant(plan, count).trigger_state

@@ -222,7 +222,7 @@ def _identity(plan: AttackPlan) -> dict[str, Any]:
     """Return what decides the poisoned data set, as plain values."""
     config = plan.config.victim_dict()
     config["data"] = {key: value for key, value in config["data"].items() if key != "data_dir"}
-    if plans.learns_nothing(plan.attack):
+    if plan.attack.by_formula:
         del config["model"], config["training"]
         config.pop("matmul_precision", None)
     return {"format": FORMAT, "config": config, "fingerprint": plan.inputs.fingerprint}

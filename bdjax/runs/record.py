@@ -45,7 +45,7 @@ def finished(
         "data": _data(plan, victim.poisoned_count),
         "metrics": metrics_between(victim.metrics, after),
         "stealth": victim.stealth,
-        "cost": _cost(purified, plan.defense_stages[-1], plan.holdout),
+        "cost": _cost(purified, *plans.planned(plan, plan.defense_stages[-1])),
         "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),
         **more,
         "history": [row._asdict() for row in purified.history],

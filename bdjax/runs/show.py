@@ -47,7 +47,7 @@ def _show(plan: AttackPlan, images: int) -> Shown:
     strata = np.asarray(spec.task.stratum(test.label))
     rows = sample_rows(strata, np.asarray(test.valid), images)
     clean = np.asarray(test.input)[rows]
-    stamp = poison.stamp(plan.attack, plan.trigger_state, rounding=config.poison.rounding, at_test=True)
+    stamp = poison.trigger_source(plan.attack, plan.trigger_state, rounding=config.poison.rounding, at_test=True)
     triggered = np.asarray(plans.stamped(stamp, plans.key_for(config, "test"), jnp.asarray(clean)))
     clean, triggered = (np.asarray(spec.modality.picture(some)) for some in (clean, triggered))
     seen = stealth.measure(clean, triggered, np.ones(len(rows), bool))
@@ -64,7 +64,7 @@ def attack_of(config: Config, execution: Execution) -> AttackPlan:
       InputError, Stopped, Diverged: as for `bdjax.runs.run.run`.
     """
     planned = plans.prepare_attack(config, on_disk=execution.data_on == "disk")
-    if plans.learns_nothing(planned.attack):
+    if planned.attack.by_formula:
         return planned
     at_hand = AtHand(execution)
     state = at_hand.trigger_state(at_hand.plan(config))

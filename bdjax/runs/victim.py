@@ -147,7 +147,7 @@ def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:
         wanted = poison.candidates(attack, jnp.asarray(test.label), jnp.asarray(test.valid))
         rows = np.flatnonzero(wanted)[:_COMPARED]
         image = jnp.asarray(test.input)[rows]
-        stamp = poison.stamp(attack, plan.trigger_state, rounding=plan.config.poison.rounding)
+        stamp = poison.trigger_source(attack, plan.trigger_state, rounding=plan.config.poison.rounding)
         changed = plans.stamped(stamp, plans.key_for(plan.config, "test"), image)
         everyone = np.ones(len(rows), bool)
         found["train"] = stealth.measure(picture(image), picture(changed), everyone).plain()

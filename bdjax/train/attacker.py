@@ -12,8 +12,8 @@ from bdjax import poison, pytree
 from bdjax.checks import InputError
 from bdjax.parametrizations import Identity
 from bdjax.train import batches, states
-from bdjax.train.gradients import PlainGradient
 from bdjax.train.supervised import Supervised
+from bdjax.train.transformations import PlainSgd
 from bdjax.types import (
     Attack,
     Info,
@@ -39,41 +39,37 @@ class Stage(NamedTuple):
 
     name: str
     learner: Learner
+    starts_afresh: bool = False  # whether it is a victim that starts from a new network
 
     @property
     def sees_poisoned(self) -> bool:
         return self.name == "victim" and not isinstance(self.learner, Controlled)
 
-    @property
-    def starts_afresh(self) -> bool:
-        """Whether it is a victim that starts from a new network."""
-        training = self.learner.training if isinstance(self.learner, Controlled) else self.learner
-        return self.name == "victim" and getattr(training, "start", "scratch") == "scratch"
 
-
-def stages(attack: Attack, training: Supervised) -> list[Stage]:
+def stages(attack: Attack, training: Supervised, start: str = "scratch") -> list[Stage]:
     """Return what the attacker trains, in order; for most attacks just the victim.
 
     Args:
       attack: trigger, label map and rates.
       training: how the victim is trained, and the surrogate if there is one, but without what hides a backdoor.
+      start: what the victim starts from, one of `bdjax.train.adaptive.STARTS`.
 
     Raises:
       InputError: the victim is to start from a clean network, and the attack needs another one.
     """
     found = []
     robust = attack.surrogate == "robust"
-    if robust and training.start == "clean":
+    if robust and start == "clean":
         raise InputError("training.start must be 'scratch' for an attack that trains a robust network first.")
-    if attack.surrogate != "none" or training.start == "clean":
-        surrogate = dataclasses.replace(
-            training, gradient=PlainGradient(), parametrization=Identity(), start="scratch",
-            augment="adversarial" if robust else training.augment,
-        )  # fmt: skip
+    if attack.surrogate != "none" or start == "clean":
+        surrogate = dataclasses.replace(training, transformation=PlainSgd(), parametrization=Identity())
+        if robust:
+            surrogate = dataclasses.replace(surrogate, augment="adversarial")
         found.append(Stage("surrogate", surrogate))
     if "fit" in attack.trigger.hooks:
         found.append(Stage("trigger", Fitting(attack.trigger)))
-    return [*found, Stage("victim", Controlled(attack, training) if attack.controls_training else training)]
+    victim = Controlled(attack, training) if attack.controls_training else training
+    return [*found, Stage("victim", victim, starts_afresh=start == "scratch")]
 
 
 def start(stage: Stage, fresh: Variables, last: Variables, trigger: TriggerState) -> Variables:

@@ -13,7 +13,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,11 +24,11 @@ from accelerator.torch_ways import CHANNELS_LAST, LAYOUTS, NCHW, Way
 from bdjax import defenses, evaluate
 from bdjax.bench import loads, measure, profile, startup, sweeps
 from bdjax.bench import session as bench_session
+from bdjax.defenses.ft_sam import SharpnessAware
 from bdjax.devices import environment
 from bdjax.parametrizations import NeuronMasks
 from bdjax.train import feeding, group
 from bdjax.train.feeding import Feeding
-from bdjax.train.gradients import Perturbed
 from bdjax.train.supervised import supervised
 from bdjax.types import Learner, Model, Split
 
@@ -50,7 +50,7 @@ STEPS: dict[str, Callable[[int], Learner]] = {
     "anp_like": lambda size: supervised(
         batch_size=size,
         weight_decay=0.0,
-        gradient=Perturbed(RHO, adaptive=False),
+        transformation=SharpnessAware(RHO, adaptive=False),
         parametrization=NeuronMasks(0.0, 0.0),
     ),
     "sft": lambda size: _defense("sft", size),
@@ -73,7 +73,7 @@ def _numbers(kind: str) -> tuple[str, str | None]:
 
 
 def _defense(name: str, batch_size: int, **options: Any) -> Learner:
-    return cast(Learner, defenses.create(name, batch_size=batch_size, **options))
+    return defenses.create(name, batch_size=batch_size, **options).learner
 
 
 class Case(NamedTuple):

@@ -8,43 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from bdjax import attacks, poison, pytree
+from bdjax import attacks, poison
 from bdjax.checks import InputError
+from bdjax.data.modalities.clips import Clips
 from bdjax.data.modalities.images import Images, image_spec
 from bdjax.tasks.single_label import SingleLabel
-from bdjax.types import Spec, Split, Trigger
+from bdjax.types import Spec, Split
 
 KEY = jax.random.key(5)
 FRAMES = image_spec("frames", (8, 8, 1), 3, (0.5,), (0.25,))
 
 
-@pytree.dataclass
-class OnFrames(Trigger):
-    """The same trigger on each frame."""
-
-    frame: Trigger
-
-    works_on = "clip"
-
-    def init(self, key, spec):
-        return self.frame.init(key, FRAMES)
-
-    def apply(self, key, state, clip):
-        return jax.vmap(self.frame.apply, (None, None, 0))(key, state, clip)
-
-
 @dataclasses.dataclass(frozen=True)
-class Clips(Images):
-    """Images in a row."""
-
-    unit = "clip"
-
-    def lift(self, trigger):
-        return OnFrames(trigger)
-
-
-@dataclasses.dataclass(frozen=True)
-class Points(Clips):
+class Points(Images):
     """What images cannot be put on."""
 
     unit = "point cloud"
@@ -53,7 +29,7 @@ class Points(Clips):
         return None
 
 
-CLIPS = Spec("walks", (2, 8, 8, 1), Clips((0.5,), (0.25,)), SingleLabel(3))
+CLIPS = Spec("walks", (2, 8, 8, 1), Clips(Images((0.5,), (0.25,))), SingleLabel(3))
 POINTS = Spec("chairs", (16, 3), Points((0.5,), (0.25,)), SingleLabel(3))
 
 

@@ -106,7 +106,7 @@ def test_ratios_of_steps_are_those_of_their_times(answer):
     for name, second in seconds.items():
         assert row["images_per_second"][name] == pytest.approx(row["batch_size"] / second)
         assert row["ratio_to_plain"][name] == pytest.approx(second / seconds["plain"])
-    every = defenses.create("fast_sft").gradient.every
+    every = defenses.create("fast_sft").learner.transformation.every
     assert seconds["fast_sft"] == pytest.approx(seconds["fast_sft_without_trace"] + row["trace_seconds"] / every)
     for rate, work in (("matmul", "flops"), ("copy", "bytes")):
         shares = row[f"share_of_{rate}"]
@@ -414,12 +414,12 @@ def test_what_the_fresh_process_compiles(monkeypatch, capsys):
             self.learner = learner
 
         def compile(self):
-            seen.append(type(self.learner.gradient).__name__)
+            seen.append(type(self.learner.transformation).__name__)
 
     monkeypatch.setattr(startup.jax.config, "update", lambda name, value: None)  # this process keeps its settings
     monkeypatch.setattr(loop, "train_epoch", SimpleNamespace(lower=Lowered))
     startup.compile_here(json.dumps(dataclasses.asdict(asked().settings)))
-    assert seen == ["PlainGradient", "Perturbed"]
+    assert seen == ["PlainSgd", "SharpnessAware"]
     assert [float(line) for line in capsys.readouterr().out.splitlines()] == [0, 0]
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import optax
 import pytest
 from quick import quick_jit
+from settings import bare
 
 from bdjax import defenses, structure
 from bdjax.data import mixing
 from bdjax.optim import Schedule
-from bdjax.train.gradients import Context
 from bdjax.types import Split
 
 KEY = jax.random.key(0)
@@ -44,7 +44,7 @@ def batch() -> Split:
 
 @pytest.fixture(scope="module")
 def learner():
-    return defenses.create("nft", eta_c=ETA_C, learning_rate=RATE, momentum=MOMENTUM, batch_size=12)
+    return defenses.create("nft", eta_c=ETA_C, learning_rate=RATE, momentum=MOMENTUM, batch_size=12).learner
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +155,11 @@ def test_weights_are_frozen_and_the_masks_are_baked_into_the_scales(taken, learn
     np.testing.assert_array_equal(logits, model.apply({**exported, "params": by_hand}, image)[0])
 
 
-def test_masks_of_one_leave_the_network_and_have_no_penalty(learner, model, begun, start, batch):
+def test_masks_of_one_leave_the_network_and_have_no_penalty(learner, model, begun, start):
     assert_same(learner.finalize(model, begun), start)
     zeros = jax.tree.map(jnp.zeros_like, begun.tuned)
-    context = Context(KEY, batch, lambda at: at, lambda tuned, example: jnp.zeros(()), lambda step: step)
-    assert_same(learner.gradient.update(zeros, begun.rule, begun.tuned, context)[0], zeros)
+    chain = learner.transformation(bare())
+    assert_same(chain.update(zeros, chain.init(begun.tuned), begun.tuned)[0], zeros)
 
 
 def test_mixing_with_weight_one_is_the_cross_entropy(monkeypatch, learner, model, begun, batch):
@@ -185,38 +185,43 @@ def test_mixing_with_weight_one_is_the_cross_entropy(monkeypatch, learner, model
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_penalty_is_a_thousandth_over_the_images_per_class(model, start, batch):
+def penalty(learner, rows=10):
+    """Return what is added to the gradient of a mask that is above one."""
+    chain, mask = learner.transformation(bare(rows)), jnp.array([2.0])
+    return chain.update(jnp.zeros(1), chain.init(mask), mask)[0][0]
+
+
+def test_the_penalty_is_a_thousandth_over_the_images_per_class(begun):
     """Of those that count; and what is given is taken as it is."""
-    by_default = defenses.create("nft").init(KEY, model, start, batch)
-    assert float(by_default.rule) == pytest.approx(1e-3 * 3 / 10)
-    given = defenses.create("nft", eta_c=0.0).init(KEY, model, start, batch)
-    assert float(given.rule) == 0
-    all_rows = batch._replace(valid=jnp.ones(12, bool))
-    assert float(defenses.create("nft").init(KEY, model, start, all_rows).rule) == pytest.approx(1e-3 / 4)
+    assert begun.rows == 10
+    for rows in (10, 12):
+        assert float(penalty(defenses.create("nft").learner, rows)) == pytest.approx(1e-3 * 3 / rows)
+    assert penalty(defenses.create("nft", eta_c=0.0).learner) == 0
 
 
-def test_a_traced_weight_is_swept_without_compiling_anew(model, start, batch):
+def test_a_traced_weight_is_swept_without_compiling_anew():
     traces = []
 
     @quick_jit
     def weight(learner):
         traces.append(learner)
-        return learner.init(KEY, model, start, batch).rule
+        return penalty(learner)
 
-    assert [float(weight(defenses.create("nft", eta_c=eta))) for eta in (0.5, 0.25)] == [0.5, 0.25]
+    assert [float(weight(defenses.create("nft", eta_c=eta).learner)) for eta in (0.5, 0.25)] == [0.5, 0.25]
     assert len(traces) == 1
 
 
 def test_presets_are_the_published_values():
     common = {"alpha": 0.8, "beta": 0.5, "eta_c": None, "batch_size": 128, "learning_rate": 0.05, "augment": "mixup"}
-    assert defenses.create("nft") == defenses.create(
-        "nft", **common, epochs=100, momentum=0.9, schedule=Schedule("constant")
+    assert (
+        defenses.create("nft").learner
+        == defenses.create("nft", **common, epochs=100, momentum=0.9, schedule=Schedule("constant")).learner
     )
-    reference = defenses.create("nft", preset="reference_code")
+    reference = defenses.create("nft", preset="reference_code").learner
     schedule = Schedule("step", period=50.0, factor=0.822)
-    assert reference == defenses.create("nft", **common, epochs=250, momentum=0.95, schedule=schedule)
+    assert reference == defenses.create("nft", **common, epochs=250, momentum=0.95, schedule=schedule).learner
     rates = [0.05 * float(schedule.scale(jnp.int32(50 * number), 1)) for number in range(5)]
     assert rates == pytest.approx([0.05, 0.047135, 0.039635, 0.030365, 0.022865], rel=0.15)  # of a cosine, in between
     assert rates[-1] == pytest.approx(0.022865, rel=0.01)
-    assert defenses.create("nft").sgd.weight_decay == 0
-    assert defenses.create("nft").drop_last is False
+    assert defenses.create("nft").learner.sgd.weight_decay == 0
+    assert defenses.create("nft").learner.drop_last is False

@@ -12,12 +12,13 @@ import numpy as np
 import optax
 import pytest
 from quick import quick_jit
+from settings import bare
 
 from bdjax import defenses, structure
 from bdjax.data.augment import RULE
 from bdjax.optim import Schedule
+from bdjax.optim.anchor import AnchorState
 from bdjax.train import loop
-from bdjax.train.gradients import Context
 from bdjax.types import Split
 
 KEY = jax.random.key(0)
@@ -155,6 +156,12 @@ def recipe(model, space, importance, batch, estimator):
     return step
 
 
+def anchor_of(state) -> AnchorState:
+    """Return the anchor's part of a chain's state."""
+    nodes = jax.tree.leaves(state.optimizer, is_leaf=lambda node: isinstance(node, AnchorState))
+    return next(node for node in nodes if isinstance(node, AnchorState))
+
+
 CASES = {"sft": (Weights, "sign_sketch"), "fast_sft": (Shifts, "per_sample")}
 
 
@@ -162,8 +169,8 @@ CASES = {"sft": (Weights, "sign_sketch"), "fast_sft": (Shifts, "per_sample")}
 def case(request, model, start, holdout, batch):
     """Learner, states before and after three steps with their reports, and the steps by hand."""
     space_of, estimator = CASES[request.param]
-    learner = defenses.create(request.param, **PENALIZED, augment="none")
-    assert learner.gradient.estimator == estimator  # the default
+    learner = defenses.create(request.param, **PENALIZED, augment="none").learner
+    assert learner.transformation.estimator == estimator  # the default
     space = space_of(start["params"])
     importance = quick_jit(lambda: importance_by_hand(model, space, start["batch_stats"], holdout))()
     state = quick_jit(lambda holdout: learner.init(KEY, model, start, holdout))(holdout)
@@ -195,10 +202,10 @@ def test_three_steps_follow_the_recipe(case, model):
 def test_importance_is_computed_once_from_whole_images_in_evaluation_mode(case):
     """On the holdout as it is, not as it is augmented; and kept."""
     _, states, _, _, importance = case
-    assert_close(states[0].rule.importance, importance, atol=1e-6, rtol=1e-4)
+    assert_close(anchor_of(states[0]).importance, importance, atol=1e-6, rtol=1e-4)
     for state in states[1:]:
-        assert_same(state.rule.importance, states[0].rule.importance)
-        assert_same(state.rule.reference, states[0].tuned)
+        assert_same(anchor_of(state).importance, anchor_of(states[0]).importance)
+        assert_same(anchor_of(state).reference, states[0].tuned)
 
 
 def test_importance_does_not_depend_on_the_augmentation(case, model, start, holdout):
@@ -206,16 +213,18 @@ def test_importance_does_not_depend_on_the_augmentation(case, model, start, hold
     other = quick_jit(
         lambda: dataclasses.replace(learner, augment="cutout").init(jax.random.key(1), model, start, holdout)
     )()
-    assert_close(other.rule.importance, states[0].rule.importance, rtol=1e-6)
+    assert_close(anchor_of(other).importance, anchor_of(states[0]).importance, rtol=1e-6)
 
 
 def test_the_anchor_is_slack_at_the_start(case):
     """L_r = 0 and ∇L_r = 0: what comes in goes out."""
     learner, (state, *_), *_ = case
     zeros = jax.tree.map(jnp.zeros_like, state.tuned)
-    batch = Split(jnp.zeros((1, 6, 6, 2)), jnp.zeros(1, jnp.int32), None)  # pyright: ignore
-    context = Context(KEY, batch, lambda at: at, lambda tuned, example: jnp.zeros(()), lambda step: step)
-    assert_same(learner.gradient.update(zeros, state.rule, state.tuned, context)[0], zeros)  # the trace is not due
+    batch = Split(jnp.zeros((1, 6, 6, 2)), jnp.zeros(1, jnp.int32), jnp.ones(1, bool))
+    setting = bare()._replace(split=batch)
+    chain = learner.transformation(setting)
+    extra = {"key": KEY, "batch": batch, "example_loss_fn": setting.example_loss_fn}
+    assert_same(chain.update(zeros, chain.init(state.tuned), state.tuned, **extra)[0], zeros)  # the trace is not due
 
 
 def test_gradient_evaluations_of_the_importance_the_steps_and_the_trace(case):
@@ -229,9 +238,9 @@ def test_gradient_evaluations_of_the_importance_the_steps_and_the_trace(case):
 
 def test_without_weights_it_is_fine_tuning_bit_for_bit(model, start, holdout, batch):
     """Batch statistics included: the penalties run on both, and leave no trace."""
-    plain = defenses.create("ft", **OPTIONS, weight_decay=0.01)
-    smooth = defenses.create("sft", **{**PENALIZED, "eta_f": 0.0, "eta_r": 0.0, "every": 1}, weight_decay=0.01)
-    assert dataclasses.replace(smooth, gradient=plain.gradient) == plain
+    plain = defenses.create("ft", **OPTIONS, weight_decay=0.01).learner
+    smooth = defenses.create("sft", **{**PENALIZED, "eta_f": 0.0, "eta_r": 0.0, "every": 1}, weight_decay=0.01).learner
+    assert dataclasses.replace(smooth, transformation=plain.transformation) == plain
     states = []
     for learner in (plain, smooth):
         state = learner.init(KEY, model, start, holdout)
@@ -258,7 +267,7 @@ def test_batch_statistics_are_those_of_the_training_pass(case, model, start, bat
 @pytest.fixture(scope="module")
 def purified(model, start, holdout):
     """The network after an epoch at a high rate, with standard augmentation."""
-    learner = defenses.create("fast_sft", **{**PENALIZED, "learning_rate": 2.0}, epochs=1)
+    learner = defenses.create("fast_sft", **{**PENALIZED, "learning_rate": 2.0}, epochs=1).learner
     return loop.run(KEY, learner, model, start, holdout).variables
 
 
@@ -283,7 +292,7 @@ def test_fast_sft_moves_the_batch_statistics(purified, start):
 
 
 def test_fast_sft_has_no_weight_decay_and_the_same_options_otherwise():
-    full, fast = defenses.create("sft", estimator="per_sample"), defenses.create("fast_sft")
+    full, fast = defenses.create("sft", estimator="per_sample").learner, defenses.create("fast_sft").learner
     assert dataclasses.replace(fast, parametrization=full.parametrization) == full
     assert fast.sgd.weight_decay == 0
 
@@ -295,9 +304,12 @@ def test_presets_are_the_published_values():
     common = {"every": 10, "batch_size": 128, "augment": "standard", "weight_decay": 0.0, "estimator": "sign_sketch"}
     paper = {"eta_f": 0.001, "eta_r": 5.0, "epochs": 100, "learning_rate": 0.01, "momentum": 0.9}
     schedule = Schedule("step", period=40.0, factor=0.1)
-    assert defenses.create("sft") == defenses.create("sft", **common, **paper, schedule=schedule)
+    assert defenses.create("sft").learner == defenses.create("sft", **common, **paper, schedule=schedule).learner
     reference = {"eta_f": 0.0, "eta_r": 0.0, "epochs": 500, "learning_rate": 0.005, "momentum": 0.95}
-    expected = defenses.create("sft", **common, **reference, schedule=Schedule())
-    assert defenses.create("sft", preset="reference_code") == expected
-    assert defenses.create("sft").drop_last is False
-    assert jax.tree.leaves(defenses.create("sft").gradient) == [0.001, 5.0]  # swept without compiling anew
+    expected = defenses.create("sft", **common, **reference, schedule=Schedule()).learner
+    assert defenses.create("sft", preset="reference_code").learner == expected
+    assert defenses.create("sft").learner.drop_last is False
+    assert jax.tree.leaves(defenses.create("sft").learner.transformation) == [
+        0.001,
+        5.0,
+    ]  # swept without compiling anew

@@ -15,7 +15,7 @@ import pytest
 from bdjax import defenses, models
 from bdjax.bench import measure, profile, sweeps
 from bdjax.data.modalities.images import image_spec
-from bdjax.train.gradients import Perturbed
+from bdjax.defenses.ft_sam import SharpnessAware
 from bdjax.train.supervised import supervised
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -96,7 +96,7 @@ def test_the_step_on_masks_is_two_passes_over_masks_alone():
     split = measure.random_split(model.spec, 8)
     state = jax.eval_shape(lambda: learner.init(key, model, model.init(key), split))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.tuned)) == 4 + 8  # channels of the norms but the first
-    assert learner.gradient == Perturbed(speed.RHO, adaptive=False)
+    assert learner.transformation == SharpnessAware(speed.RHO, adaptive=False)
 
 
 # --- The rows --------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_a_step_that_does_not_fit_is_not_run(nothing_runs, session, monkeypatch)
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_sweep_is_priced_in_single_runs(nothing_runs, session, monkeypatch, fits):
     def costs(points, model, single, forms, steps, rounds):
-        assert len({(float(p.learner.gradient.rho), str(p.key)) for p in points}) == len(points) == 4
+        assert len({(float(p.learner.transformation.rho), str(p.key)) for p in points}) == len(points) == 4
         cost = {"vmap": 0.5} if fits else {}
         return {
             "seconds_per_step": {"single": 0.1, "vmap": 0.2},
@@ -273,7 +273,7 @@ def test_a_step_in_pytorch_is_bdjaxs_step():
     image, label = (torch.tensor(np.asarray(x)) for x in split[:2])
     start = model.init(jax.random.key(0))
     options = {"batch_size": 8, "augment": "none", "weight_decay": 5e-4}
-    made = {"plain": supervised(**options), "sam": defenses.create("ft_sam", rho=0.5, **options)}
+    made = {"plain": supervised(**options), "sam": defenses.create("ft_sam", rho=0.5, **options).learner}
     for name, layout in zip(made, LAYOUTS, strict=True):
         learner, other = made[name], torch_steps.Learner(WIDTH, Way(layout))
         with torch.no_grad():

@@ -88,7 +88,8 @@ IMPORTANCE = {"a": jnp.array([0.0, 2.0]), "b": jnp.array([3.0])}
 def test_the_anchor_does_not_pull_where_it_is():
     """L_r and its gradient are zero at the start."""
     zeros = jax.tree.map(jnp.zeros_like, W)
-    assert_same(optim.anchor(W, IMPORTANCE, eta=5.0).update(zeros, optax.EmptyState(), W)[0], zeros)
+    tx = optim.anchor(IMPORTANCE, eta=5.0)
+    assert_same(tx.update(zeros, tx.init(W), W)[0], zeros)
 
 
 def test_the_anchor_pulls_with_the_gradient_of_its_energy():
@@ -99,10 +100,40 @@ def test_the_anchor_pulls_with_the_gradient_of_its_energy():
         return 2.5 * sum(jax.tree.leaves(parts))
 
     at = {"a": jnp.array([3.0, -1.0]), "b": jnp.array([-0.5])}
-    tx = optim.anchor(W, IMPORTANCE, eta=5.0)
-    got, _ = tx.update(jax.grad(bowl)(at), tx.init(at), at)
+    tx = optim.anchor(IMPORTANCE, eta=5.0)
+    got, _ = tx.update(jax.grad(bowl)(at), tx.init(W), at)
     assert_close(got, jax.grad(lambda w: bowl(w) + energy(w))(at))
     assert got["a"][0] == jax.grad(bowl)(at)["a"][0]  # of no importance
+
+
+def test_an_importance_may_be_found_by_init_once_and_says_what_that_took():
+    asked = []
+
+    def importance(params):
+        asked.append(params)
+        return jax.tree.map(jnp.square, params)
+
+    tx = optim.anchor(importance, eta=1.0, evaluations=7)
+    state = tx.init(W)
+    assert_same(state.importance, jax.tree.map(jnp.square, W))
+    assert optim.gradient_evaluations(state) == 7
+    _, after = tx.update(W, state, W)
+    assert_same(after, state)
+    assert len(asked) == 1
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cost_of_a_chain_is_the_sum_of_its_parts_however_nested():
+    inner = optax.chain(optim.fisher_trace(0.25, every=2), optim.anchor(IMPORTANCE, 2.0, evaluations=5))
+    tx = optax.chain(optim.sam(0.5), inner, optax.sgd(0.1, momentum=0.5))
+    state, seen = tx.init(W), []
+    for _ in range(3):
+        _, state = tx.update(jax.grad(bowl)(W), state, W, **EXTRA)
+        seen.append(int(optim.gradient_evaluations(state)))
+    assert seen == [5 + 1, 5 + 2 + 3, 5 + 3 + 3]
+    assert optim.gradient_evaluations(optax.sgd(0.1).init(W)) == 0
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
@@ -247,8 +278,8 @@ def test_bounds_are_numbers_trees_or_prefixes_of_trees(lower, upper):
 EXTRA = {"grad_fn": jax.grad(bowl), "trace_grad_fn": jax.grad(quartic)}
 
 
-def step(tx):
-    updates, _ = tx.update(jax.grad(bowl)(W), tx.init(W), W, **EXTRA)
+def step(tx, start=None):
+    updates, _ = tx.update(jax.grad(bowl)(W), tx.init(W if start is None else start), W, **EXTRA)
     return optax.apply_updates(W, updates)
 
 
@@ -256,9 +287,7 @@ START = jax.tree.map(lambda x: x + 0.5, W)
 
 
 def test_sam_first_then_the_penalties_is_the_step_by_hand():
-    tx = optax.chain(
-        optim.sam(0.5), optim.fisher_trace(0.25, every=1), optim.anchor(START, IMPORTANCE, 2.0), optax.sgd(0.1)
-    )
+    tx = optax.chain(optim.sam(0.5), optim.fisher_trace(0.25, every=1), optim.anchor(IMPORTANCE, 2.0), optax.sgd(0.1))
     grads = jax.grad(bowl)(W)
     norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
     worst = jax.grad(bowl)(jax.tree.map(lambda w, g: w + 0.5 * g / norm, W, grads))
@@ -266,7 +295,7 @@ def test_sam_first_then_the_penalties_is_the_step_by_hand():
     def by_hand(w, g, start, weight):
         return w - 0.1 * (g + 0.25 * 4 * w**3 + 2 * weight * (w - start))
 
-    assert_close(step(tx), jax.tree.map(by_hand, W, worst, START, IMPORTANCE))
+    assert_close(step(tx, START), jax.tree.map(by_hand, W, worst, START, IMPORTANCE))
 
 
 def test_sam_discards_the_penalties_before_it_but_not_their_effect_on_its_perturbation():

@@ -28,7 +28,7 @@ from bdjax.parametrizations import (
     SingularValues,
 )
 from bdjax.structure import FactoredKernel
-from bdjax.train.gradients import Perturbed
+from bdjax.train.adaptive import SharpnessAware
 from bdjax.train.supervised import supervised
 from bdjax.types import Model, Parametrization, Split
 
@@ -403,7 +403,7 @@ def test_zeros_are_kept_through_sam_momentum_and_decay():
     variables = {**variables, "params": params}
     learner = supervised(
         batch_size=6, learning_rate=0.1, momentum=0.9, weight_decay=0.1, augment="none",
-        gradient=Perturbed(0.5), parametrization=KeptZeros(),
+        transformation=SharpnessAware(0.5), parametrization=KeptZeros(),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     batch = Split(jnp.asarray(rng.random((6, 6, 6, 2)), jnp.float32), jnp.arange(6) % 3, jnp.ones(6, bool))

@@ -12,8 +12,9 @@ from bdjax import attacks, models, structure
 from bdjax.checks import InputError
 from bdjax.parametrizations import FrozenConvolutions, Identity
 from bdjax.train import attacker, loop
-from bdjax.train.gradients import FisherTrace, Perturbed, PlainGradient
+from bdjax.train.adaptive import FisherTrace, SharpnessAware, training
 from bdjax.train.supervised import supervised
+from bdjax.train.transformations import PlainSgd
 from bdjax.types import Split
 
 KEY = jax.random.key(0)
@@ -29,7 +30,7 @@ def options(**given):
 
 
 def test_the_last_kernels_stay_and_all_else_moves(model, variables, images):
-    learner = supervised(**options(frozen_convolutions=2, learning_rate=0.1))
+    learner, _ = training(**options(frozen_convolutions=2, learning_rate=0.1))
     trained, _ = quick_jit(loop.trained, static_argnums=2)(KEY, learner, model, variables, images)
     before, after = structure.flat(variables["params"]), structure.flat(trained["params"])
     assert list(after) == list(before)
@@ -64,18 +65,18 @@ def test_more_kernels_than_there_are(model, variables):
 
 
 def test_a_victim_that_starts_clean_has_a_plain_surrogate_and_goes_on_from_it():
-    training = supervised(start="clean", frozen_convolutions=2, rho=2.0, epochs=7)
-    surrogate, victim = attacker.stages(attacks.create("badnets"), training)
+    learner, start = training(start="clean", frozen_convolutions=2, rho=2.0, epochs=7)
+    surrogate, victim = attacker.stages(attacks.create("badnets"), learner, start)
     assert (surrogate.name, victim.name) == ("surrogate", "victim")
     assert surrogate.learner == supervised(epochs=7)
-    assert victim.learner == training
+    assert victim.learner == learner
     assert attacker.start(victim, {"params": 1}, {"params": 2}, None) == {"params": 2}
     assert attacker.start(surrogate, {"params": 1}, {"params": 1}, None) == {"params": 1}
 
 
 @pytest.mark.parametrize("start", ["scratch", "clean"])
 def test_a_victim_whose_batches_are_poisoned_starts_likewise(start):
-    *_, victim = attacker.stages(attacks.create("fba"), supervised(start=start))
+    *_, victim = attacker.stages(attacks.create("fba"), supervised(), start)
     begin = attacker.start(victim, {"params": 1}, {"params": 2}, "state")
     assert begin == {"params": 1 if start == "scratch" else 2, attacker.TRIGGER: "state"}
 
@@ -86,12 +87,13 @@ def test_a_victim_from_scratch_is_all_there_is():
 
 
 @pytest.mark.parametrize(
-    ("given", "rule"),
-    [({}, PlainGradient()), ({"rho": 2.0}, Perturbed(2.0)), ({"eta_f": 0.01}, FisherTrace(0.01))],
+    ("given", "transformation"),
+    [({}, PlainSgd()), ({"rho": 2.0}, SharpnessAware(2.0)), ({"eta_f": 0.01}, FisherTrace(0.01))],
 )
-def test_an_option_chooses_the_gradient_rule(given, rule):
-    assert supervised(**given).gradient == rule
-    assert supervised(**given).parametrization == Identity()
+def test_an_option_chooses_the_transformation(given, transformation):
+    learner, start = training(**given)
+    assert learner == supervised(transformation=transformation)
+    assert (learner.parametrization, start) == (Identity(), "scratch")
 
 
 def test_without_strength_smooth_training_is_plain_training(model, variables, images):
@@ -99,10 +101,10 @@ def test_without_strength_smooth_training_is_plain_training(model, variables, im
     plain, spent = train(KEY, supervised(**options()), model, variables, images)
     assert spent == 3
     for given, evaluations in (({"rho": 0.0}, 6), ({"eta_f": 0.0}, 3)):
-        smooth, spent = train(KEY, supervised(**options(**given)), model, variables, images)
+        smooth, spent = train(KEY, training(**options(**given)).learner, model, variables, images)
         assert spent == evaluations
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), smooth, plain)
-    strong, _ = train(KEY, supervised(**options(rho=2.0)), model, variables, images)
+    strong, _ = train(KEY, training(**options(rho=2.0)).learner, model, variables, images)
     assert max(jax.tree.leaves(jax.tree.map(lambda x, y: float(abs(x - y).max()), strong, plain))) > 1e-3
 
 
@@ -113,19 +115,18 @@ def test_without_strength_smooth_training_is_plain_training(model, variables, im
         ({"frozen_convolutions": -1}, "frozen_convolutions must be 0 or more"),
         ({"rho": -1.0}, "rho must be 0 or more"),
         ({"eta_f": -1.0}, "eta_f must be 0 or more"),
-        ({"rho": 1.0, "eta_f": 1.0}, "eta_f must be left out beside what else is done: Perturbed"),
-        ({"rho": 1.0, "gradient": PlainGradient()}, "rho must be left out beside"),
+        ({"rho": 1.0, "eta_f": 2.0}, r"eta_f must be left out where rho = 1\.0 is given; got 2\.0"),
     ],
 )
 def test_refuses(given, words):
     with pytest.raises(InputError, match=words):
-        supervised(**given)
+        training(**given)
 
 
 def test_a_robust_surrogate_and_a_clean_start_exclude_each_other():
     attack = attacks.create("badnets")
     robust = type(attack)(attack.trigger, attack.label_map, surrogate="robust")
     with pytest.raises(InputError, match=r"training\.start must be 'scratch'"):
-        attacker.stages(robust, supervised(start="clean"))
+        attacker.stages(robust, supervised(), "clean")
     surrogate, _ = attacker.stages(robust, supervised())
     assert surrogate.learner.augment == "adversarial"

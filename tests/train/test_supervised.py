@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bdjax import pytree
@@ -16,7 +18,7 @@ from bdjax.checks import InputError
 from bdjax.optim import Schedule
 from bdjax.tasks.single_label import SingleLabel
 from bdjax.train import loop
-from bdjax.train.supervised import accuracy, mean_loss, supervised
+from bdjax.train.supervised import TrainState, accuracy, mean_loss, supervised
 from bdjax.types import Spec, Split
 
 # --- loss ------------------------------------------------------------------------------------------------------------
@@ -93,11 +95,12 @@ def test_steps_of_an_epoch_with_batches_of_256(model, variables, rows, steps):
 
 
 @pytest.mark.parametrize("per", ["epoch", "step"])
-def test_a_cosine_without_a_period_lasts_as_long_as_the_run(per):
+def test_a_cosine_without_a_period_lasts_as_long_as_the_run(model, per):
     learner = supervised(
         epochs=4, learning_rate=1.0, momentum=0.0, weight_decay=0.0, schedule=Schedule(kind="cosine", per=per)
     )
-    tx = learner._optimizer((), jnp.int32(3))
+    state = TrainState(*[None] * 8)._replace(rows=jnp.int32(3), steps_per_epoch=jnp.int32(3), frozen=())  # pyright: ignore
+    tx = learner._chain(model, state)
     taken, state = [], tx.init(jnp.float32(0))
     for _ in range(13):
         update, state = tx.update(jnp.float32(1), state, jnp.float32(0))
@@ -125,21 +128,27 @@ class Linear:
         return image.reshape(image.shape[0], -1)
 
 
+class Counted(NamedTuple):
+    gradient_evaluations: Any
+
+
 @pytree.dataclass
 class TwiceMinusOnce:
-    """A gradient rule that hands on how far a second gradient at the same parameters is from the first."""
+    """Hands on how far a second gradient at the same parameters is from the first."""
 
-    def init(self, tuned, example_loss_fn, split, num_classes):
-        return (), 0
+    def __call__(self, setting, /):
+        def update(grads, state, tuned, *, grad_fn, **extra):
+            difference = jax.tree.map(lambda a, b: 1e4 * (a - b), grad_fn(tuned), grads)
+            return difference, Counted(state.gradient_evaluations + 1)
 
-    def update(self, grads, state, tuned, context):
-        return jax.tree.map(lambda a, b: 1e4 * (a - b), context.grad_fn(tuned), grads), state, 1
+        second = optax.GradientTransformationExtraArgs(lambda tuned: Counted(jnp.int32(0)), update)
+        return optax.chain(second, setting.sgd)
 
 
 def test_a_second_gradient_sees_the_same_batch_and_augmentation_and_leaves_no_statistics(spec, split):
     model = Linear(spec)
     variables = model.init(jax.random.key(0))
-    learner = supervised(1, 16, weight_decay=0.0, schedule=Schedule(), gradient=TwiceMinusOnce())
+    learner = supervised(1, 16, weight_decay=0.0, schedule=Schedule(), transformation=TwiceMinusOnce())
     result = loop.run(jax.random.key(0), learner, model, variables, split)
     np.testing.assert_allclose(result.variables["params"]["w"], variables["params"]["w"], atol=1e-3)
     assert result.variables["batch_stats"]["passes"] == 3

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
 from bdjax import pytree
@@ -16,25 +16,6 @@ from bdjax.data.modalities.images import Images
 from bdjax.types import HParam, Spec, Trigger, TriggerState
 
 AUGMENTATIONS = ("standard", "none", "mixup")
-
-
-@pytree.dataclass
-class OnFrames(Trigger):
-    """A trigger of one image on each frame of a clip; what it draws, it draws once for all of them."""
-
-    trigger: Trigger
-    works_on: ClassVar[str] = "clip"
-
-    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState:
-        """Return the state of the trigger on images of a frame's shape."""
-        clips = spec.modality
-        assert isinstance(clips, Clips)
-        frame = dataclasses.replace(spec, shape=spec.shape[1:], modality=clips.frames)
-        return self.trigger.init(key, frame)
-
-    def apply(self, key: Key[Array, ""], state: TriggerState, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
-        """Put the trigger on one clip."""
-        return jax.vmap(self.trigger.apply, (None, None, 0))(key, state, clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +34,7 @@ class Clips:
         return "clip"
 
     def lift(self, trigger: Trigger) -> Trigger:
-        """Return the trigger on every frame of a clip, with the same draw."""
+        """Return a trigger of one image as one of clips: each frame gets it, with the same draw."""
         return OnFrames(trigger)
 
     def load(self, stored: Num[Array, "*n t h w c"]) -> Float[Array, "*n t h w c"]:
@@ -66,7 +47,7 @@ class Clips:
         """Return clips as the ``stored`` ones are. Arguments and errors as for `Images.store`."""
         return self.frames.store(clip, stored, rounding)
 
-    def picture(self, stored: Num[Array, "n t h w c"]) -> Num[Array, "n h tw c"]:
+    def picture(self, stored: Num[Array | np.ndarray, "n t h w c"]) -> Num[Array | np.ndarray, "n h tw c"]:
         """Return the frames of each clip side by side."""
         count, frames, height, width, channels = stored.shape
         return stored.transpose(0, 2, 1, 3, 4).reshape(count, height, frames * width, channels)
@@ -93,3 +74,21 @@ class Clips:
         if augmentation == "mixup":
             return mixup(self.frames.own_key(key), clip, alpha)
         return Mixed(clip, jnp.arange(clip.shape[0]), jnp.float32(1))
+
+
+@pytree.dataclass
+class OnFrames(Trigger):
+    """A trigger of one image on each frame of a clip."""
+
+    frame: Trigger
+
+    works_on = "clip"
+
+    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState:
+        """Return the state for images as the frames are."""
+        frames: Images = spec.modality.frames  # type: ignore[attr-defined]
+        return self.frame.init(key, Spec(spec.name, spec.shape[1:], frames, spec.task))
+
+    def apply(self, key: Key[Array, ""], state: TriggerState, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
+        """Put the trigger on all frames alike."""
+        return jax.vmap(self.frame.apply, (None, None, 0))(key, state, clip)

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
 from bdjax.checks import one_of
@@ -68,7 +69,7 @@ class Images:
         offset = 0.5 if rounding == "nearest" else 1e-3
         return jnp.floor(image * 255 + offset).astype(jnp.uint8)
 
-    def picture(self, stored: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]:
+    def picture(self, stored: Num[Array | np.ndarray, "n h w c"]) -> Num[Array | np.ndarray, "n h w c"]:
         """Return the images."""
         return stored
 
