@@ -10,17 +10,20 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from bdjax import defenses, evaluate, report
+import jax
+
+from bdjax import defenses, report
 from bdjax.checks import InputError, one_of
 from bdjax.curvature.loss_surface import VARIANTS, Settings
 from bdjax.defenses.chain import stages
 from bdjax.devices import numerics
-from bdjax.report.rows import Record
+from bdjax.report.records import Record
 from bdjax.runs import config as configs
-from bdjax.runs import plans, provenance, records, run
+from bdjax.runs import outcome, plans, provenance, records, run
 from bdjax.runs.config import Config
 from bdjax.runs.subject import OnVariables, Subject
-from bdjax.types import Metrics, ProbedModel, Variables
+from bdjax.tasks.metrics import RATING, totals
+from bdjax.types import ProbedModel, Variables
 
 Known: TypeAlias = dict[Path, dict[Hashable, Any]]  # of victims, by their folders
 
@@ -162,7 +165,7 @@ def subject(
 def with_defense(
     record: Record | str | os.PathLike[str],
     name: str,
-    after: Metrics,
+    after: Any,
     *,
     options: Mapping[str, Any] | None = None,
     run_seconds: float = math.nan,
@@ -176,8 +179,8 @@ def with_defense(
     Args:
       record: of a run on the same victim, holdout and seed, such as that of ``none``, or the path of its folder.
       name: what the tables are to call the defense; not one of bdjax's own.
-      after: of `bdjax.evaluate.evaluate_function`, on the test images of `restore`'s plan and its
-        `bdjax.runs.plans.triggered_test`.
+      after: of `bdjax.evaluate.evaluate_function`, or what the run's task counts (`bdjax.types.Task.count`), on the
+        test images of `restore`'s plan and its `bdjax.runs.plans.triggered_test`.
       options: of the defense, which tell its rows apart.
       run_seconds: what it took without compiling; NaN, which prints as a dash, where nobody measured it.
       compile_seconds: likewise.
@@ -189,21 +192,16 @@ def with_defense(
     record = one(record)
     if name in defenses.names():
         raise InputError(f"name must not be that of a defense of bdjax, got {name!r}.")
-    counts: tuple[list[Any], list[Any]] = ([record.before[one] for one in Metrics._fields], list(map(int, after)))
-    before, after = (Metrics(*own) for own in counts)
-    for total in ("clean_total", "attack_total"):
-        if (got := getattr(after, total)) != getattr(before, total):
-            raise InputError(f"after must count the run's test images: {total} is {getattr(before, total)}, got {got}.")
+    after = jax.device_get(after)  # so that ratios of counts are as exact as the run's
+    before = _of_the_same_images(record, after)
     kept = {key: value for key, value in record.config.items() if key != "selection"}
     content = {key: value for key, value in record.content.items() if key not in ("selection", "history", "smoothness")}
-    rating = float(evaluate.defense_effectiveness_rating(before, after))
     content |= {
         "run_id": f"{record.content['victim_id']}-{name}",
         "config": {**kept, "defense": {"name": name, **(options or {})}},
         "metrics": {
+            **outcome.section(record.metrics, before, after, record.content["metrics"].get("chance")),
             "before": record.before,
-            "after": run.plain_metrics(after),
-            "defense_effectiveness_rating": rating,
         },
         "cost": {
             "run_seconds": run_seconds,
@@ -214,6 +212,23 @@ def with_defense(
     beside = record.folder if record.line is None else record.folder.parent
     # where nothing is, as images and smoothness are the other defense's
     return Record(beside / name, content, apart=record.apart)
+
+
+def _of_the_same_images(record: Record, after: Any) -> Any:
+    """Return what was counted of a record's victim, as a value of the same kind as what was counted after a defense.
+
+    Raises:
+      InputError: that is of another task, or of other test images.
+    """
+    needed = [metric for metric in record.metrics if metric.role != RATING]
+    for metric in needed:
+        if not hasattr(after, metric.name):
+            raise InputError(f"after must have the run's metric {metric.name}, got {type(after).__name__}.")
+    for total in totals(needed):
+        if (got := int(getattr(after, total))) != record.before[total]:
+            wanted = f"{total} is {record.before[total]}, got {got}"
+            raise InputError(f"after must count the run's test images: {wanted}.")
+    return type(after)(*(record.before[name] for name in after._fields))
 
 
 def smoothness(

@@ -28,9 +28,9 @@ def test_a_result_of_ones_own_stands_among_the_others(attacked):
     mine = saved.with_defense(attacked, "mine", AFTER, run_seconds=1.5)
     none, own = report.summarize([mine, attacked])
     assert (own.defense, own.seeds, own.n) == ("mine", (3,), 1)
-    assert (own.clean_accuracy.mean, own.attack_success_rate.mean, own.robust_accuracy.mean) == (0.95, 0.1, 0.75)
+    assert [one.mean for one in own.statistics.values()][:3] == [0.95, 0.1, 0.75]
     # before: 99 of 100 and 80 of 80
-    assert own.defense_effectiveness_rating.mean == pytest.approx((0.9 - 0.04 + 1) / 2)
+    assert own.rating.mean == pytest.approx((0.9 - 0.04 + 1) / 2)
     assert list(report.victims([none, own])) == ["badnets"]
     text = tables.table([none, own], "markdown")
     assert "| badnets | mine | 95.0 | 10.0 | 75.0 | **93.0** | 1 | 1.5 |" in text

@@ -11,7 +11,7 @@ import numpy as np
 
 from bdjax import registry, report
 from bdjax.report.layout import STYLE, encode, need_matplotlib
-from bdjax.report.rows import Record
+from bdjax.report.records import Record
 from bdjax.runs import records
 
 PACKAGE = "bdjax.analysis"

@@ -24,10 +24,11 @@ from bdjax.curvature import loss_surface
 from bdjax.defenses import stage_key
 from bdjax.defenses.chain import stages
 from bdjax.devices import compilation, hosts, numerics, sharding
-from bdjax.runs import plans, provenance, records, schema, soundness, strength
+from bdjax.runs import outcome, plans, provenance, records, schema, soundness, strength
 from bdjax.runs.config import Config
 from bdjax.runs.curve import Curve
 from bdjax.runs.plans import Plan
+from bdjax.tasks.metrics import ATTACK, UTILITY, of_roles
 from bdjax.train import attacker, batches, feeding, loop, streamed, unrolling
 from bdjax.train.attacker import Stage
 from bdjax.train.checkpoints import Checkpoints
@@ -236,11 +237,7 @@ def conclude(
         "versions": records.versions(),
         "device": {**_device(execution), **records.memory(), "data_on": plan.data_on},
         "data": _describe(plan, victim.poisoned_count),
-        "metrics": {
-            "before": plain_metrics(victim.metrics),
-            "after": plain_metrics(after),
-            "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(victim.metrics, after)),
-        },
+        "metrics": outcome.section(plan.model.spec.task.metrics, victim.metrics, after),
         "stealth": victim.stealth,
         "cost": _cost(purified, stages(plan.defense)[-1], plan.holdout),
         "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),
@@ -427,7 +424,8 @@ def _curve(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Curve 
 
     def row(variables: Variables) -> dict[str, Any]:
         metrics, _ = _score(plan, variables, triggered)
-        rates = {name: float(getattr(metrics, name)) for name in ("clean_accuracy", "attack_success_rate")}
+        drawn = of_roles(plan.model.spec.task.metrics, UTILITY, ATTACK)
+        rates = {metric.name: float(getattr(metrics, metric.name)) for metric in drawn}
         return {**rates, **measure(plan, variables, triggered, settings).plain()}
 
     last = sum(stage.epochs for stage in stages(plan.defense))
@@ -556,16 +554,6 @@ def _describe(plan: Plan, poisoned_count: int) -> dict[str, Any]:
         soundness.MAJORITY: int(np.bincount(plan.dataset.test.label[plan.dataset.test.valid]).max()),
         "poisoned_count": poisoned_count,
         "holdout_count": int(plan.holdout.label.shape[0]),
-    }
-
-
-def plain_metrics(metrics: Metrics) -> dict[str, Any]:
-    """Return counts and rates as a record has them."""
-    return {
-        **{name: int(count) for name, count in metrics._asdict().items()},
-        "clean_accuracy": float(metrics.clean_accuracy),
-        "attack_success_rate": float(metrics.attack_success_rate),
-        "robust_accuracy": float(metrics.robust_accuracy),
     }
 
 

@@ -13,6 +13,7 @@ from bdjax.analysis import _analyze, _findings
 from bdjax.checks import InputError
 from bdjax.runs import config, run
 from bdjax.runs.subject import Analysis
+from bdjax.tasks.metrics import SINGLE_LABEL, names
 
 VALUES = {
     "data": "digits",
@@ -53,7 +54,7 @@ def test_history_begins_and_ends_with_the_rates_of_the_record(finished, tmp_path
     found = {title: _findings.read(record, "history") for title, record in titles.items()}
     assert [len(one.arrays["epoch"]) for one in found.values()] == [1, 3, 3]  # none, ft, ft_sam
     for title, record in titles.items():
-        for rate in report.RATES[:3]:
+        for rate in names(SINGLE_LABEL)[:3]:
             assert found[title].arrays[rate][0] == pytest.approx(record.before[rate])
             assert found[title].arrays[rate][-1] == pytest.approx(record.after[rate])
     assert len(files) == 3
