@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import math
 import numbers
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 # The most of what is counted. What has no bound of its own is at most what a 32-bit integer holds, as positions and
@@ -75,6 +76,17 @@ def one_of(choices: Iterable[str], **values: Any) -> None:
     for name, value in values.items():
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}{did_you_mean(value, known)}.")
+
+
+def takes(expected: inspect.Signature, **functions: Callable[..., Any]) -> None:
+    """Refuse a function that cannot be called with as many values in order as the expected one."""
+    for name, function in functions.items():
+        own = inspect.signature(function)
+        try:
+            own.bind(*expected.parameters)
+        except TypeError as error:
+            wanted, got = ", ".join(expected.parameters), ", ".join(own.parameters)
+            raise InputError(f"{name} must take ({wanted}), got ({got}).") from error
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The poisoner: pure functions, and the only code that changes pixels or labels."""
+"""The poisoner: pure functions, and the only code that changes inputs or labels."""
 
 from __future__ import annotations
 
@@ -14,19 +14,64 @@ from bdjax.checks import one_of
 from bdjax.data.modalities.images import ROUNDINGS as ROUNDINGS
 from bdjax.data.modalities.images import Images
 from bdjax.data.streams import Stream
-from bdjax.types import (
-    Attack,
-    CoveringTrigger,
-    Modality,
-    PartitionedTrigger,
-    PoisonedSplit,
-    Split,
-    Trigger,
-    TriggerState,
-)
+from bdjax.types import Attack, Modality, PoisonedSplit, Split, Trigger, TriggerState
 
 _IMAGES = Images((0.0,), (1.0,))  # what an attack is of that says nothing else
-_BATCH = 250  # so many images at a time go through a network that a trigger may have
+_BATCH = 250  # so many inputs at a time go through a network that a trigger may have
+
+
+@pytree.dataclass
+class Stamp:
+    """Puts a trigger on stored inputs, each by itself: stored ← store(apply(load(stored))).
+
+    It is a `bdjax.types.TriggerSource` too: what a defender who knows the trigger can do to his inputs.
+
+    Attributes:
+      trigger, state: what is put on them.
+      rounding: how an image returns to 8 bits: ``nearest``, or ``truncate`` as BackdoorBench does.
+      modality: what the inputs are.
+    """
+
+    trigger: Trigger
+    state: TriggerState
+    rounding: str = pytree.static(default="nearest")
+    modality: Modality = pytree.static(default=_IMAGES)
+
+    def __call__(self, key: Key[Array, ""], input: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
+        """Return the inputs with the trigger; their labels are whatever they were."""
+        return self.on(_row_keys(key, input), jnp.arange(input.shape[0]), input)
+
+    def on(self, key: Key[Array, " n"], position: Int[Array, " n"], input: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
+        """Return the inputs with the trigger, each with its own key and its position among those that get it."""
+
+        def on_one(row: tuple[Key[Array, ""], Array, Array]) -> Array:
+            key, position, stored = row
+            loaded = self.modality.load(stored)
+            if "apply_part" in self.trigger.hooks:
+                triggered = self.trigger.apply_part(key, self.state, position, loaded)
+            else:
+                triggered = self.trigger.apply(key, self.state, loaded)
+            return self.modality.store(triggered, stored, self.rounding)
+
+        # A vmap in pieces: as float32 images take four times their room, so not all are in that form at once.
+        return jax.lax.map(on_one, (key, position, input), batch_size=_BATCH)
+
+
+def stamp(attack: Attack, state: TriggerState, *, rounding: str = "nearest", at_test: bool = False) -> Stamp:
+    """Return what puts the attack's trigger on inputs.
+
+    Args:
+      attack: of which the trigger is.
+      state: the trigger's.
+      rounding: of `Stamp`.
+      at_test: take the trigger that test inputs get.
+
+    Raises:
+      InputError: an unknown rounding.
+    """
+    one_of(ROUNDINGS, rounding=rounding)
+    trigger = attack.trigger_at_test if at_test else attack.trigger
+    return Stamp(trigger, state, rounding, _modality(attack))
 
 
 def poison_train(
@@ -43,7 +88,7 @@ def poison_train(
       key: decides the rows and what the trigger draws for each of them.
       attack: trigger, label map and rate.
       state: of ``attack.trigger.init``.
-      split: uint8 images, or float in [0, 1].
+      split: inputs as they are stored, such as uint8 images, or worked on, such as images in [0, 1].
       rounding: how a triggered image returns to 8 bits: ``nearest``, or ``truncate`` as BackdoorBench does. Float
         images are clipped to [0, 1] and not rounded.
 
@@ -54,13 +99,13 @@ def poison_train(
       InputError: an unknown rounding.
     """
     split = jax.tree.map(jnp.asarray, split)
-    drawn = draw(key, attack, split.label, split.valid)
-    image = plant(drawn, attack, state, split.input, rounding=rounding)
-    return PoisonedSplit(Split(image, drawn.label, split.valid), split.label, drawn.is_poisoned)
+    decision = decide(key, attack, split.label, split.valid)
+    input = stamp_chosen(decision, stamp(attack, state, rounding=rounding), split.input)
+    return PoisonedSplit(Split(input, decision.label, split.valid), split.label, decision.is_poisoned)
 
 
-class Draw(NamedTuple):
-    """What `poison_train` decides of each row before it sees an image; any rows of it are the draw of those rows."""
+class Decision(NamedTuple):
+    """What `poison_train` decides of each row before it sees an input; any rows of it are the decision of those."""
 
     label: Shaped[Array, "n ..."]  # as a learner sees it
     is_poisoned: Bool[Array, " n"]
@@ -68,20 +113,20 @@ class Draw(NamedTuple):
     position: Int[Array, " n"]  # among the poisoned rows, from 0; whatever it is on others
 
 
-def draw(key: Key[Array, ""], attack: Attack, label: Shaped[Array, "n ..."], valid: Bool[Array, " n"]) -> Draw:
+def decide(key: Key[Array, ""], attack: Attack, label: Shaped[Array, "n ..."], valid: Bool[Array, " n"]) -> Decision:
     """Return what the key decides of a whole training split, from its labels alone. Arguments as for `poison_train`."""
     row_key, trigger_key = jax.random.split(key)
     wanted = attack.label_map(label)
     candidate = candidates(attack, label, valid)
     count = jnp.round(attack.poison_rate * _whole(attack, candidate, valid)).astype(jnp.int32)
-    chosen = choose(row_key, candidate, count)
+    chosen = random_subset(row_key, candidate, count)
     seen = _where(chosen, wanted, label).astype(label.dtype)
-    return Draw(seen, chosen, jax.random.split(trigger_key, label.shape[0]), jnp.cumsum(chosen) - 1)
+    return Decision(seen, chosen, jax.random.split(trigger_key, label.shape[0]), jnp.cumsum(chosen) - 1)
 
 
 def candidates(attack: Attack, label: Shaped[Array, "n ..."], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
     """Return which rows of a training split the attack may poison."""
-    changed = _differs(attack.label_map(label), label)
+    changed = differ(attack.label_map(label), label)
     if attack.clean_label:
         return valid & ~changed
     return valid & changed if attack.candidates == "changed" else valid
@@ -92,69 +137,57 @@ def _whole(attack: Attack, candidate: Bool[Array, " n"], valid: Bool[Array, " n"
     return (candidate if attack.rate_of == "candidates" else valid).sum()
 
 
-def plant(
-    drawn: Draw, attack: Attack, state: TriggerState, image: Num[Array, "n ..."], *, rounding: str = "nearest"
-) -> Num[Array, "n ..."]:
-    """Return the images with the trigger in the rows that were drawn. Arguments as for `poison_train`.
+def stamp_chosen(decision: Decision, stamp: Stamp, input: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
+    """Return the inputs with the trigger on the rows that were decided on.
 
-    Each image depends on its own draw alone: any rows of a split, with the draw of those rows, come out as they do of
-    the whole split.
+    Each input depends on its own decision alone: any rows of a split, with the decision of those rows, come out as they
+    do of the whole split.
     """
-    row, image = drawn.is_poisoned, jnp.asarray(image)
+    row, input = decision.is_poisoned, jnp.asarray(input)
     if row.size == 0:
-        return image
+        return input
     # The poisoned rows come first, and pieces without any are left alone: a trigger may cost a hundred gradients.
     first = jnp.argsort(~row, stable=True)
     size = min(_BATCH, row.size)
     order = jnp.pad(first, (0, -row.size % size), mode="edge").reshape(-1, size)
 
     def piece(rows: Int[Array, " m"]) -> Num[Array, "m ..."]:
-        def triggered() -> Array:
-            made = _apply(
-                drawn.trigger_key[rows],
-                drawn.position[rows],
-                attack.trigger,
-                state,
-                image[rows],
-                rounding,
-                _modality(attack),
-            )
-            return _where(row[rows], made, image[rows])
+        def stamped() -> Array:
+            made = stamp.on(decision.trigger_key[rows], decision.position[rows], input[rows])
+            return _where(row[rows], made, input[rows])
 
-        return jax.lax.cond(row[rows].any(), triggered, lambda: image[rows])
+        return jax.lax.cond(row[rows].any(), stamped, lambda: input[rows])
 
-    made = jax.lax.map(piece, order).reshape(-1, *image.shape[1:])
-    return image.at[first].set(made[: row.size], unique_indices=True)
+    made = jax.lax.map(piece, order).reshape(-1, *input.shape[1:])
+    return input.at[first].set(made[: row.size], unique_indices=True)
 
 
 @pytree.dataclass
-class Planting:
-    """`plant` for some rows of a split at a time: the ``change`` of a `bdjax.data.streams.Stream`."""
+class StampChosen:
+    """`stamp_chosen` for some rows of a split at a time: the ``change`` of a `bdjax.data.streams.Stream`."""
 
-    drawn: Draw
-    attack: Attack
-    state: TriggerState
-    rounding: str = pytree.static(default="nearest")
+    decision: Decision
+    stamp: Stamp
 
-    def __call__(self, image: Num[Array, "n ..."], row: Int[Array, " n"]) -> Num[Array, "n ..."]:
-        """Return the images, which are these rows of the split, as `poison_train` makes them."""
-        drawn = jax.tree.map(lambda x: x[row], self.drawn)
-        return plant(drawn, self.attack, self.state, image, rounding=self.rounding)
+    def __call__(self, input: Num[Array, "n ..."], row: Int[Array, " n"]) -> Num[Array, "n ..."]:
+        """Return the inputs, which are these rows of the split, as `poison_train` makes them."""
+        decision = jax.tree.map(lambda x: x[row], self.decision)
+        return stamp_chosen(decision, self.stamp, input)
 
 
 def poison_stream(
     key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, *, rounding: str = "nearest"
 ) -> PoisonedSplit:
-    """Return what `poison_train` returns of the same arguments, its images read and changed when they are needed.
+    """Return what `poison_train` returns of the same arguments, its inputs read and changed when they are needed.
 
-    Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.Images`), and the image of the
-    visible split is a `bdjax.data.streams.Stream`. No triggered image is stored.
+    Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.Images`), and the input of the
+    visible split is a `bdjax.data.streams.Stream`. No triggered input is stored.
     """
-    one_of(ROUNDINGS, rounding=rounding)
+    made = stamp(attack, state, rounding=rounding)
     label, valid = jnp.asarray(split.label), jnp.asarray(split.valid)
-    drawn = jax.jit(draw)(key, attack, label, valid)
-    image: Any = Stream(split.input, Planting(drawn, attack, state, rounding))
-    return PoisonedSplit(Split(image, drawn.label, valid), label, drawn.is_poisoned)
+    decision = jax.jit(decide)(key, attack, label, valid)
+    input: Any = Stream(split.input, StampChosen(decision, made))
+    return PoisonedSplit(Split(input, decision.label, valid), label, decision.is_poisoned)
 
 
 def poison_batch(key: Key[Array, ""], attack: Attack, state: TriggerState, batch: Split) -> Split:
@@ -168,23 +201,24 @@ def poison_batch(key: Key[Array, ""], attack: Attack, state: TriggerState, batch
       key: decides the rows and what the trigger draws.
       attack: trigger, label map, r = ``poison_rate`` and c = ``cover_rate``.
       state: the trigger's.
-      batch: float images in [0, 1] with their true labels; ``valid`` may be None.
+      batch: inputs worked on with their true labels; ``valid`` may be None.
     """
     poison_key, cover_key, trigger_key, count_key = jax.random.split(key, 4)
+    trigger, input = attack.trigger, batch.input
     valid = jnp.ones(batch.label.shape[0], bool) if batch.valid is None else batch.valid
     candidate = candidates(attack, batch.label, valid)
     poison_round, cover_round = jax.random.uniform(count_key, (2,))
     count = jnp.floor(attack.poison_rate * _whole(attack, candidate, valid) + poison_round).astype(jnp.int32)
-    poisoned = choose(poison_key, candidate, count)
-    triggered = jax.vmap(attack.trigger.apply, (0, None, 0))(_row_keys(trigger_key, batch.input), state, batch.input)
-    image = _where(poisoned, triggered, batch.input)
-    if isinstance(attack.trigger, CoveringTrigger):
-        chosen_key, drawn_key = jax.random.split(cover_key)
+    poisoned = random_subset(poison_key, candidate, count)
+    triggered = jax.vmap(trigger.apply, (0, None, 0))(_row_keys(trigger_key, input), state, input)
+    changed = _where(poisoned, triggered, input)
+    if "cover" in trigger.hooks:
+        subset_key, made_key = jax.random.split(cover_key)
         count = jnp.floor(attack.cover_rate * valid.sum() + cover_round).astype(jnp.int32)
-        covered = choose(chosen_key, valid & ~poisoned, count)
-        image = _where(covered, attack.trigger.cover(drawn_key, state, batch), image)
+        covered = random_subset(subset_key, valid & ~poisoned, count)
+        changed = _where(covered, trigger.cover(made_key, state, batch), changed)
     label = batch.label if attack.clean_label else _where(poisoned, attack.label_map(batch.label), batch.label)
-    return batch._replace(input=_modality(attack).store(image, batch.input), label=label.astype(batch.label.dtype))
+    return batch._replace(input=_modality(attack).store(changed, input), label=label.astype(batch.label.dtype))
 
 
 def reach(attack: Attack, split: Split) -> tuple[int, int, int]:
@@ -196,7 +230,7 @@ def reach(attack: Attack, split: Split) -> tuple[int, int, int]:
 
 
 def rounded(rate: float, whole: int) -> int:
-    """Return how many rows a rate asks for, rounded as `draw` rounds: in float32, halves to even."""
+    """Return how many rows a rate asks for, rounded as `decide` rounds: in float32, halves to even."""
     return int(np.round(np.float32(rate) * np.float32(whole)))
 
 
@@ -206,7 +240,7 @@ def expected_count(attack: Attack, split: Split) -> int:
 
 
 def clean_stream(split: Split) -> Split:
-    """Return a split whose images are read when they are needed, as they are."""
+    """Return a split whose inputs are read when they are needed, as they are."""
     return split._replace(input=Stream(split.input))  # type: ignore[arg-type]
 
 
@@ -216,36 +250,17 @@ def poison_test(
     """Plant the (test) trigger in every row; the visible label is the attacker's.
 
     Rows that count for the attack success rate are ``valid``: all rows whose label the map changes. For all-to-one that
-    leaves out the target class, for all-to-all nothing. Arguments as for `poison_train`.
+    leaves out the target class, for all-to-all nothing. Arguments and errors as for `poison_train`.
     """
     split = jax.tree.map(jnp.asarray, split)
-    trigger = attack.trigger_at_test
     wanted = attack.label_map(split.label).astype(split.label.dtype)
-    valid = split.valid & _differs(wanted, split.label)
-    image = _apply(
-        _row_keys(key, split.input), jnp.cumsum(valid) - 1, trigger, state, split.input, rounding, _modality(attack)
-    )
-    return PoisonedSplit(Split(image, wanted, valid), split.label, split.valid)
+    valid = split.valid & differ(wanted, split.label)
+    made = stamp(attack, state, rounding=rounding, at_test=True)
+    input = made.on(_row_keys(key, split.input), jnp.cumsum(valid) - 1, split.input)
+    return PoisonedSplit(Split(input, wanted, valid), split.label, split.valid)
 
 
-@pytree.dataclass
-class Stamp:
-    """The attack's own trigger as a `bdjax.types.TriggerSource`: what a defender who knows it can do to his images."""
-
-    trigger: Trigger
-    state: TriggerState
-    rounding: str = pytree.static(default="nearest")
-    modality: Modality | None = pytree.static(default=None)
-
-    def __call__(self, key: Key[Array, ""], image: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
-        """Return the images with the trigger; their labels are whatever they were."""
-        position = jnp.arange(image.shape[0])
-        return _apply(
-            _row_keys(key, image), position, self.trigger, self.state, image, self.rounding, self.modality or _IMAGES
-        )
-
-
-def choose(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, ""]) -> Bool[Array, " n"]:
+def random_subset(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, ""]) -> Bool[Array, " n"]:
     """Return a mask of ``count`` candidates drawn uniformly without replacement; all of them if there are fewer.
 
     Every row gets a random rank, so that the count may be traced, and a larger count only adds rows.
@@ -259,8 +274,8 @@ def _modality(attack: Attack) -> Modality:
     return attack.modality or _IMAGES
 
 
-def _row_keys(key: Key[Array, ""], image: Num[Array, "n ..."]) -> Key[Array, " n"]:
-    return jax.random.split(key, image.shape[0])
+def _row_keys(key: Key[Array, ""], input: Num[Array, "n ..."]) -> Key[Array, " n"]:
+    return jax.random.split(key, input.shape[0])
 
 
 def _where(
@@ -270,29 +285,6 @@ def _where(
     return jnp.where(row.reshape(-1, *(1,) * (one.ndim - 1)), one, otherwise)
 
 
-def _differs(label: Shaped[Array, "n ..."], other: Shaped[Array, "n ..."]) -> Bool[Array, " n"]:
+def differ(label: Shaped[Array, "n ..."], other: Shaped[Array, "n ..."]) -> Bool[Array, " n"]:
     """Return which rows differ anywhere, be a label a class, a set of classes or a sequence."""
     return (label != other).reshape(label.shape[0], -1).any(-1)
-
-
-def _apply(
-    keys: Key[Array, " n"],
-    position: Int[Array, " n"],
-    trigger: Trigger,
-    state: TriggerState,
-    image: Num[Array, "n ..."],
-    rounding: str,
-    modality: Modality,
-) -> Num[Array, "n ..."]:
-    one_of(ROUNDINGS, rounding=rounding)
-
-    def one(inputs: tuple[Key[Array, ""], Array, Array]) -> Array:
-        key, number, stored = inputs
-        if isinstance(trigger, PartitionedTrigger):
-            triggered = trigger.apply_part(key, state, number, modality.load(stored))
-        else:
-            triggered = trigger.apply(key, state, modality.load(stored))
-        return modality.store(triggered, stored, rounding)
-
-    # A vmap in pieces: as float32 the images take four times their room, so not all are in that form at once.
-    return jax.lax.map(one, (keys, position, image), batch_size=_BATCH)

@@ -40,7 +40,11 @@ def dataclass(cls: type[T]) -> type[T]:
         return tuple(zip(map(jax.tree_util.GetAttrKey, children), leaves, strict=True)), aux
 
     def unflatten(aux: tuple[Any, ...], leaves: Any) -> Any:
-        return made(**dict(zip(fixed, aux, strict=True)), **dict(zip(children, leaves, strict=True)))
+        # JAX puts tracers, axes and placeholders where leaves are: no value to check as a new instance's is.
+        value = object.__new__(made)
+        vars(value).update(zip(fixed, aux, strict=True))
+        vars(value).update(zip(children, leaves, strict=True))
+        return value
 
     jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
     return made

@@ -15,13 +15,15 @@ import jax
 from bdjax import defenses, report
 from bdjax.checks import InputError, one_of
 from bdjax.curvature.loss_surface import VARIANTS, Settings
-from bdjax.defenses.chain import stages
 from bdjax.devices import numerics
 from bdjax.report.records import Record
 from bdjax.runs import config as configs
-from bdjax.runs import outcome, plans, provenance, records, run
+from bdjax.runs import curve, plans, provenance, run, victim
 from bdjax.runs.config import Config
+from bdjax.runs.folder import RunFolder, RunsFolder
+from bdjax.runs.record import metrics_between
 from bdjax.runs.subject import OnVariables, Subject
+from bdjax.runs.trainer import Alone
 from bdjax.tasks.metrics import RATING, totals
 from bdjax.types import ProbedModel, Variables
 
@@ -62,7 +64,10 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
     """
     if record.line is not None:
         raise InputError(f"{record.source} is a record alone; its networks are in the run's folder {record.run_id}.")
-    values = {**record.config, "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})}}
+    values = {
+        **record.config,
+        "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})},
+    }
     try:
         config = configs.resolve(values)
     except InputError as error:
@@ -95,25 +100,34 @@ def restore(record: Record | str | os.PathLike[str], data_dir: str | None = None
 
 def _restore(record: Record, data_dir: str | None) -> Networks:
     config = config_of(record, data_dir)
-    out = record.folder.resolve().parent
+    runs = _runs_of(record)
     plan = plans.prepare(config)
     if (made_of := record.content["data"].get("fingerprint")) is None:
         raise InputError(f"{record.source} does not say of which data it is, so that its networks cannot be measured.")
-    provenance.check(made_of, plan, record.folder)
-    victims = _victim_folder(record, plan)
-    folders = {run.checkpoints_of(victims, stage.name): stage.learner.epochs for stage in plan.stages}
-    folders |= {out / config.run_id / f"checkpoints-{i}": stage.epochs for i, stage in enumerate(stages(plan.defense))}
-    for folder, epochs in folders.items():
-        if epochs and not (folder / str(epochs)).is_dir():
-            raise InputError(
-                f"{record.folder} cannot be measured: there is no checkpoint of epoch {epochs} in {folder}."
-            )
-    execution = run.Execution(out)  # with every loop at its end, these only load
-    victim, trigger_state, _ = run.plant(plan, execution)
-    plan = plans.arm(plan, trigger_state)
+    provenance.check(made_of, config, plan.inputs, record.folder)
+    _check_trained(record, plan, runs)
+    execution = run.Execution(runs.path)
+    trainer = Alone(execution)  # with every stage at its end, it only loads
+    (planted,) = victim.plant([plan], execution, trainer)
+    assert planted is not None, "what diverges alone is raised"
+    plan = plans.with_trigger(plan, planted.trigger_state)
     if selection := record.content.get("selection"):
         plan = plans.with_strength(plan, selection["chosen"])
-    return Networks(plan, victim.variables, run.defend(plan, victim.variables, execution).variables)
+    attacked = planted.network.variables
+    (defended,) = run.defend([run.undefended(plan, attacked)], execution, trainer)
+    return Networks(plan, attacked, defended.result.variables)
+
+
+def _check_trained(record: Record, plan: plans.Plan, runs: RunsFolder) -> None:
+    """Refuse a run of which a last checkpoint is not there."""
+    of_victim, of_run = runs.victim(plan.config.victim_id), runs.run(plan.config.run_id)
+    stages = [(of_victim.stage(stage.name), stage.learner.epochs) for stage in plan.stages]
+    stages += [(of_run.stage(number), stage.epochs) for number, stage in enumerate(plan.defense_stages)]
+    for folder, epochs in stages:
+        if epochs and not folder.has(epochs):
+            raise InputError(
+                f"{record.folder} cannot be measured: there is no checkpoint of epoch {epochs} in {folder.path}."
+            )
 
 
 def subject(
@@ -128,7 +142,7 @@ def subject(
     kept = {} if known is None else known.setdefault(_victim_folder(record, plan), {})
     if not isinstance(plan.model, ProbedModel):
         raise InputError(f"{record.folder} cannot be analyzed: its network has no method probe.")
-    lengths = [stage.epochs for stage in stages(plan.defense)]
+    lengths = [stage.epochs for stage in plan.defense_stages]
 
     def replay(on_variables: OnVariables) -> None:
         def options(number: int) -> dict[str, Any]:
@@ -195,14 +209,13 @@ def with_defense(
     after = jax.device_get(after)  # so that ratios of counts are as exact as the run's
     before = _of_the_same_images(record, after)
     kept = {key: value for key, value in record.config.items() if key != "selection"}
-    content = {key: value for key, value in record.content.items() if key not in ("selection", "history", "smoothness")}
+    left_out = ("selection", "history", "smoothness")
+    content = {key: value for key, value in record.content.items() if key not in left_out}
+    chance = record.content["metrics"].get("chance")
     content |= {
         "run_id": f"{record.content['victim_id']}-{name}",
         "config": {**kept, "defense": {"name": name, **(options or {})}},
-        "metrics": {
-            **outcome.section(record.metrics, before, after, record.content["metrics"].get("chance")),
-            "before": record.before,
-        },
+        "metrics": {**metrics_between(record.metrics, before, after, chance), "before": record.before},
         "cost": {
             "run_seconds": run_seconds,
             "compile_seconds": compile_seconds,
@@ -288,8 +301,12 @@ class Failures:
             raise InputError(f"{self._reasons[0]}{others}") from self._reasons[0]
 
 
+def _runs_of(record: Record) -> RunsFolder:
+    return RunsFolder(record.folder.resolve().parent)
+
+
 def _victim_folder(record: Record, plan: plans.Plan) -> Path:
-    return record.folder.resolve().parent / "victims" / plan.config.victim_id
+    return _runs_of(record).victim(plan.config.victim_id).path
 
 
 class _Measure:
@@ -300,18 +317,18 @@ class _Measure:
         self._victims: dict[Path, dict[str, Any]] = {}
 
     def __call__(self, record: Record, data_dir: str | None) -> Path:
-        file = record.folder / records.SMOOTHNESS
+        folder = RunFolder(record.folder)
         if self._done(record.smoothness()):
-            return file
+            return folder.smoothness_file
         plan, victim, defended = restore(record, data_dir)
         of = functools.partial(self._network, plan, plans.triggered_test(plan))
         where = _victim_folder(record, plan)
         if where not in self._victims:
             self._victims[where] = of(victim)
         before = self._victims[where]
-        after = of(defended) if any(stage.epochs for stage in stages(plan.defense)) else before
-        with records.locked(record.folder):
-            content = records.read_smoothness(record.folder) or {}
+        after = of(defended) if any(stage.epochs for stage in plan.defense_stages) else before
+        with folder.locked():
+            content = folder.smoothness() or {}
             earlier = content if content.get("settings") == self._settings.identity() else {}
             measured = {
                 "run": record.run_id,
@@ -319,8 +336,8 @@ class _Measure:
                 "before": {**earlier.get("before", {}), **before},
                 "after": {**earlier.get("after", {}), **after},
             }
-            records.write_json(file, {**content, **measured})
-        return file
+            folder.write_smoothness({**content, **measured})
+        return folder.smoothness_file
 
     def _done(self, content: Mapping[str, Any]) -> bool:
         has = all(variant in content.get(when, {}) for when in ("before", "after") for variant in self._variants)
@@ -328,6 +345,6 @@ class _Measure:
 
     def _network(self, plan: plans.Plan, triggered: Any, variables: Variables) -> dict[str, Any]:
         return {
-            variant: run.measure(plan, variables, triggered, self._settings, variant).plain()
+            variant: curve.measure(plan, variables, triggered, self._settings, variant).plain()
             for variant in self._variants
         }

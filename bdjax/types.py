@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
 from bdjax import pytree
+from bdjax.checks import InputError, did_you_mean, one_of, takes
 from bdjax.tasks.metrics import Metric
 
 HParam: TypeAlias = Any  # a float; an array with a leading axis in a sweep; any leaf under tree.map
@@ -40,6 +42,10 @@ class Modality(Protocol):
         self, input: Num[Array, "..."], stored: Num[Array, "..."], /, rounding: str = "nearest"
     ) -> Num[Array, "..."]: ...
 
+    def picture(self, stored: Num[Array, "n ..."], /) -> Num[Array, "n h w c"]:
+        """Return an image of each input, to be looked at and compared with others."""
+        ...
+
     def normalize(self, input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]:
         """Return what a network computes with."""
         ...
@@ -52,6 +58,13 @@ class Modality(Protocol):
         """Return the augmented inputs, worked on, with their partners (`bdjax.data.mixing.Mixed`)."""
         ...
 
+    def lift(self, trigger: Trigger, /) -> Trigger | None:
+        """Return a trigger of one image as one of this modality's inputs; None if there is no way.
+
+        The trigger has no hooks. ``init`` of what is returned gets the specification of this modality's data.
+        """
+        ...
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -61,11 +74,17 @@ class Task(Protocol):
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
+    labels: ClassVar[str]  # what each input has: a "class" or a "set" of classes
 
     @property
     def num_classes(self) -> int: ...
     @property
     def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def strata(self) -> int:
+        """Number of groups of ``stratum``."""
+        ...
 
     def loss(self, output: Array, label: Array, label_smoothing: HParam = 0.0) -> Float[Array, " n"]: ...
 
@@ -81,8 +100,16 @@ class Task(Protocol):
         """Return which answers are what the attacker wants, whose label was ``original``."""
         ...
 
+    def shown(self, answer: np.ndarray) -> np.ndarray:
+        """Return what is said of each answer or label: the number of a class, or a text."""
+        ...
+
     def stratum(self, label: Array) -> Int[Array, " n"]:
         """Return the group of each row of which a balanced set has equally many."""
+        ...
+
+    def chance(self, label: np.ndarray) -> dict[str, float]:
+        """Return what a guess gives of the metrics on inputs with these labels, where a record's classes do not say."""
         ...
 
     def count(self, clean_answer: Array, triggered_answer: Array, clean: Split, triggered: PoisonedSplit) -> Any:
@@ -151,11 +178,11 @@ class Metrics(NamedTuple):
     The rates are properties; their denominators are ``clean_total`` and ``attack_total``.
     """
 
-    clean_correct: Int[Array, "..."]
-    clean_total: Int[Array, "..."]
-    attack_hits: Int[Array, "..."]
-    robust_correct: Int[Array, "..."]
-    attack_total: Int[Array, "..."]
+    clean_correct: Int[Array, "..."] | int
+    clean_total: Int[Array, "..."] | int
+    attack_hits: Int[Array, "..."] | int
+    robust_correct: Int[Array, "..."] | int
+    attack_total: Int[Array, "..."] | int
 
     @property
     def clean_accuracy(self) -> Any:
@@ -193,7 +220,8 @@ class Model(Protocol):
     def apply(
         self,
         variables: Variables,
-        image: Float[Array, "n h w c"],
+        input: Num[Array, "n ..."],
+        /,
         *,
         train: bool = False,
         valid: Bool[Array, " n"] | None = None,
@@ -204,7 +232,7 @@ class Model(Protocol):
         """
         ...
 
-    def features(self, variables: Variables, image: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+    def features(self, variables: Variables, input: Num[Array, "n ..."], /) -> Float[Array, "n d"]:
         """Return what the last layer, the classifier, takes in, in evaluation mode."""
         ...
 
@@ -214,7 +242,7 @@ class ProbedModel(Model, Protocol):
     """A network whose layers can be looked at, as some analyses need."""
 
     def probe(
-        self, variables: Variables, image: Float[Array, "n h w c"], layer: tuple[str, ...], shift: Any = 0.0
+        self, variables: Variables, input: Num[Array, "n ..."], /, layer: tuple[str, ...], shift: Any = 0.0
     ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:
         """Return the logits, and what a layer puts out, ``shift`` added to it, in evaluation mode.
 
@@ -251,24 +279,83 @@ class Parametrization(Protocol):
 
 @runtime_checkable
 class LabelMap(Protocol):
-    """The attacker's label for each true label. A frozen dataclass: equal values share one compilation."""
+    """The attacker's label for each true label. A frozen dataclass: equal values share one compilation.
 
-    def __call__(self, label: Int[Array, "*n"]) -> Int[Array, "*n"]: ...
-
-
-@runtime_checkable
-class Trigger(Protocol):
-    """Puts the trigger on one image; the poisoner maps it over a split.
-
-    A `bdjax.pytree.dataclass`: floats are leaves, everything structural is static. Learned triggers keep their weights
-    in the state.
+    It may say in ``labels`` for which it is made, as `Task.labels` does.
     """
 
-    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState: ...
+    def __call__(self, label: Shaped[Array, "*n"], /) -> Shaped[Array, "*n"]: ...
 
-    def apply(
-        self, key: Key[Array, ""], state: TriggerState, image: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]: ...
+
+class Trigger:
+    """Puts the trigger on one input; the poisoner maps it over a split.
+
+    A subclass is a `bdjax.pytree.dataclass`: floats are leaves, everything structural is static. ``init`` and ``apply``
+    are all that most need; a trigger that is learned keeps its weights in the state. The other methods are hooks. They
+    are called of a trigger that names them in ``hooks``, and `Attack` refuses what does not fit together, so that no
+    method is silently never called.
+
+    Attributes:
+      hooks: names of the optional methods that it has.
+      works_on: what it is put on, as `Modality.unit` calls it.
+      epochs, batch_size: how the loop feeds ``fit``, as it feeds a `Learner`; a batch size of None is all inputs at
+        once, still as they are stored.
+    """
+
+    hooks: tuple[str, ...] = ()
+    works_on: str = "image"
+    epochs: int
+    batch_size: int | None
+
+    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState:
+        """Return the state before anything is learned: nothing, for a trigger that is a rule."""
+        del key, spec
+        return ()
+
+    def apply(self, key: Key[Array, ""], state: TriggerState, input: Array, /) -> Array:
+        """Return one input, worked on, with the trigger."""
+        raise NotImplementedError
+
+    def apply_part(self, key: Key[Array, ""], state: TriggerState, position: Int[Array, ""], input: Array, /) -> Array:
+        """Return the input with one of several parts, which is up to its position; ``apply`` alone draws a part.
+
+        The position is the row's among the poisoned ones, or among those that count at test time, so that the parts
+        have exact shares.
+        """
+        raise NotImplementedError
+
+    def fit(
+        self, key: Key[Array, ""], model: Model, variables: Variables, state: TriggerState, batch: Split, /
+    ) -> tuple[TriggerState, Info]:
+        """Return the state after a batch of the attacker's clean inputs, before anything is poisoned.
+
+        If the attack has a surrogate, ``variables`` are those of a network trained on the same inputs, else of an
+        untrained one.
+        """
+        raise NotImplementedError
+
+    def learn(
+        self, key: Key[Array, ""], model: Model, variables: Variables, state: TriggerState, batch: Split, /
+    ) -> tuple[TriggerState, Info]:
+        """Return the state after a clean batch, before each step of a victim whose training the attacker controls.
+
+        ``variables`` are the victim's before the step; the inputs are worked on and have their true labels.
+        """
+        raise NotImplementedError
+
+    def pace(self, state: TriggerState, steps_per_epoch: int, /) -> TriggerState:
+        """Return the state of a trigger that ``fit`` or ``learn`` moves by a schedule in epochs, before either."""
+        raise NotImplementedError
+
+    def cover(self, key: Key[Array, ""], state: TriggerState, batch: Split, /) -> Array:
+        """Return what each input of a batch would be as a cover sample: with something like the trigger.
+
+        Cover samples keep their labels. The attacker controls the training; the other rows are at hand as partners.
+        """
+        raise NotImplementedError
+
+
+HOOKS = ("apply_part", "fit", "learn", "pace", "cover")
 
 
 @runtime_checkable
@@ -278,68 +365,7 @@ class TriggerSource(Protocol):
     A pytree whose leaves are its floats and arrays. Images keep their type: uint8 in [0, 255], or float in [0, 1].
     """
 
-    def __call__(self, key: Key[Array, ""], image: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]: ...
-
-
-@runtime_checkable
-class FittedTrigger(Trigger, Protocol):
-    """A trigger that is fitted to the attacker's clean images before anything is poisoned.
-
-    The loop feeds ``fit`` as it feeds a `Learner`: for ``epochs`` over the clean training split, ``batch_size`` images
-    at a time (None: all of them at once, still uint8). If the attack has a surrogate, ``variables`` are those of a
-    network trained on the same clean images, else of an untrained one.
-    """
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def batch_size(self) -> int | None: ...
-
-    def fit(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: TriggerState, batch: Split
-    ) -> tuple[TriggerState, Info]: ...
-
-
-@runtime_checkable
-class LearnedTrigger(Trigger, Protocol):
-    """A trigger that learns along with the victim: ``update`` comes before each of the victim's steps.
-
-    ``variables`` are the victim's before the step, and the batch holds clean float images with their true labels.
-    """
-
-    def update(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: TriggerState, batch: Split
-    ) -> tuple[TriggerState, Info]: ...
-
-
-@runtime_checkable
-class PacedTrigger(Trigger, Protocol):
-    """A fitted or learned trigger with a schedule in epochs: before a stage feeds it, ``pace`` says how long one is."""
-
-    def pace(self, state: TriggerState, steps_per_epoch: int) -> TriggerState: ...
-
-
-@runtime_checkable
-class CoveringTrigger(Trigger, Protocol):
-    """A trigger with cover samples: images with something like the trigger that keep their labels.
-
-    ``cover`` returns what each image of a batch would be as a cover sample; the other rows are at hand as partners.
-    """
-
-    def cover(self, key: Key[Array, ""], state: TriggerState, batch: Split) -> Float[Array, "n h w c"]: ...
-
-
-@runtime_checkable
-class PartitionedTrigger(Trigger, Protocol):
-    """A trigger of several parts, of which each triggered row carries one.
-
-    Which one is up to the row's ``position`` among the poisoned rows, or among those that count at test time, so that
-    the parts have exact shares; ``apply`` alone draws a part.
-    """
-
-    def apply_part(
-        self, key: Key[Array, ""], state: TriggerState, position: Int[Array, ""], image: Float[Array, "h w c"]
-    ) -> Float[Array, "h w c"]: ...
+    def __call__(self, key: Key[Array, ""], input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]: ...
 
 
 @pytree.dataclass
@@ -347,20 +373,23 @@ class Attack:
     """Trigger × label map × rate: most published attacks are such a triple.
 
     ``poison_rate`` is the share of the *whole* training split, for clean-label attacks too. A clean-label attack
-    draws its rows from the images whose label the map leaves alone and keeps their labels.
+    draws its rows from the inputs whose label the map leaves alone and keeps their labels.
 
     Attributes:
       trigger, label_map, poison_rate, clean_label: as above.
-      test_trigger: at test time, if it is another one.
-      rate_of: of what ``poison_rate`` is the share: of ``all`` images, or of the ``candidates`` alone (SFT's and NFT's
+      test_trigger: at test time, if it is another one; it has the state of the first.
+      rate_of: of what ``poison_rate`` is the share: of ``all`` inputs, or of the ``candidates`` alone (SFT's and NFT's
         80 % of the target class).
       candidates: which rows a dirty-label attack draws from: ``all``, or those whose label the map changes
         (``changed``).
       controls_training: the attacker trains the victim and poisons each of its batches anew, with cover samples.
-      cover_rate: share of the cover samples in each batch; needs a `CoveringTrigger`.
-      modality: of the inputs that the trigger works on; None is images, whatever their size.
-      surrogate: what the attacker trains first on the clean images, as the victim is trained: ``none``, a ``clean``
-        network, or a ``robust`` one (on adversarial images).
+      cover_rate: share of the cover samples in each batch; needs the hook ``cover``.
+      surrogate: what the attacker trains first on the clean inputs, as the victim is trained: ``none``, a ``clean``
+        network, or a ``robust`` one (on adversarial inputs).
+      modality: of the inputs; None is images, whatever their size.
+
+    Raises:
+      InputError: a trigger whose hooks are not what it declares, or would never be called.
     """
 
     trigger: Trigger
@@ -375,10 +404,59 @@ class Attack:
     surrogate: str = pytree.static(default="none")
     modality: Modality | None = pytree.static(default=None)
 
+    def __post_init__(self) -> None:
+        _check_hooks(self.trigger, "trigger")
+        if self.test_trigger is not None:
+            _check_hooks(self.test_trigger, "test_trigger")
+        _check_calls(self)
+
     @property
     def trigger_at_test(self) -> Trigger:
-        """The trigger that test images get."""
+        """The trigger that test inputs get."""
         return self.trigger if self.test_trigger is None else self.test_trigger
+
+    @property
+    def by_formula(self) -> bool:
+        """Whether the trigger's state is known before anything is trained."""
+        return not {"fit", "learn"} & set(self.trigger.hooks)
+
+
+def _check_hooks(trigger: Trigger, option: str) -> None:
+    """Refuse a trigger that has not what it declares, declares not what it has, or has it in another form."""
+    if not isinstance(trigger, Trigger):
+        raise InputError(f"{option} must be a bdjax.types.Trigger, got {trigger!r}.")
+    kind, name = type(trigger), type(trigger).__name__
+    for hook in trigger.hooks:
+        one_of(HOOKS, **{f"{name}.hooks": hook})
+    for hook in HOOKS:
+        declared = hook in trigger.hooks
+        defined = getattr(kind, hook) is not getattr(Trigger, hook)
+        if declared and not defined:
+            near = did_you_mean(hook, vars(kind))
+            raise InputError(f"{name} must have the method {hook}, which its hooks declare{near}.")
+        if defined and not declared:
+            raise InputError(f"{name}.hooks must hold {hook!r} for that method to be called; got {trigger.hooks!r}.")
+    for method in ("init", "apply", *trigger.hooks):
+        takes(inspect.signature(getattr(Trigger, method)), **{f"{name}.{method}": getattr(kind, method)})
+    for needed in ("epochs", "batch_size"):
+        if "fit" in trigger.hooks and not hasattr(trigger, needed):
+            raise InputError(f"{name} must have {needed}, by which the loop feeds its hook 'fit'.")
+
+
+def _check_calls(attack: Attack) -> None:
+    """Refuse hooks that nothing would call, and calls without a hook."""
+    hooks, name = attack.trigger.hooks, type(attack.trigger).__name__
+    for hook in ("learn", "cover"):
+        if hook in hooks and not attack.controls_training:
+            raise InputError(f"controls_training must be True for the hook {hook!r} of {name} to be called.")
+    if "pace" in hooks and attack.by_formula:
+        raise InputError(f"{name}.hooks must hold 'fit' or 'learn' for 'pace' to be called; got {hooks!r}.")
+    # A rate that is no plain number is swept or traced, and was checked before.
+    if "cover" not in hooks and isinstance(attack.cover_rate, int | float) and attack.cover_rate:
+        raise InputError(f"cover_rate must be 0, as {name} has no hook 'cover'; got {attack.cover_rate!r}.")
+    for hook in attack.trigger_at_test.hooks:
+        if hook not in ("apply_part", *hooks):
+            raise InputError(f"test_trigger must learn along with the trigger, which has no hook {hook!r}.")
 
 
 @runtime_checkable
@@ -423,6 +501,19 @@ class PreparedLearner(Learner, Protocol):
     def learn(
         self, key: Key[Array, ""], model: Model, state: LearnerState, batch: Split
     ) -> tuple[LearnerState, Info]: ...
+
+
+@runtime_checkable
+class PartlySavedLearner(Learner, Protocol):
+    """A learner whose state has parts that no step changes and that its first variables decide: frozen factors, say.
+
+    A checkpoint holds what ``kept`` returns, and ``restored`` makes the rest again, to the bit, from the very variables
+    that ``init`` was given.
+    """
+
+    def kept(self, state: LearnerState) -> LearnerState: ...
+
+    def restored(self, kept: LearnerState, model: Model, variables: Variables) -> LearnerState: ...
 
 
 Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout

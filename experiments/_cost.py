@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from bdjax import data, models
 from bdjax.bench import measure
 from bdjax.defenses.chain import stages
-from bdjax.runs import config, provenance
+from bdjax.runs import config
 from bdjax.runs.config import Config
+from bdjax.runs.folder import RunsFolder
 from bdjax.train import attacker
 from bdjax.train.supervised import ATTACK_STEPS, Supervised, supervised
-from bdjax.types import LearnedTrigger, Learner
+from bdjax.types import Learner
 
 _STEPS = 2  # in a timed epoch; a step of a full-size network takes a CPU many seconds
 # Gradients for each image of an epoch where it is not one. The trace of SFT, on every tenth step, is left out.
@@ -55,7 +56,7 @@ def of(configs: Iterable[Config], sizes: Mapping[str, tuple[int, int]], out: Pat
       out: where runs lie.
     """
     gradients: dict[str, float] = defaultdict(float)
-    missing = [one for one in configs if provenance.finished(out / one.run_id) is None]
+    missing = [one for one in configs if RunsFolder(out).run(one.run_id).finished() is None]
     done = {one.victim_id for one in configs if one not in missing}
     victims = {one.victim_id: one for one in missing if one.victim_id not in done}
     for one in victims.values():
@@ -104,7 +105,7 @@ def _of_victim(one: Config, images: int) -> float:
 def _gradients(learner: Learner) -> int:
     """Return the gradients that a stage of the attacker takes of each image."""
     if isinstance(learner, attacker.Controlled):  # a generator learns with one more
-        return _gradients(learner.training) + isinstance(learner.attack.trigger, LearnedTrigger)
+        return _gradients(learner.training) + ("learn" in learner.attack.trigger.hooks)
     attacked = isinstance(learner, Supervised) and learner.augment == "adversarial"
     return 1 + ATTACK_STEPS * attacked
 

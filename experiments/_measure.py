@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bdjax.bench import measure
-from bdjax.runs import records
+from bdjax.devices import environment
+from bdjax.files import atomic
 
 
 def arguments(description: str | None, **options: Any) -> argparse.Namespace:
@@ -27,11 +28,11 @@ def arguments(description: str | None, **options: Any) -> argparse.Namespace:
 
 def write(results: dict[str, Any], out: Path | None) -> None:
     """Write the results with date, machine and versions."""
-    date, machine, versions = time.strftime("%Y-%m-%d"), measure.machine(), records.versions()
+    date, machine, versions = time.strftime("%Y-%m-%d"), measure.machine(), environment.versions()
     content = {"date": date, "machine": machine, "versions": versions, **results}
     text = json.dumps(content, indent=1)
     if out is None:
         print(text)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        records.write_text(out, text + "\n")
+        atomic.write_text(out, text + "\n")

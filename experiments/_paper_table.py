@@ -16,14 +16,15 @@ from _paper_configs import FULL, SIZES, Missing, Paper, Size, resolve, stand_in,
 from _runs import carry_out
 
 from bdjax.checks import InputError, integer, one_of
-from bdjax.cli import _progress
+from bdjax.cli import _progress, _signals
 from bdjax.devices import compilation
 from bdjax.report import comparison, published
 from bdjax.report.grid import FORMATS
 from bdjax.report.published import TASK, Value
 from bdjax.report.records import Record
-from bdjax.runs import plans, provenance, records, run
+from bdjax.runs import plans, run
 from bdjax.runs.config import Config
+from bdjax.runs.folder import RunFolder, RunsFolder
 from bdjax.train import loop
 
 DEBUG_ATTACKS = ("badnets_a2o", "blended")  # the first of a table where it has neither
@@ -79,7 +80,9 @@ def _print(paper: Paper, tables: Tables, options: argparse.Namespace) -> None:
     planned = [_plan(paper, values, value, seeds, size, options) for value in asked]
     setting = f"{size.describe()} {paper.source}{_left_out(values, asked)}"
     configs = {config.run_id: config for plan in planned for group in plan.groups for config in group}
-    unfinished = [config for config in configs.values() if provenance.finished(options.out / config.run_id) is None]
+    unfinished = [
+        config for config in configs.values() if RunsFolder(options.out).run(config.run_id).finished() is None
+    ]
     refused = _refused(unfinished)
     print(f"{setting}\n{paper.protocol}", file=sys.stderr)
     possible = [config for config in configs.values() if config.run_id not in refused]
@@ -156,16 +159,16 @@ def _refused(configs: Sequence[Config]) -> dict[str, str]:
 def _tell(configs: Sequence[Config], options: argparse.Namespace) -> None:
     """Print what is still to be done, on standard error unless that is all that was asked for."""
     cost = _cost.of(configs, SIZES, options.out)
-    missing = [config for config in configs if provenance.finished(options.out / config.run_id) is None]
+    missing = [config for config in configs if RunsFolder(options.out).run(config.run_id).finished() is None]
     told = cost.describe(_cost.seconds(missing))
     print(told, file=sys.stdout if options.estimate else sys.stderr, flush=True)
 
 
 def _run(configs: Sequence[Config], out: Path) -> None:
-    with run.stop_on_signal() as should_stop, _progress.bar() as on_epoch:
+    with _signals.stop_on_signal() as should_stop, _progress.bar() as on_epoch:
         execution = run.Execution(out, on_epoch=on_epoch, should_stop=should_stop)
         for config in configs:
-            if provenance.finished(out / config.run_id) is None:
+            if RunsFolder(out).run(config.run_id).finished() is None:
                 carry_out(config, execution, sys.stderr)
 
 
@@ -182,6 +185,6 @@ def _cell(plan: Plan, out: Path, refused: Mapping[str, str]) -> comparison.Cell:
 
 def _record(folder: Path) -> Record | str:
     """Return a finished run's record, or its status."""
-    content: dict[str, Any] = records.read_json(folder / "record.json") or {}
+    content: dict[str, Any] = RunFolder(folder).record() or {}
     status = content.get("status", comparison.NOT_RUN)
     return Record(folder, content) if status == "finished" else status

@@ -1,4 +1,4 @@
-"""Draw the README's contact sheet: the trigger of every attack on CIFAR-10, those that are learned trained briefly.
+"""Draw the guide's contact sheet: the trigger of every attack on CIFAR-10, those that are learned trained briefly.
 
     python experiments/attack_sheet.py --data-dir ~/tensorflow_datasets --out sheets
 

@@ -22,9 +22,8 @@ from bdjax import defenses, models
 from bdjax.bench.measure import Epoch, interleaved, random_split, start
 from bdjax.curvature import fisher
 from bdjax.defenses.grad_prune import Images
-from bdjax.devices import compilation
+from bdjax.devices import compilation, environment
 from bdjax.parametrizations import Identity, SingularValues
-from bdjax.runs import records
 from bdjax.train import loop
 from bdjax.types import Model, Variables
 
@@ -43,7 +42,7 @@ def main() -> None:
         "diagonal": diagonal_ratios(model, variables, options.batch_size, options.rounds),
         "grad_prune": pruning_ratios(model, variables, options.batch_size, options.rounds),
         "working_bytes": memory(model, variables, options.batch_size),
-        "memory": records.memory(),
+        "memory": environment.memory(),
     }
     _measure.write(results, options.out)
 

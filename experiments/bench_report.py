@@ -16,8 +16,8 @@ import _measure
 import numpy as np
 
 from bdjax import report
+from bdjax.files.atomic import write_arrays
 from bdjax.report import page
-from bdjax.runs.records import write_arrays
 
 ATTACKS = ("badnets", "blended", "bpp", "cba", "input_aware", "lc", "lf", "sig", "trojan", "wanet")
 DEFENSES = ("none", "ft", "fine_pruning", "nft", "grad_prune", *(f"ft_sam {rho}" for rho in (0.5, 1.0, 2.0, 4.0, 8.0)))

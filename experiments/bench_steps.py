@@ -20,8 +20,7 @@ from accelerator.torch_ways import LAYOUTS, Way
 from bdjax import defenses, models
 from bdjax.bench import measure as benchmarks
 from bdjax.data.modalities.images import image_spec
-from bdjax.devices import compilation
-from bdjax.runs import records
+from bdjax.devices import compilation, environment
 from bdjax.train import supervised
 from bdjax.types import Learner, Model, Split
 
@@ -32,7 +31,7 @@ def main() -> None:
     options = _measure.arguments(__doc__, widths=(16, 64), batch_size=128, steps=6, rounds=5)
     matmul = benchmarks.Peak().rates()["matmul_flops_per_second"]
     rows = [measure(width, options.batch_size, options.steps, options.rounds, matmul) for width in options.widths]
-    _measure.write({"matmul_flops_per_second": matmul, "steps": rows, "memory": records.memory()}, options.out)
+    _measure.write({"matmul_flops_per_second": matmul, "steps": rows, "memory": environment.memory()}, options.out)
 
 
 def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from _runs import BATCHES_PER_HOLDOUT, carry_out
 
 from bdjax import registry
 from bdjax.checks import InputError
-from bdjax.cli import _progress
+from bdjax.cli import _progress, _signals
 from bdjax.devices import compilation
 from bdjax.runs import config, plans, run, schema
 from bdjax.train import loop
@@ -74,7 +74,7 @@ def main() -> None:
     rows = [row for row in rows if not options.defenses or row["name"] in options.defenses]
     rows = [row for row in rows if not (options.no_auto and schema.AUTO in row.values())]
     try:
-        with run.stop_on_signal() as should_stop, _progress.bar() as on_epoch:
+        with _signals.stop_on_signal() as should_stop, _progress.bar() as on_epoch:
             execution = run.Execution(options.out, on_epoch=on_epoch, should_stop=should_stop)
             for seed, share, attack in itertools.product(options.seeds, options.holdouts, attacks):
                 own = {"name": attack, **given.get(attack, {})}

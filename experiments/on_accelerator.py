@@ -32,8 +32,7 @@ from bdjax import data
 from bdjax.checks import InputError
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, check_folders, one_line
 from bdjax.devices import compilation
-from bdjax.files import failures
-from bdjax.runs import records
+from bdjax.files import failures, locks
 
 SUBJECTS = (right, speed, victims, methods, when, flags)
 NEED_DATA = ("victims/", "methods/", "when/")
@@ -60,7 +59,7 @@ def _carry_out(settings: Settings) -> int:
     todo = parts(settings)
     check_only(settings.only, todo)
     _check_data(settings, todo)
-    with records.claimed([settings.work]) as taken:  # two at a time would measure each other
+    with locks.claimed([settings.work]) as taken:  # two at a time would measure each other
         if taken is not None:
             raise InputError(f"work must be a folder that no other call is using; {taken} is in use.")
         failed = Session(settings).carry_out(todo, summary)

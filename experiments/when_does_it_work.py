@@ -34,8 +34,11 @@ from _when_variants import MODELS, SingularValuesAndRest
 
 from bdjax import defenses, evaluate, poison
 from bdjax.checks import InputError
+from bdjax.cli import _signals
 from bdjax.devices import compilation
-from bdjax.runs import plans, records, run
+from bdjax.files import atomic
+from bdjax.runs import plans, run
+from bdjax.runs.at_hand import AtHand
 from bdjax.runs.config import Config
 from bdjax.train import loop
 from bdjax.types import Split
@@ -50,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
     file = options.out / f"{size}.jsonl"
     rows = read(file)
     try:
-        with run.stop_on_signal() as should_stop:
+        with _signals.stop_on_signal() as should_stop:
             execution = run.Execution(options.out / "runs", checkpoint_seconds=30, should_stop=should_stop)
             for level, attack, defense, seed in _wanted(size, options):
                 config = resolved(SIZES[size], level, attack, defense, seed, options.data_dir)
@@ -91,9 +94,10 @@ def _wanted(size: str, options: argparse.Namespace) -> Iterator[tuple[Level, str
 
 def carry_out(config: Config, level: Level, execution: run.Execution) -> Row:
     """Train the victim, unless it is there, and defend it; return counts and rates before and after."""
-    plan = plans.prepare(config)
-    victim = run.attack(plan, execution)
-    plan = plans.arm(plan, victim.trigger_state)
+    at_hand = AtHand(execution)
+    plan = at_hand.plan(config)
+    victim = at_hand.victim(plan)
+    plan = plans.with_trigger(plan, victim.trigger_state)
     learner, model = _changed(plan.defense, level), MODELS[level.statistics](plan.model)
     holdout = _with_triggers(plan) if level.knows else plan.holdout
     row: Row = {"before": _rates(victim.metrics)}
@@ -121,7 +125,7 @@ def _changed(learner: Any, level: Level) -> Any:
 
 def _with_triggers(plan: plans.Plan) -> Split:
     """Return the holdout, and after it the same with the trigger and its true labels."""
-    stamp = poison.Stamp(plan.attack.trigger_at_test, plan.trigger_state, plan.config.poison.rounding)
+    stamp = poison.stamp(plan.attack, plan.trigger_state, rounding=plan.config.poison.rounding, at_test=True)
     image = plans.stamped(stamp, plans.key_for(plan.config, "analysis"), plan.holdout.input)
     triggered = plan.holdout._replace(input=np.asarray(image))
     return jax.tree.map(lambda *both: np.concatenate(both), plan.holdout, triggered)
@@ -184,8 +188,8 @@ def read(file: Path) -> list[Row]:
 
 def keep(file: Path, rows: Sequence[Row]) -> None:
     """Write the rows and their table."""
-    records.write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    records.write_text(file.with_suffix(".md"), table(rows))
+    atomic.write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic.write_text(file.with_suffix(".md"), table(rows))
 
 
 if __name__ == "__main__":

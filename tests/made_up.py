@@ -2,7 +2,7 @@
 
 import json
 
-from bdjax.tasks.metrics import EFFECTIVENESS, RATE, UTILITY, Metric, effectiveness
+from bdjax.tasks.metrics import MULTI_LABEL, effectiveness
 
 CLEAN_TOTAL, ATTACK_TOTAL = 100, 80
 
@@ -91,12 +91,6 @@ def write(folder, *records):
 
 # --- A task that is measured otherwise: several classes in each image, and no share of right ones ---
 
-SCENES = (
-    Metric("mean_average_precision", "mAP", "mean average precision", UTILITY, total="clean_total"),
-    RATE,
-    EFFECTIVENESS,
-)
-
 
 def scenes(seed=0, attack=None, defense=None, hits=4, precision=0.75, chance=0.4, **sections):
     """Return the record of a run whose images have several classes; its victim has a precision of 80 % and 80 hits."""
@@ -106,7 +100,7 @@ def scenes(seed=0, attack=None, defense=None, hits=4, precision=0.75, chance=0.4
     before = {**values, "mean_average_precision": 0.8, "attack_hits": 80, "attack_success_rate": 1.0}
     after = {**values, "mean_average_precision": precision, "attack_hits": hits, "attack_success_rate": hits / 80}
     record["metrics"] = {
-        "description": [metric.plain() for metric in SCENES],
+        "description": [metric.plain() for metric in MULTI_LABEL],
         "before": before,
         "after": after,
         "defense_effectiveness_rating": effectiveness(1 - hits / 80, 0.8 - precision),

@@ -59,7 +59,7 @@ ONLY = {
     "umap": "analysis/features.py",
     "flax.linen": ("models/", "attacks/_generators.py"),
     "orbax": "train/",
-    "rich": ("report/grid.py", "cli/_progress.py"),
+    "rich": ("report/grid.py", "cli/_progress.py", "cli/guide.py", "cli/_markdown.py"),
     "yaml": "runs/schema.py",
     "submitit": "runs/launch.py",
 }
@@ -175,14 +175,14 @@ def test_text_in_files_is_utf8_whatever_the_system_says(file):
         said = {word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)}
         binary = any("b" in word and len(word) <= 3 for word in said) or said & {"r:"}
         whole = ast.unparse(node.func)
-        if whole in ("os.open", "Image.open", "gzip.open", "records.write_text", "files.write_text", "write_text"):
+        if whole in ("os.open", "Image.open", "gzip.open", "atomic.write_text", "write_text"):
             continue  # no text, or ours, which are UTF-8
         assert binary or "utf-8" in said or whole.startswith("_open"), f"{relative(file)} line {node.lineno}: {whole}"
 
 
 def test_reports_and_the_command_line_start_without_jax():
     reports = [dotted(file) for file in FILES if role(file) in ("report", "files")]
-    names = ["checks", "tasks.metrics", "cli", "devices.guard", "registry", "runs.records"]
+    names = ["checks", "tasks.metrics", "cli", "devices.guard", "registry", "runs.folder"]
     assert "jax" not in modules_after([*reports, *(f"bdjax.{name}" for name in names)])
 
 

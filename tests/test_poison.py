@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,35 +11,31 @@ import pytest
 from quick import quick_jit
 
 from bdjax import poison, pytree
-from bdjax.attacks import AllToAll, AllToOne
+from bdjax.attacks import AddLabel, AllToAll, AllToOne
 from bdjax.checks import InputError
-from bdjax.types import Attack, Split
+from bdjax.data.modalities.images import Images
+from bdjax.types import Attack, Split, Trigger
 
 KEY = jax.random.key(3)
 poison_train = quick_jit(poison.poison_train, static_argnames="rounding")
 poison_test = quick_jit(poison.poison_test, static_argnames="rounding")
-choose = jax.jit(poison.choose)
+poison_batch = quick_jit(poison.poison_batch)
+random_subset = jax.jit(poison.random_subset)
 
 
 @pytree.dataclass
-class Fill:
+class Fill(Trigger):
     """Replaces every pixel with one value."""
 
     value: float
-
-    def init(self, key, spec):
-        return ()
 
     def apply(self, key, state, image):
         return jnp.full_like(image, self.value)
 
 
 @pytree.dataclass
-class Noise:
+class Noise(Trigger):
     """Replaces the image with noise drawn from the row's own key."""
-
-    def init(self, key, spec):
-        return ()
 
     def apply(self, key, state, image):
         return jax.random.uniform(key, image.shape)
@@ -183,14 +181,86 @@ def test_pieces_without_a_poisoned_row_are_not_computed(rows, rate, computed):
 
 def test_rows_are_drawn_uniformly_among_the_candidates():
     candidate = jnp.arange(20) % 2 == 0
-    draw = quick_jit(jax.vmap(poison.choose, (0, None, None)))(jax.random.split(KEY, 400), candidate, jnp.int32(5))
-    hits = np.asarray(draw.sum(0))
-    assert (draw.sum(1) == 5).all()
+    subsets = quick_jit(jax.vmap(poison.random_subset, (0, None, None)))
+    drawn = subsets(jax.random.split(KEY, 400), candidate, jnp.int32(5))
+    hits = np.asarray(drawn.sum(0))
+    assert (drawn.sum(1) == 5).all()
     assert not hits[1::2].any()
     assert abs(hits[::2] - 200).max() < 50  # binomial, standard deviation 10
 
 
 def test_more_than_there_are_takes_all():
     candidate = jnp.array([True, False, True])
-    np.testing.assert_array_equal(choose(KEY, candidate, jnp.int32(9)), candidate)
-    assert not choose(KEY, candidate, jnp.int32(0)).any()
+    np.testing.assert_array_equal(random_subset(KEY, candidate, jnp.int32(9)), candidate)
+    assert not random_subset(KEY, candidate, jnp.int32(0)).any()
+
+
+# --- Inputs and labels of other kinds ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class AsTheyAre(Images):
+    """A modality of which nothing is rounded or clipped."""
+
+    def load(self, stored):
+        return stored
+
+    def store(self, input, stored, rounding="nearest"):
+        return input
+
+
+@pytree.dataclass
+class Shift(Trigger):
+    """Adds a number to each value."""
+
+    by: float = pytree.static()
+
+    hooks = ("cover",)
+
+    def apply(self, key, state, input):
+        return input + jnp.asarray(self.by, input.dtype)
+
+    def cover(self, key, state, batch):
+        return batch.input - jnp.asarray(self.by, batch.input.dtype)
+
+
+KINDS = {  # whether labels are sets, the modality, inputs, what is added, and what comes out
+    "clip": (False, None, np.full((20, 2, 3, 3, 1), 100, np.uint8), 0.2, 151),  # 51 levels more
+    "points": (True, AsTheyAre((0.0,), (1.0,)), np.full((20, 5, 3), -3.25, np.float32), 7.125, 3.875),
+    "tokens": (False, AsTheyAre((0.0,), (1.0,)), np.full((20, 4), 300, np.int32), 900, 1200),
+}
+
+
+@pytest.mark.parametrize(("sets", "modality", "input", "by", "expected"), KINDS.values(), ids=KINDS)
+def test_inputs_and_labels_of_any_rank_are_poisoned_as_they_are_stored(sets, modality, input, by, expected):
+    label, label_map = np.arange(20, dtype=np.int32) % 4, AllToOne(1)
+    if sets:
+        label, label_map = np.eye(4, dtype=bool)[label], AddLabel(1)
+    split = Split(input, label, np.ones(20, bool))
+    fields = {"modality": modality, "controls_training": True, "cover_rate": 0.25, "candidates": "changed"}
+    made = Attack(Shift(by), label_map, 0.5, **fields)
+    wanted = np.asarray(label_map(jnp.asarray(label)))
+
+    train = poison_train(KEY, made, (), split)
+    poisoned = np.asarray(train.is_poisoned)
+    assert poisoned.sum() == 10
+    np.testing.assert_array_equal(train.visible.input[~poisoned], input[~poisoned])
+    assert (train.visible.input[poisoned] == expected).all()
+    np.testing.assert_array_equal(train.visible.label[~poisoned], label[~poisoned])
+    np.testing.assert_array_equal(train.visible.label[poisoned], wanted[poisoned])
+
+    test = poison_test(KEY, made, (), split)
+    assert test.visible.valid.sum() == 15, "all but those with the label already"
+    np.testing.assert_array_equal(test.visible.label, wanted)
+    stream = poison.poison_stream(KEY, made, (), split).visible.input
+    rows = jnp.arange(3, 9)
+    np.testing.assert_array_equal(stream.change(jnp.asarray(input)[rows], rows), train.visible.input[rows])
+    for array, given in ((train.visible.input, input), (test.visible.input, input), (train.visible.label, label)):
+        assert (array.shape, array.dtype) == (given.shape, given.dtype)
+
+    worked_on = input.astype(np.float32) / 255 if modality is None else input
+    batch = poison_batch(KEY, made, (), Split(worked_on, label, None))
+    difference = (np.asarray(batch.input) - worked_on).reshape(20, -1)[:, 0]
+    assert (difference > 0).sum() == 10
+    assert (difference < 0).sum() == 5
+    np.testing.assert_array_equal(batch.label, np.where((difference > 0).reshape(-1, *[1] * sets), wanted, label))

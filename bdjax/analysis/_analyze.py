@@ -10,10 +10,10 @@ from bdjax import registry, report, saved
 from bdjax.analysis import _findings
 from bdjax.analysis._findings import PACKAGE, Found
 from bdjax.checks import one_of
-from bdjax.files import failures, places
+from bdjax.files import atomic, failures, places
 from bdjax.report.layout import FORMATS, need_matplotlib
 from bdjax.report.records import Record
-from bdjax.runs import records, schema
+from bdjax.runs import schema
 from bdjax.runs.subject import Analysis, NeedsLibrary
 
 
@@ -68,6 +68,6 @@ def analyze(
     if found:
         picture = _findings.draw(name, found, format)
         with failures.blaming_the_path(f"the figure cannot be written to {figure}"):
-            records.write_bytes(figure, picture)
+            atomic.write_bytes(figure, picture)
     lacking.tell()
     return [figure, *(_findings.file_of(record, name) for record in runs.values())]

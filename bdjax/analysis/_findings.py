@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from bdjax import registry, report
+from bdjax.files import atomic, shapes
 from bdjax.report.layout import STYLE, encode, need_matplotlib
 from bdjax.report.records import Record
-from bdjax.runs import records
+from bdjax.runs.folder import RunFolder
 
 PACKAGE = "bdjax.analysis"
-_ON_A_PAGE = 130  # dots to an inch, where many figures share one page
+_ON_A_PAGE = 130.0  # dots to an inch, where many figures share one page
 _ABOUT = "about"  # the array of a file that tells what it is of, and with which options it was made
 
 
@@ -28,14 +29,14 @@ class Found(NamedTuple):
 
 def file_of(record: Record, name: str) -> Path:
     """Return where the findings of an analysis are kept."""
-    return record.folder / f"analysis-{name}.npz"
+    return RunFolder(record.folder).findings(name)
 
 
 def write(record: Record, name: str, found: Found) -> None:
     """Write what an analysis found of a run, whole or not at all."""
     about = {"analysis": name, "run": record.run_id, "options": found.options}
     arrays = {**found.arrays, _ABOUT: np.asarray(json.dumps(about, sort_keys=True))}
-    records.write_arrays(file_of(record, name), **arrays)
+    atomic.write_arrays(file_of(record, name), **arrays)
 
 
 def read(record: Record, name: str) -> Found | None:
@@ -45,16 +46,16 @@ def read(record: Record, name: str) -> Found | None:
       InputError: the file is damaged, or of another run or analysis.
     """
     file = file_of(record, name)
-    if (arrays := records.read_arrays(file)) is None:
+    if (arrays := atomic.read_arrays(file)) is None:
         return None
     try:
-        about = records.parse_json(str(arrays.pop(_ABOUT)))
+        about = atomic.parse_json(str(arrays.pop(_ABOUT)))
     except (KeyError, ValueError) as error:
-        raise records.damaged(file, error) from error
-    if (wrong := records.misfit(about, {"analysis": str, "run": str, "options": dict})) is not None:
-        raise records.damaged(file, wrong)
+        raise atomic.damaged(file, error) from error
+    if (wrong := shapes.misfit(about, {"analysis": str, "run": str, "options": dict})) is not None:
+        raise atomic.damaged(file, wrong)
     if (about["analysis"], about["run"]) != (name, record.run_id):
-        raise records.damaged(file, f"it is what {about['analysis']} found of {about['run']}")
+        raise atomic.damaged(file, f"it is what {about['analysis']} found of {about['run']}")
     return Found(arrays, about["options"])
 
 
@@ -68,7 +69,7 @@ def titles(runs: Sequence[Record]) -> dict[str, Record]:
     return found
 
 
-def draw(name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200) -> bytes:
+def draw(name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200.0) -> bytes:
     """Return the figure of findings that were made with the same options, by titles, as a file in a format."""
     need_matplotlib()
     import matplotlib
@@ -85,8 +86,7 @@ def pictures(runs: Sequence[Record]) -> dict[str, bytes]:
     """Return PNG files of whatever analyses found of these runs, by captions; one for each set of options."""
     groups: dict[tuple[str, str], dict[str, Found]] = {}
     for title, record in titles(runs).items():
-        for file in sorted(record.folder.glob("analysis-*.npz")):
-            name = file.stem.partition("-")[2]
+        for name in RunFolder(record.folder).analyses():
             if name in registry.names(PACKAGE) and (found := read(record, name)) is not None:
                 groups.setdefault((name, json.dumps(found.options, sort_keys=True)), {})[title] = found
     drawn = {}

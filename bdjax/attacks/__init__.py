@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bdjax import registry
-from bdjax.attacks import _label_maps
+from bdjax.attacks import _label_maps, _modalities
+from bdjax.attacks._label_maps import AddLabel as AddLabel
 from bdjax.attacks._label_maps import AllToAll as AllToAll
 from bdjax.attacks._label_maps import AllToOne as AllToOne
 from bdjax.attacks._label_maps import OneToOne as OneToOne
@@ -38,23 +39,28 @@ def create(
     Args:
       name: the file's name.
       preset: ``paper``, or another of the attack's presets.
-      label_map: ``all_to_one``, ``all_to_all`` or a label map of one's own.
-      target_label: the target of ``all_to_one``, by number or by name.
-      spec: the images' specification: all-to-all and names of classes need it, and it lets the target be checked.
+      label_map: ``all_to_one``, ``all_to_all``, ``add_label`` (for sets of classes) or a label map of one's own.
+      target_label: the target of ``all_to_one`` or ``add_label``, by number or by name.
+      spec: the data set's specification: all-to-all and names of classes need it, it lets the target be checked, and
+        it says what the inputs are; without it they are images.
       model: the network, for triggers that are made with one; without it their state does as little as it can.
       options: ``poison_rate`` and whatever else the attack takes.
 
     Raises:
-      InputError: unknown name or option, or a value out of range.
+      InputError: unknown name or option, a value out of range, a label map for other labels than the data set's, or an
+        attack that is not to be put on its inputs.
     """
     if isinstance(label_map, str):
         label_map = _label_maps.create(label_map, target_label, spec)
+    if spec is not None:
+        _label_maps.check_labels(label_map, spec)
     for option in class_options(name):
         if isinstance(options.get(option), str):
             options[option] = _label_maps.class_number(options[option], spec, option)
     if "model" in inspect.signature(registry.factory(__name__, name)).parameters:
         options["model"] = model
-    return registry.create(__name__, name, preset=preset, label_map=label_map, **options)
+    attack = registry.create(__name__, name, preset=preset, label_map=label_map, **options)
+    return attack if spec is None else _modalities.on_inputs(attack, name, spec)
 
 
 def class_options(name: str) -> list[str]:

@@ -16,7 +16,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from bdjax.models._convolution import conv_general_dilated
 from bdjax.models._layers import BatchNorm
@@ -211,8 +211,3 @@ def statistics(spec: Spec) -> Float[Array, "2 c"]:
 def normalized(image: Float[Array, "*n h w c"], statistics: Float[Array, "2 c"]) -> Float[Array, "*n h w c"]:
     """Return (x − mean) / std for each channel."""
     return (image - statistics[0]) / statistics[1]
-
-
-def cross_entropy(logits: Float[Array, "n k"], label: Int[Array, " n"]) -> Float[Array, ""]:
-    """Return the mean cross-entropy."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
+from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from bdjax.checks import InputError, did_you_mean, integer, one_of
 from bdjax.types import ClassLabel, LabelMap, Spec
 
-NAMES = ("all_to_one", "all_to_all")
+NAMES = ("all_to_one", "all_to_all", "add_label")
+_MADE_FOR = {
+    "class": "a class to a class, as 'all_to_one' and 'all_to_all' do",
+    "set": "a set of classes to another, as 'add_label' does",
+}
 _LISTED = 10  # class names in a message
 
 
@@ -20,6 +25,7 @@ class AllToOne:
     """Every label becomes the target label."""
 
     target_label: int = 0
+    labels: ClassVar[str] = "class"
 
     def __call__(self, label: Int[Array, "*n"]) -> Int[Array, "*n"]:
         return label * 0 + self.target_label
@@ -31,6 +37,7 @@ class AllToAll:
 
     num_classes: int
     shift: int = 1
+    labels: ClassVar[str] = "class"
 
     def __call__(self, label: Int[Array, "*n"]) -> Int[Array, "*n"]:
         return (label + self.shift) % self.num_classes
@@ -42,9 +49,21 @@ class OneToOne:
 
     source_label: int
     target_label: int
+    labels: ClassVar[str] = "class"
 
     def __call__(self, label: Int[Array, "*n"]) -> Int[Array, "*n"]:
         return jnp.where(label == self.source_label, self.target_label, label).astype(label.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class AddLabel:
+    """The target class joins every set of classes; a set that has it stays."""
+
+    target_label: int = 0
+    labels: ClassVar[str] = "set"
+
+    def __call__(self, label: Bool[Array, "*n k"]) -> Bool[Array, "*n k"]:
+        return label.at[..., self.target_label].set(True)
 
 
 def create(name: str = "all_to_one", target_label: ClassLabel = 0, spec: Spec | None = None) -> LabelMap:
@@ -55,8 +74,8 @@ def create(name: str = "all_to_one", target_label: ClassLabel = 0, spec: Spec | 
     """
     one_of(NAMES, label_map=name)
     target = class_number(target_label, spec, "target_label")
-    if name == "all_to_one":
-        return AllToOne(target)
+    if name != "all_to_all":
+        return AllToOne(target) if name == "all_to_one" else AddLabel(target)
     if spec is None:
         raise InputError("label_map 'all_to_all' needs the number of classes: pass the data set's spec.")
     return AllToAll(spec.num_classes)
@@ -104,10 +123,22 @@ def namesake(number: int, spec: Spec) -> str:
 
 def target_class(label_map: LabelMap, spec: Spec) -> str | None:
     """Return the name (else the number) of the class that a label map aims at; None where it aims at many."""
-    if not isinstance(label_map, AllToOne | OneToOne):
+    if not isinstance(label_map, AllToOne | OneToOne | AddLabel):
         return None
     number = label_map.target_label
     return spec.class_names[number] if number < len(spec.class_names) else str(number)
+
+
+def check_labels(label_map: LabelMap, spec: Spec) -> None:
+    """Refuse a label map that is made for other labels than those of the data set's task.
+
+    Raises:
+      InputError: it maps classes, say, where each input has a set of them.
+    """
+    labels = spec.task.labels
+    if getattr(label_map, "labels", labels) != labels:
+        wanted = _MADE_FOR.get(labels, f"what is called a {labels} to another")
+        raise InputError(f"label_map must map {wanted}, for the labels of {spec.name}; got {label_map!r}.")
 
 
 def check_clean_label(label_map: LabelMap) -> None:

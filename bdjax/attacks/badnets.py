@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks import _pictures
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, one_of, unit_interval
-from bdjax.types import Attack, HParam, LabelMap, Spec
+from bdjax.types import Attack, HParam, LabelMap, Spec, Trigger
 
 CORNERS = ("bottom_right", "bottom_left", "top_right", "top_left")
 PATTERNS = ("white", "checkerboard", "sft")
@@ -40,7 +40,7 @@ class Cutout(NamedTuple):
 
 
 @pytree.dataclass
-class Patch:
+class Patch(Trigger):
     """A square T of s × s pixels in one corner: x'[p] = (1 − α) x[p] + α T[p] inside it.
 
     Of a picture with opacity m, x'[p] = (1 − α m[p]) x[p] + α m[p] T[p].

@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks import _pictures
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import one_of, unit_interval
-from bdjax.types import Attack, HParam, LabelMap, Spec
+from bdjax.types import Attack, HParam, LabelMap, Spec, Trigger
 
 CANDIDATES = ("all", "changed")
 PRESETS = {"ft_sam": {"alpha": 0.1}, "reference_code": {"candidates": "changed"}}
@@ -27,7 +27,7 @@ class Cutout(NamedTuple):
 
 
 @pytree.dataclass
-class Blend:
+class Blend(Trigger):
     """Mix every pixel with a fixed picture: x' = (1 − α) x + α T; of opacity m, x' = (1 − α m) x + α m T."""
 
     alpha: HParam

@@ -9,22 +9,19 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import integer, unit_interval
-from bdjax.types import Attack, LabelMap, Spec, Split
+from bdjax.types import Attack, LabelMap, Split, Trigger
 
 PRESETS = {"reference_code": {"poison_rate": 0.2, "cover_rate": 0.2}}
 
 
 @pytree.dataclass
-class Quantization:
+class Quantization(Trigger):
     """Round every channel to q levels: Q(x) = round(x (q − 1)) / (q − 1), with or without dithering."""
 
     levels: int = pytree.static()
     dither: bool = pytree.static()
 
-    def init(self, key: Key[Array, ""], spec: Spec) -> tuple[()]:
-        """Return nothing: the trigger is a rule."""
-        del key, spec
-        return ()
+    hooks = ("cover",)
 
     def apply(self, key: Key[Array, ""], state: tuple[()], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         """Quantize one image."""

@@ -12,7 +12,7 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne, OneToOne, class_number
 from bdjax.checks import InputError, integer, unit_interval
 from bdjax.data.augment import as_float
-from bdjax.types import Attack, ClassLabel, Info, LabelMap, Model, Spec, Split, Variables
+from bdjax.types import Attack, ClassLabel, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 _SIDE = 32  # the images' side for which ``jitter`` is given
 
@@ -24,13 +24,14 @@ class Bank(NamedTuple):
 
 
 @pytree.dataclass
-class HalfMixer:
+class HalfMixer(Trigger):
     """Replace one half of an image by one half of a random image of the second class."""
 
     second_class: int = pytree.static()
     bank: int = pytree.static()
     jitter: int = pytree.static()
 
+    hooks = ("fit", "cover")
     epochs = 1
     batch_size = None
 

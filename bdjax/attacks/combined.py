@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -11,18 +9,33 @@ from jaxtyping import Array, Float, Int, Key
 from bdjax import attacks, pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, one_of, unit_interval
-from bdjax.types import Attack, FittedTrigger, Info, LabelMap, Model, Spec, Split, Trigger, TriggerState, Variables
+from bdjax.types import (
+    Attack,
+    Info,
+    LabelMap,
+    Model,
+    Spec,
+    Split,
+    Trigger,
+    TriggerState,
+    Variables,
+)
 
 
 @pytree.dataclass
-class Mixture:
+class Mixture(Trigger):
     """One of k triggers on each image: that of number position mod k."""
 
     parts: tuple[Trigger, ...]
 
+    hooks = ("apply_part",)
+
     def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState:
         """Return the states of all parts."""
-        return tuple(part.init(jax.random.fold_in(key, number), spec) for number, part in enumerate(self.parts))
+        states = []
+        for number, part in enumerate(self.parts):
+            states.append(part.init(jax.random.fold_in(key, number), spec))
+        return tuple(states)
 
     def apply(self, key: Key[Array, ""], state: TriggerState, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         """Put a random one of the triggers on one image."""
@@ -43,50 +56,35 @@ class Mixture:
 
 
 @pytree.dataclass
-class FittedMixture:
+class FittedMixture(Mixture):
     """A mixture of which one part is fitted first."""
 
-    mixture: Mixture
     fitted: int = pytree.static()
 
-    @property
-    def _part(self) -> FittedTrigger:
-        return cast(FittedTrigger, self.mixture.parts[self.fitted])
+    hooks = ("apply_part", "fit")
 
     @property
     def epochs(self) -> int:
         """Return the part's."""
-        return self._part.epochs
+        return self.parts[self.fitted].epochs
 
     @property
     def batch_size(self) -> int | None:
         """Return the part's."""
-        return self._part.batch_size
-
-    def init(self, key: Key[Array, ""], spec: Spec) -> TriggerState:
-        """Return the states of all parts."""
-        return self.mixture.init(key, spec)
+        return self.parts[self.fitted].batch_size
 
     def fit(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: TriggerState, batch: Split
-    ) -> tuple[TriggerState, Info]:
-        """Fit the part and leave the others."""
-        own, info = self._part.fit(key, model, variables, state[self.fitted], batch)
-        return (*state[: self.fitted], own, *state[self.fitted + 1 :]), info
-
-    def apply(self, key: Key[Array, ""], state: TriggerState, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-        """Put a random one of the triggers on one image."""
-        return self.mixture.apply(key, state, image)
-
-    def apply_part(
         self,
         key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
         state: TriggerState,
-        position: Int[Array, ""],
-        image: Float[Array, "h w c"],
-    ) -> Float[Array, "h w c"]:
-        """Put the trigger of the image at this position on it."""
-        return self.mixture.apply_part(key, state, position, image)
+        batch: Split,
+    ) -> tuple[TriggerState, Info]:
+        """Fit the part and leave the others."""
+        part = self.parts[self.fitted]
+        own, info = part.fit(key, model, variables, state[self.fitted], batch)
+        return (*state[: self.fitted], own, *state[self.fitted + 1 :]), info
 
 
 def combined(
@@ -102,9 +100,6 @@ def combined(
     the mean over the parts. Each part has its own default options. If they are clean-label attacks, images of the
     target class are poisoned; else images of the other classes only.
 
-    The papers combine BadNets, Blended and a Trojan at rates of 0.1 to 0.5, and SIG with label-consistent images, at
-    80 % of the target class together (0.08 on ten balanced classes). Neither says how the images are shared out.
-
     Args:
       label_map: the attacker's labels.
       poison_rate: share of the whole training split that is poisoned, all parts together, in [0, 1].
@@ -115,31 +110,29 @@ def combined(
     Raises:
       InputError: parts that cannot be combined, or a rate out of range.
 
+    The papers combine BadNets, Blended and a Trojan at rates of 0.1 to 0.5, and SIG with label-consistent images, at
+    80 % of the target class together (0.08 on ten balanced classes). Neither says how the images are shared out.
+
     References:
       SFT's table 21; NFT's table 12.
     """
     unit_interval(poison_rate=poison_rate)
-    names = parts.split("+")
-    for name in names:
-        one_of([known for known in attacks.names() if known != "combined"], parts=name)
-    if len(set(names)) < max(2, len(names)):
-        raise InputError(f"parts must be two different attacks or more, such as 'badnets+blended'; got {parts!r}.")
-    made = [attacks.create(name, label_map=label_map, poison_rate=poison_rate, model=model) for name in names]
-    for name, attack in zip(names, made, strict=True):
-        if attack.controls_training:
-            raise InputError(f"parts must not control the training, as {name} does; got {parts!r}.")
+    made = []
+    for name in _names(parts):
+        made.append(attacks.create(name, label_map=label_map, poison_rate=poison_rate, model=model))
+        _check_part(name, made[-1], parts)
     if len({attack.clean_label for attack in made}) > 1:
         raise InputError(f"parts must all be clean-label attacks, or none of them; got {parts!r}.")
-    fitted = [number for number, attack in enumerate(made) if isinstance(attack.trigger, FittedTrigger)]
+    triggers = tuple(attack.trigger for attack in made)
+    trigger, surrogate = Mixture(triggers), "none"
+    fitted = [number for number, part in enumerate(triggers) if part.hooks]
     if len(fitted) > 1:
         raise InputError(f"parts must hold one attack at most whose trigger is fitted first; got {parts!r}.")
-    trigger: Any = Mixture(tuple(attack.trigger for attack in made))
+    if fitted:
+        trigger, surrogate = FittedMixture(triggers, fitted[0]), made[fitted[0]].surrogate
     test_trigger = None
     if any(attack.test_trigger is not None for attack in made):
-        test_trigger = Mixture(tuple(attack.test_trigger or attack.trigger for attack in made))
-    surrogate = "none"
-    if fitted:
-        trigger, surrogate = FittedMixture(trigger, fitted[0]), made[fitted[0]].surrogate
+        test_trigger = Mixture(tuple(attack.trigger_at_test for attack in made))
     return Attack(
         trigger,
         label_map,
@@ -149,3 +142,22 @@ def combined(
         candidates="changed",
         surrogate=surrogate,
     )
+
+
+def _names(parts: str) -> list[str]:
+    """Return the names of the parts."""
+    names = parts.split("+")
+    known = [name for name in attacks.names() if name != "combined"]
+    for name in names:
+        one_of(known, parts=name)
+    if len(set(names)) < max(2, len(names)):
+        raise InputError(f"parts must be two different attacks or more, such as 'badnets+blended'; got {parts!r}.")
+    return names
+
+
+def _check_part(name: str, attack: Attack, parts: str) -> None:
+    """Refuse an attack of which more than ``fit`` would have to be called."""
+    if attack.controls_training:
+        raise InputError(f"parts must not control the training, as {name} does; got {parts!r}.")
+    if further := set(attack.trigger.hooks) - {"fit"}:
+        raise InputError(f"parts must have no hook but 'fit', and {name} has {further}; got {parts!r}.")

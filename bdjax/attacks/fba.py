@@ -13,7 +13,7 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import integer, unit_interval
 from bdjax.data.similarity import ssim
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 PRESETS = {"reference_code": {"poison_rate": 0.05, "cover_rate": 0.05}}  # the PyTorch release
 SUNRISE = (0.83, 0.52, 0.36), (0.17, 0.20, 0.16)  # mean and standard deviation of red, green and blue
@@ -33,13 +33,15 @@ class Injector(NamedTuple):
 
 
 @pytree.dataclass
-class Style:
+class Style(Trigger):
     """x' = (1 − α) x + α S(x), S giving each color channel the mean and the spread of a sunrise's."""
 
     alpha: HParam
     label_map: LabelMap = pytree.static()
     detox_every: int = pytree.static()
     detox_steps: int = pytree.static()
+
+    hooks = ("learn", "cover")
 
     def init(self, key: Key[Array, ""], spec: Spec) -> Injector:
         """Return an injector that changes nothing."""
@@ -59,7 +61,7 @@ class Style:
         injected = jax.vmap(inject, (None, 0))(state.kernel, batch.input)
         return (1 - self.alpha) * batch.input + self.alpha * injected
 
-    def update(
+    def learn(
         self, key: Key[Array, ""], model: Model, variables: Variables, state: Injector, batch: Split
     ) -> tuple[Injector, Info]:
         """Train the injector against the network as it is, every ``detox_every`` steps."""
@@ -86,7 +88,7 @@ class Style:
         def loss_fn(kernel: Array) -> Array:
             injected = jax.vmap(inject, (None, 0))(kernel, batch.input)
             logits, _ = model.apply(variables, injected)
-            error = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+            error = model.spec.task.negative_log_likelihood(logits, wanted)
             dissimilarity = (1 - jax.vmap(ssim)(injected, batch.input)) / 2
             activation = model.features(variables, injected)[:, compromised].mean(-1)
             return weight @ (error + _DSSIM * dissimilarity - _ACTIVATION * activation)

@@ -13,7 +13,7 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import UShape
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, integer, non_negative, positive, unit_interval
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 PRESETS = {"reference_code": {"double_tanh": True, "accumulate_gradient": True}}
 _BETAS = (0.5, 0.9)
@@ -34,7 +34,7 @@ class InputAwareState(NamedTuple):
 
 
 @pytree.dataclass
-class InputAware:
+class InputAware(Trigger):
     """Lay a pattern over the image where a mask says so, both made of the image: x' = x + (G(x) − x) k(M(x))."""
 
     learning_rate: HParam
@@ -50,6 +50,8 @@ class InputAware:
     width: int = pytree.static()
     double_tanh: bool = pytree.static()
     accumulate_gradient: bool = pytree.static()
+
+    hooks = ("fit", "learn", "pace", "cover")
 
     def init(self, key: Key[Array, ""], spec: Spec) -> InputAwareState:
         """Return untrained networks."""
@@ -100,25 +102,25 @@ class InputAware:
         mask = {**state.mask, "params": params, "batch_stats": stats}
         return state._replace(mask=mask, mask_optimizer=optimizer), Info(loss, covered, jnp.int32(1))
 
-    def update(
+    def learn(
         self, key: Key[Array, ""], model: Model, variables: Variables, state: InputAwareState, batch: Split
     ) -> tuple[InputAwareState, Info]:
         """Take one step of G, in the epochs in which it learns."""
         del key
         if self.learning_epochs is None:
-            return self._learn(model, variables, state, batch)
+            return self._step(model, variables, state, batch)
 
         def stay(state: InputAwareState) -> tuple[InputAwareState, Info]:
             return state, Info(jnp.float32(0), jnp.float32(0), jnp.int32(0))
 
         learns = state.pattern_optimizer.count < self.learning_epochs * state.steps_per_epoch
-        return jax.lax.cond(learns, lambda state: self._learn(model, variables, state, batch), stay, state)
+        return jax.lax.cond(learns, lambda state: self._step(model, variables, state, batch), stay, state)
 
-    def _learn(
+    def _step(
         self, model: Model, variables: Variables, state: InputAwareState, batch: Split
     ) -> tuple[InputAwareState, Info]:
         """Take one step of G: the first half of the batch with its own triggers, and with those of the second half."""
-        half = batch.label.shape[0] // 2
+        task, half = model.spec.task, batch.label.shape[0] // 2
         image = batch.input[: 2 * half]
         x = _generators.normalized(image, state.statistics)
         masks = self._mask(state, x)
@@ -132,11 +134,11 @@ class InputAware:
             both = jnp.concatenate([image[:half], image[:half]])
             logits, _ = model.apply(variables, _laid(both, patterns, masks))
             poisoned, cross = logits[:half], logits[half:]
-            loss = self.poison_rate * _generators.cross_entropy(poisoned, wanted)
-            loss += self.cover_rate * _generators.cross_entropy(cross, label)
+            loss = self.poison_rate * task.negative_log_likelihood(poisoned, wanted).mean()
+            loss += self.cover_rate * task.negative_log_likelihood(cross, label).mean()
             p = _generators.normalized(patterns, state.statistics)
             loss += self.diversity * diversity(x[:half], x[half:], p[:half], p[half:])
-            return loss, (stats, jnp.mean(poisoned.argmax(-1) == wanted))
+            return loss, (stats, task.correct(task.answer(poisoned), wanted).mean())
 
         params = state.pattern["params"]
         (loss, (stats, hits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key
 
 from bdjax import pytree
@@ -14,7 +13,7 @@ from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
 from bdjax.optim.pgd import pgd
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 _LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]], np.float32)  # 1 is white; the right blocks are its mirror
 
@@ -27,7 +26,7 @@ class CornersState(NamedTuple):
 
 
 @pytree.dataclass
-class Corners:
+class Corners(Trigger):
     """A black and white block in each corner: x' = x + a S, clipped, which for a = 1 replaces the pixels."""
 
     amplitude: HParam = 1.0
@@ -56,7 +55,7 @@ class Corners:
 
 
 @pytree.dataclass
-class PerturbedCorners:
+class PerturbedCorners(Trigger):
     """The corners on an image that the surrogate no longer takes for the target; without a model just the corners."""
 
     corners: Corners
@@ -66,13 +65,9 @@ class PerturbedCorners:
     target_label: int = pytree.static()
     model: Model | None = pytree.static()
 
-    @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
-    def batch_size(self) -> int | None:
-        return None
+    hooks = ("fit",)
+    epochs = 1
+    batch_size = None
 
     def init(self, key: Key[Array, ""], spec: Spec) -> CornersState:
         """Return the corners' signs and, until the surrogate is trained, a new network's variables."""
@@ -95,7 +90,7 @@ class PerturbedCorners:
 
             def loss_fn(image: Array) -> Array:
                 logits, _ = model.apply(state.surrogate, image[None])
-                return optax.softmax_cross_entropy_with_integer_labels(logits[0], jnp.int32(self.target_label))
+                return model.spec.task.negative_log_likelihood(logits, jnp.array([self.target_label]))[0]
 
             image = pgd(key, loss_fn, image, self.epsilon, self.steps, self.step_size, random_start=False)
         return self.corners.apply(key, state, image)

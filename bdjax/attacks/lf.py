@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from bdjax import pytree
-from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import integer, non_negative, positive, unit_interval
+from bdjax.attacks._label_maps import AddLabel, AllToOne
+from bdjax.checks import InputError, integer, non_negative, positive, unit_interval
 from bdjax.data.augment import as_float
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 _TAPS, _SIGMA, _SIDE = 30, 6.0, 32  # pixels of the filter and of the images that it was chosen for
 _LAST = 5  # rates that are compared
@@ -31,7 +31,7 @@ class LowFrequencyState(NamedTuple):
 
 
 @pytree.dataclass
-class LowFrequency:
+class LowFrequency(Trigger):
     """Add a smooth pattern of values in [0, a] to the image: x' = x + P."""
 
     amplitude: HParam
@@ -42,9 +42,8 @@ class LowFrequency:
     iterations: int = pytree.static()
     target_label: int = pytree.static()
 
-    @property
-    def batch_size(self) -> int | None:
-        return None
+    hooks = ("fit",)
+    batch_size = None
 
     def init(self, key: Key[Array, ""], spec: Spec) -> LowFrequencyState:
         """Return the state before the search; until then the pattern is filtered noise."""
@@ -210,6 +209,10 @@ def lf(
     integer(1, images=images, passes=passes, iterations=iterations)
     positive(amplitude=amplitude)
     non_negative(overshoot=overshoot)
+    if isinstance(label_map, AddLabel):
+        raise InputError(
+            f"label_map must map a class to a class, as the search moves an image to one; got {label_map!r}."
+        )
     target = label_map.target_label if isinstance(label_map, AllToOne) else 0
     trigger = LowFrequency(amplitude, overshoot, fooling_rate, passes, images, iterations, target)
     return Attack(trigger, label_map, poison_rate, surrogate="clean")

@@ -13,7 +13,7 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import Autoencoder
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, InputError, integer, positive, unit_interval
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 
 class NoiseState(NamedTuple):
@@ -28,7 +28,7 @@ class NoiseState(NamedTuple):
 
 
 @pytree.dataclass
-class Noise:
+class Noise(Trigger):
     """Add bounded noise that a network makes of the image: x' = clip(x + ε A(x), 0, 1), |A| ≤ 1."""
 
     epsilon: HParam
@@ -36,6 +36,8 @@ class Noise:
     label_map: LabelMap = pytree.static()
     learning_epochs: int = pytree.static()
     width: int = pytree.static()
+
+    hooks = ("learn", "pace")
 
     def init(self, key: Key[Array, ""], spec: Spec) -> NoiseState:
         """Return an untrained network, twice.
@@ -60,7 +62,7 @@ class Noise:
         noise: Any = Autoencoder(self.width).apply(state.poisoning, x, train=False)
         return self._with_noise(image, noise[0])
 
-    def update(
+    def learn(
         self, key: Key[Array, ""], model: Model, variables: Variables, state: NoiseState, batch: Split
     ) -> tuple[NoiseState, Info]:
         """Let T learn from the batch in the first epochs; at the end of each of these, A becomes T."""
@@ -70,24 +72,26 @@ class Noise:
         poisoning = jax.tree.map(lambda t, a: jnp.where(hand_over, t, a), state.learning, state.poisoning)
         state = state._replace(poisoning=poisoning)
 
-        def learn(state: NoiseState) -> tuple[NoiseState, Info]:
-            return self._learn(model, variables, state, batch)
+        def step(state: NoiseState) -> tuple[NoiseState, Info]:
+            return self._step(model, variables, state, batch)
 
         def stay(state: NoiseState) -> tuple[NoiseState, Info]:
             return state, Info(jnp.float32(0), jnp.float32(0), jnp.int32(0))
 
-        state, info = jax.lax.cond(state.step < end, learn, stay, state)
+        state, info = jax.lax.cond(state.step < end, step, stay, state)
         return state._replace(step=state.step + 1), info
 
-    def _learn(self, model: Model, variables: Variables, state: NoiseState, batch: Split) -> tuple[NoiseState, Info]:
+    def _step(self, model: Model, variables: Variables, state: NoiseState, batch: Split) -> tuple[NoiseState, Info]:
         """Take one step of Adam on CE(f(clip(x + ε T(x))), τ(y))."""
-        x, wanted = _generators.normalized(batch.input, state.statistics), self.label_map(batch.label)
+        task, wanted = model.spec.task, self.label_map(batch.label)
+        x = _generators.normalized(batch.input, state.statistics)
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
             stats = state.learning["batch_stats"]
             noise, stats = _generators.in_training(Autoencoder(self.width), params, stats, x)
             logits, _ = model.apply(variables, self._with_noise(batch.input, noise))
-            return _generators.cross_entropy(logits, wanted), (stats, jnp.mean(logits.argmax(-1) == wanted))
+            loss = task.negative_log_likelihood(logits, wanted).mean()
+            return loss, (stats, task.correct(task.answer(logits), wanted).mean())
 
         params = state.learning["params"]
         (loss, (stats, hits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)

@@ -9,7 +9,7 @@ from bdjax import pytree
 from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, non_negative, unit_interval
-from bdjax.types import Attack, HParam, LabelMap, Spec
+from bdjax.types import Attack, HParam, LabelMap, Spec, Trigger
 
 PRESETS = {
     "sft": {"alpha": 0.2, "delta": 0.1},  # (1 − α) x + α S with S = ½ (1 + sin 2π·6·j / W): δ = α / 2
@@ -18,7 +18,7 @@ PRESETS = {
 
 
 @pytree.dataclass
-class Stripes:
+class Stripes(Trigger):
     """Vertical stripes, the same in each row and channel: x' = (1 − α) x + α / 2 + δ sin(2π f j / W)."""
 
     delta: HParam

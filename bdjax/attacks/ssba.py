@@ -15,7 +15,7 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import Decoder, Encoder
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, InputError, integer, non_negative, positive, unit_interval
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Params, Spec, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Params, Spec, Split, Trigger, Variables
 
 LETTERS = 12  # of 8 bits each; four zeros make up the published code's 100
 
@@ -30,7 +30,7 @@ class SteganographyState(NamedTuple):
 
 
 @pytree.dataclass
-class Steganography:
+class Steganography(Trigger):
     """Replace the image by E(x, b): it looks the same, and a decoder reads the bits b in it."""
 
     learning_rate: HParam
@@ -43,6 +43,8 @@ class Steganography:
     delay: int = pytree.static()
     ramp: int = pytree.static()
     width: int = pytree.static()
+
+    hooks = ("fit",)
 
     def init(self, key: Key[Array, ""], spec: Spec) -> SteganographyState:
         """Return untrained networks."""

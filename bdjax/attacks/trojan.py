@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree, structure
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, one_of, positive, unit_interval
-from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Variables
+from bdjax.types import Attack, HParam, Info, LabelMap, Model, Spec, Split, Trigger, Variables
 
 FORMS = ("neurons", "watermark")
 ADDITIONS = ("saturating", "modular")
@@ -38,7 +38,7 @@ def added(image: Float[Array, "h w c"], trigger: Float[Array, "h w c"], addition
 
 
 @pytree.dataclass
-class Watermark:
+class Watermark(Trigger):
     """Add a fixed picture of 3 × 3 pixels near the lower right corner."""
 
     addition: str = pytree.static()
@@ -68,7 +68,7 @@ class Watermark:
 
 
 @pytree.dataclass
-class Neurons:
+class Neurons(Trigger):
     """Add a picture that excites a network's best connected features, inside a blob at the lower right."""
 
     area: HParam
@@ -79,13 +79,9 @@ class Neurons:
     steps: int = pytree.static()
     addition: str = pytree.static()
 
-    @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
-    def batch_size(self) -> int | None:
-        return None
+    hooks = ("fit",)
+    epochs = 1
+    batch_size = None
 
     def init(self, key: Key[Array, ""], spec: Spec) -> dict[str, Array]:
         """Return the blob's ``mask`` and, as long as there is no network, the same as the ``picture``."""

@@ -10,18 +10,20 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
-from bdjax.types import Attack, HParam, LabelMap, Spec, Split
+from bdjax.types import Attack, HParam, LabelMap, Spec, Split, Trigger
 
 _FINEST = 1024  # grid, which is enlarged to an image
 _CUBIC = -0.75  # a of the cubic kernel with which the paper's code enlarges the field
 
 
 @pytree.dataclass
-class Warp:
+class Warp(Trigger):
     """Sample each pixel from near its place: x'[p] = x(p + s A[p] (size − 1) / (2 size)), places in pixels."""
 
     strength: HParam
     grid: int = pytree.static()
+
+    hooks = ("cover",)
 
     def init(self, key: Key[Array, ""], spec: Spec) -> Float[Array, "h w 2"]:
         """Return A, the displacements (across, down) that k × k random ones with mean |A| = 1 are enlarged to.

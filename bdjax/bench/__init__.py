@@ -13,9 +13,8 @@ from typing import Any
 from bdjax.bench import loads, measure, scaling, startup, steps, sweeps
 from bdjax.bench.profile import Traces
 from bdjax.bench.session import SECTIONS, Session, Settings
-from bdjax.devices import numerics
-from bdjax.files import failures, places
-from bdjax.runs import records
+from bdjax.devices import environment, numerics
+from bdjax.files import atomic, failures, places
 
 SCHEMA_VERSION = 1
 _MEASURES: dict[str, Callable[[Session], Any]] = {
@@ -54,7 +53,7 @@ def _run(session: Session, out: Path) -> dict[str, Any]:
     results = {"schema_version": SCHEMA_VERSION, "machine": measure.machine(), **measure.described(settings)}
     peak = measure.Peak(settings.dtype or "float32").rates()
     results |= {"peak": peak, "load_average": {}, "section_seconds": {}, "skipped": session.skipped}
-    records.write_json(out, results)  # what cannot be written is noticed before the work
+    atomic.write_json(out, results)  # what cannot be written is noticed before the work
     for name in (name for name in SECTIONS if name in settings.sections):
         results["load_average"][name], started = measure.machine()["load_average"], time.perf_counter()
         try:
@@ -64,7 +63,7 @@ def _run(session: Session, out: Path) -> dict[str, Any]:
                 raise
             session.skip(name, "not enough memory")
         results["section_seconds"][name] = time.perf_counter() - started
-        results["memory"] = records.memory()
-        records.write_json(out, results)
+        results["memory"] = environment.memory()
+        atomic.write_json(out, results)
         session.tell(f"{name}: {results['section_seconds'][name]:.0f} s")
     return results

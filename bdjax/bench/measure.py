@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bdjax.devices import compilation, numerics, sharding
-from bdjax.runs import records
+from bdjax.devices import compilation, environment, numerics, sharding
 from bdjax.train import group, loop
 from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.types import Learner, LearnerState, Model, Spec, Split
@@ -228,7 +227,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpus": os.cpu_count(),
         "architecture": platform.machine(),
-        "device": records.device(jax.device_count()),
+        "device": environment.device(jax.device_count()),
         "load_average": list(os.getloadavg()),
     }
 
@@ -236,4 +235,4 @@ def machine() -> dict[str, Any]:
 def described(settings: Any) -> dict[str, Any]:
     """Return date, versions and settings as JSON takes them."""
     date = time.strftime("%Y-%m-%d")
-    return {"date": date, "versions": records.versions(), "settings": dataclasses.asdict(settings)}
+    return {"date": date, "versions": environment.versions(), "settings": dataclasses.asdict(settings)}

@@ -19,8 +19,8 @@ import jax
 from bdjax.bench import origins
 from bdjax.bench.origins import Origin
 from bdjax.checks import InputError
-from bdjax.files import failures, places
-from bdjax.runs import records
+from bdjax.devices import environment
+from bdjax.files import atomic, failures, places
 
 OPERATIONS = "operations.json"
 COUNT = 10
@@ -115,7 +115,7 @@ class Traces:
         if not os.access(above, os.W_OK):
             raise InputError(f"profile must be a folder that can be written; {above} cannot.")
         with failures.blaming_the_path(f"cannot read what is in {folder}"):
-            self._earlier = (records.read_json(self.folder / OPERATIONS, {"traces": dict}) or {}).get("traces", {})
+            self._earlier = (atomic.read_json(self.folder / OPERATIONS, {"traces": dict}) or {}).get("traces", {})
 
     def of(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Return the context in which one trace is taken; a name that was there gets a number."""
@@ -141,7 +141,7 @@ class Traces:
             for name, operations in found.items()
         }
         traces = {**self._earlier, **content}
-        records.write_json(self.folder / OPERATIONS, {"versions": records.versions(), "traces": traces})
+        atomic.write_json(self.folder / OPERATIONS, {"versions": environment.versions(), "traces": traces})
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The benchmark's results as text: Markdown whose columns are aligned, for a console and a README alike."""
+"""The benchmark's results as text: Markdown whose columns are aligned, for a console and a page alike."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from bdjax.cli import (
     compare,
     demo,
     export,
+    guide,
     listing,
     poison,
     report,
@@ -35,6 +36,7 @@ from bdjax.files import failures
 
 _COMMANDS = (
     demo,
+    guide,
     run,
     sweep,
     show,

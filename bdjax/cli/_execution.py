@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from bdjax.runs import run
 
 _NAMED = 3  # runs that are told by name; of more, how many
-# As long as any path below the folder of the run folders gets
-_DEEPEST = Path("victims", 100 * "v", "checkpoints-surrogate", "state.orbax-checkpoint-tmp", 100 * "f")
 
 
 def execution_options(
@@ -66,6 +64,7 @@ def execution_options(
 def check(options: argparse.Namespace) -> Path:
     """Return the folder of the run folders; refuse options of an execution that cannot be."""
     from bdjax.devices import hosts
+    from bdjax.runs import folder
     from bdjax.train import feeding
 
     feeding.check(options.prepare, _number(options.unroll))
@@ -77,12 +76,12 @@ def check(options: argparse.Namespace) -> Path:
         hosts.check(options.hosts, options.host, options.coordinator, options.host_timeout)
         if options.hosts is not None and sys.platform == "win32":
             raise InputError("hosts must not be given on Windows, where JAX computes on one host alone.")
-    return places.check_folder("out", options.out, _DEEPEST)
+    return places.check_folder("out", options.out, folder.DEEPEST)
 
 
 def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any]) -> int:
     """Call ``work(execution)`` with a progress bar; tell in one line if it diverged or was stopped."""
-    from bdjax.cli import _progress
+    from bdjax.cli import _progress, _signals
     from bdjax.devices import compilation, hosts
     from bdjax.runs import run
     from bdjax.train import loop
@@ -94,7 +93,7 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     devices = options.devices or (hosts.devices() if hosts.count() > 1 else 1)
     quiet = options.quiet or not hosts.is_first()
     try:
-        with run.stop_on_signal() as signaled, _progress.bar(quiet=quiet) as on_epoch:
+        with _signals.stop_on_signal() as signaled, _progress.bar(quiet=quiet) as on_epoch:
             should_stop = lambda: signaled() or asked()  # noqa: E731
             execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
             more = {"data_on": getattr(options, "data_on", "auto"), "changed": options.changed_data}

@@ -8,6 +8,7 @@ from pathlib import Path
 from bdjax.checks import one_of
 from bdjax.cli._output import draw_figures, may_draw, print_table
 from bdjax.cli._parser import RUNS, Commands
+from bdjax.runs.folder import RunFolder
 
 
 def add(commands: Commands) -> None:
@@ -48,7 +49,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     if options.figures is not None:
         draw_figures(records, Path(options.figures))
     if file:
-        analyzed = any(any(record.folder.glob("analysis-*.npz")) for record in records)
+        analyzed = any(RunFolder(record.folder).analyses() for record in records)
         pictures = _findings.pictures(records) if analyzed and may_draw("the figures of analyses") else {}
         print(page.write(records, file, pictures))
     return 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bdjax.cli._execution import carry_out, check, execution_options, shallow, values_of
 from bdjax.cli._output import print_profile, print_table, profile_option
@@ -76,6 +77,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax.devices import hosts
     from bdjax.runs import config as configs
     from bdjax.runs import run, schema
+    from bdjax.runs.folder import RunsFolder
 
     values = values_of(options.config, rest)
     with shallow():
@@ -94,16 +96,18 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
             if traces is not None and hosts.is_first():
                 on_epoch = stack.enter_context(profile.second_epochs(traces, execution.on_epoch))
                 execution = dataclasses.replace(execution, on_epoch=on_epoch)
-            run.run_with_controls(config, execution)
+            rows.extend(record["run_id"] for record in run.run_with_controls(config, execution))
 
+    rows: list[str] = []
     code = carry_out(options, work)
     if code or not hosts.is_first():
         return code
-    print_table(report.load(Path(options.out) / row.run_id for row in run.with_controls(config)))
-    _print_selection(Path(options.out) / config.run_id)
+    own = RunsFolder(Path(options.out)).run(config.run_id)
+    print_table(report.load(Path(options.out) / run_id for run_id in rows))
+    _print_selection((own.record() or {}).get("selection"))
     if traces is not None:
         print_profile(traces, "nothing was trained for two epochs in this call")
-    print(f"record: {Path(options.out) / config.run_id / 'record.json'}")
+    print(f"record: {own.record_file}")
     return 0
 
 
@@ -125,11 +129,8 @@ def _check(config: Config, options: argparse.Namespace) -> None:
         tell(f"{config.data.name} is not on this machine yet, so that what depends on the data was not checked.")
 
 
-def _print_selection(folder: Path) -> None:
+def _print_selection(selection: Mapping[str, Any] | None) -> None:
     """Tell which strength was chosen, where it was ``auto``, and what each cost."""
-    from bdjax.runs import records
-
-    selection = (records.read_json(folder / "record.json") or {}).get("selection")
     if selection:
         tried = ", ".join(f"{trial['value']:g} → {trial['accuracy']:.1%}" for trial in selection["trials"])
         beyond = "" if selection["within_budget"] else ", the weakest, though it costs more than the budget"

@@ -54,7 +54,8 @@ def add(commands: Commands) -> None:
 def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     from bdjax import report
-    from bdjax.runs import provenance, sweep
+    from bdjax.runs import sweep
+    from bdjax.runs.folder import RunsFolder
 
     values = values_of(options.config, rest)
     axes: dict[str, list[str]] = {}
@@ -74,15 +75,16 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         wanted = sweep.points(values, axes)
     devices = 1 if options.devices is None else options.devices
     at_once = _at_once(options, len(wanted))
-    spread = sweep.Spread(options.form, devices, options.batch_devices, at_once)
+    sharing = sweep.Sharing(options.form, devices, options.batch_devices, at_once)
     if options.jobs is not None:
         return _submit(options, at_once)
     drawn = may_draw()
     rows = []
-    code = carry_out(options, lambda execution: rows.extend(sweep.run(wanted, execution, spread)))
+    code = carry_out(options, lambda execution: rows.extend(sweep.run(wanted, execution, sharing)))
     if code:
         return code
-    folders = [folder for row in rows if provenance.finished(folder := Path(options.out) / row.run_id) is not None]
+    of_rows = [RunsFolder(Path(options.out)).run(row.run_id) for row in rows]
+    folders = [folder.path for folder in of_rows if folder.finished() is not None]
     if len(folders) < len(rows):
         count = len(rows) - len(folders)
         complain(f"{count} of {len(rows)} runs diverged; the reason stands in their record.json.", EXIT_FAILED)

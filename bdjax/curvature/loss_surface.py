@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from bdjax.checks import DRAWS, InputError, integer, one_of, positive
@@ -17,7 +16,6 @@ from bdjax.curvature import fisher
 from bdjax.curvature.chunks import accumulate
 from bdjax.curvature.hessian import Loss, largest_eigenvalue, trace
 from bdjax.data import splits
-from bdjax.data.augment import as_float
 from bdjax.devices import compilation
 from bdjax.types import Model, Params, PoisonedSplit, Split, Variables
 
@@ -134,27 +132,23 @@ def sample(
 
 
 def mean_loss(model: Model, variables: Variables, split: Split, *, chunk: int = 100) -> Loss:
-    """Return the mean cross-entropy over a split's valid rows as a function of the parameters, in evaluation mode.
+    """Return the mean negative log-likelihood over a split's valid rows as a function of the parameters.
 
-    Only one chunk's activations are alive at a time, in the derivatives too: each chunk is computed anew on the way
-    back, which makes a Hessian-vector product a fifth slower than in one piece.
+    The network is in evaluation mode. Only one chunk's activations are alive at a time, in the derivatives too: each
+    chunk is computed anew on the way back, which makes a Hessian-vector product a fifth slower than in one piece.
     """
     image, label, valid = jax.tree.map(jnp.asarray, split)
 
     def loss(params: Params) -> Array:
         def of_chunk(part: tuple[Array, Array], weight: Array) -> Array:
             image, label = part
-            logits, _ = model.apply({**variables, "params": params}, as_float(image))
-            return weight @ _cross_entropy(logits, label)
+            logits, _ = model.apply({**variables, "params": params}, model.spec.modality.load(image))
+            return weight @ model.spec.task.negative_log_likelihood(logits, label)
 
         total = accumulate(jax.checkpoint(of_chunk), (image, label), chunk=chunk, valid=valid)
         return total / jnp.maximum(valid.sum(), 1)
 
     return loss
-
-
-def _cross_entropy(logits: Array, label: Array) -> Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label.astype(jnp.int32))
 
 
 def _measure_sample(
@@ -169,8 +163,8 @@ def _measure_sample(
     hessian = trace(trace_key, loss, params, draws=settings.draws)
 
     def example_loss(params: Params, example: Split) -> Array:
-        logits, _ = model.apply({**variables, "params": params}, as_float(example.input[None]))
-        return _cross_entropy(logits, example.label[None])[0]
+        logits, _ = model.apply({**variables, "params": params}, model.spec.modality.load(example.input[None]))
+        return model.spec.task.negative_log_likelihood(logits, example.label[None])[0]
 
     examples, chunk = jax.tree.map(jnp.asarray, split), min(32, settings.chunk)
     with jax.default_matmul_precision("highest"):

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from bdjax import checks, registry
 from bdjax.data import splits as splits
+from bdjax.data.modalities.images import Images
 from bdjax.data.sources import _cache, _folders
 from bdjax.devices import footprint
 from bdjax.types import Dataset, Split
@@ -90,6 +91,13 @@ def load(
     from bdjax.data.sources import _image_folder  # Pillow is imported only where there are images to read
 
     return _image_folder.image_folder(root, image_size)
+
+
+def defaults(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return what suits a data set, as sections of a config: ``DEFAULTS`` in its file; nothing for folders."""
+    if name not in names():
+        return {}
+    return getattr(importlib.import_module(f"{_SOURCES}.{name}"), "DEFAULTS", {})
 
 
 def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, str | None]:
@@ -215,8 +223,13 @@ def _tell_namesake(name: str, folder: Path) -> None:
 
 
 def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
+    if image_size is None:
+        return dataset
+    if not isinstance(dataset.spec.modality, Images):
+        unit = dataset.spec.modality.unit
+        raise checks.InputError(f"image_size must be left out for {dataset.spec.name}, of {unit}s; got {image_size}.")
     height, width, channels = dataset.spec.shape
-    if image_size is None or height == width == image_size:
+    if height == width == image_size:
         return dataset
     from bdjax.data.sources import _images
 

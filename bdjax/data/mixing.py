@@ -24,7 +24,7 @@ class Mixed(NamedTuple):
     weight: Float[Array, ""]  # λ in [0, 1], one for the batch
 
 
-def mixup(key: Key[Array, ""], image: Float[Array, "n h w c"], alpha: HParam = 1.0) -> Mixed:
+def mixup(key: Key[Array, ""], image: Float[Array, "n ..."], alpha: HParam = 1.0) -> Mixed:
     """Blend each image with another of the batch: x̃ᵢ = λ xᵢ + (1 − λ) x_π(i).
 
     One λ ~ Beta(α, α) and one uniformly random permutation π for the batch, as in the authors' code and NFT's; a row

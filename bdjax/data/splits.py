@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Key
 from bdjax import checks
 from bdjax.checks import InputError
 from bdjax.data.streams import Selection
-from bdjax.types import Split
+from bdjax.types import Split, Task
 
 Rows = Int[np.ndarray, " k"]
 _OF_ANY_CLASS = "balanced=False (--holdout.balanced false)"
@@ -112,6 +112,11 @@ def balanced(key: Key[Array, ""], split: Split, most: int) -> Rows:
     return _first_of_each_class(rows, label, np.full(len(counts), per_class))
 
 
+def by_stratum(split: Split, task: Task) -> Split:
+    """Return the split with the group of each row, of which a balanced set has equally many, in place of its label."""
+    return split._replace(label=np.asarray(task.stratum(split.label)))
+
+
 def take(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:
     """Return the rows ``index`` of a split, in that order, as host arrays.
 
@@ -130,7 +135,7 @@ def exclude(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:
     Raises:
       InputError: a row that is not there.
     """
-    keep = np.ones(len(split.label), bool)
+    keep = np.ones(len(split.valid), bool)
     keep[_checked(split, index)] = False
     rows = np.flatnonzero(keep)
     return _map(lambda array: array[rows] if isinstance(array, np.ndarray) else Selection(array, rows), split)
@@ -197,11 +202,16 @@ def _share(number: float) -> float:
 
 def _checked(split: Split, index: Any) -> np.ndarray:
     index = np.asarray(index)
-    outside = index[(index < 0) | (index >= len(split.label))]
+    outside = index[(index < 0) | (index >= len(split.valid))]
     if outside.size:
-        raise InputError(f"row {outside[0]} is not there: the split has rows 0 to {len(split.label) - 1}.")
+        raise InputError(f"row {outside[0]} is not there: the split has rows 0 to {len(split.valid) - 1}.")
     return index
 
 
 def _map(function: Any, split: Split) -> Split:
-    return Split(*(function(np.asarray(array) if isinstance(array, jax.Array) else array) for array in split))
+    """Apply a function to every array, on the host; an input or a label may be a tree of them."""
+
+    def mapped(array: Any) -> Any:
+        return function(np.asarray(array) if isinstance(array, jax.Array) else array)
+
+    return jax.tree.map(mapped, split)

@@ -36,8 +36,8 @@ def fast_sft(
 
     When it works: no setting was found. On digits at least 86 % ASR was left in all 92 runs, at other rates, steps,
     weights, statistics and victims, with batch norms tuned too, and without penalties; on CIFAR-10, reduced, at least
-    99 % in 12 (README, "When SFT, fast SFT and NFT work"). With the trigger known the same shifts take it to 1 %: they
-    could, but clean images do not ask for it. At the paper's size it has not been run.
+    99 % in 12 (``bdjax guide when``). With the trigger known the same shifts take it to 1 %: they could, but clean
+    images do not ask for it. At the paper's size it has not been run.
 
     Args:
       eta_f: weight η_F ≥ 0 of the trace.

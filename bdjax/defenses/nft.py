@@ -69,9 +69,9 @@ def nft(
 
     When it works: no setting was found that can be relied on. On digits at least half of the ASR was left in 72 of 73
     runs (22 % in the other). On CIFAR-10, reduced, the defaults left 100 %; α = 0 and η_c = 0 at 25 times the rate and
-    five times the steps left 2, 43 and 100 % of Blended, for 16 points of accuracy (README, "When SFT, fast SFT and NFT
-    work"). With the trigger known the same masks take it to 1 % on digits: they could, but clean images do not ask for
-    it. At the paper's size it has not been run.
+    five times the steps left 2, 43 and 100 % of Blended, for 16 points of accuracy (``bdjax guide when``). With the
+    trigger known the same masks take it to 1 % on digits: they could, but clean images do not ask for it. At the
+    paper's size it has not been run.
 
     Args:
       alpha: α in [0, 1] of the bound μ(l).

@@ -87,11 +87,11 @@ def sft(
     computes neither penalty: its trace is a gradient times Gaussian noise, whose mean is zero (left out of the preset),
     and its anchor is commented out.
 
-    When it works (README, "When SFT, fast SFT and NFT work"): on digits with the defaults, against victims like the
-    paper's own (250 epochs at 0.01, without the holdout's images), it took ASR from 100 % to between 0 and 12 % in five
-    runs of six, for 2 to 11 points of accuracy. Where the victim had seen the holdout, or was trained for 20 epochs, at
-    least 99 % was left in all 18 runs. On CIFAR-10, reduced, 51 to 100 % was left (three runs), and residual networks
-    diverged, which takes a smaller η_F. At the paper's size it has not been run.
+    When it works (``bdjax guide when``): on digits with the defaults, against victims like the paper's own (250 epochs
+    at 0.01, without the holdout's images), it took ASR from 100 % to between 0 and 12 % in five runs of six, for 2 to
+    11 points of accuracy. Where the victim had seen the holdout, or was trained for 20 epochs, at least 99 % was left
+    in all 18 runs. On CIFAR-10, reduced, 51 to 100 % was left (three runs), and residual networks diverged, which takes
+    a smaller η_F. At the paper's size it has not been run.
 
     Args:
       eta_f: weight η_F ≥ 0 of the trace.

@@ -27,7 +27,7 @@ def choose(asked: str, split: Split, *, memory: int | None = None) -> str:
     if asked != "auto":
         return asked
     memory = device_bytes() if memory is None else memory
-    return "host" if memory is not None and 2 * split.input.nbytes > SHARE * memory else "device"
+    return "host" if memory is not None and 2 * _input_bytes(split) > SHARE * memory else "device"
 
 
 def holds_an_epoch(split: Split, points: int = 1, *, memory: int | None = None) -> bool:
@@ -39,7 +39,11 @@ def holds_an_epoch(split: Split, points: int = 1, *, memory: int | None = None) 
       memory: bytes of the device; None asks it.
     """
     memory = device_bytes() if memory is None else memory
-    return memory is None or points * _COPIES * split.input.nbytes <= EPOCH_SHARE * memory
+    return memory is None or points * _COPIES * _input_bytes(split) <= EPOCH_SHARE * memory
+
+
+def _input_bytes(split: Split) -> int:
+    return sum(array.nbytes for array in jax.tree.leaves(split.input))
 
 
 def device_bytes() -> int | None:

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.core
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Num
 
 from bdjax import structure
 from bdjax.checks import InputError, integer, one_of
@@ -183,8 +183,8 @@ class LinenModel:
           InputError: a network that cannot be trained here: without parameters, with other state than running
             statistics, or with those and without the keywords ``train`` and ``valid``.
         """
-        image = jnp.zeros((1, *self.spec.shape))
-        variables = _init(self.module, key, self._normalize(image))
+        input = jnp.zeros((1, *self.spec.shape))
+        variables = _init(self.module, key, self._normalize(input))
         if others := sorted(set(variables) - {"params", "batch_stats"}):
             kept = f"the collections params and batch_stats alone; it has {', '.join(others)}"
             raise InputError(f"the network must keep its variables in {kept}.")
@@ -199,20 +199,20 @@ class LinenModel:
     def apply(
         self,
         variables: Variables,
-        image: Float[Array, "n h w c"],
+        input: Num[Array, "n ..."],
         *,
         train: bool = False,
         valid: Bool[Array, " n"] | None = None,
     ) -> tuple[Float[Array, "n k"], BatchStats]:
-        """Return the logits of images in [0, 1], and the batch statistics after the pass.
+        """Return the logits of inputs (images in [0, 1], say), and the batch statistics after the pass.
 
         Raises:
           InputError: the network's output is not one logit for each class, or it draws random numbers in training.
         """
-        logits, changed = self._pass(variables, image, ["batch_stats"] if train else [], train=train, valid=valid)
+        logits, changed = self._pass(variables, input, ["batch_stats"] if train else [], train=train, valid=valid)
         return logits, changed.get("batch_stats", {}) if train else variables["batch_stats"]
 
-    def features(self, variables: Variables, image: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
+    def features(self, variables: Variables, input: Num[Array, "n ..."]) -> Float[Array, "n d"]:
         """Return what the classifier, the last layer, takes in, in evaluation mode.
 
         Where it takes in maps, it is their mean over the positions.
@@ -222,7 +222,7 @@ class LinenModel:
         """
         path = structure.classifier(self, variables)
         with recorded_input(path[:-1]) as collection:
-            _, changed = self._pass(variables, image, [collection])
+            _, changed = self._pass(variables, input, [collection])
         seen, width = recorded(changed.get(collection), path[:-1]), structure.flat(variables["params"])[path].shape[-2]
         if seen is None or seen.ndim < 2 or seen.shape[-1] != width:
             what = "is wrapped in another" if seen is None else f"takes in {seen.shape[1:]}"
@@ -231,7 +231,7 @@ class LinenModel:
         return _wide(seen).mean(tuple(range(1, seen.ndim - 1)))
 
     def probe(
-        self, variables: Variables, image: Float[Array, "n h w c"], layer: Path, shift: Any = 0.0
+        self, variables: Variables, input: Num[Array, "n ..."], layer: Path, shift: Any = 0.0
     ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:
         """Return the logits with ``shift`` added to what one layer puts out, and that output, in evaluation mode.
 
@@ -239,33 +239,33 @@ class LinenModel:
           InputError: no such layer, or one that cannot be told from others, being inside `nn.jit` or a wrapper.
         """
         with shifted_output(layer[:-1], jnp.asarray(shift)) as collection:
-            logits, changed = self._pass(variables, image, [collection])
+            logits, changed = self._pass(variables, input, [collection])
         if (seen := recorded(changed.get(collection), layer[:-1])) is None:
             what = "the path of a kernel of the network, of a layer that is neither in nn.jit nor wrapped in another"
             raise InputError(f"layer must be {what}; got {'/'.join(layer)}.")
         return logits, _wide(seen)
 
     def _pass(
-        self, variables: Variables, image: Array, mutable: list[str], *, train: bool = False, valid: Any = None
+        self, variables: Variables, input: Array, mutable: list[str], *, train: bool = False, valid: Any = None
     ) -> tuple[Array, dict[str, Any]]:
         """Return the logits and the collections that a pass may change."""
         options = keywords(self.module, train=train, **({"valid": valid} if train else {}))
         variables = {**variables, "params": _divisible(self, variables["params"])}
         try:
             with nn.intercept_methods(factored):
-                logits, changed = self.module.apply(variables, self._normalize(image), mutable=mutable, **options)
+                logits, changed = self.module.apply(variables, self._normalize(input), mutable=mutable, **options)
         except flax.errors.InvalidRngError as error:
             raise InputError("the network must not draw random numbers in training, as dropout does.") from error
-        wanted, got = (image.shape[0], self.spec.num_classes), getattr(logits, "shape", None)
+        wanted, got = (input.shape[0], self.spec.num_classes), getattr(logits, "shape", None)
         if got != wanted:
             what = f"one logit for each class, of shape {wanted} here"
             raise InputError(f"the network must return {what}; got {got or type(logits).__name__}.")
         return _wide(logits), dict(cast(Any, changed))
 
-    def _normalize(self, image: Array) -> Array:
-        """Normalize in the images' own type, and round the result only."""
-        narrow = jnp.bfloat16 if self.dtype == "bfloat16" else image.dtype
-        return self.spec.modality.normalize(image).astype(narrow)
+    def _normalize(self, input: Array) -> Array:
+        """Normalize in the inputs' own type, and round the result only."""
+        narrow = jnp.bfloat16 if self.dtype == "bfloat16" else input.dtype
+        return self.spec.modality.normalize(input).astype(narrow)
 
 
 def _wide(x: Any) -> Array:

@@ -14,9 +14,9 @@ from typing import Any
 
 from bdjax.checks import InputError
 from bdjax.files import places
+from bdjax.files.atomic import write_text
 from bdjax.report.labels import identity
 from bdjax.report.records import BUNDLE, Record
-from bdjax.runs.records import write_text
 
 
 def check(file: str | os.PathLike[str]) -> Path:

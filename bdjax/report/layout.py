@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdjax.checks import InputError
-from bdjax.runs.records import write_bytes
+from bdjax.files.atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from bdjax.checks import InputError
+from bdjax.files.atomic import parse_json
 from bdjax.files.printable import printable
 from bdjax.report import differing_data
 from bdjax.report.labels import LONGEST, count, flatten, identity
 from bdjax.runs import record_format
+from bdjax.runs.folder import CONFIG, RECORD, SCHEMA_VERSION, SMOOTHNESS, RunFolder
 from bdjax.runs.record_format import COSTS
-from bdjax.runs.records import SCHEMA_VERSION, SMOOTHNESS, parse_json, read_smoothness
 from bdjax.tasks.metrics import RATING, Metric, first
 
-RECORD, CONFIG, BUNDLE = "record.json", "config.yaml", ".jsonl"
+BUNDLE = ".jsonl"
 SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the defended network, in its smoothness.json
 STEALTH = ("psnr", "ssim", "linf", "l2", "changed_share")  # of the trigger on test images
 _DIVERGED = "diverged"  # the status of a run that has no result
@@ -125,7 +126,7 @@ class Record:
         """
         if self.line is not None:
             return self.content.get("smoothness", {})
-        return read_smoothness(self.folder, self.run_id) or {}
+        return RunFolder(self.folder).smoothness(self.run_id) or {}
 
     def stealth(self) -> Mapping[str, float]:
         """Return ``STEALTH``; NaN where there is no finite value or an older bdjax did not measure it.

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from bdjax.checks import InputError
+from bdjax.files.atomic import damaged, read_arrays
 from bdjax.files.printable import printable
 from bdjax.report.labels import LONGEST
 from bdjax.report.records import Record
 from bdjax.report.rows import Row, victims
 from bdjax.report.standing import best
-from bdjax.runs.records import damaged, read_arrays
+from bdjax.runs.folder import SAMPLES
 
-SAMPLES = "samples.npz"
 PREDICTIONS = ("clean_before", "clean_after", "triggered_before", "triggered_after")  # arrays of the file
+_HIT = "_hit"  # after the name of a prediction: whether it is what the attacker wants
 _UNKNOWN = -1  # what the attacker wants, where the label map is not known
 _log = logging.getLogger(__name__)
 
@@ -27,34 +28,30 @@ _log = logging.getLogger(__name__)
 class Sample:
     """Test images of one run and what the model made of them before and after the defense.
 
-    A label, or a prediction, is a class [k], or a set of classes [k, classes], which is a bool for each class.
+    A label, or a prediction, is the number of a class, or a text where the task has other labels.
     """
 
     row: Row
     record: Record
     best: bool  # whether no other defense has a higher mean rating
-    arrays: Mapping[str, np.ndarray]  # clean, triggered [k, h, w, c]; label and predictions
-    attacker_label: np.ndarray  # what the attacker wants; -1 where the label map is unknown
+    arrays: Mapping[str, np.ndarray]  # clean, triggered [k, h, w, c]; label and predictions [k], and which are hits
+    attacker_label: np.ndarray  # [k]; -1, or no text, where it is unknown
 
     def outcome(self, prediction: str, i: int) -> str:
-        """Say whether a prediction is ``right``, the attacker's (``hit``), or ``other``.
-
-        A set of classes is the attacker's that has what the trigger is to add to the label.
-        """
-        value, label, wanted = (of[i] for of in (self.arrays[prediction], self.arrays["label"], self.attacker_label))
-        if np.array_equal(value, label):
+        """Say whether a prediction is ``right``, the attacker's (``hit``), or ``other``."""
+        value = self.arrays[prediction][i]
+        if value == self.arrays["label"][i]:
             return "right"
-        if value.ndim:
-            added = wanted & ~label
-            return "hit" if added.any() and value[added].all() else "other"
-        return "hit" if value == wanted else "other"
+        hits = self.arrays.get(f"{prediction}{_HIT}")
+        is_hit = value == self.attacker_label[i] if hits is None else hits[i]
+        return "hit" if is_hit else "other"
 
-    def class_name(self, label: int | np.ndarray) -> str:
-        """Return the name of a class, or those of a set of classes."""
-        if np.ndim(label):
-            return ", ".join(map(self.class_name, np.flatnonzero(label).tolist())) or "none"
+    def class_name(self, label: int | str) -> str:
+        """Return the name of a class, or a label that is a text."""
+        if isinstance(label, str):
+            return printable(label, LONGEST)
         names = self.record.content["data"]["class_names"]
-        return printable(str(names[int(label)]), LONGEST) if 0 <= label < len(names) else str(label)
+        return printable(str(names[label]), LONGEST) if 0 <= label < len(names) else str(label)
 
 
 def read_samples(rows: Sequence[Row]) -> dict[str, Sample]:
@@ -104,33 +101,30 @@ def _read(record: Record) -> dict[str, np.ndarray]:
         raise InputError(f"clean in {file} must have the shape (images, height, width, 1 or 3), got {shape}.")
     for name in ("clean", "triggered"):
         _check(arrays, name, shape, "u", file)
-    classes = record.content["data"]["num_classes"]
-    are_sets = arrays["label"].shape == (shape[0], classes) and arrays["label"].dtype.kind == "b"
+    are_texts = arrays["label"].dtype.kind == "U"
     for name in ("label", *PREDICTIONS):
-        if are_sets:
-            _check(arrays, name, (shape[0], classes), "b", file)
-        else:
-            _check(arrays, name, shape[:1], "iu", file)
-            arrays[name] = arrays[name].astype(np.int64)
+        _check(arrays, name, shape[:1], "U" if are_texts else "iu", file)
+        arrays[name] = arrays[name] if are_texts else arrays[name].astype(np.int64)
+    for name in (f"{name}{_HIT}" for name in PREDICTIONS):
+        if name in stored:  # as an older bdjax did not write it
+            arrays[name] = stored[name]
+            _check(arrays, name, shape[:1], "b", file)
     return arrays
 
 
 def _check(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], kinds: str, file: Path) -> None:
-    """Refuse an array of another shape, or of another kind of number."""
+    """Refuse an array of another shape, or of another kind of values."""
     array = arrays[name]
     if array.shape != shape or array.dtype.kind not in kinds:
-        held = "truth values" if kinds == "b" else "whole numbers"
+        held = {"U": "texts", "b": "truth values"}.get(kinds, "whole numbers")
         raise InputError(f"{name} in {file} must hold {held} of the shape {shape}, got {array.shape}.")
 
 
 def attacker_label(record: Record, label: np.ndarray) -> np.ndarray:
-    """Return what the attacker wants instead of labels; -1, or the label itself if it is a set, where nobody knows."""
+    """Return the label that the attacker wants instead of each; -1, or no text, where the label map is unknown."""
     attack = record.config["attack"]
-    if label.ndim > 1:
-        wanted, target = label.copy(), _target(record)
-        if 0 <= target < label.shape[1]:
-            wanted[:, target] = True
-        return wanted
+    if label.dtype.kind == "U":
+        return np.full_like(label, "")
     if attack.get("label_map") == "all_to_one":
         return np.full_like(label, _target(record))
     if attack.get("label_map") == "all_to_all":
@@ -151,9 +145,6 @@ def _target(record: Record) -> int:
 def choose(sample: Sample, most: int) -> list[int]:
     """Choose images that the attack is meant to change, one of each label first; predictions play no part."""
     label = sample.arrays["label"]
-    changed = [i for i in range(len(label)) if not np.array_equal(label[i], sample.attacker_label[i])]
-    changed = changed or list(range(len(label)))
-    first: dict[bytes, int] = {}
-    for i in changed:
-        first.setdefault(label[i].tobytes(), i)
-    return sorted(sorted(changed, key=lambda i: i not in first.values())[:most])
+    changed = [i for i in range(len(label)) if label[i] != sample.attacker_label[i]] or list(range(len(label)))
+    first = {label[i]: i for i in reversed(changed)}.values()
+    return sorted(sorted(changed, key=lambda i: i not in first)[:most])

@@ -1,20 +1,30 @@
 """What a run is asked to do, as one frozen value.
 
-Precedence: the factory's default < preset < what suits the data set (`DATA_DEFAULTS`) < file < command line.
+Precedence: the factory's default < preset < what suits the data set (`bdjax.data.defaults`) < file < command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bdjax import attacks, data, models, registry
-from bdjax.checks import LARGEST, InputError, below_one, integer, named, one_of, positive, unit_interval
+from bdjax.checks import (
+    LARGEST,
+    InputError,
+    below_one,
+    integer,
+    named,
+    one_of,
+    positive,
+    unit_interval,
+)
 from bdjax.defenses.chain import Chain, stages
 from bdjax.devices.numerics import MatmulPrecision
 from bdjax.poison import ROUNDINGS
@@ -38,14 +48,6 @@ from bdjax.types import Attack, Defense, Model, Spec
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
 _WHERE_ASKED = ("selection", "matmul_precision")  # fields that are left out where they are None
 PAPERS_HOLDOUT = {"share": 0.05}
-# The papers' schedules are for CIFAR-10 and larger; 1,347 small digits want steps of another size.
-DATA_DEFAULTS = {
-    "digits": {
-        "training": {"epochs": 20, "batch_size": 64, "learning_rate": 0.05},
-        "holdout": {"per_class": 20},
-        "defense": {"epochs": 100, "batch_size": 100, "learning_rate": 0.05},
-    }
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +171,10 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, every default filled in; `resolve` of it gives an equal config."""
         whole = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        return {name: value for name, value in whole.items() if name not in _WHERE_ASKED or value is not None}
+        for name in _WHERE_ASKED:
+            if whole[name] is None:
+                del whole[name]
+        return whole
 
     def victim_dict(self) -> dict[str, Any]:
         """Return the part that decides the attacked model."""
@@ -206,8 +211,28 @@ class Config:
         return self.with_defense(name="ft", **shared_options("ft", plain(chosen.options)))
 
     def with_defense(self, **values: Any) -> Config:
-        """Return the same run with another defense: ``name`` and options."""
-        return resolve({**self.to_dict(), "defense": values})
+        """Return the same run with another defense, ``name`` and options, which is built when the run is planned."""
+        wanted = _defense_with_defaults(self.data.name, values)
+        defense = read_choice("defense", "bdjax.defenses", wanted)
+        config = dataclasses.replace(self, defense=defense, selection=None)
+        return config.with_selection(self.selection or SelectionConfig())
+
+    def with_selection(self, selection: SelectionConfig) -> Config:
+        """Return the same run, its strength to be chosen like this where one is ``auto``."""
+        if self.strength is None:
+            return self
+        return dataclasses.replace(self, selection=selection)
+
+    @functools.cached_property
+    def learner(self) -> Supervised:
+        """What trains the victim, built once."""
+        with named("training", self.training):
+            return supervised(**self.training)
+
+    @functools.cached_property
+    def built_defense(self) -> BuiltDefense:
+        """The defense, built once; what is ``auto`` in it is the weakest value."""
+        return _build_defense("defense", self.defense)
 
     @property
     def strength(self) -> Strength | None:
@@ -232,7 +257,8 @@ def _strengths(path: str, choice: Choice) -> Iterator[Strength]:
         if isinstance(value, Choice):
             yield from _strengths(f"{path}.{name}", value)
         elif value == AUTO:
-            yield Strength(f"{path}.{name}", registry.strengths("bdjax.defenses", choice.name)[name])
+            values = registry.strengths("bdjax.defenses", choice.name)[name]
+            yield Strength(f"{path}.{name}", values)
 
 
 def resolve(values: Mapping[str, Any]) -> Config:
@@ -259,8 +285,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
         matmul_precision=convert("matmul_precision", MatmulPrecision | None, values.get("matmul_precision")),
     )
     selection = read_section("selection", SelectionConfig, values.get("selection", {}))
-    if config.strength is not None:
-        config = dataclasses.replace(config, selection=selection)
+    config = config.with_selection(selection)
     build_training(config)
     build_attack(config)
     build_defense(config)
@@ -268,20 +293,31 @@ def resolve(values: Mapping[str, Any]) -> Config:
 
 
 def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay the values over the default names and over what suits the data set."""
-    named = merge(DEFAULTS, values)
-    suited = {"holdout": PAPERS_HOLDOUT, **DATA_DEFAULTS.get(str(as_mapping("data", named["data"]).get("name")), {})}
-    suited["defense"] = _suited("defense", named["defense"], suited.get("defense", {}))
-    if any(as_mapping("holdout", values.get("holdout")).get(key) is not None for key in ("share", "per_class")):
-        del suited["holdout"]
-    return merge(suited, named)
+    """Lay the values over the default names and over the defaults for the data set."""
+    wanted = merge(DEFAULTS, values)
+    data_name = str(as_mapping("data", wanted["data"]).get("name"))
+    defaults = {"holdout": PAPERS_HOLDOUT, **data.defaults(data_name)}
+    defaults["defense"] = _defaults_for("defense", wanted["defense"], defaults.get("defense", {}))
+    holdout = as_mapping("holdout", values.get("holdout"))
+    if holdout.get("share") is not None or holdout.get("per_class") is not None:
+        del defaults["holdout"]
+    return merge(defaults, wanted)
 
 
-def _suited(path: str, defense: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _defense_with_defaults(data_name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Lay a defense's values alone over the same defaults."""
+    wanted = merge({"defense": DEFAULTS["defense"]}, {"defense": values})
+    options = data.defaults(data_name).get("defense", {})
+    taken = _defaults_for("defense", wanted["defense"], options)
+    return merge({"defense": taken}, wanted)["defense"]
+
+
+def _defaults_for(path: str, defense: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the options that a defense takes, or that each stage of a chain takes."""
     values = as_mapping(path, defense)
-    stages = {key: _suited(f"{path}.{key}", values[key], options) for key in ("first", "second") if key in values}
-    return {**shared_options(values.get("name"), options), **stages}
+    inner = [key for key in ("first", "second") if key in values]
+    taken = {key: _defaults_for(f"{path}.{key}", values[key], options) for key in inner}
+    return {**shared_options(values.get("name"), options), **taken}
 
 
 def build_model(config: Config, spec: Spec) -> Model:
@@ -308,7 +344,9 @@ def _checkable(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     named_ones = {option: label for option, label in labels.items() if isinstance(label, str)}
     numbers = {label: LARGEST - number for number, label in enumerate(sorted(set(named_ones.values())))}
     known = {**options, **{option: numbers[label] for option, label in named_ones.items()}}
-    return {**known, "label_map": attacks.AllToAll(2)} if known["label_map"] == "all_to_all" else known
+    if known["label_map"] == "all_to_all":
+        known["label_map"] = attacks.AllToAll(2)
+    return known
 
 
 def attack_files(config: Config) -> dict[str, Path]:
@@ -323,36 +361,39 @@ def attack_files(config: Config) -> dict[str, Path]:
 
 def build_training(config: Config) -> Supervised:
     """Return the learner that trains the victim."""
-    with named("training", config.training):
-        return supervised(**config.training)
+    return config.learner
+
+
+class BuiltDefense(NamedTuple):
+    """A defense, and the key of the config that each of its stages comes from: ``defense.first`` and so on."""
+
+    defense: Defense | Chain
+    paths: list[str]
 
 
 def build_defense(config: Config, strength: float | None = None) -> Defense | Chain:
     """Return the defense; what is ``auto`` in it is the given strength, or the weakest."""
-    return _build_defense("defense", config.defense, strength)
-
-
-def _build_defense(path: str, choice: Choice, strength: float | None = None) -> Defense | Chain:
-    def built(name: str, value: Any) -> Any:
-        if isinstance(value, Choice):
-            return _build_defense(f"{path}.{name}", value, strength)
-        if value == AUTO:
-            return registry.strengths("bdjax.defenses", choice.name)[name][0] if strength is None else strength
-        return value
-
-    options = {name: built(name, value) for name, value in choice.options.items()}
-    with named(path, options):
-        return registry.factory("bdjax.defenses", choice.name)(**options)
+    if strength is None:
+        return config.built_defense.defense
+    return _build_defense("defense", config.defense, strength).defense
 
 
 def stage_paths(config: Config) -> list[str]:
     """Return the key that each stage of the defense comes from: ``defense``, or ``defense.first`` and so on."""
+    return config.built_defense.paths
 
-    def paths(path: str, choice: Choice) -> Iterator[str]:
-        inner = {name: part for name, part in choice.options.items() if isinstance(part, Choice)}
-        for name, part in inner.items():
-            yield from paths(f"{path}.{name}", part)
-        if not inner:
-            yield from [path] * len(stages(_build_defense(path, choice)))
 
-    return list(paths("defense", config.defense))
+def _build_defense(path: str, choice: Choice, strength: float | None = None) -> BuiltDefense:
+    options: dict[str, Any] = {}
+    paths: list[str] = []
+    for name, value in choice.options.items():
+        options[name] = value
+        if isinstance(value, Choice):
+            options[name], inner = _build_defense(f"{path}.{name}", value, strength)
+            paths += inner
+        elif value == AUTO:
+            weakest = registry.strengths("bdjax.defenses", choice.name)[name][0]
+            options[name] = weakest if strength is None else strength
+    with named(path, options):
+        defense = registry.factory("bdjax.defenses", choice.name)(**options)
+    return BuiltDefense(defense, paths or [path] * len(stages(defense)))

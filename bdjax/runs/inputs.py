@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 
@@ -19,7 +19,7 @@ from bdjax.checks import InputError
 from bdjax.data import splits
 from bdjax.runs import config as configs
 from bdjax.runs.config import Config, DataConfig
-from bdjax.types import Dataset, Modality
+from bdjax.types import Dataset, Modality, Spec
 
 # The SHA-256 of both splits and, under ``files``, of the files that options of the attack name, by those.
 Fingerprint: TypeAlias = dict[str, Any]
@@ -28,15 +28,36 @@ _QUICK, _WORTH = 0.05, 50  # seconds; a stamp that took longer counts for so man
 _stamps: dict[tuple[str, str | None], tuple[str, float]] = {}  # of data, and until when they count
 
 
-class Loaded(NamedTuple):
-    """The data of a run, with what tells them and the files of its options from any others."""
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The data of a run, looked up where they are needed, and what tells them and its files from any others.
 
-    dataset: Dataset
+    It holds no image itself, so that the plans of many runs are small: the few data sets that were asked for last are
+    kept for all of them, and others are read again.
+    """
+
+    data: DataConfig
+    on_disk: bool
+    spec: Spec
     fingerprint: Fingerprint
     stamp: str  # of the files that this is the fingerprint of
+    data_stamp: str  # of the data's own among them
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images and labels.
+
+        Raises:
+          InputError: they had to be read again and are others now.
+        """
+        dataset, digests = _load(self.data, self.on_disk, self.data_stamp)
+        if any(self.fingerprint.get(split) != digest for split, digest in digests.items()):
+            name = self.data.name
+            raise InputError(f"the data {name} must not change while they are worked with; they have.")
+        return dataset
 
 
-def load(config: Config, on_disk: bool = False) -> Loaded:
+def load(config: Config, on_disk: bool = False) -> Inputs:
     """Return the data with the config's changes, as they are on the disk now.
 
     Args:
@@ -46,10 +67,14 @@ def load(config: Config, on_disk: bool = False) -> Loaded:
     Raises:
       InputError: the data, or a file that an option names, cannot be read.
     """
-    seen = stamp(config)  # before anything is read, so that a change in the meantime shows
-    dataset, digests = _load(config.data, on_disk, _data_stamp(config))
+    seen, own = (
+        stamp(config),
+        _data_stamp(config),
+    )  # before anything is read, so that a change in the meantime shows
+    dataset, digests = _load(config.data, on_disk, own)
     files = {option: _digest(option, path) for option, path in configs.attack_files(config).items()}
-    return Loaded(dataset, {**digests, "files": files} if files else {**digests}, seen)
+    fingerprint = {**digests, "files": files} if files else {**digests}
+    return Inputs(config.data, on_disk, dataset.spec, fingerprint, seen, own)
 
 
 def stamp(config: Config) -> str:
@@ -57,11 +82,15 @@ def stamp(config: Config) -> str:
     return f"{_data_stamp(config)} {data.stamp_of(configs.attack_files(config).values())}"
 
 
-def differences(begun: Fingerprint, now: Fingerprint, config: Config) -> list[str]:
+def differences(begun: Mapping[str, Any], now: Fingerprint, config: Config) -> list[str]:
     """Name what two fingerprints of a run do not share: images, and files by the options that name them."""
     words = {"train": "the training images", "test": "the test images"}
     found = [word for split, word in words.items() if begun.get(split) != now.get(split)]
-    paths, earlier, later = configs.attack_files(config), begun.get("files", {}), now.get("files", {})
+    paths, earlier, later = (
+        configs.attack_files(config),
+        begun.get("files", {}),
+        now.get("files", {}),
+    )
     for option in sorted({*earlier, *later}):
         if earlier.get(option) != later.get(option):
             found.append(f"{option} {paths.get(option, '')}".rstrip())
@@ -91,8 +120,10 @@ def _data_stamp(config: Config) -> str:
 @functools.lru_cache(maxsize=2)
 def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Fingerprint]:
     del stamp  # another one loads anew
-    dataset = data.load(wanted.name, data_dir=wanted.data_dir, image_size=wanted.image_size, on_disk=on_disk)
-    changes = {name: getattr(wanted, name) for name in ("crop_padding", "flip") if getattr(wanted, name) is not None}
+    where = {"data_dir": wanted.data_dir, "image_size": wanted.image_size}
+    dataset = data.load(wanted.name, **where, on_disk=on_disk)
+    asked = {"crop_padding": wanted.crop_padding, "flip": wanted.flip}
+    changes = {name: value for name, value in asked.items() if value is not None}
     spec = dataset.spec
     if changes:
         spec = dataclasses.replace(spec, modality=_changed(spec.modality, changes))
@@ -102,7 +133,8 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
         available = dataset.train.label.shape[0]
         if wanted.train_count > available:
             raise InputError(f"data.train_count must be at most {available}; got {wanted.train_count}.")
-        rows = splits.subset(jax.random.key(0), dataset.train, wanted.train_count, num_classes=spec.num_classes)
+        key, strata = jax.random.key(0), splits.by_stratum(dataset.train, spec.task)
+        rows = splits.subset(key, strata, wanted.train_count, num_classes=spec.task.strata)
         dataset = dataset._replace(train=splits.take(dataset.train, rows))
     return dataset._replace(spec=spec), data.fingerprint(dataset)
 

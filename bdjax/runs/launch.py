@@ -35,7 +35,12 @@ class SweepJob:
 
 
 def submit(
-    words: Sequence[str], out: Path, jobs: int, *, cluster: str = "slurm", options: Mapping[str, Any] | None = None
+    words: Sequence[str],
+    out: Path,
+    jobs: int,
+    *,
+    cluster: str = "slurm",
+    options: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """Submit a job array whose members share one sweep, and return submitit's jobs.
 
@@ -60,7 +65,12 @@ def submit(
     try:
         executor = submitit.AutoExecutor(folder=out / "jobs", cluster=cluster)
         executor.update_parameters(**{"name": "bdjax-sweep", **(options or {})})
-    except (AssertionError, RuntimeError, NameError, TypeError) as error:  # no sbatch here; no such option, or value
+    except (
+        AssertionError,
+        RuntimeError,
+        NameError,
+        TypeError,
+    ) as error:  # no sbatch here; no such option, or value
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"{cluster} does not take these jobs: {reason}.") from error
     with executor.batch():

@@ -25,12 +25,13 @@ import numpy as np
 from bdjax import data
 from bdjax.checks import InputError
 from bdjax.data.streams import Stream
-from bdjax.devices import compilation, placement
+from bdjax.devices import compilation, environment, placement
+from bdjax.files import atomic
 from bdjax.runs import config as configs
-from bdjax.runs import plans, records, run, schema, show
+from bdjax.runs import plan_checks, plans, schema, show
 from bdjax.runs.config import Config
+from bdjax.runs.execution import Execution
 from bdjax.runs.plans import AttackPlan
-from bdjax.runs.run import Execution
 from bdjax.train import loop
 from bdjax.types import PoisonedSplit, Spec
 
@@ -77,18 +78,18 @@ def make(config: Config, execution: Execution) -> PoisonedSet:
     A trigger that is learned is restored from the victim of that config, which is trained first if there is none.
 
     Raises:
-      InputError: as for `bdjax.runs.show.armed`; or the attack controls the training, or wants more images than there
-      are. Stopped, Diverged: as for `bdjax.runs.run.run`.
+      InputError: as for `bdjax.runs.show.attack_of`; or the attack controls the training, or wants more images
+      than there are. Stopped, Diverged: as for `bdjax.runs.run.run`.
     """
     check(config)
-    with run.computing(config, execution):
+    with execution.computing(config):
         return _make(config, execution)
 
 
 def _make(config: Config, execution: Execution) -> PoisonedSet:
-    plan = show.armed(config, execution)
+    plan = show.attack_of(config, execution)
     attackers = plans.attackers_images(config, plan.dataset)
-    plans.check_rate(plan.attack, attackers)
+    plan_checks.check_rate(plan.attack, attackers)
     plans.check_trigger(plan)
     poisoned = plans.poisoned(plan, attackers, placement.choose("auto", attackers))
     clean, triggered = plan.dataset.test, plans.triggered_test(plan)
@@ -125,7 +126,7 @@ def finished(config: Config, folder: Path) -> bool:
         return False
     if not folder.is_dir():
         raise InputError(f"out must be a folder; {folder} is a file.")
-    if (manifest := records.read_json(folder / MANIFEST)) is None:
+    if (manifest := atomic.read_json(folder / MANIFEST)) is None:
         raise InputError(f"out must be a new or an empty folder; {folder} has files in it and no {MANIFEST}.")
     wanted = _identity(plans.prepare_attack(config))
     if {key: manifest.get(key) for key in wanted} != wanted:
@@ -224,7 +225,7 @@ def _identity(plan: AttackPlan) -> dict[str, Any]:
     if plans.learns_nothing(plan.attack):
         del config["model"], config["training"]
         config.pop("matmul_precision", None)
-    return {"format": FORMAT, "config": config, "fingerprint": plan.fingerprint}
+    return {"format": FORMAT, "config": config, "fingerprint": plan.inputs.fingerprint}
 
 
 def _lacking(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
@@ -239,9 +240,14 @@ def _lacking(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def _fill(
-    made: PoisonedSet, folder: Path, on_image: Callable[[int, int], None], should_stop: Callable[[], bool]
+    made: PoisonedSet,
+    folder: Path,
+    on_image: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
 ) -> None:
-    from bdjax.data.sources._images import write as write_image  # Pillow, only where there are images to write
+    from bdjax.data.sources._images import (
+        write as write_image,
+    )  # Pillow, only where there are images to write
 
     classes = class_folders(made.plan.dataset.spec)
     parts = {name: getattr(made, name) for name in _SPLITS}
@@ -256,11 +262,11 @@ def _fill(
             write_image(folder / file, pixels)
             done += 1
             on_image(done, count)
-    records.write_text(folder / LABELS, _table(files, parts))
-    records.write_arrays(folder / ARRAYS, **_arrays(made))
+    atomic.write_text(folder / LABELS, _table(files, parts))
+    atomic.write_arrays(folder / ARRAYS, **_arrays(made))
     whole = dataclasses.replace(made.plan.config, data=dataclasses.replace(made.plan.config.data, data_dir=None))
-    records.write_text(folder / CONFIG, schema.to_yaml(whole.to_dict()))
-    records.write_json(folder / MANIFEST, _manifest(made, folder, classes))
+    atomic.write_text(folder / CONFIG, schema.to_yaml(whole.to_dict()))
+    atomic.write_json(folder / MANIFEST, _manifest(made, folder, classes))
 
 
 def _files(split: str, images: Images, classes: Sequence[str]) -> list[str]:
@@ -310,7 +316,7 @@ def _manifest(made: PoisonedSet, folder: Path, classes: Sequence[str]) -> dict[s
             for label, (name, place) in enumerate(zip(names, classes, strict=True))
         ],
         "counts": _counts(made),
-        "versions": records.versions(),
+        "versions": environment.versions(),
         "sha256": {name: data.fingerprint_file(folder / name) for name in (LABELS, ARRAYS)},
     }
 

@@ -177,7 +177,10 @@ def parameters(package: str, name: str) -> Mapping[str, inspect.Parameter]:
     found = _parameters(registry.factory(package, name))
     if package == "bdjax.attacks":
         kinds = _parameters(_label_maps.create)
-        label = {"label_map": kinds["name"].replace(name="label_map"), "target_label": kinds["target_label"]}
+        label = {
+            "label_map": kinds["name"].replace(name="label_map"),
+            "target_label": kinds["target_label"],
+        }
         found = {**label, **found}
     return found
 

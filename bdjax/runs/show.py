@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from bdjax import poison, stealth
-from bdjax.runs import plans, run
+from bdjax.runs import plans
+from bdjax.runs.at_hand import AtHand
 from bdjax.runs.config import Config
+from bdjax.runs.execution import Execution
 from bdjax.runs.plans import AttackPlan
-from bdjax.runs.run import Execution
+from bdjax.runs.samples import sample_rows
 from bdjax.stealth import Stealth
 
 IMAGES = 8
@@ -31,24 +34,27 @@ def show(config: Config, execution: Execution, images: int = IMAGES) -> Shown:
     """Return what the trigger does to test images, one of each class first, whatever the attack aims at.
 
     Raises:
-      InputError, Stopped, Diverged: as for `armed`.
+      InputError, Stopped, Diverged: as for `attack_of`.
     """
-    with run.computing(config, execution):
-        return _show(armed(config, execution), images)
+    with execution.computing(config):
+        return _show(attack_of(config, execution), images)
 
 
 def _show(plan: AttackPlan, images: int) -> Shown:
     config = plan.config
     test = plan.dataset.test
-    rows = run.sample_rows(np.asarray(test.label), np.asarray(test.valid), images)
+    spec = plan.inputs.spec
+    strata = np.asarray(spec.task.stratum(test.label))
+    rows = sample_rows(strata, np.asarray(test.valid), images)
     clean = np.asarray(test.input)[rows]
-    stamp = poison.Stamp(plan.attack.trigger_at_test, plan.trigger_state, config.poison.rounding)
+    stamp = poison.stamp(plan.attack, plan.trigger_state, rounding=config.poison.rounding, at_test=True)
     triggered = np.asarray(plans.stamped(stamp, plans.key_for(config, "test"), jnp.asarray(clean)))
+    clean, triggered = (np.asarray(spec.modality.picture(some)) for some in (clean, triggered))
     seen = stealth.measure(clean, triggered, np.ones(len(rows), bool))
     return Shown(config.attack.name, clean, triggered, seen, plans.target_class(plan))
 
 
-def armed(config: Config, execution: Execution) -> AttackPlan:
+def attack_of(config: Config, execution: Execution) -> AttackPlan:
     """Return the data and the attack of a config, its trigger as the attacker has made it.
 
     A trigger that is learned is restored from the victim of that config, which is trained first if there is none. One
@@ -60,5 +66,6 @@ def armed(config: Config, execution: Execution) -> AttackPlan:
     planned = plans.prepare_attack(config, on_disk=execution.data_on == "disk")
     if plans.learns_nothing(planned.attack):
         return planned
-    state = run.trigger_state(plans.prepare(config, execution.devices, execution.data_on), execution)
-    return planned._replace(trigger_state=state)
+    at_hand = AtHand(execution)
+    state = at_hand.trigger_state(at_hand.plan(config))
+    return dataclasses.replace(planned, trigger_state=state)

@@ -20,7 +20,7 @@ from bdjax.types import Defense, Model, Split, Variables
 
 
 class Trial(NamedTuple):
-    """What was tried, and the accuracy that it left on the images kept aside."""
+    """What was tried, and the accuracy that it left on the validation part."""
 
     value: float
     accuracy: float
@@ -34,7 +34,7 @@ class Selection:
     chosen: float
     within_budget: bool  # False: even the weakest setting costs more
     accuracy_before: float
-    aside_count: int
+    aside_count: int  # images of the validation part; the name stands in records
     trials: tuple[Trial, ...]
 
 
@@ -45,14 +45,14 @@ def choose(
     model: Model,
     variables: Variables,
     holdout: Split,
-    aside: Split,
+    validation: Split,
     *,
     budget: float,
 ) -> Selection:
-    """Choose the strongest setting whose accuracy falls by no more than ``budget`` on images that were kept aside.
+    """Choose the strongest setting whose accuracy falls by no more than ``budget`` on images kept for that.
 
     The defense runs with every value on the holdout, one after another inside one compiled program. A suspect network
-    that was trained on the images aside is right on nearly all of them, so the fall is rather over- than
+    that was trained on the validation part is right on nearly all of it, so the fall is rather over- than
     underestimated. Run with the chosen value and the same key and images, the defense ends at the network that was
     measured here; on more images it may end at a worse one.
 
@@ -62,22 +62,27 @@ def choose(
       values: from weak to strong.
       model: the suspect network.
       variables: its parameters and statistics.
-      holdout: the defender's clean images but for those aside.
-      aside: the others, all of them valid.
+      holdout: the defender's clean images but for the validation part.
+      validation: the others, all of them valid.
       budget: largest fall of the accuracy, absolute.
     """
     candidates = [stages(make(value)) for value in values]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *candidates)
-    holdout, aside = jax.tree.map(jnp.asarray, (holdout, aside))
-    before, accuracy, spent = jax.device_get(_try_all(key, stacked, model, variables, holdout, aside))
+    holdout, validation = jax.tree.map(jnp.asarray, (holdout, validation))
+    before, accuracy, spent = jax.device_get(_try_all(key, stacked, model, variables, holdout, validation))
     trials = tuple(map(Trial, values, accuracy.tolist(), spent.tolist()))
     bearable = [trial.value for trial in trials if before - trial.accuracy <= budget + ROUNDING]
     chosen = bearable[-1] if bearable else values[0]
-    return Selection(chosen, bool(bearable), float(before), aside.label.shape[0], trials)
+    return Selection(chosen, bool(bearable), float(before), validation.label.shape[0], trials)
 
 
 def _sweep(
-    key: Key[Array, ""], stacked: tuple[Any, ...], model: Model, variables: Variables, holdout: Split, aside: Split
+    key: Key[Array, ""],
+    stacked: tuple[Any, ...],
+    model: Model,
+    variables: Variables,
+    holdout: Split,
+    validation: Split,
 ) -> tuple[Float[Array, ""], Float[Array, " k"], Int[Array, " k"]]:
     def one(learners: tuple[Any, ...]) -> tuple[Array, Array]:
         current, spent = variables, jnp.int32(0)
@@ -87,8 +92,9 @@ def _sweep(
         return accuracy(current), spent
 
     def accuracy(variables: Variables) -> Array:
-        batch_size = min(evaluate.BATCH, aside.label.shape[0])
-        return (evaluate.predictions(model, variables, aside.input, batch_size) == aside.label).mean()
+        batch_size = min(evaluate.BATCH, validation.label.shape[0])
+        answers = evaluate.predictions(model, variables, validation.input, batch_size)
+        return model.spec.task.correct(answers, validation.label).mean()
 
     return accuracy(variables), *jax.lax.map(one, stacked)
 

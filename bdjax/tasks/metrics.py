@@ -142,3 +142,16 @@ SINGLE_LABEL = (
     ),
     EFFECTIVENESS,
 )
+MULTI_LABEL = (
+    Metric(
+        "mean_average_precision",
+        "mAP",
+        "mean average precision",
+        UTILITY,
+        total="clean_total",
+        definition="the mean over the classes of the average precision, at all points, with which the network's scores "
+        "rank {total} untouched test images by whether they have the class.",
+    ),
+    RATE,
+    EFFECTIVENESS,
+)

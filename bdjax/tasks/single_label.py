@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Bool, Float, Int
 
@@ -21,6 +22,12 @@ class SingleLabel:
     num_classes: int
     class_names: tuple[str, ...] = ()
     metrics: ClassVar[tuple[Metric, ...]] = SINGLE_LABEL
+    labels: ClassVar[str] = "class"
+
+    @property
+    def strata(self) -> int:
+        """Number of groups of `stratum`."""
+        return self.num_classes
 
     def loss(
         self, output: Float[Array, "n k"], label: Int[Array, " n"], label_smoothing: HParam = 0.0
@@ -52,9 +59,17 @@ class SingleLabel:
         del original
         return answer == wanted
 
+    def shown(self, answer: np.ndarray) -> np.ndarray:
+        """Return the numbers of the classes."""
+        return answer
+
     def stratum(self, label: Int[Array, " n"]) -> Int[Array, " n"]:
         """Return the group of each row of which a balanced set has equally many: its class."""
         return label
+
+    def chance(self, label: np.ndarray) -> dict[str, float]:
+        """Return nothing: a guess is right on as many inputs as a record's number of classes, and their counts, say."""
+        return {}
 
     def count(
         self, clean_answer: Int[Array, " n"], triggered_answer: Int[Array, " m"], clean: Split, triggered: PoisonedSplit

@@ -11,18 +11,15 @@ from jaxtyping import Array, Key
 from bdjax import poison, pytree
 from bdjax.checks import InputError
 from bdjax.parametrizations import Identity
-from bdjax.train import batches
+from bdjax.train import batches, states
 from bdjax.train.gradients import PlainGradient
 from bdjax.train.supervised import Supervised
 from bdjax.types import (
     Attack,
-    FittedTrigger,
     Info,
-    LearnedTrigger,
     Learner,
     LearnerState,
     Model,
-    PacedTrigger,
     Split,
     Trigger,
     TriggerState,
@@ -74,7 +71,7 @@ def stages(attack: Attack, training: Supervised) -> list[Stage]:
             augment="adversarial" if robust else training.augment,
         )  # fmt: skip
         found.append(Stage("surrogate", surrogate))
-    if isinstance(attack.trigger, FittedTrigger):
+    if "fit" in attack.trigger.hooks:
         found.append(Stage("trigger", Fitting(attack.trigger)))
     return [*found, Stage("victim", Controlled(attack, training) if attack.controls_training else training)]
 
@@ -100,7 +97,7 @@ def parts(variables: Variables, trigger: TriggerState) -> tuple[Variables, Trigg
 
 def _paced(learner: Learner, trigger: Trigger, state: TriggerState, split: Split) -> TriggerState:
     """Tell a trigger that asks how many of the learner's steps are an epoch."""
-    if not isinstance(trigger, PacedTrigger):
+    if "pace" not in trigger.hooks:
         return state
     return trigger.pace(state, batches.of_learner(learner, split.label.shape[0]).steps)
 
@@ -116,7 +113,7 @@ class FittingState(NamedTuple):
 class Fitting:
     """The learner that fits a trigger before anything is poisoned."""
 
-    trigger: FittedTrigger
+    trigger: Trigger
 
     @property
     def epochs(self) -> int:
@@ -148,6 +145,15 @@ class Fitting:
         del model
         return {**state.network, TRIGGER: state.trigger}
 
+    def kept(self, state: FittingState) -> FittingState:
+        """Return the state without the network."""
+        return state._replace(network={})
+
+    def restored(self, kept: FittingState, model: Model, variables: Variables) -> FittingState:
+        """Return the state with the network of the start."""
+        del model
+        return kept._replace(network=parts(variables, None)[0])
+
 
 class ControlledState(NamedTuple):
     """The victim's training and the trigger's state."""
@@ -160,7 +166,7 @@ class ControlledState(NamedTuple):
 class Controlled:
     """The learner of an attacker who controls the training: every batch is poisoned anew, and the trigger may learn.
 
-    Before each of the victim's steps a `bdjax.types.LearnedTrigger` is updated with the clean batch. The batch is
+    Before each of the victim's steps a trigger with the hook ``learn`` sees the clean batch. The batch is
     poisoned before it is augmented, as a data-poisoning attack's images are; published code augments first for some
     attacks (Input-aware, LIRA).
     """
@@ -193,9 +199,9 @@ class Controlled:
         key, poison_key, trigger_key = jax.random.split(key, 3)
         batch = batch._replace(input=model.spec.modality.load(batch.input))
         trigger, further = state.trigger, 0
-        if isinstance(self.attack.trigger, LearnedTrigger):
+        if "learn" in self.attack.trigger.hooks:
             variables = self.training.finalize(model, state.network)
-            trigger, learned = self.attack.trigger.update(trigger_key, model, variables, trigger, batch)
+            trigger, learned = self.attack.trigger.learn(trigger_key, model, variables, trigger, batch)
             further = learned.gradient_evaluations
         poisoned = poison.poison_batch(poison_key, self.attack, trigger, batch)
         network, info = self.training.update(key, model, state.network, poisoned)
@@ -205,3 +211,12 @@ class Controlled:
     def finalize(self, model: Model, state: ControlledState) -> Variables:
         """Return the victim's variables, with the trigger's state."""
         return {**self.training.finalize(model, state.network), TRIGGER: state.trigger}
+
+    def kept(self, state: ControlledState) -> ControlledState:
+        """Return the state with what is saved of the network's training."""
+        return state._replace(network=states.kept(self.training, state.network))
+
+    def restored(self, kept: ControlledState, model: Model, variables: Variables) -> ControlledState:
+        """Return the state with the network's training made whole."""
+        network = parts(variables, None)[0]
+        return kept._replace(network=states.restored(self.training, kept.network, model, network))

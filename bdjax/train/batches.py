@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from bdjax.checks import InputError
+from bdjax.data import splits
 from bdjax.devices import hosts
 from bdjax.types import Learner, Split
 
@@ -23,7 +24,8 @@ class Batches(NamedTuple):
 
     step_key: Key[Array, ""]
     index: Int[Array, "steps size"]  # the rows of each batch
-    filled: Bool[Array, "steps size"] | None  # False on the row that fills up a smaller batch; None if all are whole
+    # False on the row that fills up a smaller batch; None if all are whole
+    filled: Bool[Array, "steps size"] | None
 
 
 class Shape(NamedTuple):
@@ -75,6 +77,17 @@ def draw(key: Key[Array, ""], learner: Learner, rows: int) -> Batches:
     return Batches(step_key, index, (place < size - 1) | (number < whole))
 
 
+def rows_of(split: Split) -> int:
+    """Return how many rows a split has, whatever a row's input and label are; outside a step."""
+    return split.valid.shape[0]
+
+
+def valid_rows(split: Split) -> Split:
+    """Return the rows that count."""
+    valid = np.asarray(split.valid)
+    return split if valid.all() else splits.take(split, np.flatnonzero(valid))
+
+
 def check(learner: Learner, split: Split, name: str = "split") -> None:
     """Refuse to feed nothing.
 
@@ -87,14 +100,15 @@ def check(learner: Learner, split: Split, name: str = "split") -> None:
 
 def tell(learner: Learner, split: Split, name: str = "batch_size") -> None:
     """Warn, once in a process, of a batch size that there are too few images for, under the option's name."""
-    rows, size = count(split), learner.batch_size
-    if learner.epochs and size is not None and size > rows > 0 and hosts.is_first():
-        _tell(name, size, rows)
+    fed, size = count(split), learner.batch_size
+    if learner.epochs and size is not None and size > fed > 0 and hosts.is_first():
+        _tell(name, size, fed)
 
 
 @functools.cache
 def _tell(name: str, size: int, rows: int) -> None:
-    _log.warning("%s = %d is more than the %d images there are: each step takes all of them.", name, size, rows)
+    words = "%s = %d is more than the %d images there are: each step takes all of them."
+    _log.warning(words, name, size, rows)
 
 
 def fed(learner: Learner, split: Split) -> int | None:

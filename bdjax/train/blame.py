@@ -36,7 +36,11 @@ def to_lower(learner: Any) -> str:
             values += [value for value in [_range(leaf)] if value not in values]
     if not found:
         return _STRENGTHS["learning_rate"]
-    *others, last = [f"{words} ({', '.join(found[name])})" for name, words in _STRENGTHS.items() if name in found]
+    named = []
+    for name, words in _STRENGTHS.items():
+        if name in found:
+            named.append(f"{words} ({', '.join(found[name])})")
+    *others, last = named
     return f"{', '.join(others)} or {last}" if others else last
 
 

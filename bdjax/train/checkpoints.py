@@ -6,6 +6,7 @@ Each has a digest of all that it holds, and of whose it is; what was damaged or 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -23,7 +24,8 @@ from bdjax.devices import hosts
 from bdjax.files import failures
 from bdjax.types import LearnerState
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save, and prints what it raises, too
+# Orbax narrates every save, and prints what it raises, too.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 History: TypeAlias = list[dict[str, Any]]
 Owner: TypeAlias = Mapping[str, str | int]  # such as run, stage and seed
@@ -55,8 +57,15 @@ class Checkpoints:
         self._every = every
         self._owner = dict(owner or {})
         self._next_save = time.monotonic() + every
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False, create=True)
-        handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            enable_async_checkpointing=False,
+            create=True,
+        )
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "history": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     @property
@@ -68,19 +77,31 @@ class Checkpoints:
         """Return in how many seconds a save is no longer too young; 0 where it is not."""
         return max(0.0, self._next_save - time.monotonic())
 
-    def save(self, epoch: int, state: LearnerState, history: History, *, force: bool = False) -> None:
+    def save(
+        self,
+        epoch: int,
+        state: LearnerState,
+        history: History,
+        *,
+        force: bool = False,
+    ) -> None:
         """Save the state after ``epoch`` epochs, unless the last save is too young.
 
         Raises:
           OSError: there is no room, or the folder cannot be written to.
         """
         started = time.monotonic()
-        if not force and not hosts.from_first(lambda: started >= self._next_save):  # all save, or none
+        # All hosts save, or none.
+        if not force and not hosts.from_first(lambda: started >= self._next_save):
             return
-        if hosts.count() > 1:  # the first writes what each host has of its own; they share the work of the rest
+        if hosts.count() > 1:
+            # The first writes what each host has of its own; they share the work of the rest.
             state = jax.tree.map(lambda x: np.asarray(x) if x.is_fully_addressable else x, state)
         sealed = {"rows": history, **self._seal(epoch, state, history)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(cast(Any, sealed)))
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            history=ocp.args.JsonSave(cast(Any, sealed)),
+        )
         try:
             self._manager.save(epoch, args=args, force=True)
         except jax.errors.JaxRuntimeError:  # another host was lost
@@ -103,11 +124,15 @@ class Checkpoints:
         if epoch is None:
             return None
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), history=ocp.args.JsonRestore())
+        wanted = functools.partial(jax.ShapeDtypeStruct, sharding=device)
+        abstract = jax.tree.map(lambda x: wanted(x.shape, x.dtype), like)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract),
+            history=ocp.args.JsonRestore(),
+        )
         try:
             if _shapes(self._manager.item_metadata(epoch)["state"].tree) != _shapes(abstract):
-                raise InputError("it is of another network or optimizer")
+                raise InputError("it is of another network, optimizer or version")
             restored = self._manager.restore(epoch, args=args)
             sealed = dict(restored["history"])
             saved = Saved(restored["state"], sealed.pop("rows"))
@@ -117,9 +142,8 @@ class Checkpoints:
             raise
         except Exception as error:  # orbax raises whatever its storage layers raise
             broken = self.folder / str(epoch)
-            raise InputError(
-                f"the checkpoint {broken} cannot be read; delete it to start over ({_brief(error)})."
-            ) from error
+            remedy = f"delete it to start over ({_brief(error)})"
+            raise InputError(f"the checkpoint {broken} cannot be read; {remedy}.") from error
 
     def _seal(self, epoch: int, state: LearnerState, history: History) -> dict[str, Any]:
         """Return whose the checkpoint is, with a digest of that and of every bit of it."""
@@ -133,7 +157,8 @@ class Checkpoints:
     @staticmethod
     def _check(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         if found.get("owner") != expected["owner"]:
-            whose = ", ".join(f"{name} {value}" for name, value in dict(found.get("owner") or {}).items())
+            owner = dict(found.get("owner") or {})
+            whose = ", ".join(f"{name} {value}" for name, value in owner.items())
             raise InputError(f"it belongs to {whose or 'nobody'}")
         if found.get("sha256") != expected["sha256"]:
             raise InputError("it is not what was saved: its digest differs")

@@ -42,7 +42,14 @@ def check(prepare: str, unroll: int | str) -> None:
         integer(1, MOST_STEPS, unroll=unroll)
 
 
-def choose(prepare: str, unroll: int, learner: Learner, split: Split, *, points: int = 1) -> Feeding:
+def choose(
+    prepare: str,
+    unroll: int,
+    learner: Learner,
+    split: Split,
+    *,
+    points: int = 1,
+) -> Feeding:
     """Return how a learner's epochs over a split are fed.
 
     ``auto`` prepares a whole epoch on an accelerator, where each of the small operations of a batch is a launch that

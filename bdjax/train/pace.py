@@ -8,7 +8,8 @@ from bdjax.devices import hosts
 
 CALL_SECONDS = 1.0  # of a call of several epochs; so long may a signal wait
 MOST = 64  # epochs of a call
-_GROWTH = 2  # epochs of a call over those of the one before, as the first calls are slower than the rest
+# Epochs of a call over those of the one before, as the first calls are slower than the rest.
+_GROWTH = 2
 
 
 class Pace:

@@ -1,4 +1,4 @@
-"""The loop for images that are not on the device: read ahead, put there a few steps at a time, used once."""
+"""The feeder of inputs that are not on the device: read ahead, put there a few steps at a time, used once."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Int, Key, Num
+from jaxtyping import Array, Int, Key, Num
 
 from bdjax.checks import InputError
 from bdjax.data import streams
-from bdjax.data.streams import ReadAhead, Stream
+from bdjax.data.streams import Stream
 from bdjax.devices import compilation, hosts, sharding
-from bdjax.train import batches, loop
+from bdjax.train import batches, loop, programs, states
+from bdjax.train.programs import Summary
+from bdjax.train.reading import Reading, begin
+from bdjax.train.results import Epoch, Result
 from bdjax.types import Info, Learner, LearnerState, Model, Split, Variables
 
-CHUNK_BYTES = 2**23  # images that go to the device at once; more if two batches are more
-_LEAST = 2  # steps of a chunk: of one alone the compiler makes another program, whose last bits differ
+_REFUSED = "cannot be streamed; keep them on the device"
 _QUEUED = 2  # chunks that the device has to work on
 
 
 class Waits(NamedTuple):
     """Seconds of an epoch."""
 
-    reading: float  # in which the host waited for a chunk of images
+    reading: float  # in which the host waited for a chunk of inputs
     starving: float  # of these, until chunks that came when the device had nothing left to do
 
 
@@ -42,8 +44,8 @@ def run(
     *,
     mesh: Mesh | None = None,
     **options: Any,
-) -> loop.Result:
-    """Do what `bdjax.train.loop.run` does with a split whose images are a `bdjax.data.streams.Stream`.
+) -> Result:
+    """Do what `bdjax.train.loop.run` does with a split whose input is a `bdjax.data.streams.Stream`.
 
     The same batches in the same order with the same keys: on one device the result is that of the resident split, bit
     for bit. What is read depends on the key, the epoch and the step alone, so a checkpoint, taken between epochs as it
@@ -58,130 +60,147 @@ def run(
       InputError: as for `check`; or as there.
       Diverged, Stopped: as there.
     """
-    check(learner, model, variables, split)
-    rows = np.flatnonzero(np.asarray(split.valid))
-    variables, label = hosts.arrays_of_first(variables), np.asarray(split.label)[rows]
-    hosts.check_same(labels=label)
-    variables, label = sharding.replicate((variables, label), mesh)
-    image = jax.ShapeDtypeStruct((len(rows), *split.input.shape[1:]), split.input.dtype)
-    begun: list[Reading] = []
+    return loop.of_one(Streamed(key, learner, model, variables, split, mesh=mesh), model, **options)
 
-    def read(number: int) -> Reading:
-        return begin(jax.random.fold_in(key, number), learner, split, mesh)
 
-    def advance(numbers: range, state: LearnerState) -> tuple[LearnerState, loop.Summary]:
+class Streamed:
+    """Feeds one learner from a stream, an epoch a call; the next epoch's first inputs are read during this one.
+
+    Attributes:
+      learner, most, row: of `bdjax.train.feeder.Feeder`.
+    """
+
+    row = Epoch
+    most = 1
+
+    def __init__(
+        self,
+        key: Key[Array, ""],
+        learner: Learner,
+        model: Model,
+        variables: Variables,
+        split: Split,
+        *,
+        mesh: Mesh | None = None,
+    ):
+        """Put the variables and the labels where each call finds them; the arguments are those of `run`.
+
+        Raises:
+          InputError: as for `check`.
+        """
+        check(learner, model, variables, split)
+        rows = np.flatnonzero(np.asarray(split.valid))
+        variables = hosts.arrays_of_first(variables)
+        label = jax.tree.map(lambda x: np.asarray(x)[rows], split.label)
+        hosts.check_same(labels=label)
+        self.learner, self._key, self._model, self._mesh = learner, key, model, mesh
+        self._split = split
+        self._variables, self._label = sharding.replicate((variables, label), mesh)
+        shape, dtype = (len(rows), *split.input.shape[1:]), split.input.dtype
+        self._input = jax.ShapeDtypeStruct(shape, dtype)
+        self._begun: list[Reading] = []
+
+    def init(self) -> LearnerState:
+        """Return the state before the first epoch."""
+        return states.place(_init(*self._start(), self._input), self._mesh)
+
+    def advance(self, numbers: range, state: LearnerState) -> tuple[LearnerState, Summary]:
+        """Take one epoch; the state is donated."""
         (number,) = numbers
-        reading = begun.pop() if begun else read(number)
-        if number + 1 < learner.epochs:  # the next epoch's first images are there when it begins
-            begun.append(read(number + 1))
-        state, summary, _ = epoch(reading, learner, model, state, split, mesh=mesh)
+        reading = self._begun.pop() if self._begun else self._read(number)
+        if number + 1 < self.learner.epochs:
+            self._begun.append(self._read(number + 1))
+        model, mesh = self._model, self._mesh
+        state, summary, _ = epoch(reading, self.learner, model, state, self._split, mesh=mesh)
         return state, jax.tree.map(lambda x: x[None], jax.device_get(summary))
 
-    def init(key: Key[Array, ""]) -> LearnerState:
-        return _init(key, learner, model, variables, label, image)
+    def keep(self, state: LearnerState) -> LearnerState:
+        """Return the part of a state that is saved."""
+        return states.kept(self.learner, state)
 
-    def like(key: Key[Array, ""]) -> LearnerState:
-        return _init_state(key, learner, model, variables, label, image)
+    def like(self) -> LearnerState:
+        """Return the shapes and types of that part."""
 
-    try:
-        return loop.feed(key, learner, model, init, like, advance, mesh=mesh, **options)
-    finally:
-        for reading in begun:
+        def kept() -> LearnerState:
+            return states.kept(self.learner, _init_state(*self._start(), self._input))
+
+        return jax.eval_shape(kept)
+
+    def restore(self, kept: LearnerState) -> LearnerState:
+        """Return the state of which that was kept."""
+        whole = states.on_host(self.learner, kept, self._model, self._variables)
+        return states.place(whole, self._mesh)
+
+    def close(self) -> None:
+        """Read no further."""
+        for reading in self._begun:
             reading.ahead.close()
+
+    def _start(self) -> tuple[Key[Array, ""], Learner, Model, Variables, Any]:
+        key = programs.init_key(self._key)
+        return key, self.learner, self._model, self._variables, self._label
+
+    def _read(self, number: int) -> Reading:
+        key = jax.random.fold_in(self._key, number)
+        return begin(key, self.learner, self._split, self._mesh)
 
 
 def check(learner: Learner, model: Model, variables: Variables, split: Split) -> None:
     """Refuse what cannot be streamed, before anything is compiled.
 
     Raises:
-      InputError: the learner takes all images at once, or looks at them before its first step; grain is missing; or
+      InputError: the learner takes all inputs at once, or looks at them before its first step; grain is missing; or
         no row is valid.
     """
     streams.require()
     batches.check(learner, split)
     if learner.epochs and learner.batch_size is None:
-        raise InputError("what takes all images at once cannot be streamed; keep them on the device.")
-    image = jax.ShapeDtypeStruct(split.input.shape, split.input.dtype)
-    init = functools.partial(_init_state, jax.random.key(0), learner, model, image=image)
+        raise InputError(f"what takes all images at once {_REFUSED}.")
+    shape = jax.ShapeDtypeStruct(split.input.shape, split.input.dtype)
+    init = functools.partial(_init_state, jax.random.key(0), learner, model, input=shape)
     try:
         jax.eval_shape(init, variables, split.label)
     except TypeError as error:  # a shape where an array was expected
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(
-            f"what looks at all images before its first step cannot be streamed; keep them on the device ({reason})."
-        ) from error
-
-
-class Reading(NamedTuple):
-    """An epoch whose images are being read."""
-
-    step_key: Key[Array, ""]
-    index: Int[np.ndarray, "chunks steps share"]  # rows of the split, of each batch this host's share
-    filled: Bool[np.ndarray, "chunks steps share"] | None  # as in `bdjax.train.batches.Batches`
-    steps: int  # that are taken
-    size: int  # rows of a batch, all hosts' together; those beyond them only make the shares equal
-    ahead: ReadAhead
-
-
-def begin(
-    key: Key[Array, ""], learner: Learner, split: Split, mesh: Mesh | None = None, *, chunk_bytes: int = CHUNK_BYTES
-) -> Reading:
-    """Begin to read the images of an epoch, in the order of its key; of several hosts, each reads its share."""
-    rows = np.flatnonzero(np.asarray(split.valid))
-    drawn = _draw(key, learner, len(rows))
-    index, filled = jax.device_get((drawn.index, drawn.filled))
-    steps, size = index.shape
-    even = sharding.even(mesh, size)
-    in_chunk = max(_LEAST, chunk_bytes // max(1, size * _row_bytes(split)))
-    chunks = -(-steps // in_chunk)
-    in_chunk = -(-steps // max(1, chunks))  # about as many in each
-
-    def chunked(array: np.ndarray) -> np.ndarray:
-        equal = np.pad(array, ((0, 0), (0, even - size)), mode="edge")
-        share = equal[:, sharding.rows_here(mesh, even)]
-        more = np.zeros((chunks * in_chunk - steps, share.shape[1]), array.dtype)  # steps that are not taken
-        return np.concatenate([share, more]).reshape(chunks, in_chunk, -1)
-
-    index = chunked(rows[index])
-    ahead = ReadAhead(split.input.images, index.reshape(chunks, -1))  # type: ignore[attr-defined]
-    return Reading(drawn.step_key, index, None if filled is None else chunked(filled), steps, size, ahead)
+        early = "what looks at all images before its first step"
+        raise InputError(f"{early} {_REFUSED} ({reason}).") from error
 
 
 def epoch(
-    reading: Reading, learner: Learner, model: Model, state: LearnerState, split: Split, *, mesh: Mesh | None = None
-) -> tuple[LearnerState, loop.Summary, Waits]:
-    """Take the steps of `bdjax.train.loop.epoch` with what is read; the state is donated.
+    reading: Reading,
+    learner: Learner,
+    model: Model,
+    state: LearnerState,
+    split: Split,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[LearnerState, Summary, Waits]:
+    """Take the steps of `bdjax.train.programs.epoch` with what is read; the state is donated.
 
     The next chunk is read, sent and poisoned while the device works on the one before.
     """
     stream: Stream = split.input  # type: ignore[assignment]
-    label = np.asarray(split.label)
+    label = jax.tree.map(np.asarray, split.label)
     queued: collections.deque[Any] = collections.deque()  # of Info
     infos: list[Info] = []
     waited = starved = 0.0
     with contextlib.closing(reading.ahead):
         for number, rows in enumerate(reading.index):
             started = time.perf_counter()
-            image = next(reading.ahead).reshape(*rows.shape, *stream.shape[1:])
+            chunk = next(reading.ahead).reshape(*rows.shape, *stream.shape[1:])
             seconds = time.perf_counter() - started
             waited += seconds
             starved += seconds if all(info.loss.is_ready() for info in queued) else 0.0
             if len(queued) == _QUEUED:
-                infos.append(jax.device_get(queued.popleft()))  # or the device would soon hold every image
+                # or the device would soon hold every input
+                infos.append(jax.device_get(queued.popleft()))
+            changed, labels = _changed_on_device(stream, chunk, rows), _rows(label, rows)
             filled = None if reading.filled is None else reading.filled[number]
-            inputs = _put((_changed_on_device(stream, image, rows), label[rows], filled), mesh)
+            several = _put(Split(changed, labels, filled), mesh)  # type: ignore[arg-type]
             first = number * len(rows)
-            count = min(len(rows), reading.steps - first)
+            span = np.array([first, min(len(rows), reading.steps - first)], np.int32)
             state, info = _take_steps(
-                reading.step_key,
-                np.int32(first),
-                np.int32(count),
-                learner,
-                model,
-                state,
-                *inputs,
-                size=reading.size,
-                mesh=mesh,
+                reading.step_key, span, learner, model, state, several, size=reading.size, mesh=mesh
             )
             queued.append(info)
     infos += jax.device_get(list(queued))
@@ -191,46 +210,58 @@ def epoch(
 
 def take_steps(
     step_key: Key[Array, ""],
-    first: Int[Any, ""],
-    count: Int[Any, ""],
+    span: Int[Any, "2"],
     learner: Learner,
     model: Model,
     state: LearnerState,
-    images: Num[Array, "steps b h w c"],
-    labels: Int[Array, "steps b"],
-    filled: Bool[Array, "steps b"] | None,
+    several: Split,
     *,
     size: int,
     mesh: Mesh | None = None,
 ) -> tuple[LearnerState, Info]:
-    """Take the steps ``first``, ``first + 1``, … of an epoch with the first ``count`` of these batches.
+    """Take steps of an epoch in a row with the first of some batches. A pure function.
 
-    Of each the first ``size`` rows are fed; the compiler divides them among the devices whatever their number.
+    Args:
+      step_key: of the epoch; each step folds in its number.
+      span: the number of the first step, and how many are taken.
+      learner, model, state: as for `bdjax.train.programs.epoch`.
+      several: batches, with leading axes [steps, b].
+      size: how many rows of each are fed; the compiler divides them among the devices whatever their number.
+      mesh: devices over which each batch is split.
 
     Returns:
       The state, and what each step reported; zeros for the steps that were not taken.
     """
+    first, count = span
+    steps = several.input.shape[0]
 
     def step(number: Int[Array, ""], state: LearnerState) -> tuple[LearnerState, Info]:
-        batch = jax.tree.map(lambda x: x[number, :size], (images, labels, filled))
-        return loop.take_step(step_key, first + number, learner, model, state, *batch, mesh=mesh)
+        batch = jax.tree.map(lambda x: x[number, :size], several)
+        own = first + number
+        return programs.take_step(step_key, own, learner, model, state, batch, mesh=mesh)
 
     def one(number: Int[Array, ""], carry: tuple[LearnerState, Info]) -> tuple[LearnerState, Info]:
         state, info = step(number, carry[0])
         return state, jax.tree.map(lambda all, x: all.at[number].set(x), carry[1], info)
 
-    if images.shape[0] == 1:  # of an epoch of one step
+    if steps == 1:  # of an epoch of one step
         state, info = step(jnp.int32(0), state)
         return sharding.keep_whole((state, jax.tree.map(lambda x: x[None], info)), mesh)
     _, info = jax.eval_shape(step, jnp.int32(0), state)
-    blank = jax.tree.map(lambda x: jnp.zeros((images.shape[0], *x.shape), x.dtype), info)
+    blank = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), info)
     # The number of steps is not known to the compiler, or the last chunk would be another program than the others.
     state, info = jax.lax.fori_loop(0, count, one, (state, blank))
     return sharding.keep_whole((state, info), mesh)
 
 
-def _changed_on_device(stream: Stream, image: np.ndarray, rows: np.ndarray) -> Any:
-    return image if stream.change is None else _change(stream.change, jax.device_put(image), rows)
+def _changed_on_device(stream: Stream, chunk: np.ndarray, rows: np.ndarray) -> Any:
+    if stream.change is None:
+        return chunk
+    return _change(stream.change, jax.device_put(chunk), rows)
+
+
+def _rows(tree: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: x[rows], tree)
 
 
 def _put(inputs: Any, mesh: Mesh | None) -> Any:
@@ -240,29 +271,40 @@ def _put(inputs: Any, mesh: Mesh | None) -> Any:
     shares = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH))
     if hosts.count() == 1:
         return jax.device_put(inputs, shares)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(shares, np.asarray(x)), inputs)
 
+    def put(x: Any) -> Array:
+        return jax.make_array_from_process_local_data(shares, np.asarray(x))
 
-def _row_bytes(split: Split) -> int:
-    return int(np.prod(split.input.shape[1:])) * np.dtype(split.input.dtype).itemsize
+    return jax.tree.map(put, inputs)
 
 
 def _init_state(
-    key: Key[Array, ""], learner: Learner, model: Model, variables: Variables, label: Any, image: jax.ShapeDtypeStruct
+    key: Key[Array, ""],
+    learner: Learner,
+    model: Model,
+    variables: Variables,
+    label: Any,
+    input: jax.ShapeDtypeStruct,
 ) -> LearnerState:
-    split: Any = Split(image, label, jnp.ones(label.shape, bool))  # type: ignore[arg-type]
+    """Begin with a split of which only the labels are there."""
+    split: Any = Split(input, label, jnp.ones(input.shape[0], bool))  # type: ignore[arg-type]
     return learner.init(key, model, variables, split)
 
 
-_init = compilation.jit(_init_state, static_argnames=("model", "image"))
-_draw = compilation.jit(batches.draw, static_argnames="rows")
-_take_steps = compilation.jit(take_steps, static_argnames=("model", "size", "mesh"), donate_argnames="state")
-_summarize = compilation.jit(loop.summarize)
+_init = compilation.jit(_init_state, static_argnames=("model", "input"))
+_take_steps = compilation.jit(
+    take_steps,
+    static_argnames=("model", "size", "mesh"),
+    donate_argnames="state",
+)
+_summarize = compilation.jit(programs.summarize)
 
 
 # A program of its own, as the poisoner of a resident split is: fused with a step, it might round otherwise.
 @functools.partial(compilation.jit, tuned=False)
 def _change(
-    change: Any, image: Num[Array, "steps b h w c"], rows: Int[Array, "steps b"]
-) -> Num[Array, "steps b h w c"]:
-    return change(image.reshape(-1, *image.shape[2:]), rows.reshape(-1)).reshape(image.shape)
+    change: Any,
+    chunk: Num[Array, "steps b ..."],
+    rows: Int[Array, "steps b"],
+) -> Num[Array, "steps b ..."]:
+    return change(chunk.reshape(-1, *chunk.shape[2:]), rows.reshape(-1)).reshape(chunk.shape)

@@ -135,6 +135,15 @@ class Supervised:
         del model
         return {"params": self.parametrization.apply(state.tuned, state.frozen), "batch_stats": state.batch_stats}
 
+    def kept(self, state: TrainState) -> TrainState:
+        """Return the state without what is frozen."""
+        return state._replace(frozen=())
+
+    def restored(self, kept: TrainState, model: Model, variables: Variables) -> TrainState:
+        """Return the state with what is frozen, made again from the variables of the start."""
+        _, frozen = self.parametrization.init(model, variables)
+        return kept._replace(frozen=frozen)
+
     def _example_loss_fn(self, model: Model, frozen: Any, batch_stats: BatchStats) -> Callable[[Any, Any], Array]:
         def loss_fn(tuned: Any, example: Any) -> Array:
             input, label = example

@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.devices import compilation
-from bdjax.train import batches, feeding, loop
+from bdjax.train import batches, feeding, programs
 from bdjax.train.feeding import Feeding
 from bdjax.types import Learner, LearnerState, Model, Split, Variables
 
 UNROLLS = (1, 2, 4, 8)
-_WORTH = 3  # another is tried while the fastest so far would take more than this many of its compilations,
-_SHORT = 20.0  # and more than these seconds
+# Another is tried while the fastest so far would take more than so many of its compilations and more than so many
+# seconds.
+_WORTH = 3
+_SHORT = 20.0
 _CALLS = 3
 
 
@@ -30,19 +32,25 @@ class Choice(NamedTuple):
     seconds: dict[str, float]
 
 
-def choose(learner: Learner, model: Model, variables: Variables, split: Split, prepare: str = feeding.AUTO) -> Choice:
+def choose(
+    learner: Learner,
+    model: Model,
+    variables: Variables,
+    split: Split,
+    prepare: str = feeding.AUTO,
+) -> Choice:
     """Time `UNROLLS` on a few steps of this very work and return the fastest; on a CPU, where none gains, 1.
 
     Each is taken to compile twice as long as the one before, and none is tried that the rest of the work would not pay.
     """
     if jax.default_backend() == "cpu" or not learner.epochs:
         return Choice(1, {})
-    split = loop.valid_rows(split)
-    shape = batches.of_learner(learner, split.label.shape[0])
+    split = batches.valid_rows(split)
+    shape = batches.of_learner(learner, batches.rows_of(split))
     few = jax.tree.map(lambda x: jnp.asarray(x[: UNROLLS[-1] * shape.size]), split)
     key = jax.random.key(0)
     state = jax.jit(lambda variables: learner.init(key, model, variables, few))(variables)
-    steps = batches.of_learner(learner, few.label.shape[0]).steps
+    steps = batches.of_learner(learner, batches.rows_of(few)).steps
     seconds: dict[str, float] = {}
     compiling = 0.0
     for unroll in (number for number in UNROLLS if number <= shape.steps):
@@ -55,14 +63,20 @@ def choose(learner: Learner, model: Model, variables: Variables, split: Split, p
     return Choice(int(min(seconds, key=lambda number: seconds[number])), seconds)
 
 
-def _time(learner: Learner, model: Model, state: LearnerState, few: Split, feeding: Feeding) -> tuple[float, float]:
+def _time(
+    learner: Learner,
+    model: Model,
+    state: LearnerState,
+    few: Split,
+    feeding: Feeding,
+) -> tuple[float, float]:
     """Return the seconds that compiling an epoch takes, and those of running it."""
     key, state = jax.random.key(0), jax.tree.map(jnp.array, state)
     clock = []
     with compilation.count_seconds() as compiling:
         for _ in range(1 + _CALLS):
             started = time.perf_counter()
-            state, summary = loop.train_epoch(key, learner, model, state, few, feeding=feeding)
+            state, summary = programs.train_epoch(key, learner, model, state, few, feeding=feeding)
             jax.block_until_ready(summary)
             clock.append(time.perf_counter() - started)
     return sum(compiling, 0.0), min(clock[1:])

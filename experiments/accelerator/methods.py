@@ -7,6 +7,7 @@ method with one seed: its settings are one compiled program, which further seeds
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -32,9 +33,10 @@ from bdjax.report.cells import significant, spread
 from bdjax.report.grid import Grid, Line, write
 from bdjax.report.labels import SYMBOLS
 from bdjax.report.statistics import Statistic, statistic
-from bdjax.runs import plans, records, run, schema
+from bdjax.runs import curve, plans, run, schema
+from bdjax.runs.folder import RunFolder
 from bdjax.runs.plans import Plan
-from bdjax.runs.run import Victim
+from bdjax.runs.victim import Victim
 from bdjax.train import group, loop
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.types import Variables
@@ -221,7 +223,7 @@ def _with_draw(plan: Plan, draw: Draw) -> Plan:
         balanced=wanted.balanced,
         num_classes=plan.dataset.spec.num_classes,
     )
-    return plan._replace(config=draw, holdout=splits.take(plan.dataset.train, rows))
+    return dataclasses.replace(plan, config=draw, holdout_rows=rows)
 
 
 def _outcomes(
@@ -248,8 +250,8 @@ def _concluded(session: Session, plan: Plan, victim: Victim, outcome: loop.Resul
     if isinstance(outcome, loop.Diverged):
         run.mark_diverged(plan.config, where.out, str(outcome))
         return {"run_id": plan.config.run_id, "diverged": str(outcome)}
-    records.write_text(where.out / plan.config.run_id / "config.yaml", schema.to_yaml(plan.config.to_dict()))
-    record = run.conclude(plan, victim, outcome, where, {})
+    run.folder_of(plan, where).write_config(schema.to_yaml(plan.config.to_dict()))
+    record = run.conclude(run.Run(plan, outcome, victim), where)
     metrics = record["metrics"]
     return {
         "run_id": record["run_id"],
@@ -276,7 +278,7 @@ def _measure(session: Session, planted: Planted) -> Iterator[Row]:
     plan, victim = runs.attacked(session, runs.resolve(runs.values(session.settings, planted)))
 
     def surface(variables: Variables) -> Row:
-        return run.measure(plan, variables, victim.triggered, settings).plain()
+        return curve.measure(plan, variables, victim.triggered, settings).plain()
 
     before = surface(victim.trained.variables)
     yield {"victim": planted.name, "surface": before}
@@ -291,7 +293,7 @@ def _measure(session: Session, planted: Planted) -> Iterator[Row]:
         after = surface(saved.state)
         content = {"before": {"mixed": before}, "after": {"mixed": after}}
         owner = {"run": draw.run_id, "settings": settings.identity()}
-        records.write_json(kept.folder.parent / records.SMOOTHNESS, {**owner, **content})
+        RunFolder(kept.folder.parent).write_smoothness({**owner, **content})
         yield {**_identity(planted, method), "surface": after}
     runs.keep_records(session)
 

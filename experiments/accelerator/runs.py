@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from _paper_configs import FULL, SIZES, Options, Paper, Size, values_of
@@ -20,10 +19,13 @@ from bdjax import data, models, report
 from bdjax.report import bundle, published
 from bdjax.report.published import TASK, Value
 from bdjax.report.records import Record
-from bdjax.runs import config, plans, provenance, run, schema
+from bdjax.runs import config, plans, schema
+from bdjax.runs.at_hand import AtHand
 from bdjax.runs.config import Config
+from bdjax.runs.execution import Execution
+from bdjax.runs.folder import RECORD, RunFolder
 from bdjax.runs.plans import Plan
-from bdjax.runs.run import Execution, Victim
+from bdjax.runs.victim import Victim
 
 RECORDS = "records.jsonl"
 RATE = 40_000  # training images a second that are reckoned with, of a plain step in bfloat16
@@ -159,19 +161,13 @@ def resolve(values: Mapping[str, Any], defense: Mapping[str, Any] | None = None)
 def execution(session: Session) -> Execution:
     """Return how runs are carried out: under ``work``, until the time is up."""
     out = session.settings.work / "runs"
-    return Execution(
-        out,
-        checkpoint_seconds=CHECKPOINT_SECONDS,
-        should_stop=session.out_of_time,
-        victims=_victims(out),
-    )
+    return Execution(out, checkpoint_seconds=CHECKPOINT_SECONDS, should_stop=session.out_of_time)
 
 
 @functools.cache
-def _victims(out: Path) -> dict[Hashable, Victim]:
-    """Return the victims that this process has at hand, so that no part restores them anew."""
-    del out
-    return {}
+def at_hand(session: Session) -> AtHand:
+    """Return what this process has at hand, so that no part restores a victim anew."""
+    return AtHand(execution(session))
 
 
 def rates(metrics: Mapping[str, Any]) -> Row:
@@ -182,18 +178,19 @@ def rates(metrics: Mapping[str, Any]) -> Row:
 def keep_records(session: Session) -> None:
     """Write the records of all runs that are finished, those of earlier calls whose folders are gone too."""
     file = session.settings.out / RECORDS
-    folders = sorted(path.parent for path in (session.settings.work / "runs").glob("*/record.json"))
+    files = (session.settings.work / "runs").glob(f"*/{RECORD}")
+    folders = [RunFolder(path.parent) for path in sorted(files)]
     found: dict[str, Record] = {}
     if file.exists():
         found = {record.run_id: record for record in report.load([file])}
     for folder in folders:
-        if (content := provenance.finished(folder)) is not None:
-            found[folder.name] = Record(folder, content)
+        if (content := folder.finished()) is not None:
+            found[folder.name] = Record(folder.path, content)
     bundle.write(found.values(), file)
 
 
 def attacked(session: Session, of: Config) -> tuple[Plan, Victim]:
-    """Return the plan of a run and its victim, trained if it was not, and armed with what the attacker has made."""
-    plan = plans.prepare(of)
-    victim = run.attack(plan, execution(session))
-    return plans.arm(plan, victim.trigger_state), victim
+    """Return the plan of a run and its victim, trained if it was not, and the trigger as the attacker has made it."""
+    plan = at_hand(session).plan(of)
+    victim = at_hand(session).victim(plan)
+    return plans.with_trigger(plan, victim.trigger_state), victim

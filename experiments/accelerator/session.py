@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from bdjax.bench import measure
 from bdjax.checks import InputError, did_you_mean, positive
-from bdjax.files import places
-from bdjax.runs import records
+from bdjax.devices import environment
+from bdjax.files import atomic, places, shapes
 from bdjax.train import loop
 
 Row = dict[str, Any]
@@ -143,7 +143,7 @@ class Session:
                 self.tell(f"{part.name}: skipped, as it takes about {part.seconds:.0f} s of {self.left:.0f} s left")
             else:
                 self._carry_out(part)
-                records.write_text(self._out / SUMMARY, summarize(self.rows))
+                atomic.write_text(self._out / SUMMARY, summarize(self.rows))
                 failed += [part.name] if self.failed(part.name) else []
         return failed
 
@@ -169,12 +169,12 @@ class Session:
     def _keep(self, rows: list[Row]) -> None:
         self.rows = rows
         text = "".join(json.dumps(row, default=_plain) + "\n" for row in rows)
-        records.write_text(self._out / RESULTS, text)
+        atomic.write_text(self._out / RESULTS, text)
 
     def _where(self) -> Row:
         """Return what the numbers of a part were measured on."""
         here = {"device": measure.machine()["device"], "debug": self.settings.debug}
-        return {"date": time.strftime("%Y-%m-%d"), **here, "versions": records.versions()}
+        return {"date": time.strftime("%Y-%m-%d"), **here, "versions": environment.versions()}
 
     def _refuse_others(self) -> None:
         """Refuse results that this call would take for its own, though another device or size gave them."""
@@ -219,8 +219,8 @@ def _read(path: Path) -> list[Row]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
-        raise records.damaged(path, error) from error
+        raise atomic.damaged(path, error) from error
     for number, row in enumerate(rows, 1):
-        if (wrong := records.misfit(row, _ROW)) is not None:
-            raise records.damaged(path, f"line {number}: {wrong}")
+        if (wrong := shapes.misfit(row, _ROW)) is not None:
+            raise atomic.damaged(path, f"line {number}: {wrong}")
     return rows

@@ -24,8 +24,8 @@ from accelerator.torch_ways import CHANNELS_LAST, LAYOUTS, NCHW, Way
 from bdjax import defenses, evaluate
 from bdjax.bench import loads, measure, profile, startup, sweeps
 from bdjax.bench import session as bench_session
+from bdjax.devices import environment
 from bdjax.parametrizations import NeuronMasks
-from bdjax.runs import records
 from bdjax.train import feeding, group
 from bdjax.train.feeding import Feeding
 from bdjax.train.gradients import Perturbed
@@ -290,7 +290,7 @@ def _bdjax_row(case: Case, epoch: measure.Epoch, timing: measure.Timing, rates: 
         "host_share": timing.host_seconds / timing.seconds,
         "compile_seconds": epoch.compile_seconds,
         "program_bytes": epoch.held_bytes,
-        "device_peak_bytes": records.memory()["device_peak_bytes"],  # of all that the process has done so far
+        "device_peak_bytes": environment.memory()["device_peak_bytes"],  # of all that the process has done so far
     }
     for rate, what, amount in (("matmul", "flops", epoch.flops), ("copy", "bytes", epoch.bytes)):
         if rate not in rates:

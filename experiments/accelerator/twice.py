@@ -27,7 +27,7 @@ from bdjax import attacks, models, poison
 from bdjax.data.augment import as_float
 from bdjax.data.modalities.images import image_spec
 from bdjax.defenses.ft_sam import ft_sam
-from bdjax.runs import records
+from bdjax.files import atomic
 from bdjax.train import loop
 from bdjax.types import Attack, Learner, Model, Spec, Split, Variables
 
@@ -142,14 +142,14 @@ def on_cpu(what: str, seed: int, session: Session) -> Iterator[Callable[[], Arra
 
         def found() -> Arrays:
             processes.finish(process, said)
-            return records.read_arrays(file) or {}
+            return atomic.read_arrays(file) or {}
 
         yield found
 
 
 def main(what: str, seed: str, size: str, file: str) -> None:
     """Compute, and write the file."""
-    records.write_arrays(Path(file), **WHAT[what](int(seed), size == "debug"))
+    atomic.write_arrays(Path(file), **WHAT[what](int(seed), size == "debug"))
 
 
 if __name__ == "__main__":

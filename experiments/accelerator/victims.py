@@ -47,7 +47,7 @@ def _train(session: Session, planted: Planted) -> Iterator[Row]:
     """Train a victim, test it, and give its rates."""
     compilation.enable_cache(session.settings.work / "compiled")
     config = runs.resolve(runs.values(session.settings, planted))
-    record = run.run(config, runs.execution(session))
+    record = run.run(config, runs.execution(session), runs.at_hand(session))
     runs.keep_records(session)
     cost, images = record["victim"], record["data"]["train_count"]
     alone = cost["epochs"] == config.training["epochs"]  # no surrogate or trigger was trained before

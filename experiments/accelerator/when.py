@@ -15,7 +15,8 @@ from _when_settings import DEBUG, FULL, Level, Size, resolved
 from when_does_it_work import carry_out, table
 
 from accelerator.session import Part, Row, Session, Settings
-from bdjax.runs import plans, run, schema
+from bdjax.runs import run, schema
+from bdjax.runs.at_hand import AtHand
 from bdjax.runs.config import Config
 from bdjax.train import loop
 
@@ -87,7 +88,8 @@ def _train(plan: Plan, attack: str, session: Session, *, last: int) -> Iterator[
 
     execution = dataclasses.replace(_execution(session, enough), on_epoch=on_epoch)
     try:
-        run.attack(plans.prepare(_config(plan, plan.cells[0], attack, "ft", session)), execution)
+        at_hand = AtHand(execution)
+        at_hand.victim(at_hand.plan(_config(plan, plan.cells[0], attack, "ft", session)))
     except loop.Stopped:
         if not reached():
             raise

@@ -7,14 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from made_up import SCENES
 
 from bdjax import cli, registry, report, saved
 from bdjax.analysis import _analyze, _findings
 from bdjax.checks import InputError
 from bdjax.runs import config, run
 from bdjax.runs.subject import Analysis
-from bdjax.tasks.metrics import SINGLE_LABEL, names, to_text
+from bdjax.tasks.metrics import MULTI_LABEL, SINGLE_LABEL, names, to_text
 
 VALUES = {
     "data": "digits",
@@ -188,7 +187,7 @@ def test_findings_are_drawn_as_they_are_described(name):
     curve = np.array([0.9, 0.8])
     old = {"epoch": np.array([0, 1]), "clean_accuracy": curve, "attack_success_rate": curve}
     new = {"epoch": old["epoch"], "mean_average_precision": curve, "attack_success_rate": curve}
-    new["metrics"] = np.asarray(to_text(SCENES[:2]))
+    new["metrics"] = np.asarray(to_text(MULTI_LABEL[:2]))
     surface = {"largest_eigenvalue": curve, "hessian_trace": curve, "hessian_trace_error": curve, "fisher_trace": curve}
     surface["eigenvalue_converged"] = np.array([True, True])
     page = registry.create("bdjax.analysis", name).draw({"old": {**old, **surface}, "new": {**new, **surface}})

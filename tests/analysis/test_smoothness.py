@@ -19,10 +19,12 @@ from bdjax.checks import InputError
 from bdjax.curvature import loss_surface
 from bdjax.curvature.hessian import hessian_vector_product, spectral_density
 from bdjax.curvature.loss_surface import Settings
+from bdjax.files import atomic
 from bdjax.report.layout import BLUE, ORANGE
 from bdjax.runs import config as configs
-from bdjax.runs import records, run, schema
+from bdjax.runs import run, schema
 from bdjax.runs.curve import Curve
+from bdjax.runs.folder import RunFolder
 from bdjax.runs.run import Execution
 from bdjax.train import loop
 from bdjax.types import PoisonedSplit, Split
@@ -189,8 +191,8 @@ def test_a_curve_keeps_its_rows_and_the_rest_of_its_file(tmp_path):
         seen.append(variables)
         return {"value": variables}
 
-    records.write_json(file, {"before": {}})
-    curve = Curve(file, {"images": 2}, measure, every=2, last=5)
+    atomic.write_json(file, {"before": {}})
+    curve = Curve(RunFolder(tmp_path), {"images": 2}, measure, every=2, last=5)
     for epoch in range(4):
         curve(epoch, lambda epoch=epoch: epoch)
     for epoch in range(1, 4):  # of a second stage, which repeats what came before an interruption
@@ -199,7 +201,7 @@ def test_a_curve_keeps_its_rows_and_the_rest_of_its_file(tmp_path):
     content = json.loads(file.read_text())
     assert content["before"] == {}
     assert content["curve"]["rows"] == [{"epoch": epoch, "value": epoch} for epoch in seen]
-    Curve(file, {"images": 3}, measure, every=2, last=5)(0, lambda: 0)
+    Curve(RunFolder(tmp_path), {"images": 3}, measure, every=2, last=5)(0, lambda: 0)
     assert len(json.loads(file.read_text())["curve"]["rows"]) == 1
 
 
@@ -245,7 +247,7 @@ def test_an_interrupted_run_has_the_same_curve(whole, tmp_path):
     shutil.rmtree(tmp_path / config.run_id / "checkpoints-0")  # all of its epochs are repeated, and none measured twice
     marked = json.loads(file_of(tmp_path).read_text())
     marked["curve"]["rows"][0]["loss"] = -1.0
-    records.write_json(file_of(tmp_path), marked)
+    atomic.write_json(file_of(tmp_path), marked)
     run.run(config, Execution(tmp_path, smoothness=2))
     first, *rest = json.loads(file_of(tmp_path).read_text())["curve"]["rows"]
     assert first["loss"] == -1.0

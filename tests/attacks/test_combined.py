@@ -13,13 +13,13 @@ from bdjax.attacks.combined import FittedMixture
 from bdjax.checks import InputError
 from bdjax.train import attacker
 from bdjax.train.supervised import supervised
-from bdjax.types import Attack, FittedTrigger, Info, PartitionedTrigger, Split
+from bdjax.types import Attack, Info, Split, Trigger
 
 KEY = jax.random.key(5)
 
 
 @pytree.dataclass
-class Level:
+class Level(Trigger):
     """Paint the image in one level, from the state."""
 
     level: float
@@ -37,6 +37,7 @@ class Level:
 class FittedLevel(Level):
     """Paint it in the share of rows that are valid, once that is known."""
 
+    hooks = ("fit",)
     epochs = 2
     batch_size = None
 
@@ -146,9 +147,8 @@ def test_clean_label_parts_poison_the_target_class_alone(spec):
 def test_a_part_that_is_fitted_is_fitted_and_no_other(spec, model):
     attack = combined("low+fitted+high")
     assert isinstance(attack.trigger, FittedMixture)
-    assert isinstance(attack.trigger, FittedTrigger)
-    assert isinstance(attack.trigger, PartitionedTrigger)
-    assert not isinstance(combined("low+high").trigger, FittedTrigger)
+    assert not attack.by_formula
+    assert combined("low+high").by_formula
     assert [stage.name for stage in attacker.stages(attack, supervised())] == ["surrogate", "trigger", "victim"]
     assert (attack.trigger.epochs, attack.trigger.batch_size) == (2, None)
     split = black(8)._replace(valid=jnp.arange(8) < 6)

@@ -20,7 +20,7 @@ from bdjax import attacks, models, poison, registry
 from bdjax.attacks import AllToOne
 from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
-from bdjax.types import Attack, CoveringTrigger, FittedTrigger, LabelMap, LearnedTrigger, Split, Trigger
+from bdjax.types import Attack, LabelMap, Split, Trigger
 
 KEY = jax.random.key(7)
 RATES = (0.0, 0.1, 0.5, 1.0)
@@ -200,12 +200,12 @@ def test_every_shape_works_or_is_refused_in_one_sentence(name, shape, classes, l
     def plant(key):
         attack, state = create(name, spec)
         trigger, variables = attack.trigger, model.init(key)
-        if learns and isinstance(trigger, FittedTrigger):
+        if learns and "fit" in trigger.hooks:
             batch = stored if trigger.batch_size is None else worked_on
             state, _ = trigger.fit(key, model, variables, state, batch)
-        if learns and isinstance(trigger, LearnedTrigger):
-            state, _ = trigger.update(key, model, variables, state, worked_on)
-        if learns and isinstance(trigger, CoveringTrigger):
+        if learns and "learn" in trigger.hooks:
+            state, _ = trigger.learn(key, model, variables, state, worked_on)
+        if learns and "cover" in trigger.hooks:
             assert trigger.cover(key, state, worked_on).shape == worked_on.input.shape
         train = poison.poison_train(key, attack, state, stored)
         return train.visible.input, poison.poison_test(key, attack, state, worked_on).visible.input

@@ -76,7 +76,7 @@ def test_one_per_cent_of_the_features_is_compromised(count, expected):
 
 def test_the_injector_is_trained_on_every_so_manieth_step_and_learns_to_mislead(spec, model, variables):
     trigger = attacks.create("fba", detox_every=3, detox_steps=8).trigger
-    update = quick_jit(trigger.update, static_argnums=1)
+    update = quick_jit(trigger.learn, static_argnums=1)
     batch, state = batch_of(spec), trigger.init(KEY, spec)
     losses = []
     for step in range(1, 10):
@@ -99,7 +99,7 @@ def test_the_injector_is_trained_on_every_so_manieth_step_and_learns_to_mislead(
 
 def test_padding_teaches_the_injector_nothing(spec, model, variables):
     trigger = attacks.create("fba", detox_every=1).trigger
-    update = quick_jit(trigger.update, static_argnums=1)
+    update = quick_jit(trigger.learn, static_argnums=1)
     batch, state = batch_of(spec), trigger.init(KEY, spec)
     half = batch._replace(valid=jnp.arange(16) < 8)
     other = half._replace(input=half.input.at[8:].set(0), label=half.label.at[8:].set(1))

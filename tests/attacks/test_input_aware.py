@@ -109,7 +109,7 @@ def test_the_loss_of_the_pattern_goes_through_the_victim_in_evaluation(spec, mod
     label = np.asarray(batch.label[:6])
     ratio = rms(x[:6] - x[6:]) / rms((pattern[:6] - pattern[6:]) / 0.25)
     expected = 0.2 * cross_entropy(own, (label + 1) % 4) + 0.4 * cross_entropy(cross, label) + 0.3 * ratio.mean()
-    after, info = quick_jit(trigger.update, static_argnums=1)(KEY, model, variables, state, batch)
+    after, info = quick_jit(trigger.learn, static_argnums=1)(KEY, model, variables, state, batch)
     np.testing.assert_allclose(info.loss, expected, rtol=1e-3)
     assert info.gradient_evaluations == 1
     jax.tree.map(np.testing.assert_array_equal, after.mask, state.mask)
@@ -140,7 +140,7 @@ def test_the_reference_code_keeps_patterns_from_black_and_white_and_adds_up_grad
     options = registry.presets("bdjax.attacks", "input_aware")["reference_code"]
     trigger, state = create(spec, **options)
     np.testing.assert_allclose(trigger._squash(jnp.array([-1e3, 0, 1e3])), [0.1192, 0.5, 0.8808], atol=1e-4)
-    update = quick_jit(trigger.update, static_argnums=1)
+    update = quick_jit(trigger.learn, static_argnums=1)
     once, _ = update(KEY, model, variables, state, batch)
     frozen = once._replace(pattern=state.pattern)  # the same gradient a second time
     twice, _ = update(KEY, model, variables, frozen, batch)

@@ -32,7 +32,7 @@ def create(spec, **options):
 
 @quick_jit
 def update(trigger, variables, state, batch, model_key=KEY):
-    return trigger.update(model_key, MODEL[0], variables, state, batch)
+    return trigger.learn(model_key, MODEL[0], variables, state, batch)
 
 
 MODEL = []

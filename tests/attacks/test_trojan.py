@@ -13,7 +13,7 @@ from bdjax import attacks, poison
 from bdjax.attacks.trojan import Neurons, best_connected, blob
 from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
-from bdjax.types import FittedTrigger, Spec, Split
+from bdjax.types import Spec, Split
 
 KEY = jax.random.key(0)
 TINY = image_spec("tiny", (8, 6, 2), 3, (0.0, 0.0), (1.0, 1.0))
@@ -60,9 +60,9 @@ def test_the_two_additions_of_every_level(rounding):
 
 def test_the_watermark_needs_no_network_and_the_neurons_do():
     watermark, neurons = attacks.create("trojan", form="watermark"), attacks.create("trojan")
-    assert not isinstance(watermark.trigger, FittedTrigger)
+    assert watermark.by_formula
     assert (watermark.surrogate, neurons.surrogate) == ("none", "clean")
-    assert isinstance(neurons.trigger, FittedTrigger)
+    assert neurons.trigger.hooks == ("fit",)
 
 
 def test_the_best_connected_have_the_largest_sum_of_absolute_weights():

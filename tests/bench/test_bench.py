@@ -18,7 +18,7 @@ from quick import quick_jit
 
 from bdjax import bench, cli, defenses
 from bdjax.bench import loads, measure, scaling, session, startup, steps, sweeps, table
-from bdjax.train import group, loop
+from bdjax.train import grouped, loop
 
 SMALLEST = ("--model", "small_cnn", "--width", "2", "--batch", "4", "--image-size", "8", "--steps", "2")
 SMALLEST += ("--rounds", "2", "--points", "1", "2", "--devices", "1", "--minutes", "60")
@@ -58,8 +58,8 @@ def compile_quickly(patch):
     """Let epochs be compiled with little effort; nothing here is about how fast they are."""
     epoch = quick_jit(loop.epoch, static_argnames=("model", "mesh", "feeding"), donate_argnames=("state",))
     patch.setattr(loop, "train_epoch", epoch)
-    patch.setattr(group, "_epochs", quick_jit(group._epochs_of_all, static_argnums=(3, 4, 5, 6), donate_argnums=2))
-    patch.setattr(group, "_init", quick_jit(group._init_all, static_argnums=(1, 2, 3)))
+    patch.setattr(grouped, "epochs", quick_jit(grouped.epochs_of_all, static_argnums=(3, 4, 5, 6), donate_argnums=2))
+    patch.setattr(grouped, "init", quick_jit(grouped.init_all, static_argnums=(1, 2, 3)))
 
 
 class SmallPeak(measure.Peak):

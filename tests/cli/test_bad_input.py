@@ -18,7 +18,8 @@ from bdjax import cli
 from bdjax.bench import measure
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE
 from bdjax.devices import guard
-from bdjax.runs import run, sweep
+from bdjax.runs import sweep, victim
+from bdjax.runs.at_hand import AtHand
 
 CALLS, PART = 500, 100
 REFUSED = 0.8  # of the calls, at least: one that is right by accident teaches nothing
@@ -42,8 +43,8 @@ def reached(*_, **__) -> NoReturn:
 @pytest.fixture(autouse=True, scope="module")
 def nothing_is_trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "plant", reached)
-        patch.setattr(run, "trigger_state", reached)
+        patch.setattr(victim, "plant", reached)
+        patch.setattr(AtHand, "trigger_state", reached)
         patch.setattr(sweep._Sweep, "plant", reached)
         patch.setattr(guard, "watch", reached)
         patch.setattr(measure, "Peak", reached)

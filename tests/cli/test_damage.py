@@ -77,7 +77,7 @@ def cut(tmp_path_factory) -> Case:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(group, "choose", lambda *_: group.Choice("loop", {"loop": 1.0}))
         with pytest.raises(loop.Stopped):
-            sweep.run(wanted, execution, sweep.Spread())
+            sweep.run(wanted, execution, sweep.Sharing())
         assert list(out.glob("groups/*/stage-0/checkpoints/1"))
         assert list(out.glob("victims/*/diverged.json"))
         end = out.parent / "end"

@@ -21,7 +21,8 @@ from bdjax.analysis import _analyze
 from bdjax.checks import InputError
 from bdjax.cli import _demo, _execution
 from bdjax.files import failures
-from bdjax.runs import provenance, run, sweep
+from bdjax.runs import run, sweep
+from bdjax.runs.folder import RunFolder
 
 SIZES = ("--model.width", "2", "--training.epochs", "2", "--defense", "ft", "--defense.epochs", "2", "--quiet")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
@@ -106,7 +107,7 @@ def test_a_full_disk_is_one_line_wherever_it_fills_up_and_the_same_command_conti
 
 
 def test_too_many_open_files_are_one_line(tmp_path):
-    few = "import jax.numpy, os, resource; from bdjax import run; top = len(os.listdir('/proc/self/fd'))"
+    few = "import jax.numpy, os, resource; from bdjax.runs import run; top = len(os.listdir('/proc/self/fd'))"
     few += "; resource.setrlimit(resource.RLIMIT_NOFILE, (top + 6, top + 6))"
     if not Path("/proc/self/fd").exists():
         pytest.skip("open files are counted on Linux alone")
@@ -231,14 +232,15 @@ for module in pkgutil.walk_packages(bdjax.__path__, "bdjax."):
     if module.name != "bdjax.__main__":
         importlib.import_module(module.name)
 from pathlib import Path
-from bdjax import data, records
+from bdjax import data
+from bdjax.devices import environment, placement
+from bdjax.files import locks
 del os.sysconf, os.geteuid, os.getuid
-from bdjax.train import residence
-assert records.memory()["host_peak_bytes"] is None
-assert residence.host_bytes() is None
-assert residence.choose("auto", data.load("digits").train) == "device"
+assert environment.memory()["host_peak_bytes"] is None
+assert placement.host_bytes() is None
+assert placement.choose("auto", data.load("digits").train) == "device"
 try:
-    with records.locked(Path(sys.argv[1])):
+    with locks.locked(Path(sys.argv[1])):
         raise AssertionError("nothing can be locked here")
 except OSError as error:
     print(error)
@@ -301,7 +303,7 @@ def test_a_sweep_without_matplotlib_says_so_first_and_ends_well(no_matplotlib, r
         return wanted
 
     monkeypatch.setattr(sweep, "run", carry_out)
-    monkeypatch.setattr(provenance, "finished", lambda folder: {})
+    monkeypatch.setattr(RunFolder, "finished", lambda folder: {})
     monkeypatch.setattr(report, "load", lambda paths: load([runs]))
     answer = bdjax("sweep", "--over", "defense.rho=1,2", "--out", str(tmp_path / "out"))
     assert (answer.code, answer.err, told) == (0, NOTE, [NOTE])

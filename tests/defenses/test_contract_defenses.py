@@ -21,7 +21,7 @@ from bdjax.defenses.chain import Chain, chain, stages
 from bdjax.devices import compilation
 from bdjax.models._layers import LinenModel
 from bdjax.optim import Schedule
-from bdjax.train import loop
+from bdjax.train import loop, resident
 from bdjax.types import Learner, PoisonedSplit, Split
 
 KEY = jax.random.key(0)
@@ -217,7 +217,8 @@ def test_a_map_over_all_floats_is_a_loop(learner, model, variables, split):
 
     together = mapped(jax.tree.map(lambda *values: jnp.stack(jnp.array(values)), *learners))
     for number, learner in enumerate(learners):
-        state = jax.tree.map(jnp.array, loop._init(KEY, learner, model, variables, holdout))  # compiled for `result`
+        begun = resident._init(KEY, learner, model, variables, holdout)  # compiled for `result`
+        state = jax.tree.map(jnp.array, begun)
         alone = loop.train_epoch(KEY, learner, model, state, holdout, mesh=None)[0]
         for got, expected in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(got[number], expected, atol=1e-5)

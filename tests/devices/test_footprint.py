@@ -12,9 +12,9 @@ from bdjax import attacks, cli, data, models, pytree, registry
 from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
 from bdjax.devices import footprint
-from bdjax.runs import plans
+from bdjax.runs import plan_checks
 from bdjax.train.supervised import supervised
-from bdjax.types import Split
+from bdjax.types import Split, Trigger
 
 SPEC = image_spec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3)
 GIB = 2**30
@@ -55,7 +55,7 @@ def test_a_trigger_of_too_many_channels_is_refused(name):
 
 def test_a_trigger_with_an_array_is_judged_too():
     @pytree.dataclass
-    class Bank:
+    class Bank(Trigger):
         rows: np.ndarray
 
         def init(self, key, spec):
@@ -133,11 +133,11 @@ def test_numbers_beyond_sense_are_refused_before_a_folder_is_made(words, message
 def test_so_are_more_steps_than_their_number_can_count():
     rows = 3000
     split = Split(np.zeros((rows, 1, 1, 1), np.uint8), np.zeros(rows, np.int32), np.ones(rows, bool))
-    plans._check_steps("training", supervised(epochs=10**6, batch_size=2), split)
+    plan_checks.check_steps("training", supervised(epochs=10**6, batch_size=2), split)
     with pytest.raises(
         InputError, match=r"training\.epochs must make at most 2147483647 steps in all; 1000000 make 30"
     ):
-        plans._check_steps("training", supervised(epochs=10**6, batch_size=1), split)
+        plan_checks.check_steps("training", supervised(epochs=10**6, batch_size=1), split)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Victims and methods of an accelerator's minutes: what they ask for, in which order, and what is left of a stop."""
 
-from __future__ import annotations
-
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from bdjax import models, report
 from bdjax.checks import InputError
 from bdjax.runs import config, plans, run, schema
+from bdjax.runs.victim import Victim
 from bdjax.train import loop
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -244,8 +244,8 @@ def test_a_method_that_diverges_has_a_row_and_a_record(calls, tmp_path):
     settings = calls[0]
     session = Session(Settings(tmp_path, settings.work, debug=True))
     draw = runs.drawn(resolved(FT_SAM, settings), 7)
-    plan = plans.prepare(resolved(FT_SAM, settings))._replace(config=draw)
-    victim: run.Victim = None  # type: ignore[assignment]  # of no use to a run without a result
+    plan = dataclasses.replace(plans.prepare(resolved(FT_SAM, settings)), config=draw)
+    victim: Victim = None  # type: ignore[assignment]  # of no use to a run without a result
     row = methods._concluded(session, plan, victim, loop.Diverged("it is not finite"))
     assert row["diverged"] == "it is not finite"
     content = (settings.work / "runs" / draw.run_id / "record.json").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from bdjax.train.supervised import supervised
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import on_accelerator
-import readme_tables
+import result_tables
 from accelerator import speed, torch_process
 from accelerator.session import Session, Settings
 from accelerator.torch_ways import LAYOUTS, Way
@@ -206,16 +206,16 @@ def test_all_kinds_of_rows_have_their_table():
     assert "|SAM|fusion.1|50.0%|25.0|2|layers.py:9|" in lines
 
 
-def test_the_readmes_table_names_pytorchs_layout():
+def test_the_table_of_steps_names_pytorchs_layout():
     row = {
         "width": 16, "batch_size": 128, "sam_to_plain": 2.0, "seconds_per_step": {"plain_epoch": 1.0, "sam_epoch": 2.0},
         "plain_to_torch": 1.5, "plain_torch_layout": "channels_last", "sam_to_torch": 1.25, "sam_torch_layout": "NCHW",
     }  # fmt: skip
     for name in ("plain", "sam"):
         row |= {f"{name}_images_per_second": 1.0, f"{name}_share_of_matmul": 0.5, f"{name}_epoch_overhead": 0.0}
-    steps = {**readme_tables.load("steps.json"), "steps": [row]}
-    startup = readme_tables.load("startup.json")
-    text = readme_tables.speed_table(steps, startup)
+    steps = {**result_tables.load("steps.json"), "steps": [row]}
+    startup = result_tables.load("startup.json")
+    text = result_tables.speed_table(steps, startup)
     assert "| 1.50 (channels_last) |" in text
     assert "| 1.25 (NCHW) |" in text
 

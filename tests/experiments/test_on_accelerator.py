@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bdjax.runs import records
+from bdjax.files import locks
 from bdjax.train import loop
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -312,7 +312,7 @@ def test_results_of_the_miniature_are_not_taken_for_the_real_ones(fake, out, cap
 
 
 def test_two_calls_at_a_time_are_refused(fake, out, capsys):
-    with records.claimed([out.with_name("out-work")]):
+    with locks.claimed([out.with_name("out-work")]):
         assert "is in use" in refused(capsys, out)
 
 

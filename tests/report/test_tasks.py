@@ -14,6 +14,7 @@ from bdjax.checks import InputError
 from bdjax.report import figures, grid, page, paired, ranking, samples, tables
 from bdjax.report.curves import lines as curves
 from bdjax.runs import soundness
+from bdjax.runs.folder import SAMPLES
 
 SWEPT = [
     scenes(seed, defense=ft_sam(rho), hits=int(8 / rho), precision=0.7) for rho in (1.0, 2.0, 4.0) for seed in (0, 1)
@@ -99,17 +100,16 @@ def test_chance_of_an_attack_may_be_more_than_ten_percent():
 
 
 def with_images(folder, size=8):
-    """Put test images beside the records of scenes: sets of classes, to which the attacker adds the first."""
+    """Put test images beside the records of scenes, whose labels are texts, as a run with such a task does."""
     random = np.random.default_rng(0)
+    label = np.array(["one + five", "two", "none"])
+    arrays = {"label": label, "clean_before": label, "clean_after": np.array(["one", "two", "none"])}
+    arrays |= {"triggered_before": np.array(["zero + one", "zero", "zero"]), "triggered_after": label}
+    for name in samples.PREDICTIONS:
+        arrays[f"{name}_hit"] = np.full(3, name == "triggered_before")
     for file in sorted(folder.rglob("record.json")):
         images = random.integers(0, 256, (3, size, size, 1), dtype=np.uint8)
-        label = np.zeros((3, 10), bool)
-        label[[0, 1, 2], [1, 2, 0]] = label[:, 5] = True
-        hit = label.copy()
-        hit[:, 0] = True
-        arrays = {"label": label, "clean_before": label, "clean_after": label & (np.arange(10) != 5)}
-        arrays |= {"triggered_before": hit, "triggered_after": label}
-        np.savez(file.with_name(samples.SAMPLES), clean=images, triggered=255 - images, **arrays)
+        np.savez(file.with_name(SAMPLES), clean=images, triggered=255 - images, **arrays)
 
 
 @pytest.fixture
@@ -119,23 +119,24 @@ def folder(tmp_path):
     return runs
 
 
-def test_sets_of_classes_have_outcomes_and_names(folder):
+def test_labels_that_are_texts_have_outcomes_and_names(folder):
     (sample,) = samples.read_samples(report.summarize(report.load(folder))).values()
-    assert sample.class_name(sample.arrays["label"][0]) == "class 1, class 5"
-    assert sample.class_name(np.zeros(10, bool)) == "none"
+    assert sample.class_name(sample.arrays["label"][0]) == "one + five"
+    # zero + one is not all that the attacker wants of the label, and yet a hit, as the run says
     assert [sample.outcome(name, 0) for name in samples.PREDICTIONS] == ["right", "other", "hit", "right"]
-    assert sample.outcome("triggered_before", 2) == "right"  # which has the class anyhow
-    assert samples.choose(sample, 5) == [0, 1]
+    assert samples.choose(sample, 5) == [0, 1, 2]
 
 
-def test_sets_of_another_length_are_damaged(folder):
-    file = next(folder.rglob(samples.SAMPLES))
+def test_hits_and_labels_of_another_kind_are_refused(folder):
+    file = next(folder.rglob(SAMPLES))
     arrays = dict(np.load(file))
-    np.savez(file, **{**arrays, "clean_after": arrays["clean_after"][:, :9]})
-    with pytest.raises(
-        InputError, match=r"clean_after in .* must hold truth values of the shape \(3, 10\), got \(3, 9\)"
+    for changed, held in (
+        ({"clean_after": np.arange(3)}, "texts"),
+        ({"clean_after_hit": np.arange(3)}, "truth values"),
     ):
-        samples._read(report.load(file.parent)[0])
+        np.savez(file, **{**arrays, **changed})
+        with pytest.raises(InputError, match=rf"{next(iter(changed))} in .* must hold {held} of the shape \(3,\), got"):
+            samples._read(report.load(file.parent)[0])
 
 
 def test_figures_are_drawn_of_the_utility_and_the_attack(folder, tmp_path):
@@ -156,7 +157,7 @@ def test_a_page_says_what_was_measured(folder, tmp_path):
         "80 → 8 of 80",
         "highest mean DER",
         "the mean average precision is not",
-        "class 1, class 5",
+        "one + five",
     ):
         assert words in text, words
     assert "ACC" not in text

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bdjax import registry
+from bdjax import data, registry
 from bdjax.attacks import OneToOne
 from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
@@ -25,7 +25,7 @@ def resolve(*words, **file):
     return configs.resolve(schema.merge(file, schema.overrides(words)))
 
 
-SUITED = configs.DATA_DEFAULTS["digits"]
+SUITED = data.defaults("digits")
 
 
 def leaves(config):
@@ -41,7 +41,7 @@ LAYERS = {"factory": 1e-4, "preset": 5e-4, "data set": 3e-4, "file": 2e-4, "comm
 def test_each_layer_overrides_those_below(below, above, monkeypatch):
     present = {name: value for name, value in LAYERS.items() if name in (below, above)}
     suited = {"defense": {"weight_decay": LAYERS["data set"]}} if "data set" in present else {}
-    monkeypatch.setitem(configs.DATA_DEFAULTS, "digits", suited)
+    monkeypatch.setattr("bdjax.data.sources.digits.DEFAULTS", suited)
     file = {"name": "ft_sam"}
     file |= {"preset": "reference_code"} if "preset" in present else {}
     file |= {"weight_decay": LAYERS["file"]} if "file" in present else {}

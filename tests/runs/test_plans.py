@@ -7,7 +7,7 @@ from PIL import Image
 from bdjax import cli, data, poison
 from bdjax.checks import InputError
 from bdjax.runs import config as configs
-from bdjax.runs import inputs, plans, schema, sweep
+from bdjax.runs import inputs, plan_checks, plans, schema, sweep
 from bdjax.runs.run import Execution
 
 
@@ -69,9 +69,9 @@ def test_a_file_that_the_attack_names_is_part_of_the_fingerprint_by_its_content(
         digest = data.fingerprint_file(tmp_path / "picture.png")
         of_data = data.fingerprint(data.load(str(root)))
         wanted = {**of_data, "files": {option.removeprefix("--"): digest}}
-        assert plans.prepare(config).fingerprint == plans.prepare_attack(config).fingerprint == wanted
+        assert plans.prepare(config).inputs.fingerprint == plans.prepare_attack(config).inputs.fingerprint == wanted
         plain = plans.prepare(resolve(root, "--attack", name, "--holdout.per_class", "2"))
-        assert plain.fingerprint == of_data, "as before where there is no file"
+        assert plain.inputs.fingerprint == of_data, "as before where there is no file"
 
 
 def test_a_picture_that_is_missing_is_refused_with_its_option(tmp_path):
@@ -88,7 +88,7 @@ def test_the_target_by_name_is_that_by_number(tmp_path):
 
 
 def test_a_number_that_is_the_name_of_another_class_is_said_to_be_none(tmp_path, caplog):
-    plans._tell_once.cache_clear()
+    plan_checks._tell_once.cache_clear()
     root = write_classes(tmp_path / "counted", {"1": 4, "2": 4, "10": 4})
     plan = plans.prepare_attack(resolve(root, "--attack.target_label", "1"))
     assert plans.target_class(plan) == "2"
@@ -149,8 +149,8 @@ def test_the_least_rate_poisons_one_image_and_a_rate_of_zero_none():
 @pytest.mark.parametrize("whole", [1, 2, 50, 100, 1347, 50_000, 1_281_167])
 def test_the_least_rate_is_one_that_is_taken(whole):
     """Of 50 images, 0.01 is half an image and rounds to none."""
-    assert poison.rounded(plans._least_rate(whole), whole) == 1
-    assert poison.rounded(plans._least_rate(whole) * 0.9, whole) <= 1
+    assert poison.rounded(plan_checks._least_rate(whole), whole) == 1
+    assert poison.rounded(plan_checks._least_rate(whole) * 0.9, whole) <= 1
 
 
 def test_a_share_of_the_target_class_is_named_as_what_it_is():
@@ -168,7 +168,7 @@ def test_a_point_of_a_sweep_that_poisons_no_image_is_refused_before_any_is_train
     values = schema.overrides(["--model.width", "4", "--defense", "none"])
     wanted = sweep.points(values, {"attack.poison_rate": ["0.1", "0.0001"]})
     with pytest.raises(InputError, match=r"got 0\.0001, which rounds to none"):
-        sweep.run(wanted, Execution(tmp_path), sweep.Spread())
+        sweep.run(wanted, Execution(tmp_path), sweep.Sharing())
     assert not list(tmp_path.iterdir())
 
 
@@ -198,7 +198,7 @@ def test_a_blend_too_faint_for_8_bits_is_refused():
 def test_a_trigger_is_tried_once_for_the_control_rows_of_a_run(monkeypatch):
     tried = []
     stamp = plans._poison_test
-    monkeypatch.setattr(plans, "_EFFECTIVE", set())
+    monkeypatch.setattr(plan_checks, "_EFFECTIVE", set())
     monkeypatch.setattr(plans, "_poison_test", lambda *given: tried.append(given) or stamp(*given))
     for words in ((), ("--defense", "none"), ("--training.learning_rate", "0.1"), ("--seed", "1")):
         prepare(*words)

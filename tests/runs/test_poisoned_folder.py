@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_nothing_and_is_one_line(pets, tmp_path, monkeypatch,
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bdjax.runs.records.write_arrays", full)
+    monkeypatch.setattr("bdjax.files.atomic.write_arrays", full)
     assert bdjax(pets, tmp_path / "a" / "poisoned") == 1
     assert "there is no room left" in complaint(capsys)
     assert list((tmp_path / "a").iterdir()) == []

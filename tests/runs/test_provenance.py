@@ -12,8 +12,10 @@ from PIL import Image
 from bdjax import cli, data, report, saved
 from bdjax.analysis import _findings
 from bdjax.checks import InputError
+from bdjax.files import atomic
 from bdjax.runs import config as configs
-from bdjax.runs import inputs, plans, provenance, records, schema
+from bdjax.runs import inputs, plans, provenance, schema
+from bdjax.runs.folder import SMOOTHNESS, RunFolder
 
 pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
 
@@ -148,7 +150,7 @@ def test_another_picture_of_the_same_name_is_never_taken_for_the_trigger(copied,
     shutil.copy(data / "red.png", data / "trigger.png")
     assert call(out, data) == 0
     assert "finished already" in capsys.readouterr().err
-    assert saved.restore(record).plan.fingerprint["files"].keys() == {"attack.trigger_image"}
+    assert saved.restore(record).plan.inputs.fingerprint["files"].keys() == {"attack.trigger_image"}
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -191,7 +193,7 @@ def test_a_rerun_sets_aside_what_was_made_of_other_data(copied, capsys, command)
     (aside,) = out.glob("data-*")
     assert {record.run_id: record.content["metrics"] for record in report.load([aside])} == old
     assert [path.name for path in (aside / "victims").iterdir()] == [path.name for path in (out / "victims").iterdir()]
-    new = [records.read_record(out / name) for name in old]
+    new = [RunFolder(out / name).record() for name in old]
     config = configs.resolve(schema.overrides(words(data)))
     assert {json.dumps(record["data"]["fingerprint"]) for record in new} == {
         json.dumps(inputs.load(config).fingerprint)
@@ -294,42 +296,13 @@ def test_findings_and_curves_of_another_run_are_not_taken(copied, capsys):
     capsys.readouterr()
     assert cli.main(["analyze", "history", str(out), "--figures", str(out / "figures"), "--quiet"]) == 2
     assert f"is damaged (it is what history found of {none.name})" in refused(capsys)
-    records.write_json(ft / records.SMOOTHNESS, {"run": none.name, "settings": {}})
+    atomic.write_json(ft / SMOOTHNESS, {"run": none.name, "settings": {}})
     assert cli.main(["report", str(out), "--smoothness"]) == 2
     assert f"is damaged (it is of the run {none.name})" in refused(capsys)
 
 
-def test_what_is_set_aside_leaves_its_lock_and_finds_a_free_name(tmp_path):
-    for _ in range(2):
-        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-        (tmp_path / "run" / ".lock").touch()
-        (tmp_path / "run" / "record.json").touch()
-        records.set_aside(tmp_path / "run", tmp_path, "data-1")
-        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("data-*/run/*")}
-    assert found == {f"data-1{n}/run/{name}" for n in ("", "-2") for name in ("checkpoints", "record.json")}
-
-
-@pytest.mark.parametrize("moves", range(5))
-def test_setting_aside_goes_on_where_it_was_killed(tmp_path, moves):
-    folder = tmp_path / "run"
-    names = ("checkpoints", "samples.npz", "config.yaml", "record.json", "data.json")
-    folder.mkdir()
-    for name in names:
-        (folder / name).write_text(name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "rename", _stopping_after(moves))
-        with pytest.raises(Killed):
-            records.set_aside(folder, tmp_path, "data-1")
-    assert (folder / "data.json").exists()  # which says that there is something to be moved
-    records.set_aside(folder, tmp_path, "data-1")
-    assert {path.name for path in (tmp_path / "data-1" / "run").iterdir()} == set(names)
-    assert list(folder.iterdir()) == []
-    assert not (tmp_path / "data-1-2").exists()
-
-
 def test_a_run_without_files_has_the_fingerprint_that_it_always_had():
     config = configs.resolve({})
-    assert inputs.load(config).fingerprint == plans.prepare(config).fingerprint
+    assert inputs.load(config).fingerprint == plans.prepare(config).inputs.fingerprint
     assert inputs.load(config).fingerprint.keys() == {"train", "test"}
-    assert provenance.is_of_these_data(Path("nowhere"), config)
+    assert provenance.is_of_these_data(RunFolder(Path("nowhere")), config)

@@ -1,6 +1,7 @@
 """A run from beginning to end on digits: what it leaves behind, what it shares, what it does not do twice."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -19,8 +20,10 @@ from PIL import Image
 
 from bdjax import cli, data
 from bdjax.checks import InputError
+from bdjax.devices import compilation
 from bdjax.runs import config as configs
-from bdjax.runs import inputs, plans, run, schema
+from bdjax.runs import inputs, plans, run, samples, schema, victim
+from bdjax.runs.at_hand import AtHand
 from bdjax.runs.run import Execution
 from bdjax.train import batches
 
@@ -30,8 +33,8 @@ pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
 EPOCHS = 3
 SIZES = ("--model.width", "4", "--training.epochs", str(EPOCHS), "--defense.epochs", str(EPOCHS))
 TRAIN, TEST, CLASSES, OF_TARGET = 1347, 450, 10, 45
-HOLDOUT = CLASSES * configs.DATA_DEFAULTS["digits"]["holdout"]["per_class"]
-STEPS = -(-HOLDOUT // configs.DATA_DEFAULTS["digits"]["defense"]["batch_size"])  # of an epoch on the holdout
+HOLDOUT = CLASSES * data.defaults("digits")["holdout"]["per_class"]
+STEPS = -(-HOLDOUT // data.defaults("digits")["defense"]["batch_size"])  # of an epoch on the holdout
 
 
 class Ran(NamedTuple):
@@ -100,12 +103,11 @@ def copied(first, tmp_path):
 def test_a_victim_that_rows_share_is_tested_once(copied, monkeypatch):
     for file in copied.glob("*/record.json"):
         file.unlink()
-    tested, score = [], run._score
-    monkeypatch.setattr(run, "_score", lambda *given: tested.append(1) or score(*given))
-    execution = Execution(copied)
-    run.run_with_controls(resolve(), execution)
+    tested, score = [], victim.score
+    for module in (run, victim):
+        monkeypatch.setattr(module, "score", lambda *given: tested.append(1) or score(*given))
+    run.run_with_controls(resolve(), Execution(copied))
     assert len(tested) == 1 + 3  # the victim, and what each row ends with
-    assert [name for name, _ in execution.victims] == [resolve().victim_id]
 
 
 def test_a_run_makes_a_folder_for_itself_and_each_control_and_one_for_the_victim(first):
@@ -202,9 +204,10 @@ def test_a_traced_run_has_the_same_results_and_a_table_of_operations(first, tmp_
 
 def test_all_of_a_run_is_computed_in_its_precision_and_with_its_kernels(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(run, "_carry_out", lambda *_: seen.append(jax.config.jax_default_matmul_precision))
-    monkeypatch.setattr(run.compilation.flags, "DETERMINISTIC", {"cpu": {"xla_gpu_deterministic_ops": True}})
-    monkeypatch.setattr(run.plans, "prepare", lambda *_: seen.append(run.compilation.options_in_force()))
+    prepare = plans.prepare
+    monkeypatch.setattr(run, "carry_out", lambda *_: [seen.append(jax.config.jax_default_matmul_precision)])
+    monkeypatch.setattr(compilation.flags, "DETERMINISTIC", {"cpu": {"xla_gpu_deterministic_ops": True}})
+    monkeypatch.setattr(plans, "prepare", lambda *of: seen.append(compilation.options_in_force()) or prepare(*of))
     config = configs.resolve({"defense": "none", "matmul_precision": "float32"})
     run.run_with_controls(config, Execution(tmp_path, deterministic=True))
     options, precision = seen
@@ -231,16 +234,16 @@ def test_an_epoch_is_compiled_once_for_the_victim_and_once_for_each_defense(firs
 
 def test_the_samples_are_images_that_the_attack_aims_at(first):
     with np.load(first.folder / resolve().run_id / "samples.npz") as file:
-        samples = dict(file)
-    assert samples["clean"].shape == samples["triggered"].shape == (run.SAMPLES, 8, 8, 1)
-    assert 0 not in samples["label"]  # the target
-    assert set(samples["label"]) == set(range(1, CLASSES))
-    assert (samples["triggered"][:, 5:, 5:] == 255).all()
-    kept = samples["triggered"].copy()
-    kept[:, 5:, 5:] = samples["clean"][:, 5:, 5:]
-    np.testing.assert_array_equal(kept, samples["clean"])
+        there = dict(file)
+    assert there["clean"].shape == there["triggered"].shape == (samples.SAMPLES, 8, 8, 1)
+    assert 0 not in there["label"]  # the target
+    assert set(there["label"]) == set(range(1, CLASSES))
+    assert (there["triggered"][:, 5:, 5:] == 255).all()
+    kept = there["triggered"].copy()
+    kept[:, 5:, 5:] = there["clean"][:, 5:, 5:]
+    np.testing.assert_array_equal(kept, there["clean"])
     for guesses in ("clean_before", "clean_after", "triggered_before", "triggered_after"):
-        assert samples[guesses].shape == (run.SAMPLES,)
+        assert there[guesses].shape == (samples.SAMPLES,)
 
 
 def test_a_report_reads_what_runs_write(first, capsys):
@@ -271,11 +274,11 @@ def test_a_runs_own_config_repeats_its_numbers(first, tmp_path):
 
 def test_another_defense_shares_the_victim(copied):
     config = resolve("--defense.rho", "4")
-    victim = copied / "victims" / config.victim_id / "checkpoints"
-    before = snapshot(victim / str(EPOCHS))
+    trained = copied / "victims" / config.victim_id / "checkpoints"
+    before = snapshot(trained / str(EPOCHS))
     assert bdjax(copied, *SIZES, "--defense.rho", "4").code == 0
-    assert snapshot(victim / str(EPOCHS)) == before
-    assert [path.parent for path in copied.glob("victims/*/data.json")] == [victim.parent]
+    assert snapshot(trained / str(EPOCHS)) == before
+    assert [path.parent for path in copied.glob("victims/*/data.json")] == [trained.parent]
     assert (copied / config.run_id / "record.json").exists()
 
 
@@ -329,9 +332,9 @@ def test_a_damaged_record_is_named_and_not_overwritten(copied):
 
 def test_a_victim_of_other_data_is_refused(copied):
     plan = plans.prepare(resolve())
-    other = plan._replace(fingerprint={**plan.fingerprint, "train": "0" * 64})
+    other = dataclasses.replace(plan.inputs, fingerprint={**plan.inputs.fingerprint, "train": "0" * 64})
     with pytest.raises(InputError, match=r"^the data have changed since .*delete that folder"):
-        run.plant(other, Execution(copied))
+        AtHand(Execution(copied)).victim(dataclasses.replace(plan, inputs=other))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -440,7 +443,7 @@ def test_all_to_all_moves_every_label_by_one_and_counts_every_test_image():
 def test_samples_are_the_first_of_each_class_and_then_others():
     label = np.array([0, 1, 1, 2, 1, 0, 2])
     valid = np.array([True, True, True, False, True, True, True])
-    assert run.sample_rows(label, valid, 5).tolist() == [0, 1, 6, 2, 4]
+    assert samples.sample_rows(label, valid, 5).tolist() == [0, 1, 6, 2, 4]
 
 
 def test_controls_are_not_repeated():

@@ -9,7 +9,7 @@ from bdjax import cli, data, poison
 from bdjax.checks import InputError
 from bdjax.report import contact_sheet
 from bdjax.runs import config as configs
-from bdjax.runs import plans, run, schema, show
+from bdjax.runs import plans, samples, schema, show
 from bdjax.runs.run import Execution
 from bdjax.runs.show import Shown
 from bdjax.stealth import Stealth
@@ -27,7 +27,7 @@ def test_the_images_are_those_of_the_test_split_with_the_runs_own_trigger(tmp_pa
     got = show.show(config, Execution(tmp_path))
     plan = plans.prepare(config)
     test = data.load("digits").test
-    rows = run.sample_rows(test.label, test.valid, 8)
+    rows = samples.sample_rows(test.label, test.valid, 8)
     np.testing.assert_array_equal(got.clean, test.input[rows])
     stamp = poison.Stamp(plan.attack.test_trigger, plan.trigger_state)
     np.testing.assert_array_equal(got.triggered, stamp(plans.key_for(config, "test"), jnp.asarray(got.clean)))

@@ -239,9 +239,9 @@ def test_the_network_that_a_run_ends_with_is_the_one_that_was_measured(tmp_path:
     record = run.run(resolved, run.Execution(tmp_path))
     plan, _, defended = saved.restore(report.load([tmp_path])[0])
     assert (record["data"]["holdout_count"], record["selection"]["aside_count"]) == (30, 10)
-    assert plan.aside is not None
+    assert plan.validation is not None
     chosen = next(trial for trial in record["selection"]["trials"] if trial["value"] == record["selection"]["chosen"])
-    assert accuracy(plan.model, defended, plan.aside) == pytest.approx(chosen["accuracy"])
+    assert accuracy(plan.model, defended, plan.validation) == pytest.approx(chosen["accuracy"])
 
 
 def test_a_run_records_what_was_tried_and_a_second_one_tries_nothing(tmp_path: Path, capsys, monkeypatch):

@@ -17,7 +17,8 @@ import pytest
 
 from bdjax import cli, data
 from bdjax.checks import InputError
-from bdjax.runs import inputs, plans, run, schema, sweep
+from bdjax.runs import inputs, plans, run, schema, sweep, together, victim
+from bdjax.runs.folder import RunFolder, RunsFolder
 from bdjax.train import loop
 
 SIZES = ("--model.width", "2", "--training.epochs", "3", "--defense.epochs", "3")
@@ -99,7 +100,7 @@ def test_what_is_finished_is_not_looked_at_again(swept, monkeypatch):
 def test_a_wider_grid_adds_to_what_is_there(swept, monkeypatch):
     out, _ = swept
     stamps = {file: file.stat().st_mtime_ns for file in out.glob("*/record.json")}
-    monkeypatch.setattr(run, "plant", planted := Counted(run.plant))
+    monkeypatch.setattr(victim, "plant", planted := Counted(victim.plant))
     assert bdjax(out, "--over", "defense.rho=1,2,4", "--seeds", "2", "--form", "vmap")[0] == 0
     assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
     assert len(everything(out)) == len(stamps) + 2
@@ -129,10 +130,11 @@ def test_points_of_other_structure_make_another_program(tmp_path):
 def test_the_precision_of_products_makes_groups_and_each_is_computed_in_its_own(tmp_path, monkeypatch):
     found = []
 
-    def plant(self, folder, members):
-        found.append((jax.config.jax_default_matmul_precision, {config.matmul_precision for config in members}))
-        for config in members:
-            self._note(self._victim_folder(config), "made up")
+    def plant(self, folder, planned):
+        asked = {plan.config.matmul_precision for plan in planned}
+        found.append((jax.config.jax_default_matmul_precision, asked))
+        for plan in planned:
+            RunsFolder(tmp_path).victim(plan.config.victim_id).write_diverged("made up")
 
     monkeypatch.setattr(sweep._Sweep, "_plant", plant)
     over = ("--over", "matmul_precision=none,float32,tensorfloat32", "--seeds", "2")
@@ -194,9 +196,9 @@ def test_parts_of_a_large_group_are_of_one_size(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(sweep._Sweep, "_defend", lambda self, folder, members: sizes.append(len(members)))
     monkeypatch.setattr(sweep._Sweep, "plant", lambda self, victims: None)
-    monkeypatch.setattr(sweep, "_settled", lambda out, config: bool(sizes) and sum(sizes) >= 10)
+    monkeypatch.setattr(RunFolder, "has_ended", lambda folder: sum(sizes) >= 10)
     wanted = sweep.points({"defense": "none"}, {"seed": list(map(str, range(10)))})
-    sweep.run(wanted, run.Execution(tmp_path), sweep.Spread(at_once=4))
+    sweep.run(wanted, run.Execution(tmp_path), sweep.Sharing(at_once=4))
     assert sizes == [4, 4, 2]
 
 
@@ -204,15 +206,16 @@ def test_runs_of_a_victim_are_together(tmp_path, monkeypatch):
     """So that a group needs few victims, and few are read again for the next."""
     seeds, done = [], set()
 
-    def defend(self, folder, members):
+    def defend(self, folder, planned):
+        members = [plan.config for plan in planned]
         done.update(config.run_id for config in members)
         seeds.extend([config.seed for config in members] for _ in range(members[0].defense.name == "ft_sam"))
 
     monkeypatch.setattr(sweep._Sweep, "_defend", defend)
     monkeypatch.setattr(sweep._Sweep, "plant", lambda self, victims: None)
-    monkeypatch.setattr(sweep, "_settled", lambda out, config: config.run_id in done)
+    monkeypatch.setattr(RunFolder, "has_ended", lambda folder: folder.name in done)
     wanted = sweep.points({}, {"defense.rho": ["1", "2"], "seed": ["0", "1"]})
-    sweep.run(wanted, run.Execution(tmp_path), sweep.Spread(at_once=2))
+    sweep.run(wanted, run.Execution(tmp_path), sweep.Sharing(at_once=2))
     assert seeds == [[0, 0], [1, 1]]
 
 
@@ -225,7 +228,7 @@ def test_devices_of_points_need_not_divide_their_batches(tmp_path):
 def test_a_sweep_stops_between_groups_of_one_epoch(tmp_path):
     wanted = sweep.points(schema.overrides((*SIZES, "--training.epochs", "1", "--defense.epochs", "1")), {})
     with pytest.raises(loop.Stopped, match="between two groups"):
-        sweep.run(wanted, run.Execution(tmp_path, should_stop=lambda: True), sweep.Spread())
+        sweep.run(wanted, run.Execution(tmp_path, should_stop=lambda: True), sweep.Sharing())
     assert not everything(tmp_path)
 
 
@@ -243,13 +246,13 @@ def test_what_a_group_learned_from_other_data_is_not_continued(swept, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(data, "load", other)
         with pytest.raises(loop.Stopped, match="after epoch 1 of 3"):
-            sweep.run(wanted, stopped, sweep.Spread())
+            sweep.run(wanted, stopped, sweep.Sharing())
     inputs._load.cache_clear()
     assert list(tmp_path.glob("groups/*/checkpoints/1"))
     with pytest.raises(InputError, match="the data have changed since"):
-        sweep.run(wanted, run.Execution(tmp_path), sweep.Spread())
+        sweep.run(wanted, run.Execution(tmp_path), sweep.Sharing())
     shutil.rmtree(tmp_path / "victims")
-    sweep.run(wanted, run.Execution(tmp_path), sweep.Spread())
+    sweep.run(wanted, run.Execution(tmp_path), sweep.Sharing())
     expected = everything(swept[0])
     assert everything(tmp_path) == {name: expected[name] for name in names_of_the_sweep()}
 
@@ -263,14 +266,14 @@ def test_a_run_that_began_on_other_data_is_not_continued(swept, tmp_path):
     with pytest.raises(InputError, match=f"the data have changed since .*{config.run_id} was begun"):
         run.run(config, run.Execution(tmp_path))
     with pytest.raises(InputError, match=r"the data have changed since .*-none-.* was begun"):
-        sweep.run([config], run.Execution(tmp_path), sweep.Spread())
+        sweep.run([config], run.Execution(tmp_path), sweep.Sharing())
 
 
 def test_a_finished_run_is_never_marked_as_diverged(swept):
     out, _ = swept
     before = everything(out)
     for config in sweep.points(schema.overrides(SIZES), {"defense.rho": ["1"], "seed": ["0"]}):
-        sweep._Sweep(run.Execution(out), sweep.Spread(), {})._mark(config, "it was not")
+        together.mark(config, run.Execution(out), "it was not")
     assert everything(out) == before
 
 

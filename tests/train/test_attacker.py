@@ -14,15 +14,15 @@ from bdjax import poison, pytree
 from bdjax.attacks import AllToAll, AllToOne
 from bdjax.train import attacker, loop
 from bdjax.train.supervised import supervised
-from bdjax.types import Attack, CoveringTrigger, FittedTrigger, Info, LearnedTrigger, Split
+from bdjax.types import Attack, Info, Split, Trigger
 
 KEY = jax.random.key(5)
 NOTHING = Info(jnp.float32(0), jnp.float32(0), jnp.int32(1))
 
 
 @pytree.dataclass
-class Level:
-    """Fills an image with its state, the mean of what it has seen; a cover sample is filled with half of that."""
+class Level(Trigger):
+    """Fills an image with its state, the mean of what it has seen."""
 
     epochs: int = pytree.static(default=2)
     batch_size: int | None = pytree.static(default=None)
@@ -33,12 +33,20 @@ class Level:
     def apply(self, key, state, image):
         return jnp.full_like(image, state)
 
+
+class Covering(Level):
+    """Fills a cover sample with half of that."""
+
+    hooks = ("cover",)
+
     def cover(self, key, state, batch):
         return jnp.full_like(batch.input, state / 2)
 
 
 class Fitted(Level):
     """Learns the mean of all images, or of the last batch, before anything is poisoned."""
+
+    hooks = ("fit",)
 
     def fit(self, key, model, variables, state, batch):
         scale = 255 if batch.input.dtype == jnp.uint8 else 1
@@ -48,24 +56,28 @@ class Fitted(Level):
 class Learned(Level):
     """Counts the victim's steps."""
 
-    def update(self, key, model, variables, state, batch):
+    hooks = ("learn",)
+
+    def learn(self, key, model, variables, state, batch):
         return state + 1, NOTHING
 
 
 class Paced(Fitted):
     """Knows how many steps an epoch has."""
 
+    hooks = ("fit", "learn", "pace")
+
     def fit(self, key, model, variables, state, batch):
         return state, NOTHING
 
-    def update(self, key, model, variables, state, batch):
+    def learn(self, key, model, variables, state, batch):
         return state, NOTHING
 
     def pace(self, state, steps_per_epoch):
         return jnp.float32(steps_per_epoch)
 
 
-for kind in (Fitted, Learned, Paced):
+for kind in (Covering, Fitted, Learned, Paced):
     pytree.dataclass(kind)
 
 
@@ -73,18 +85,15 @@ def attack(trigger=None, rate=0.25, **fields) -> Attack:
     return Attack(trigger or Level(), **({"label_map": AllToOne(3), "poison_rate": rate} | fields))
 
 
+def with_covers(**fields) -> Attack:
+    return attack(Covering(), controls_training=True, **fields)
+
+
 def batch(rows: int = 40) -> Split:
     return Split(jnp.full((rows, 2, 2, 1), 0.5), jnp.arange(rows) % 4, None)  # type: ignore[arg-type]
 
 
 poison_batch = quick_jit(poison.poison_batch)
-
-
-def test_the_protocols_tell_the_triggers_apart():
-    assert not isinstance(Level(), FittedTrigger | LearnedTrigger)
-    assert isinstance(Level(), CoveringTrigger)
-    assert isinstance(Fitted(), FittedTrigger)
-    assert isinstance(Learned(), LearnedTrigger)
 
 
 # --- Batches ---------------------------------------------------------------------------------------------------------
@@ -95,7 +104,7 @@ SHARES = [(0.25, 0.5, 10, 20), (0.0, 0.1, 0, 4), (0.75, 1.0, 30, 10)]
 
 @pytest.mark.parametrize(("rate", "cover", "poisoned", "covered"), SHARES)
 def test_a_batch_has_its_shares_of_poisoned_and_covered_rows(rate, cover, poisoned, covered):
-    got = poison_batch(KEY, attack(rate=rate, cover_rate=cover), jnp.float32(0.8), batch())
+    got = poison_batch(KEY, with_covers(rate=rate, cover_rate=cover), jnp.float32(0.8), batch())
     level = got.input[:, 0, 0, 0]
     assert (level == np.float32(0.8)).sum() == poisoned
     assert (level == np.float32(0.4)).sum() == covered
@@ -115,7 +124,7 @@ def test_a_share_that_is_no_whole_number_is_right_on_average():
 
 def test_padding_is_neither_poisoned_nor_a_cover():
     padded = batch()._replace(valid=jnp.arange(40) < 8)
-    got = poison_batch(KEY, attack(rate=0.5, cover_rate=0.5), jnp.float32(0.8), padded)
+    got = poison_batch(KEY, with_covers(rate=0.5, cover_rate=0.5), jnp.float32(0.8), padded)
     np.testing.assert_array_equal(got.input[8:], padded.input[8:])
     assert (got.input[:8, 0, 0, 0] == np.float32(0.8)).sum() == 4
 
@@ -142,9 +151,9 @@ def test_a_rate_of_the_candidates_is_a_share_of_those():
 
 
 def test_a_changed_rate_compiles_nothing():
-    poison_batch(KEY, attack(rate=0.1, cover_rate=0.1), jnp.float32(1), batch())
+    poison_batch(KEY, with_covers(rate=0.1, cover_rate=0.1), jnp.float32(1), batch())
     before = poison_batch._cache_size()
-    poison_batch(KEY, attack(rate=0.2, cover_rate=0.3), jnp.float32(1), batch())
+    poison_batch(KEY, with_covers(rate=0.2, cover_rate=0.3), jnp.float32(1), batch())
     assert poison_batch._cache_size() == before
 
 

@@ -15,7 +15,7 @@ from bdjax.checks import InputError
 from bdjax.data import splits
 from bdjax.devices import placement, sharding
 from bdjax.models._layers import LinenModel
-from bdjax.train import feeding, group, loop, streamed
+from bdjax.train import feeding, group, grouped, loop, programs, resident, streamed
 from bdjax.train.feeding import STEPWISE, Feeding
 from bdjax.train.supervised import supervised
 from bdjax.types import PreparedLearner, Split
@@ -127,22 +127,20 @@ def test_what_says_nothing_is_refused(prepare, unroll, words):
 
 
 def of_loop(learner, model, variables, split, state):
-    span = loop.span(range(1))
-    return loop.train_epochs.lower(KEY, learner, model, state, split, span, feeding=Feeding(prepared=True))
+    span = programs.span(range(1))
+    return programs.train_epochs.lower(KEY, learner, model, state, split, span, feeding=Feeding(prepared=True))
 
 
 def of_group(learner, model, variables, split, state):
     points = [group.Point(KEY, learner, variables, split)] * 2
     several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), state)
-    return group._epochs.lower(loop.span(range(1)), group.stack(points), several, "loop", model, None, STEPWISE)
+    return grouped.epochs.lower(programs.span(range(1)), group.stack(points), several, "loop", model, None, STEPWISE)
 
 
 def of_stream(learner, model, variables, split, state):
-    images, labels = split.input[:32].reshape(2, 16, *split.input.shape[1:]), split.label[:32].reshape(2, 16)
-    first, count = np.int32(0), np.int32(2)
-    return streamed._take_steps.lower(
-        KEY, first, count, learner, model, state, images, labels, None, size=16, mesh=None
-    )
+    several = jax.tree.map(lambda x: x[:32].reshape(2, 16, *x.shape[1:]), split._replace(valid=None))
+    span = programs.span(range(2))
+    return streamed._take_steps.lower(KEY, span, learner, model, state, several, size=16, mesh=None)
 
 
 PROGRAMS = [(name, of_loop) for name in LEARNERS]
@@ -162,7 +160,7 @@ def test_the_whole_state_is_donated_and_nothing_asks_the_host(name, lower, model
 
 def test_a_call_takes_nothing_from_the_host(model, variables, odd, monkeypatch):
     """But which epochs: the learner's numbers and the key are on the device before the first call."""
-    learner, call, calls = LEARNERS["sam"](), loop.train_epochs, []
+    learner, call, calls = LEARNERS["sam"](), programs.train_epochs, []
 
     def guarded(key, learner, model, state, split, span, **options):
         span = jax.device_put(span)
@@ -170,10 +168,10 @@ def test_a_call_takes_nothing_from_the_host(model, variables, odd, monkeypatch):
             calls.append(span)
             return call(key, learner, model, state, split, span, **options)
 
-    monkeypatch.setattr(loop, "train_epochs", guarded)
+    monkeypatch.setattr(programs, "train_epochs", guarded)
     loop.run(KEY, learner, model, variables, odd)
     assert len(calls) > 1
-    monkeypatch.setattr(loop, "_once", lambda tree, mesh: tree)
+    monkeypatch.setattr(resident, "_once", lambda tree, mesh: tree)
     calls[:] = calls[:1]
     with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
         loop.run(KEY, learner, model, variables, odd)

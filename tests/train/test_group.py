@@ -12,7 +12,7 @@ from bdjax.checks import InputError
 from bdjax.data import splits
 from bdjax.devices import compilation, footprint
 from bdjax.models._layers import LinenModel
-from bdjax.train import group, loop
+from bdjax.train import forms, group, grouped, loop, programs
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.group import Point
 
@@ -88,9 +88,9 @@ def test_a_group_over_devices_is_its_points_one_by_one(devices, batch_devices, f
 @pytest.mark.parametrize("form", ["loop", "vmap"])
 def test_devices_that_share_points_do_not_talk(form, make, model):
     mesh = group.point_mesh(8)
-    stacked = group._place(group.stack(make()), mesh)
-    state = group._init(stacked, "loop", model, mesh)
-    text = group._epochs.lower(loop.span(range(1)), stacked, state, form, model, mesh).compile().as_text()
+    stacked = grouped.place(group.stack(make()), mesh)
+    state = grouped.init(stacked, "loop", model, mesh)
+    text = grouped.epochs.lower(programs.span(range(1)), stacked, state, form, model, mesh).compile().as_text()
     assert not [word for word in COLLECTIVES if word in text]
     assert "num_partitions=8" in text
 
@@ -193,22 +193,22 @@ def test_a_long_job_takes_what_was_fastest(best, make, model, monkeypatch):
         assert few.split.label.shape == (3, 45)  # no more than three batches of 23
         return 1.0, 0.5 if form == best else 0.7
 
-    monkeypatch.setattr(group, "_time", time)
+    monkeypatch.setattr(forms, "_time", time)
     choice = group.choose(make(epochs=100), model)
     assert choice.form == best
     assert choice.seconds == {form: pytest.approx(0.25 if form == best else 0.35) for form in ("loop", "vmap")}
 
 
 def test_what_does_not_fit_is_not_taken(make, model, monkeypatch):
-    monkeypatch.setattr(group, "_SHORT", 0.0)
-    monkeypatch.setattr(group, "fits", lambda compiled, sharing: False)
+    monkeypatch.setattr(forms, "_SHORT", 0.0)
+    monkeypatch.setattr(forms, "fits", lambda compiled, sharing: False)
     assert group.choose(make(), model) == ("loop", {})
 
 
 def test_memory_is_compared_with_the_device(make, model, monkeypatch):
-    stacked = group._place(group.stack(make()), None)
-    state = group._init(stacked, "loop", model, None)
-    compiled = group._epochs.lower(loop.span(range(1)), stacked, state, "loop", model, None).compile()
+    stacked = grouped.place(group.stack(make()), None)
+    state = grouped.init(stacked, "loop", model, None)
+    compiled = grouped.epochs.lower(programs.span(range(1)), stacked, state, "loop", model, None).compile()
     assert group.fits(compiled, 1)
     monkeypatch.setattr(footprint.os, "sysconf", lambda name: 100)  # bytes a page, pages
     assert not group.fits(compiled, 1)

@@ -14,7 +14,7 @@ from bdjax.data.augment import as_float
 from bdjax.data.mixing import Mixed
 from bdjax.data.randaugment import augmix, randaugment
 from bdjax.tasks.single_label import SingleLabel
-from bdjax.types import HParam, Spec
+from bdjax.types import HParam, Spec, Trigger
 
 ROUNDINGS = ("nearest", "truncate")
 
@@ -38,6 +38,10 @@ class Images:
     def unit(self) -> str:
         """What messages call an input."""
         return "image"
+
+    def lift(self, trigger: Trigger) -> Trigger:
+        """Return a trigger of one image, which it is."""
+        return trigger
 
     def load(self, stored: Num[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:
         """Return stored images as they are worked on; float images pass unchanged."""
@@ -63,6 +67,10 @@ class Images:
         # k / 255 · 255 can fall just short of k in float32; a level that is whole up to rounding must stay whole.
         offset = 0.5 if rounding == "nearest" else 1e-3
         return jnp.floor(image * 255 + offset).astype(jnp.uint8)
+
+    def picture(self, stored: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]:
+        """Return the images."""
+        return stored
 
     def normalize(self, image: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """Return (x − mean) / std, what a network computes with, in the images' own type."""
@@ -107,11 +115,15 @@ class Images:
         """Return what `augmented` starts with: pixels that were moved and keep their type, none computed."""
         return image if augmentation == "none" else self.standard(key, image)
 
+    def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        """Return the key of all that an augmentation draws beside the standard one."""
+        return jax.random.fold_in(key, augment.OWN)
+
     def mixed(self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str, alpha: HParam = 1.0) -> Mixed:
         """Return what `augmented` makes of `moved` images, under the same key."""
         rows = image.shape[0]
         image = as_float(image)
-        own_key = jax.random.fold_in(key, augment.OWN)
+        own_key = self.own_key(key)
         keys = jax.random.split(own_key, rows)
         match augmentation:
             case "mixup":

@@ -35,8 +35,8 @@ def build(
     height, width, channels = arrays.train_image.shape[1:]
     spec = image_spec(name, (height, width, channels), len(class_names), mean, std, class_names, crop_padding, flip)
     return Dataset(
-        train=_split(arrays.train_image, arrays.train_label),
-        test=_split(arrays.test_image, arrays.test_label),
+        train=split(arrays.train_image, arrays.train_label),
+        test=split(arrays.test_image, arrays.test_label),
         spec=spec,
     )
 
@@ -59,6 +59,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     return tuple(means), tuple(stds)
 
 
-def _split(image: np.ndarray, label: np.ndarray) -> Split:
-    arrays: Any = (image, label, np.ones(len(label), bool))  # host arrays, where the type says device arrays
+def split(input: np.ndarray, label: np.ndarray) -> Split:
+    """Return a split whose rows all count."""
+    arrays: Any = (input, label, np.ones(len(label), bool))  # host arrays, where the type says device arrays
     return Split(*arrays)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bdjax.checks import InputError, one_of
 from bdjax.files import failures
+from bdjax.files.atomic import write_text
 from bdjax.report import values
 from bdjax.report.curves import figure, lines
 from bdjax.report.figures.pages import pages
@@ -21,7 +22,6 @@ from bdjax.report.records import Record
 from bdjax.report.rows import Row, by_task, metrics_of, summarize, victims
 from bdjax.report.samples import PREDICTIONS, Sample, read_samples
 from bdjax.report.tables import of_several_tasks
-from bdjax.runs.records import write_text
 from bdjax.tasks.metrics import UTILITY, names
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ _OUTCOMES = {
 
 def _cells(sample: Sample, width: float) -> tuple[list[int], float, float]:
     """Return the images that fit into a block of that width, and the width of a column and height of an image."""
-    names = [sample.class_name(label) for label in np.unique(sample.arrays["label"], axis=0)]
+    names = [sample.class_name(label) for label in np.unique(sample.arrays["label"])]
     least = min(max(0.5, 0.14 + max(print_width(f"✗ {name}") for name in names)), 1.2)
     room = width - HEADER
     chosen = choose(sample, min(int(room / least), 10))

@@ -15,13 +15,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bdjax.checks import InputError
-from bdjax.files import failures, places
+from bdjax.files import atomic, failures, places
 from bdjax.report.page import analyses, charts, opening, protocol, summary, triggers
 from bdjax.report.page.content import Content
 from bdjax.report.page.markup import add, tag, to_html
 from bdjax.report.records import Record
 from bdjax.report.rows import by_task, summarize
-from bdjax.runs import records as files
 
 
 def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, bytes] | None = None) -> Path:
@@ -46,7 +45,7 @@ def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, byt
     texts = {page: _html(content, figures or {}) for page, content in _contents_of(records, file).items()}
     with failures.blaming_the_path(f"the page cannot be written to {file}"):
         for page, text in texts.items():
-            files.write_text(page, text)
+            atomic.write_text(page, text)
     return file
 
 
@@ -61,7 +60,7 @@ def _contents_of(records: Iterable[Record], file: Path) -> dict[Path, Content]:
         raise InputError("there are no records to write a page of.")
     names = {page: ", ".join(metric.head for metric in content.metrics) for page, content in found.items()}
     for page, content in found.items():
-        others = {words: urllib.parse.quote(other.name) for other, words in names.items() if other != page}
+        others = {urllib.parse.quote(other.name): words for other, words in names.items() if other != page}
         found[page] = dataclasses.replace(content, others=others)
     return found
 

@@ -24,7 +24,7 @@ PERCENT = "\N{NO-BREAK SPACE}%"
 class Content:
     """Rows of one kind of task, as `bdjax.report.summarize` orders them, and the folder of the page, for its links.
 
-    ``others`` are the pages of other kinds of task, by what is measured there, as addresses from this one.
+    ``others`` says what is measured on the pages of other kinds of task, by their addresses from this one.
     """
 
     rows: tuple[Row, ...]

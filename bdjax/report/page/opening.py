@@ -53,7 +53,7 @@ def _other_pages(content: Content) -> Element | None:
     """Say that other runs were measured differently, and lead to their pages; None where there are none."""
     if not content.others:
         return None
-    links = [tag("a", words, href=address) for words, address in content.others.items()]
+    links = [tag("a", words, href=address) for address, words in content.others.items()]
     words = "Runs of tasks with different metrics have pages of their own: "
     return tag("p", words, [part for link in links for part in (link, " ")], class_="note")
 

@@ -12,8 +12,9 @@ from xml.etree.ElementTree import Element
 from bdjax.report.labels import flatten, plain
 from bdjax.report.page.content import PERCENT, Content, listed, mapping, percent
 from bdjax.report.page.markup import add, tag
-from bdjax.report.records import CONFIG, Record
+from bdjax.report.records import Record
 from bdjax.report.standing import target_classes
+from bdjax.runs.folder import CONFIG
 from bdjax.runs.soundness import LOW_ATTACK_SUCCESS
 from bdjax.tasks.metrics import Metric
 

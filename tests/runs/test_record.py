@@ -4,10 +4,10 @@ import json
 from typing import NamedTuple
 
 import numpy as np
-from made_up import SCENES, content
+from made_up import content
 
-from bdjax.runs import outcome, record_format
-from bdjax.tasks.metrics import SINGLE_LABEL
+from bdjax.runs import record, record_format
+from bdjax.tasks.metrics import MULTI_LABEL, SINGLE_LABEL
 from bdjax.types import Metrics
 
 
@@ -29,10 +29,10 @@ def counted(clean, hits, restored):
 
 
 def test_a_section_is_what_the_report_reads():
-    section = outcome.section(SINGLE_LABEL, counted(99, 80, 0), counted(90, 4, 60))
-    record = {**content(), "metrics": json.loads(json.dumps(section))}
-    record_format.check(record, "x")
-    assert record_format.metrics_of(record) == SINGLE_LABEL
+    section = record.metrics_between(SINGLE_LABEL, counted(99, 80, 0), counted(90, 4, 60))
+    written = {**content(), "metrics": json.loads(json.dumps(section))}
+    record_format.check(written, "x")
+    assert record_format.metrics_of(written) == SINGLE_LABEL
     assert list(section) == ["description", "before", "after", "defense_effectiveness_rating"]
     assert section["after"] == content()["metrics"]["after"]
 
@@ -41,7 +41,7 @@ def test_a_value_that_is_no_ratio_stays_a_number():
     before, after = (
         Counted(np.float32(share), *map(np.int32, (100, hits, 80))) for share, hits in ((0.75, 80), (0.5, 8))
     )
-    section = outcome.section(SCENES, before, after, {"mean_average_precision": 0.25})
+    section = record.metrics_between(MULTI_LABEL, before, after, {"mean_average_precision": 0.25})
     assert section["before"]["mean_average_precision"] == 0.75
     assert section["after"] == {
         "mean_average_precision": 0.5,

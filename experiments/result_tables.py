@@ -1,4 +1,4 @@
-r"""Write the README's tables anew from records and benchmark results.
+r"""Write the tables of ``experiments/results/`` and the README's anew from records and benchmark results.
 
     bdjax demo --out demo
     python experiments/bench_steps.py --out experiments/results/steps.json
@@ -9,7 +9,7 @@ r"""Write the README's tables anew from records and benchmark results.
     bdjax smoothness defenses --variant mixed --images 100 --draws 10
     (the command on top of configs/digits_attacks.yaml)
     (the command on top of configs/cifar10_attacks.yaml)
-    python experiments/readme_tables.py --demo demo --cifar defenses --smoothness \
+    python experiments/result_tables.py --demo demo --cifar defenses --smoothness \
       --attacks attacks --cifar-attacks cifar10_attacks
 
 Each table stands between ``<!-- name -->`` and ``<!-- end -->``; nothing else is touched.
@@ -27,44 +27,61 @@ from typing import Any
 
 from bdjax import report
 from bdjax.bench import table
+from bdjax.files import atomic
 from bdjax.report import cells, published, tables
 from bdjax.report.grid import SIGN
-from bdjax.runs import records
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
+PAGES = {  # of each table
+    "demo table": ROOT / "README.md",
+    "cifar table": RESULTS / "cifar10_defenses.md",
+    "attack table": RESULTS / "digits_attacks.md",
+    "attack defenses": RESULTS / "digits_attacks.md",
+    "cifar attack table": RESULTS / "cifar10_attacks.md",
+    "cifar attack defenses": RESULTS / "cifar10_attacks.md",
+    "speed table": RESULTS / "speed.md",
+    "defense speed": RESULTS / "speed.md",
+    "bench table": RESULTS / "speed.md",
+}
 
 
 def main() -> None:
+    options = read_options()
+    for name, text in benchmark_tables(only_bench=options.bench).items():
+        write(name, text)
+    if options.demo:
+        write("demo table", tables.table(report.summarize(report.load([options.demo])), "markdown"))
+        shutil.copyfile(options.demo / "figures" / "overview.png", RESULTS / "demo.png")
+    if options.cifar:
+        write("cifar table", holdout_tables(report.load([options.cifar]), options.smoothness))
+    for prefix, runs in (("", options.attacks), ("cifar ", options.cifar_attacks)):
+        if runs:
+            rows = report.summarize(report.load([runs]), stealth=True)
+            write(f"{prefix}attack table", attack_table(rows))
+            write(f"{prefix}attack defenses", attack_defenses(rows))
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
-    parser.add_argument("--cifar", type=Path, help="finished runs of every defense, or what bdjax export makes of them")
-    parser.add_argument("--attacks", type=Path, help="folder of finished runs of every attack, likewise")
-    parser.add_argument(
-        "--cifar-attacks", type=Path, help="the same on CIFAR-10, or the file that bdjax export makes of it"
-    )
-    parser.add_argument("--smoothness", action="store_true", help="with the columns of `bdjax smoothness`")
-    parser.add_argument("--bench", action="store_true", help="of the benchmarks, only that of `bdjax bench`")
-    options = parser.parse_args()
+    add = parser.add_argument
+    add("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
+    add("--cifar", type=Path, help="finished runs of every defense, or their `bdjax export`")
+    add("--attacks", type=Path, help="folder of finished runs of every attack, likewise")
+    add("--cifar-attacks", type=Path, help="the same on CIFAR-10, or their `bdjax export`")
+    add("--smoothness", action="store_true", help="with the columns of `bdjax smoothness`")
+    add("--bench", action="store_true", help="of the benchmarks, only that of `bdjax bench`")
+    return parser.parse_args()
+
+
+def benchmark_tables(only_bench: bool = False) -> dict[str, str]:
+    """Return the tables of the benchmarks, by name."""
     texts = {"bench table": table.table(load("bench.json"))}
-    if not options.bench:
+    if not only_bench:
         texts["speed table"] = speed_table(load("steps.json"), load("startup.json"))
         texts["defense speed"] = defense_speed(load("defenses.json"))
-    if options.demo:
-        texts["demo table"] = tables.table(report.summarize(report.load([options.demo])), "markdown")
-    if options.cifar:
-        texts["cifar table"] = holdout_tables(report.load([options.cifar]), options.smoothness)
-    for prefix, folder in (("", options.attacks), ("cifar ", options.cifar_attacks)):
-        if folder:
-            rows = report.summarize(report.load([folder]), stealth=True)
-            texts[f"{prefix}attack table"] = attack_table(rows)
-            texts[f"{prefix}attack defenses"] = attack_defenses(rows)
-    if options.demo:
-        shutil.copyfile(options.demo / "figures" / "overview.png", RESULTS / "demo.png")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, text in texts.items():
-        readme = replaced(readme, name, text)
-    records.write_text(ROOT / "README.md", readme)
+    return texts
 
 
 def holdout_tables(records: list[report.Record], smoothness: bool) -> str:
@@ -128,13 +145,22 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
-def replaced(readme: str, name: str, text: str) -> str:
-    """Put a text between the marks of that name."""
+def write(name: str, text: str) -> None:
+    """Write a table anew on its page."""
+    page = PAGES[name]
+    atomic.write_text(page, replaced(page.read_text(encoding="utf-8"), name, text))
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """Put a text between the marks of that name on a page."""
     changed, count = re.subn(
-        rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda marks: f"{marks[1]}\n{text}\n\n{marks[2]}", readme, flags=re.S
+        rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+        lambda marks: f"{marks[1]}\n{text}\n\n{marks[2]}",
+        page,
+        flags=re.DOTALL,
     )
     if count != 1:
-        raise SystemExit(f"README.md must have one pair of marks for {name!r}, found {count}")
+        raise SystemExit(f"{PAGES[name].name} must have one pair of marks for {name!r}, found {count}")
     return changed
 
 
