@@ -109,6 +109,10 @@ class Task(Protocol):
         """Return the group of each row of which a balanced set has equally many."""
         ...
 
+    def chance(self, label: np.ndarray) -> dict[str, float]:
+        """Return what a guess gives of the metrics on inputs with these labels, where a record's classes do not say."""
+        ...
+
     def count(self, clean_answer: Array, triggered_answer: Array, clean: Split, triggered: PoisonedSplit) -> Any:
         """Return a NamedTuple of what the metrics are made from, with a property or field for each of them."""
         ...
