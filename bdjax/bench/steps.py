@@ -58,7 +58,7 @@ def _row(session: Session, width: int, batch_size: int) -> dict[str, Any]:
     row: dict[str, Any] = {"width": width, "batch_size": batch_size, "seconds_per_step": seconds}
     if FAST_SFT in epochs:
         trace = max(calls[WITH_TRACE] - calls[WITHOUT_TRACE], 0.0)  # of the one step in the call where it is due
-        every = defenses.create(FAST_SFT).transformation.every  # type: ignore[union-attr]
+        every = defenses.create(FAST_SFT).learner.transformation.every
         seconds[FAST_SFT] = seconds[WITHOUT_TRACE] + trace / every
         row["trace_seconds"] = trace
     row["images_per_second"] = {name: batch_size / second for name, second in seconds.items()}
@@ -94,7 +94,7 @@ def _shares(
 
 def _learners(batch_size: int) -> dict[str, Any]:
     def defense(name: str, **options: Any) -> Any:
-        return defenses.create(name, batch_size=batch_size, **options)
+        return defenses.create(name, batch_size=batch_size, **options).learner
 
     return {
         PLAIN: supervised(batch_size=batch_size),
