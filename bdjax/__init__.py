@@ -1,5 +1,6 @@
 """Plant backdoors in image classifiers, remove them, and measure both, at accelerator speed."""
 
+# pyright: reportUnsupportedDunderAll=false
 from __future__ import annotations
 
 import importlib

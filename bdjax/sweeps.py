@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
+from bdjax import defenses
 from bdjax.checks import RUNS, InputError
-from bdjax.defenses import check, stage_key
-from bdjax.defenses.chain import Chain, stages
+from bdjax.defenses import Defense, DefenseStage, Given
 from bdjax.train import batches, group, loop
-from bdjax.types import Defense, Model, Split, Variables
+from bdjax.types import Model, Split, TriggerSource, Variables
 
 T = TypeVar("T")
 
@@ -71,17 +70,8 @@ def grid(create: Callable[..., T], **axes: Sequence[float]) -> Sweep[T]:
     for setting, point in zip(settings, points, strict=True):
         if jax.tree.structure(point) != jax.tree.structure(points[0]):
             changed = [name for name in axes if setting[name] != settings[0][name]]
-            why = "it changes the program, not a number in it"
-            raise InputError(f"{' or '.join(changed)} cannot be an axis: {why}.")
-    for path, leaf in jax.tree.leaves_with_path(points[0]):
-        if isinstance(leaf, str):  # the trigger that only a run fills in
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise InputError(f"{name} must be given to be part of a grid; got {leaf!r}.")
-
-    def stacked(*leaves: ArrayLike) -> Array:
-        return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
-
-    return Sweep(jax.tree.map(stacked, *points), tuple(settings))
+            raise InputError(f"{' or '.join(changed)} cannot be an axis: it changes the program, not a number in it.")
+    return Sweep(jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *points), tuple(settings))
 
 
 def check_axes(axes: Mapping[str, Sequence[object]]) -> None:
@@ -108,11 +98,13 @@ def check_axes(axes: Mapping[str, Sequence[object]]) -> None:
 
 def purify(
     keys: Key[Array, " s"],
-    sweep: Sweep[Defense] | Sweep[Chain],
+    sweep: Sweep[Defense],
     model: Model,
     variables: Variables,
     holdout: Split,
     *,
+    trigger: TriggerSource | None = None,
+    training: Split | None = None,
     form: str = group.AUTO,
     mesh: Mesh | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -125,6 +117,7 @@ def purify(
       model: the suspect network.
       variables: its parameters and statistics.
       holdout: the defender's clean images.
+      trigger, training: as for `bdjax.defenses.run`.
       form: of `bdjax.train.group.run`, or ``auto``: what is fastest in a few steps.
       mesh: of `bdjax.train.group.point_mesh`, over several devices.
       should_stop: asked after each epoch; nothing is kept of what was not finished.
@@ -136,29 +129,38 @@ def purify(
       InputError: as `bdjax.defenses.purify`, or an unknown form.
       bdjax.train.loop.Stopped: as asked.
     """
-    check(sweep[0], holdout)
+    points = [defenses.of(sweep[number]) for number in range(len(sweep))]
+    given = Given(holdout, trigger, training)
+    defenses.check(points[0], given)
     keys = jnp.atleast_1d(keys)
-    holdout = loop.valid_rows(holdout)
     places = list(itertools.product(range(len(sweep)), range(keys.shape[0])))
     results: list[loop.Result | loop.Diverged] = [loop.Result(variables, []) for _ in places]
-    for number in range(len(stages(sweep[0]))):
+    for number in range(len(points[0].stages)):
         alive: dict[int, loop.Result] = {}
-        for place, result in enumerate(results):
-            if isinstance(result, loop.Result):
-                alive[place] = result
+        stage_points = []
+        for place, ((setting, seed), before) in enumerate(zip(places, results, strict=True)):
+            if isinstance(before, loop.Diverged):
+                continue
+            alive[place] = before
+            key, stage = defenses.stage_key(keys[seed], number), points[setting].stages[number]
+            stage_points.append(_point(key, stage, model, before.variables, given))
         if not alive:
             break
-        points = []
-        for place, before in alive.items():
-            setting, seed = places[place]
-            learner = stages(sweep[setting])[number]
-            batches.check(learner, holdout, "holdout")
-            batches.tell(learner, holdout)
-            points.append(group.Point(stage_key(keys[seed], number), learner, before.variables, holdout))
-        chosen = group.choose(points, model, mesh).form if form == group.AUTO else form
-        outcomes = group.run(points, model, form=chosen, mesh=mesh, should_stop=should_stop)
-        for place, point, outcome in zip(alive, points, outcomes, strict=True):
-            failed = isinstance(outcome, loop.Diverged)
-            results[place] = outcome if failed else outcome.result(point, model, alive[place].history)
-    count = keys.shape[0]
-    return [results[start : start + count] for start in range(0, len(results), count)]
+        chosen = form
+        if form == group.AUTO:
+            chosen = group.choose(stage_points, model, mesh).form
+        outcomes = group.run(stage_points, model, form=chosen, mesh=mesh, should_stop=should_stop)
+        for place, point, outcome in zip(alive, stage_points, outcomes, strict=True):
+            if isinstance(outcome, loop.Diverged):
+                results[place] = outcome
+                continue
+            results[place] = outcome.result(point, model, alive[place].history)
+    return [results[start : start + keys.shape[0]] for start in range(0, len(results), keys.shape[0])]
+
+
+def _point(key: Key[Array, ""], stage: DefenseStage, model: Model, variables: Variables, given: Given) -> group.Point:
+    """Return a stage as it is trained with others."""
+    learner, split = defenses.handed(stage, given)
+    batches.check(learner, split, "training" if stage.sees == defenses.TRAINING else "holdout")
+    batches.tell(learner, split)
+    return group.Point(key, learner, stage.begin(key, model, variables), loop.valid_rows(split))

@@ -109,6 +109,10 @@ class Task(Protocol):
         """Return the group of each row of which a balanced set has equally many."""
         ...
 
+    def chance(self, label: np.ndarray) -> dict[str, float]:
+        """Return what a guess gives of the metrics on inputs with these labels, where a record's classes do not say."""
+        ...
+
     def count(self, clean_answer: Array, triggered_answer: Array, clean: Split, triggered: PoisonedSplit) -> Any:
         """Return a NamedTuple of what the metrics are made from, with a property or field for each of them."""
         ...
@@ -365,6 +369,13 @@ class TriggerSource(Protocol):
     def __call__(self, key: Key[Array, ""], input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]: ...
 
 
+class SplitAndTrigger(NamedTuple):
+    """What a defender sees who is assumed to have the trigger: his clean split, or a batch of it, and the trigger."""
+
+    split: Split
+    trigger: TriggerSource
+
+
 @pytree.dataclass
 class Attack:
     """Trigger × label map × rate: most published attacks are such a triple.
@@ -512,8 +523,6 @@ class PartlySavedLearner(Learner, Protocol):
 
     def restored(self, kept: LearnerState, model: Model, variables: Variables) -> LearnerState: ...
 
-
-Defense: TypeAlias = Learner  # a learner that starts from a suspect network and sees the clean holdout
 
 Images: TypeAlias = Num[Array | np.ndarray, "n h w c"]  # on the device or still on the host
 

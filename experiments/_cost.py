@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from bdjax import data, models
 from bdjax.bench import measure
-from bdjax.defenses.chain import stages
 from bdjax.runs import config
 from bdjax.runs.config import Config
 from bdjax.runs.folder import RunsFolder
@@ -113,7 +112,7 @@ def _gradients(learner: Learner) -> int:
 def _of_defense(one: Config, holdout: float) -> float:
     paths = config.stage_paths(one)
     names = [_at(one.to_dict(), path)["name"] for path in paths]
-    learners = stages(config.build_defense(one))
+    learners = config.build_defense(one).stages
     return sum(holdout * each.epochs * _GRADIENTS.get(name, 1) for name, each in zip(names, learners, strict=True))
 
 

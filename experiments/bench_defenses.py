@@ -21,7 +21,8 @@ from bench_steps import SPEC
 from bdjax import defenses, models
 from bdjax.bench.measure import TimedEpoch, interleaved, random_split, random_state
 from bdjax.curvature import fisher
-from bdjax.defenses.grad_prune import Images
+from bdjax.defenses._triggered import Images
+from bdjax.defenses.grad_prune import saliency
 from bdjax.devices import compilation, environment
 from bdjax.parametrizations import Identity, SingularValues
 from bdjax.train import loop
@@ -48,8 +49,8 @@ def main() -> None:
 
 
 def create(name: str, **options: Any) -> Any:
-    """Return a defense of one stage."""
-    return defenses.create(name, **options)
+    """Return the learner of a defense of one stage."""
+    return defenses.create(name, **options).learner
 
 
 def step_ratios(model: Model, batch_size: int, steps: int, rounds: int) -> dict[str, float]:
@@ -118,7 +119,7 @@ def pruning_ratios(model: Model, variables: Variables, batch_size: int, rounds: 
         return create("grad_prune", rounds=count, prune_patience=10**6, accuracy_drop=1.0, batch_size=batch_size)
 
     prune = compilation.jit(lambda v, count: defense(count).prune(model, v, rest, aside), static_argnums=1)
-    rank = compilation.jit(lambda v: defense(1).saliency(model, v, rest))
+    rank = compilation.jit(lambda v: saliency(model, v, rest, batch_size))
     work = {
         "few": lambda: prune(variables, 1),
         "more": lambda: prune(variables, 4),

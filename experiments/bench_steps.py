@@ -40,7 +40,7 @@ def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float)
     split = benchmarks.random_split(SPEC, batch_size * steps)
     learners = {
         "plain": supervised.supervised(batch_size=batch_size),
-        "sam": defenses.create("ft_sam", rho=0.01, batch_size=batch_size),
+        "sam": defenses.create("ft_sam", rho=0.01, batch_size=batch_size).learner,
     }
     work: dict[str, Callable[[], Any]] = {}
     for name, learner in learners.items():

@@ -98,7 +98,7 @@ def carry_out(config: Config, level: Level, execution: run.Execution) -> Row:
     plan = at_hand.plan(config)
     victim = at_hand.victim(plan)
     plan = plans.with_trigger(plan, victim.trigger_state)
-    learner, model = _changed(plan.defense, level), MODELS[level.statistics](plan.model)
+    learner, model = _changed(plan.defense.learner, level), MODELS[level.statistics](plan.model)
     holdout = _with_triggers(plan) if level.knows else plan.holdout
     row: Row = {"before": _rates(victim.metrics)}
     started = time.perf_counter()

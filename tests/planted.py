@@ -11,7 +11,7 @@ import numpy as np
 
 from bdjax import pytree
 from bdjax.data.modalities.images import image_spec
-from bdjax.defenses.grad_prune import Images
+from bdjax.defenses._triggered import Images
 from bdjax.models._layers import BatchNorm, Dense, LinenModel
 from bdjax.types import Split
 

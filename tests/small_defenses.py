@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bdjax import defenses, pytree, registry
+from bdjax.defenses import DefenseStage
 from bdjax.defenses.chain import chain
 
 
@@ -23,7 +24,7 @@ class Corner:
         return image.at[:, -2:, -2:].set(gray.astype(image.dtype))
 
 
-SMALL = {"epochs": 3, "batch_size": 32, "augment": "none", "trigger": Corner()}  # the last batch is not full
+SMALL = {"epochs": 3, "batch_size": 32, "augment": "none"}  # the last batch is not full
 STAGES = [name for name in defenses.names() if name != "chain"]
 
 
@@ -35,8 +36,19 @@ def create(name: str, **options: Any):
     """A defense that is quick; a chain is of fine-tuning and FT-SAM, as they are compiled anyway."""
     if name == "chain":
         return chain(create("ft", **options), create("ft_sam", **options), keep_pruned=False)
-    small = {option: value for option, value in {**SMALL, **options}.items() if option in options_of(name)}
-    return defenses.create(name, **small)
+    known = options_of(name)
+    small = {**SMALL, **{option: 2 for option in known if option.endswith("_epochs")}, **options}
+    return defenses.create(name, **{option: value for option, value in small.items() if option in known})
+
+
+def given(split) -> dict[str, Any]:
+    """What there is for any defense to see, as `defenses.run` takes it; the holdout is the training set too."""
+    return {"holdout": split, "trigger": Corner(), "training": split}
+
+
+def fed(stage: DefenseStage, split):
+    """A stage's learner as the loop feeds it, and with what."""
+    return defenses.handed(stage, defenses.Given(**given(split)))
 
 
 def signature(tree):

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     ("runs",): BASE
     | {"attacks", "curvature", "data", "defenses", "devices", "evaluate", "models", "optim", "poison", "stealth"}
     | {"sweeps", "train"},
-    ("report",): {"checks", "files", "runs"},
+    ("report",): {"checks", "files", "runs", "tasks"},
     ("bench",): BASE | {"attacks", "data", "defenses", "devices", "models", "optim", "poison", "runs", "train"},
     ("saved",): BASE | {"curvature", "defenses", "devices", "evaluate", "report", "runs"},
     ("analysis",): BASE
@@ -61,7 +61,7 @@ ONLY = {
     "umap": "analysis/features.py",
     "flax.linen": ("models/", "attacks/_generators.py"),
     "orbax": "train/",
-    "rich": ("report/tables.py", "cli/_progress.py", "cli/guide.py", "cli/_markdown.py"),
+    "rich": ("report/grid.py", "cli/_progress.py", "cli/guide.py", "cli/_markdown.py"),
     "yaml": "runs/schema.py",
     "submitit": "runs/launch.py",
 }

@@ -114,5 +114,6 @@ def test_what_no_defender_could_do_is_refused(model, variables, split):
     sweep = sweeps.grid(ft_sam, rho=[1.0, 2.0])
     with pytest.raises(InputError, match="holdout must have at least 1 image to train on, got 0"):
         sweeps.purify(KEYS, sweep, model, variables, split._replace(valid=np.zeros(48, bool)))
-    with pytest.raises(InputError, match="trigger must be given to be part of a grid; got 'true'"):
-        sweeps.grid(functools.partial(defenses.create, "grad_prune"), learning_rate=[0.1, 0.2])
+    sweep = sweeps.grid(functools.partial(defenses.create, "grad_prune"), learning_rate=[0.1, 0.2])
+    with pytest.raises(InputError, match="trigger must be given to a defense that sees it"):
+        sweeps.purify(KEYS, sweep, model, variables, split)

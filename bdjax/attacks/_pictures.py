@@ -47,4 +47,7 @@ def read(path: str, shape: tuple[int, ...], option: str) -> Picture:
         raise InputError(f"{option} must be a readable image file; {path!r} is not ({reason}).") from error
     if opacity is not None and not opacity.any():
         raise InputError(f"{option} must be a picture that is to be seen; {path!r} is wholly transparent.")
-    return Picture(pixels.astype(np.float32) / 255, None if opacity is None else opacity.astype(np.float32) / 255)
+    return Picture(
+        pixels.astype(np.float32) / 255,
+        None if opacity is None else opacity.astype(np.float32) / 255,
+    )

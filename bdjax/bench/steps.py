@@ -19,7 +19,7 @@ from bdjax.optim.fisher_trace import FisherTraceState
 from bdjax.train import loop
 from bdjax.train.supervised import supervised
 from bdjax.train.transformations import PlainSgd
-from bdjax.types import Model, Split, Tree
+from bdjax.types import Learner, Model, Split, Tree
 
 PLAIN, FAST_SFT = "plain", "fast_sft"
 WITHOUT_TRACE, WITH_TRACE = "fast_sft_without_trace", "fast_sft_with_trace"
@@ -60,7 +60,7 @@ def _row(session: Session, width: int, batch_size: int) -> measure.Row:
     row: measure.Row = {"width": width, "batch_size": batch_size, "seconds_per_step": seconds}
     if FAST_SFT in epochs:
         trace = max(calls[WITH_TRACE] - calls[WITHOUT_TRACE], 0.0)  # of the one step in the call where it is due
-        every = defenses.create(FAST_SFT).transformation.every  # type: ignore[union-attr]
+        every = defenses.create(FAST_SFT).learner.transformation.every
         seconds[FAST_SFT] = seconds[WITHOUT_TRACE] + trace / every
         row["trace_seconds"] = trace
     row["images_per_second"] = {name: batch_size / second for name, second in seconds.items()}
@@ -117,7 +117,9 @@ def _shares(work: _Amounts, seconds: dict[str, float], rates: dict[str, float]) 
 
 
 def _learners(batch_size: int) -> _Learners:
-    create = functools.partial(defenses.create, batch_size=batch_size)
+    def create(name: str, **options: Any) -> Learner:
+        return defenses.create(name, batch_size=batch_size, **options).learner
+
     return {
         PLAIN: supervised(batch_size=batch_size),
         "sam": create("ft_sam", rho=0.01),

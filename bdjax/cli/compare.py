@@ -6,6 +6,7 @@ import argparse
 
 from bdjax.checks import one_of
 from bdjax.cli._parser import RUNS, Commands
+from bdjax.tasks.metrics import SINGLE_LABEL, names
 
 
 def add(commands: Commands) -> None:
@@ -31,8 +32,7 @@ def add(commands: Commands) -> None:
         "--metric",
         nargs="+",
         metavar="METRIC",
-        help="clean_accuracy, attack_success_rate, robust_accuracy, defense_effectiveness_rating "
-        "(default: all but the third)",
+        help=f"{', '.join(names(SINGLE_LABEL))} (default: all but the third), or what other tasks measure",
     )
     option("--format", default="console", help="console, markdown, csv or latex")
     parser.set_defaults(call=call)
@@ -42,10 +42,10 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
     from bdjax import report
-    from bdjax.report import paired, tables
+    from bdjax.report import grid, paired
 
-    one_of(tables.FORMATS, format=options.format)
+    one_of(grid.FORMATS, format=options.format)
     first, second = options.defenses
-    found = paired.compare(report.load(options.runs), first, second, options.metric or paired.METRICS)
+    found = paired.compare(report.load(options.runs), first, second, options.metric)
     print(paired.table(found, options.format))
     return 0

@@ -44,7 +44,8 @@ def add(commands: Commands) -> None:
     option(
         "--statistics",
         action="store_true",
-        help="add 95 %% intervals, runs below 10 %% ASR and ranges over swept options; rank the defenses below",
+        help="add 95 %% intervals, runs below 10 %% attack success and ranges over swept options; "
+        "rank the defenses below",
     )
     parser.set_defaults(call=call)
 
@@ -55,9 +56,9 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax import report
     from bdjax.analysis import _findings
     from bdjax.files import places
-    from bdjax.report import layout, page, tables
+    from bdjax.report import grid, layout, page
 
-    one_of(tables.FORMATS, format=options.format)
+    one_of(grid.FORMATS, format=options.format)
     file = page.check(options.html) if options.html is not None else None
     if options.figures is not None:
         places.check_folder("figures", options.figures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,17 @@ import jax
 from jaxtyping import Array, Key
 
 from bdjax import registry
-from bdjax.checks import InputError
-from bdjax.defenses.chain import Chain, stages
+from bdjax.defenses._seen import Given as Given
+from bdjax.defenses._seen import check as check
+from bdjax.defenses._seen import handed as handed
+from bdjax.defenses._stages import SEES as SEES
+from bdjax.defenses._stages import TRAINING as TRAINING
+from bdjax.defenses._stages import TRIGGER as TRIGGER
+from bdjax.defenses._stages import Defense as Defense
+from bdjax.defenses._stages import DefenseStage as DefenseStage
+from bdjax.defenses._stages import of as of
 from bdjax.train import batches, loop
-from bdjax.types import Defense, Model, PoisonedSplit, Split, TriggerSource, Variables
+from bdjax.types import Learner, Model, Split, TriggerSource, Variables
 
 
 def names() -> list[str]:
@@ -21,7 +27,7 @@ def names() -> list[str]:
     return registry.names(__name__)
 
 
-def create(name: str, *, preset: str = "paper", **options: Any) -> Defense | Chain:
+def create(name: str, *, preset: str = "paper", **options: Any) -> Defense:
     """Create a defense; ``options`` are the arguments of the function of that name.
 
     Args:
@@ -32,35 +38,64 @@ def create(name: str, *, preset: str = "paper", **options: Any) -> Defense | Cha
     Raises:
       InputError: unknown name, preset or option, or a value out of range.
     """
-    return registry.create(__name__, name, preset=preset, **options)
+    return of(registry.create(__name__, name, preset=preset, **options))
 
 
-def run(key: Key[Array, ""], defense: Defense | Chain, model: Model, variables: Variables, holdout: Split) -> Variables:
-    """Purify a network: variables in, variables out. `purify` also tells what it took.
+def sees(name: str) -> tuple[str, ...]:
+    """Return what a defense of that name sees, of `SEES`; a chain sees what its stages see, so ask them.
 
-    Args:
-      key: decides everything that the defense draws.
-      defense: of `create`.
-      model: the suspect network.
-      variables: its parameters and statistics; left as they are.
-      holdout: the defender's clean images.
+    >>> sees("ft_sam"), sees("grad_prune"), sees("none")
+    (('holdout',), ('trigger',), ('nothing',))
 
     Raises:
-      InputError: the holdout is empty or not a `Split`; or the defense needs a trigger.
+      InputError: unknown name.
+      TypeError: of ``chain``, which is none without its stages.
     """
-    check(defense, holdout)
-    for stage in stages(defense):
-        batches.tell(stage, holdout)
-    return purify(key, defense, model, variables, holdout).variables
+    return create(name).sees
 
 
-def purify(
+def run(
     key: Key[Array, ""],
-    defense: Defense | Chain,
+    defense: Defense | Learner,
     model: Model,
     variables: Variables,
     holdout: Split,
     *,
+    trigger: TriggerSource | None = None,
+    training: Split | None = None,
+) -> Variables:
+    """Purify a network: variables in, variables out. `purify` also tells what it took.
+
+    Each stage is handed what it sees, and no more.
+
+    Args:
+      key: decides everything that the defense draws.
+      defense: of `create`, or a learner of your own.
+      model: the suspect network.
+      variables: its parameters and statistics; left as they are.
+      holdout: the defender's clean images.
+      trigger: what puts the trigger on images, for a defense that sees it; such as `bdjax.poison.Stamp`.
+      training: the images that the attacker delivered, for a defense that sees them.
+
+    Raises:
+      InputError: the holdout is empty or not a `Split`; or the defense sees what is not given.
+    """
+    defense, given = of(defense), Given(holdout, trigger, training)
+    check(defense, given)
+    for stage in defense.stages:
+        batches.tell(stage.learner, handed(stage, given)[1])
+    return purify(key, defense, model, variables, **given._asdict()).variables
+
+
+def purify(
+    key: Key[Array, ""],
+    defense: Defense | Learner,
+    model: Model,
+    variables: Variables,
+    holdout: Split,
+    *,
+    trigger: TriggerSource | None = None,
+    training: Split | None = None,
     options: Callable[[int], dict[str, Any]] = lambda stage: {},
 ) -> loop.Result:
     """Run every stage of a defense and return the variables, the history and the cost.
@@ -70,34 +105,17 @@ def purify(
 
     Otherwise as `run`.
     """
-    check(defense, holdout)
+    defense, given = of(defense), Given(holdout, trigger, training)
+    check(defense, given)
     history: list[loop.Epoch] = []
-    for number, stage in enumerate(stages(defense)):
-        result = loop.run(stage_key(key, number), stage, model, variables, holdout, **options(number))
+    for number, stage in enumerate(defense.stages):
+        own_key = stage_key(key, number)
+        learner, split = handed(stage, given)
+        begin = stage.begin(own_key, model, variables)
+        result = loop.run(own_key, learner, model, begin, split, **options(number))
         variables = result.variables
         history += result.history
     return loop.Result(variables, history)
-
-
-def check(defense: Defense | Chain, holdout: Split) -> None:
-    """Refuse what no defender could do.
-
-    Raises:
-      InputError: the holdout is not a `Split`, or the defense needs a trigger that nobody has given it.
-    """
-    if isinstance(holdout, PoisonedSplit):
-        raise InputError("holdout must be a Split: a defender cannot see which images are poisoned.")
-    if any(getattr(stage, "trigger", None) == "true" for stage in stages(defense)):
-        raise InputError("trigger must be given where no run fills it in: a function (key, images) → images.")
-
-
-def with_trigger(defense: Defense | Chain, trigger: TriggerSource) -> Defense | Chain:
-    """Return the defense with this trigger wherever it asks for the ``true`` one, which most defenses do not."""
-
-    def filled_in(stage: Any) -> Any:
-        return dataclasses.replace(stage, trigger=trigger) if getattr(stage, "trigger", None) == "true" else stage
-
-    return Chain(tuple(map(filled_in, stages(defense)))) if isinstance(defense, Chain) else filled_in(defense)
 
 
 def stage_key(key: Key[Array, ""], number: int) -> Key[Array, ""]:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from bdjax import pytree
+from bdjax.defenses._stages import Defense, DefenseStage, of
 from bdjax.parametrizations import Identity, KeptZeros
 from bdjax.train.supervised import Supervised
-from bdjax.types import Defense
+from bdjax.types import Learner
 
 
-@pytree.dataclass
-class Chain:
-    """Stages that run in order, each from what the one before it made."""
-
-    stages: tuple[Defense, ...]
-
-
-def chain(first: Defense | Chain, second: Defense | Chain, keep_pruned: bool = True) -> Chain:
-    """Create the defense that runs ``first`` and then ``second`` on the result; both see the same holdout.
+def chain(first: Defense | Learner, second: Defense | Learner, keep_pruned: bool = True) -> Defense:
+    """Create the defense that runs ``first`` and then ``second`` on the result, each with what it sees.
 
     Args:
       first: a defense.
@@ -26,16 +19,14 @@ def chain(first: Defense | Chain, second: Defense | Chain, keep_pruned: bool = T
       keep_pruned: whether kernels and batch-norm scales that are exactly zero after ``first`` stay zero in ``second``
         (`bdjax.parametrizations.KeptZeros`). Defenses that tune masks or singular values keep them anyway.
     """
-    later = tuple(map(_keeping_zeros, stages(second))) if keep_pruned else stages(second)
-    return Chain((*stages(first), *later))
+    later = of(second).stages
+    if keep_pruned:
+        later = tuple(map(_keeping_zeros, later))
+    return Defense((*of(first).stages, *later))
 
 
-def stages(defense: Defense | Chain) -> tuple[Defense, ...]:
-    """Return the learners that a defense is made of, in order."""
-    return defense.stages if isinstance(defense, Chain) else (defense,)
-
-
-def _keeping_zeros(stage: Defense) -> Defense:
-    if isinstance(stage, Supervised) and stage.parametrization == Identity():
-        return dataclasses.replace(stage, parametrization=KeptZeros())
-    return stage
+def _keeping_zeros(stage: DefenseStage) -> DefenseStage:
+    learner = stage.learner
+    if not isinstance(learner, Supervised) or learner.parametrization != Identity():
+        return stage
+    return dataclasses.replace(stage, learner=dataclasses.replace(learner, parametrization=KeptZeros()))

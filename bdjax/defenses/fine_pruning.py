@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, Key
 from bdjax import pytree, structure
 from bdjax.checks import below_one, positive, unit_interval
 from bdjax.data.validation import ROUNDING, validation_split
-from bdjax.defenses.chain import Chain, chain
+from bdjax.defenses._stages import Defense
+from bdjax.defenses.chain import chain
 from bdjax.train.recipe import Recipe, with_recipe
 from bdjax.train.supervised import Supervised
 from bdjax.types import HParam, Info, Model, Split, Task, Variables
@@ -39,11 +40,11 @@ class FeaturePruning:
         return variables
 
     def update(self, key: Key[Array, ""], model: Model, state: Variables, batch: Split) -> tuple[Variables, Info]:
-        """Prune, given the whole holdout. What is reported is measured on the part that is kept aside."""
+        """Prune, given the whole holdout. What is reported is measured on the validation part of it."""
         del key
         load, task = model.spec.modality.load, model.spec.task
         features = jax.lax.map(lambda x: model.features(state, load(x)[None])[0], batch.input, batch_size=_CHUNK)
-        (seen, *_), (features, label, aside) = validation_split(
+        (seen, *_), (features, label, validation) = validation_split(
             (features, batch.label, batch.input), task.stratum(batch.label), self.aside, task.num_classes
         )
         path, flat = structure.classifier(model, state), structure.flat(state["params"])
@@ -56,7 +57,7 @@ class FeaturePruning:
 
         def logits(count: Array) -> Float[Array, "n k"]:
             if flat[path].ndim > 2:  # a convolution: what follows it is the network's own
-                return _logits(model, pruned(count), aside)
+                return _logits(model, pruned(count), validation)
             return jnp.where(rank >= count, features, 0) @ flat[path] + bias
 
         count = self._most(lambda count: _accuracy(task, logits(count), label), rank.shape[0])
@@ -94,7 +95,7 @@ def fine_pruning(
     step: float = 0.01,
     max_share: float = 1.0,
     aside: float = 0.2,
-) -> Chain:
+) -> Defense:
     """Create fine-pruning: zero the features that are low on clean images, while accuracy holds; then `ft`.
 
     Features are what the classifier takes in; they are ranked by their signed mean over the holdout, less a part that

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdjax import attacks, data, models, registry
+from bdjax import attacks, data, defenses, models, registry
 from bdjax.checks import (
     LARGEST,
     InputError,
@@ -25,7 +25,7 @@ from bdjax.checks import (
     positive,
     unit_interval,
 )
-from bdjax.defenses.chain import Chain, stages
+from bdjax.defenses import Defense
 from bdjax.devices.numerics import MatmulPrecision
 from bdjax.poison import ROUNDINGS
 from bdjax.runs.schema import (
@@ -43,7 +43,7 @@ from bdjax.runs.schema import (
     shared_options,
 )
 from bdjax.train.adaptive import Training, training
-from bdjax.types import Attack, Defense, Model, Spec
+from bdjax.types import Attack, Model, Spec
 
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
 _WHERE_ASKED = ("selection", "matmul_precision")  # fields that are left out where they are None
@@ -367,11 +367,11 @@ def build_training(config: Config) -> Training:
 class BuiltDefense(NamedTuple):
     """A defense, and the key of the config that each of its stages comes from: ``defense.first`` and so on."""
 
-    defense: Defense | Chain
+    defense: Defense
     paths: list[str]
 
 
-def build_defense(config: Config, strength: float | None = None) -> Defense | Chain:
+def build_defense(config: Config, strength: float | None = None) -> Defense:
     """Return the defense; what is ``auto`` in it is the given strength, or the weakest."""
     if strength is None:
         return config.built_defense.defense
@@ -395,5 +395,5 @@ def _build_defense(path: str, choice: Choice, strength: float | None = None) -> 
             weakest = registry.strengths("bdjax.defenses", choice.name)[name][0]
             options[name] = weakest if strength is None else strength
     with named(path, options):
-        defense = registry.factory("bdjax.defenses", choice.name)(**options)
-    return BuiltDefense(defense, paths or [path] * len(stages(defense)))
+        defense = defenses.of(registry.factory("bdjax.defenses", choice.name)(**options))
+    return BuiltDefense(defense, paths or [path] * len(defense.stages))

@@ -15,13 +15,14 @@ import numpy as np
 from bdjax import attacks, poison
 from bdjax.checks import LARGEST, InputError, named
 from bdjax.data import validation
+from bdjax.defenses import TRAINING, DefenseStage
 from bdjax.devices import sharding
 from bdjax.runs import config as configs
 from bdjax.runs.config import Config
 from bdjax.runs.inputs import Fingerprint
 from bdjax.train import batches
 from bdjax.train.attacker import Stage
-from bdjax.types import Attack, Defense, Learner, Model, PoisonedSplit, Spec, Split
+from bdjax.types import Attack, Learner, Model, PoisonedSplit, Spec, Split
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +43,25 @@ def _tell_once(text: str) -> None:
     _log.warning("%s", text)
 
 
-def check_division(stage: Defense, rows: int, strata: int) -> None:
-    """Refuse a holdout that is too small for what a stage keeps aside of it."""
-    if (share := getattr(stage, "aside", None)) is not None:
+def check_delivered(path: str, stage: DefenseStage, attack: Attack, data_on: str) -> None:
+    """Refuse a stage that sees the training set where the attacker delivers none, or where it is a stream.
+
+    Raises:
+      InputError: what there is instead.
+    """
+    if stage.sees != TRAINING:
+        return
+    if attack.controls_training:
+        raise InputError(
+            f"{path} must see a training set, and this attack delivers a network: its batches are poisoned one by one."
+        )
+    if data_on != "device":
+        raise InputError(f"{path} must see the training set on the device; got data_on = {data_on!r}.")
+
+
+def check_division(stage: DefenseStage, rows: int, strata: int) -> None:
+    """Refuse a holdout that is too small for what a stage keeps of it for validation."""
+    if (share := getattr(stage.learner, "aside", None)) is not None:
         validation.validation_size(rows, share, strata)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Key
 from bdjax import attacks, defenses, poison
 from bdjax.checks import InputError, named, one_of
 from bdjax.data import splits, validation
-from bdjax.defenses.chain import Chain, stages
+from bdjax.defenses import Defense, DefenseStage, Given
 from bdjax.devices import compilation, footprint, placement
 from bdjax.runs import config as configs
 from bdjax.runs import inputs, plan_checks
@@ -24,11 +25,12 @@ from bdjax.train.attacker import Stage
 from bdjax.types import (
     Attack,
     Dataset,
-    Defense,
+    Learner,
     Model,
     PoisonedSplit,
     Split,
     Task,
+    TriggerSource,
     TriggerState,
 )
 
@@ -67,7 +69,7 @@ class Plan(AttackPlan):
     """Everything that a run needs, built and checked before anything is compiled."""
 
     stages: list[Stage]  # of the attacker's training; the last is the victim's
-    defense: Defense | Chain
+    defense: Defense
     holdout_rows: np.ndarray  # of the training split: the defender's
     data_on: str  # where the attacker's images are
 
@@ -87,9 +89,9 @@ class Plan(AttackPlan):
         return self._divided()[1]
 
     @property
-    def defense_stages(self) -> tuple[Defense, ...]:
+    def defense_stages(self) -> tuple[DefenseStage, ...]:
         """The stages of the defense, in order."""
-        return stages(self.defense)
+        return self.defense.stages
 
     def _divided(self) -> tuple[Split, Split | None]:
         whole = splits.take(self.dataset.train, self.holdout_rows)
@@ -116,15 +118,15 @@ def prepare(config: Config, devices: int = 1, data_on: str = "auto", beside: Pla
     rows = planned.holdout_rows
     if config.holdout != planned.config.holdout:
         rows = _holdout_rows(config, dataset)
-    built = configs.build_defense(config)
-    defense = _with_trigger(built, config, planned.attack, planned.trigger_state)
+    defense = configs.build_defense(config)
     plan = dataclasses.replace(planned, config=config, holdout_rows=rows, defense=defense)
-    holdout = plan.holdout
-    for path, stage in zip(configs.stage_paths(config), plan.defense_stages, strict=True):
-        batches.check(stage, holdout, "the holdout")
-        plan_checks.check_steps(path, stage, holdout)
-        plan_checks.check_devices(path, stage, devices)
-        plan_checks.check_division(stage, holdout.label.shape[0], dataset.spec.task.strata)
+    for path, stage, seen in _defense_fed(plan):
+        what = "what the attacker delivers" if stage.sees == defenses.TRAINING else "the holdout"
+        plan_checks.check_delivered(path, stage, plan.attack, plan.data_on)
+        batches.check(stage.learner, seen, what)
+        plan_checks.check_steps(path, stage.learner, seen)
+        plan_checks.check_devices(path, stage.learner, devices)
+        plan_checks.check_division(stage, seen.label.shape[0], dataset.spec.task.strata)
     if beside is None:
         check_trigger(plan)
     return plan
@@ -197,26 +199,47 @@ def _attackers(config: Config, dataset: Dataset, holdout_rows: np.ndarray | None
 
 def tell_of_batches(plan: Plan) -> None:
     """Warn of every batch size that there are too few images for; each step then takes all of them."""
-    attackers, holdout = plan.attackers, plan.holdout
+    attackers = plan.attackers
     for stage in plan.stages:
         batches.tell(stage.learner, attackers, f"{plan_checks.section(stage)}.batch_size")
+    for path, stage, seen in _defense_fed(plan):
+        batches.tell(stage.learner, seen, f"{path}.batch_size")
+
+
+def _defense_fed(plan: Plan) -> Iterator[tuple[str, DefenseStage, Split]]:
+    """Yield the config's key of each stage of the defense, the stage, and images as many as it is fed."""
+    holdout = plan.holdout
     for path, stage in zip(configs.stage_paths(plan.config), plan.defense_stages, strict=True):
-        batches.tell(stage, holdout, f"{path}.batch_size")
+        yield path, stage, plan.attackers if stage.sees == defenses.TRAINING else holdout
+
+
+def given(plan: Plan, sees: Sequence[str]) -> Given:
+    """Return what is seen: with the holdout the attack's own trigger, and the training set as it was delivered.
+
+    Args:
+      plan: with the trigger as the attacker has made it.
+      sees: of a defense, or of one of its stages.
+    """
+    trigger = _trigger_of(plan) if defenses.TRIGGER in sees else None
+    training = poison_training(plan).visible if defenses.TRAINING in sees else None
+    return Given(plan.holdout, trigger, training)
+
+
+def planned(plan: Plan, stage: DefenseStage) -> tuple[Learner, Split]:
+    """Return a stage of the defense as the loop will feed it, and images as many as it will be fed, but clean."""
+    return defenses.handed(stage, Given(plan.holdout, _trigger_of(plan), plan.attackers))
 
 
 def with_trigger(plan: Plan, state: TriggerState) -> Plan:
     """Return the plan with the trigger as the attacker has made it; a defender who knows the trigger knows this one."""
     if plan.attack.by_formula:
         return plan
-    defense = _with_trigger(configs.build_defense(plan.config), plan.config, plan.attack, state)
-    return dataclasses.replace(plan, trigger_state=state, defense=defense)
+    return dataclasses.replace(plan, trigger_state=state)
 
 
 def with_strength(plan: Plan, value: float) -> Plan:
     """Return the plan with this value for the strength that is ``auto``."""
-    built = configs.build_defense(plan.config, value)
-    defense = _with_trigger(built, plan.config, plan.attack, plan.trigger_state)
-    return dataclasses.replace(plan, defense=defense)
+    return dataclasses.replace(plan, defense=configs.build_defense(plan.config, value))
 
 
 def key_for(config: Config, purpose: str) -> Key[Array, ""]:
@@ -286,10 +309,9 @@ def check_trigger(plan: AttackPlan) -> None:
         plan_checks.check_trigger(plan.config, plan.inputs.fingerprint, test, triggered)
 
 
-def _with_trigger(defense: Defense | Chain, config: Config, attack: Attack, state: TriggerState) -> Defense | Chain:
-    return defenses.with_trigger(
-        defense, poison.trigger_source(attack, state, rounding=config.poison.rounding, at_test=True)
-    )
+def _trigger_of(plan: AttackPlan) -> TriggerSource:
+    rounding = plan.config.poison.rounding
+    return poison.trigger_source(plan.attack, plan.trigger_state, rounding=rounding, at_test=True)
 
 
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bdjax.defenses import check as check_defense
+from bdjax import defenses
 from bdjax.defenses import stage_key
 from bdjax.devices import environment, hosts
 from bdjax.files.atomic import Plain
@@ -107,7 +107,7 @@ def choose_strength(run: Run, execution: Execution) -> Run:
             config.strength.values,
             plan.model,
             run.result.variables,
-            plan.holdout,
+            plans.given(plan, plan.defense.sees),
             validation,
             budget=config.selection.budget,
         )
@@ -122,7 +122,6 @@ def defend(runs: Sequence[Run], execution: Execution, trainer: Trainer) -> list[
     """Purify networks stage by stage and return those runs that have not diverged."""
     alive = list(runs)
     for run in alive:
-        check_defense(run.plan.defense, run.plan.holdout)
         if run.curve is not None:
             run.curve(0, lambda run=run: run.result.variables)
     for number in range(len(runs[0].plan.defense_stages) if runs else 0):
@@ -159,13 +158,16 @@ def conclude(run: Run, execution: Execution) -> Plain:
 def _work(run: Run, number: int, execution: Execution) -> Work:
     """Return the work of a stage of the defense."""
     plan, config = run.plan, run.plan.config
+    key = stage_key(plans.key_for(config, "defense"), number)
     lengths = [stage.epochs for stage in plan.defense_stages]
+    stage = plan.defense_stages[number]
+    learner, split = defenses.handed(stage, plans.given(plan, (stage.sees,)))
     return Work(
-        key=stage_key(plans.key_for(config, "defense"), number),
-        learner=plan.defense_stages[number],
+        key=key,
+        learner=learner,
         model=plan.model,
-        variables=run.result.variables,
-        split=plan.holdout,
+        variables=stage.begin(key, plan.model, run.result.variables),
+        split=split,
         label=config.defense.name,
         folder=folder_of(plan, execution).stage(number),
         owner={"run": config.run_id, "stage": number, "seed": config.seed},

@@ -22,10 +22,10 @@ import yaml
 from bdjax import registry
 from bdjax.attacks import _label_maps
 from bdjax.checks import InputError, did_you_mean, named, one_of
-from bdjax.defenses.chain import Chain
+from bdjax.defenses import Defense
 from bdjax.files import failures
 from bdjax.optim.sgd import Schedule
-from bdjax.types import ClassLabel, Defense, HParam
+from bdjax.types import ClassLabel, HParam
 
 _MISSING = object()
 _PACKAGES = {
@@ -215,7 +215,7 @@ def _option_parts(annotation: Any) -> list[Any]:
 
 
 def _is_defense(annotation: Any) -> bool:
-    return annotation is Defense or Chain in typing.get_args(annotation)
+    return annotation is Defense or Defense in typing.get_args(annotation)
 
 
 def read_choice(path: str, package: str, value: Any) -> Choice:

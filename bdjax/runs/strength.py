@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from bdjax import evaluate
 from bdjax.data.validation import ROUNDING
-from bdjax.defenses import stage_key
-from bdjax.defenses.chain import Chain, stages
+from bdjax.defenses import Defense, DefenseStage, Given, handed, of, stage_key
 from bdjax.devices import compilation
-from bdjax.train import loop
-from bdjax.types import Defense, Model, Split, Variables
+from bdjax.train import programs
+from bdjax.types import Learner, Model, Split, Variables
 
 
 class Trial(NamedTuple):
@@ -40,18 +39,18 @@ class Selection:
 
 def choose(
     key: Key[Array, ""],
-    make: Callable[[float], Defense | Chain],
+    make: Callable[[float], Defense | Learner],
     values: Sequence[float],
     model: Model,
     variables: Variables,
-    holdout: Split,
+    given: Given,
     validation: Split,
     *,
     budget: float,
 ) -> Selection:
     """Choose the strongest setting whose accuracy falls by no more than ``budget`` on images kept for that.
 
-    The defense runs with every value on the holdout, one after another inside one compiled program. A suspect network
+    The defense runs with every value on what it sees, one after another inside one compiled program. A suspect network
     that was trained on the validation part is right on nearly all of it, so the fall is rather over- than
     underestimated. Run with the chosen value and the same key and images, the defense ends at the network that was
     measured here; on more images it may end at a worse one.
@@ -62,14 +61,14 @@ def choose(
       values: from weak to strong.
       model: the suspect network.
       variables: its parameters and statistics.
-      holdout: the defender's clean images but for the validation part.
+      given: what there is to see; the holdout is the defender's clean images but for the validation part.
       validation: the others, all of them valid.
       budget: largest fall of the accuracy, absolute.
     """
-    candidates = [stages(make(value)) for value in values]
+    candidates = [of(make(value)).stages for value in values]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *candidates)
-    holdout, validation = jax.tree.map(jnp.asarray, (holdout, validation))
-    before, accuracy, spent = jax.device_get(_try_all(key, stacked, model, variables, holdout, validation))
+    given, validation = jax.tree.map(jnp.asarray, (given, validation))
+    before, accuracy, spent = jax.device_get(_try_all(key, stacked, model, variables, given, validation))
     trials = tuple(map(Trial, values, accuracy.tolist(), spent.tolist()))
     bearable = [trial.value for trial in trials if before - trial.accuracy <= budget + ROUNDING]
     chosen = bearable[-1] if bearable else values[0]
@@ -78,16 +77,19 @@ def choose(
 
 def _sweep(
     key: Key[Array, ""],
-    stacked: tuple[Any, ...],
+    stacked: tuple[DefenseStage, ...],
     model: Model,
     variables: Variables,
-    holdout: Split,
+    given: Given,
     validation: Split,
 ) -> tuple[Float[Array, ""], Float[Array, " k"], Int[Array, " k"]]:
-    def one(learners: tuple[Any, ...]) -> tuple[Array, Array]:
+    def one(stages: tuple[DefenseStage, ...]) -> tuple[Array, Array]:
         current, spent = variables, jnp.int32(0)
-        for number, learner in enumerate(learners):
-            current, more = loop.trained(stage_key(key, number), learner, model, current, holdout)
+        for number, stage in enumerate(stages):
+            own_key = stage_key(key, number)
+            learner, split = handed(stage, given)
+            begin = stage.begin(own_key, model, current)
+            current, more = programs.trained(own_key, learner, model, begin, split)
             spent += more
         return accuracy(current), spent
 

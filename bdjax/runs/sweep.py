@@ -269,8 +269,8 @@ def _victim_structure(plan: Plan) -> Hashable:
 
 
 def _defense_structure(plan: Plan) -> Hashable:
-    holdout = loop.valid_rows(plan.holdout)
     each = []
     for stage in plan.defense_stages:
-        each.append(group.structure(Point(jax.random.key(0), stage, {}, holdout)))
+        learner, split = plans.planned(plan, stage)
+        each.append(group.structure(Point(jax.random.key(0), learner, {}, loop.valid_rows(split))))
     return plan.model, plan.config.matmul_precision, tuple(each)

@@ -13,7 +13,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 
@@ -73,7 +73,7 @@ def _numbers(kind: str) -> tuple[str, str | None]:
 
 
 def _defense(name: str, batch_size: int, **options: Any) -> Learner:
-    return cast(Learner, defenses.create(name, batch_size=batch_size, **options))
+    return defenses.create(name, batch_size=batch_size, **options).learner
 
 
 class Case(NamedTuple):

@@ -106,7 +106,7 @@ def test_ratios_of_steps_are_those_of_their_times(answer):
     for name, second in seconds.items():
         assert row["images_per_second"][name] == pytest.approx(row["batch_size"] / second)
         assert row["ratio_to_plain"][name] == pytest.approx(second / seconds["plain"])
-    every = defenses.create("fast_sft").transformation.every
+    every = defenses.create("fast_sft").learner.transformation.every
     assert seconds["fast_sft"] == pytest.approx(seconds["fast_sft_without_trace"] + row["trace_seconds"] / every)
     for rate, work in (("matmul", "flops"), ("copy", "bytes")):
         shares = row[f"share_of_{rate}"]

@@ -6,7 +6,7 @@ import pytest
 
 from bdjax import defenses
 from bdjax.checks import InputError
-from bdjax.defenses.chain import chain, stages
+from bdjax.defenses.chain import chain
 from bdjax.defenses.fine_pruning import FeaturePruning
 from bdjax.parametrizations import Identity, KeptZeros
 from bdjax.runs import config as configs
@@ -20,7 +20,7 @@ WORDS = (
 FILE = """
 defense:
   name: chain
-  first: {name: chain, first: none, second: {name: grad_prune, trigger: true}}
+  first: {name: chain, first: none, second: {name: grad_prune}}
   second: {name: fine_pruning, max_share: 0.5}
 """
 
@@ -29,11 +29,16 @@ def test_a_nested_chain_of_a_file_is_that_of_the_command_line(tmp_path):
     (tmp_path / "chain.yaml").write_text(FILE)
     config = configs.resolve(schema.read(tmp_path / "chain.yaml"))
     assert config == configs.resolve(schema.overrides(WORDS))
-    made = stages(configs.build_defense(config))
-    assert [type(stage).__name__ for stage in made] == ["Supervised", "GradPrune", "FeaturePruning", "Supervised"]
-    assert made[2] == FeaturePruning(max_share=0.5)
+    made = configs.build_defense(config).stages
+    assert [type(stage.learner).__name__ for stage in made] == [
+        "Supervised",
+        "GradPrune",
+        "FeaturePruning",
+        "Supervised",
+    ]
+    assert made[2].learner == FeaturePruning(max_share=0.5)
     assert configs.stage_paths(config) == ["defense.first.first", "defense.first.second", *["defense.second"] * 2]
-    assert len(stages(plans.prepare(config).defense)) == 4
+    assert len(plans.prepare(config).defense_stages) == 4
 
 
 def test_a_mistake_in_one_of_several_stages_is_named_by_its_path():
@@ -47,11 +52,11 @@ def test_a_mistake_in_one_of_several_stages_is_named_by_its_path():
 def test_zeros_are_kept_where_all_weights_are_tuned(name):
     second = defenses.create(name)
     for keep in (True, False):
-        last = stages(chain(defenses.create("none"), second, keep))[-1]
-        was = stages(second)[-1].parametrization
+        last = chain(defenses.create("none"), second, keep).stages[-1].learner
+        was = second.stages[-1].learner.parametrization
         assert last.parametrization == (KeptZeros() if keep and was == Identity() else was)
 
 
 def test_keeping_zeros_can_be_switched_off_in_a_config():
     config = configs.resolve({"defense": {"name": "chain", "first": "ft", "second": "ft", "keep_pruned": False}})
-    assert [stage.parametrization for stage in stages(configs.build_defense(config))] == [Identity()] * 2
+    assert [stage.learner.parametrization for stage in configs.build_defense(config).stages] == [Identity()] * 2

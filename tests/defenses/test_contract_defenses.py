@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from planted import Net
 from quick import quick_jit
-from small_defenses import STAGES, create, options_of, signature
+from small_defenses import STAGES, Corner, create, fed, given, options_of, signature
 
-from bdjax import defenses, models, registry
+from bdjax import defenses, models, pytree, registry
 from bdjax.checks import InputError
-from bdjax.defenses.chain import Chain, chain, stages
+from bdjax.defenses import Defense, DefenseStage
+from bdjax.defenses.chain import chain
 from bdjax.devices import compilation
 from bdjax.models._layers import LinenModel
 from bdjax.optim import Schedule
-from bdjax.train import loop, resident
-from bdjax.types import Learner, PoisonedSplit, Split
+from bdjax.train import loop, programs, resident
+from bdjax.types import Info, Learner, PoisonedSplit, Split, SplitAndTrigger
 
 KEY = jax.random.key(0)
 NOTHING = {"epochs": 0, "rounds": 0, "max_share": 0.0}  # what "no epochs" means for each defense
@@ -56,13 +57,24 @@ BAD: dict[str, Any] = {
     "aside": 1.0,
     "step": 0.0,
     "max_share": -0.5,
-    "trigger": "false",
+    "isolate": 1.0,
+    "isolation_epochs": -1,
+    "unlearning_epochs": -1,
+    "unlearning_rate": 0.0,
 }
 WITHOUT_BAD_VALUE = {"adaptive", "keep_pruned", "first", "second"}
 
 
+def from_scratch(name: str) -> bool:
+    """Whether a defense trains a new network, so that it matters not where the suspect one is."""
+    return create(name).stages[0].starts == "scratch"
+
+
+OF_A_VICTIM = [name for name in NAMES if not from_scratch(name)]
+
+
 def epochs(defense) -> int:
-    return sum(stage.epochs for stage in stages(defense))
+    return sum(stage.epochs for stage in defense.stages)
 
 
 def same(first, second) -> bool:
@@ -88,8 +100,7 @@ def split() -> Split:
 @pytest.fixture(scope="module")
 def variables(model, split):
     """Trained a little: a defense that keeps the best network finds one, and not all of NFT's masks stay at 1."""
-    learner = create("ft", learning_rate=0.01)
-    return defenses.run(KEY, learner, model, model.init(KEY), split)
+    return defenses.run(KEY, create("ft", learning_rate=0.01), model, model.init(KEY), split)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -104,14 +115,14 @@ def defense(name):
 
 @pytest.fixture(scope="module")
 def result(defense, model, variables, split) -> loop.Result:
-    return defenses.purify(KEY, defense, model, variables, split)
+    return defenses.purify(KEY, defense, model, variables, **given(split))
 
 
 # --- the model that comes back ---------------------------------------------------------------------------------------
 
 
-def test_it_is_a_learner_or_a_chain_of_them(defense):
-    assert all(isinstance(stage, Learner) for stage in stages(defense))
+def test_it_is_stages_of_learners(defense):
+    assert all(isinstance(stage.learner, Learner) for stage in defense.stages)
 
 
 def test_tree_shapes_and_dtypes_of_the_model_are_kept(result, variables):
@@ -126,11 +137,12 @@ def test_tree_shapes_and_dtypes_of_every_network_are_kept(stage, network, spec, 
     holdout = jax.tree.map(jnp.asarray, split)
 
     def purify(variables):
-        for learner in stages(defense):
-            state = learner.init(KEY, model, variables, holdout)
+        for stage in defense.stages:
+            learner, seen = fed(stage, holdout)
+            state = learner.init(KEY, model, stage.begin(KEY, model, variables), seen)
             before = signature(state)
             if learner.epochs:
-                state, _ = loop.epoch(KEY, learner, model, state, holdout)
+                state, _ = programs.epoch(KEY, learner, model, state, seen)
             assert signature(state) == before
             assert {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)} <= {
                 jnp.dtype("float32")
@@ -142,22 +154,30 @@ def test_tree_shapes_and_dtypes_of_every_network_are_kept(stage, network, spec, 
     assert signature(jax.eval_shape(purify, before)) == signature(before)
 
 
+@pytest.mark.parametrize("name", OF_A_VICTIM)
 def test_no_epochs_return_the_model_bit_for_bit(name, model, variables, split):
     """Behavioral test 1, parameters and batch statistics."""
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(x.dtype), variables)
-    assert same(defenses.run(KEY, create(name, **NOTHING), model, variables, split), variables)
+    assert same(defenses.run(KEY, create(name, **NOTHING), model, variables, **given(split)), variables)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(OF_A_VICTIM)))
+def test_what_starts_from_scratch_does_not_ask_the_suspect_network(name, model, variables, split):
+    other = jax.tree.map(lambda x: x + 1, variables)
+    one, two = (defenses.run(KEY, create(name), model, start, **given(split)) for start in (variables, other))
+    assert same(one, two)
 
 
 def test_the_same_key_gives_the_same_bits_and_another_key_others(result, defense, model, variables, split):
-    assert same(defenses.run(KEY, defense, model, variables, split), result.variables)
-    other = defenses.run(jax.random.key(1), defense, model, variables, split)
+    assert same(defenses.run(KEY, defense, model, variables, **given(split)), result.variables)
+    other = defenses.run(jax.random.key(1), defense, model, variables, **given(split))
     assert same(other["params"], result.variables["params"]) == (epochs(defense) == 0)
 
 
 def test_it_changes_the_model_if_it_takes_steps_at_all(result, defense, variables):
     assert same(result.variables, variables) == (epochs(defense) == 0)
-    assert [row.epoch for row in result.history] == [n + 1 for stage in stages(defense) for n in range(stage.epochs)]
+    assert [row.epoch for row in result.history] == [n + 1 for stage in defense.stages for n in range(stage.epochs)]
 
 
 @pytest.fixture(scope="module")
@@ -174,40 +194,39 @@ def clean_model(model, variables, split):
     return variables
 
 
-def test_a_clean_model_is_hardly_harmed(defense, model, clean_model, split, accuracy_on):
+@pytest.mark.parametrize("name", OF_A_VICTIM)
+def test_a_clean_model_is_hardly_harmed(name, model, clean_model, split, accuracy_on):
     assert accuracy_on(clean_model) == 1
-    assert accuracy_on(defenses.run(KEY, defense, model, clean_model, split)) >= 0.95
+    assert accuracy_on(defenses.run(KEY, create(name), model, clean_model, **given(split))) >= 0.95
 
 
 # --- hyper-parameters ------------------------------------------------------------------------------------------------
 
 
 def halved(defense):
-    """The same defense with half of every float."""
-    if isinstance(defense, Chain):
-        return Chain(tuple(halved(stage) for stage in stages(defense)))
+    """The same defense, or learner, with half of every float."""
     return jax.tree.map(lambda value: 0.5 * value, defense)
 
 
 def test_other_floats_and_later_epochs_compile_nothing(result, defense, model, variables, split):
     with compilation.count_seconds() as seconds:
-        other = defenses.purify(KEY, halved(defense), model, variables, split)
+        other = defenses.purify(KEY, halved(defense), model, variables, **given(split))
     assert seconds == []
     assert same(other.variables, result.variables) == (epochs(defense) == 0)
 
 
 @pytest.mark.parametrize(
-    "learner",
+    "stage",
     [
-        pytest.param(learner, id=f"{name}-{number}")
+        pytest.param(stage, id=f"{name}-{number}")
         for name in STAGES
-        for number, learner in enumerate(stages(create(name)))
-        if learner.epochs
+        for number, stage in enumerate(create(name).stages)
+        if stage.epochs
     ],
 )
-def test_a_map_over_all_floats_is_a_loop(learner, model, variables, split):
+def test_a_map_over_all_floats_is_a_loop(stage, model, variables, split):
+    learner, holdout = fed(stage, jax.tree.map(jnp.asarray, split))
     learners = [learner, halved(learner)]
-    holdout = jax.tree.map(jnp.asarray, split)
 
     @quick_jit
     @jax.vmap
@@ -293,10 +312,19 @@ def test_no_stage_shares_a_key_with_an_epoch():
 
 def test_nested_chains_are_flat():
     a, b, c = create("ft"), create("ft_sam"), create("nft")
-    assert stages(chain(chain(a, b), c)) == stages(chain(a, chain(b, c)))
+    assert chain(chain(a, b), c) == chain(a, chain(b, c))
     loose = functools.partial(chain, keep_pruned=False)
-    assert stages(loose(loose(a, b), c)) == stages(loose(a, loose(b, c))) == (a, b, c)
-    assert stages(a) == (a,)
+    assert loose(loose(a, b), c) == loose(a, loose(b, c)) == Defense((*a.stages, *b.stages, *c.stages))
+
+
+def test_a_learner_is_a_defense_of_one_stage(model, variables, split):
+    """One's own, wherever a defense is taken; it sees the holdout unless it says otherwise."""
+    learner = create("ft").learner
+    assert defenses.of(learner) == Defense((DefenseStage(learner),)) == create("ft")
+    assert chain(learner, learner) == chain(create("ft"), create("ft"))
+    assert same(*(defenses.run(KEY, each, model, variables, split) for each in (learner, create("ft"))))
+    with pytest.raises(InputError, match="defense must have one stage to have one learner; it has 2"):
+        chain(learner, learner).learner  # noqa: B018
 
 
 # --- what a defender may see -----------------------------------------------------------------------------------------
@@ -309,12 +337,12 @@ def test_a_poisoned_split_is_refused(name, model, variables, split, monkeypatch)
         defenses.run(KEY, create(name), model, variables, poisoned)  # pyright: ignore
 
 
-def test_a_defense_is_handed_the_holdout_and_nothing_else(defense):
-    """Behavioral test 15: there is no argument by which a test set, a trigger or a poison mask could come in."""
-    assert list(inspect.signature(defenses.run).parameters) == ["key", "defense", "model", "variables", "holdout"]
-    for stage in stages(defense):
+@pytest.mark.parametrize("name", STAGES)
+def test_no_stage_has_an_argument_for_more(name):
+    """Behavioral test 15: there is none by which a test set or a poison mask could come in."""
+    for stage in create(name).stages:
         methods = {
-            method: list(inspect.signature(getattr(stage, method)).parameters)
+            method: list(inspect.signature(getattr(stage.learner, method)).parameters)
             for method in ("init", "update", "finalize")
         }
         assert methods == {
@@ -324,10 +352,73 @@ def test_a_defense_is_handed_the_holdout_and_nothing_else(defense):
         }
 
 
+@pytree.dataclass
+class Witness:
+    """Tells of what it is given and leaves the network as it is."""
+
+    told: Any = pytree.static()
+    sees: str = pytree.static(default="holdout")
+    epochs: int = pytree.static(default=1)
+    batch_size: None = pytree.static(default=None)
+    drop_last: bool = pytree.static(default=False)
+
+    def init(self, key, model, variables, split):
+        self.told.append(split)
+        return variables
+
+    def update(self, key, model, state, batch):
+        self.told.append(batch)
+        return state, Info(jnp.zeros(()), jnp.zeros(()), jnp.int32(0))
+
+    def finalize(self, model, state):
+        return state
+
+
+class Told(list):
+    """A list that may be static."""
+
+    __hash__ = object.__hash__  # pyright: ignore
+
+
+@pytest.mark.parametrize("sees", defenses.SEES)
+def test_a_stage_is_handed_what_it_declares_and_no_more(sees, model, variables, split):
+    training = jax.tree.map(lambda x: x[:40], split)
+    told = Told()
+    parts = {"holdout": split, "trigger": Corner(), "training": training}
+    assert same(defenses.run(KEY, Witness(told, sees), model, variables, **parts), variables)
+    kinds = {"nothing": type(None), "trigger": SplitAndTrigger}
+    assert {type(each) for each in told} == {kinds.get(sees, Split)}
+    if sees != "nothing":
+        splits = [each.split if sees == "trigger" else each for each in told]
+        assert {each.label.shape[0] for each in splits} == {40 if sees == "training" else 48}
+    if sees == "trigger":
+        assert all(isinstance(each.trigger, Corner) for each in told)
+
+
+@pytest.mark.parametrize("missing", ["trigger", "training"])
+def test_what_a_defense_sees_must_be_given(missing, model, variables, split):
+    parts = {name: part for name, part in given(split).items() if name != missing}
+    with pytest.raises(InputError, match=f"^{missing} must be given to a defense that sees it"):
+        defenses.run(KEY, chain(create("none"), Witness(Told(), missing)), model, variables, **parts)
+
+
+def test_a_learner_that_sees_what_there_is_not_is_refused():
+    with pytest.raises(InputError, match="sees must be one of nothing, holdout, trigger, training; got 'tests'"):
+        defenses.of(Witness(Told(), "tests"))
+
+
+def test_what_each_defense_sees_is_known_by_its_name(name):
+    if name == "chain":
+        assert chain(create("grad_prune"), create("abl")).sees == ("trigger", "training")
+        return
+    assert defenses.sees(name) == create(name).sees
+    assert set(defenses.sees(name)) <= set(defenses.SEES)
+
+
 def test_rows_outside_the_holdout_have_no_influence(result, defense, model, variables, split):
     """What else lies in the arrays, triggered images say, is not looked at unless it is ``valid``."""
     more = Split(*(np.concatenate([array, array[:16]]) for array in split))
     more = more._replace(
         valid=np.arange(64) < 48, input=np.where(np.arange(64)[:, None, None, None] < 48, more.input, 255)
     )
-    assert same(defenses.run(KEY, defense, model, variables, more), result.variables)
+    assert same(defenses.run(KEY, defense, model, variables, **given(more)), result.variables)

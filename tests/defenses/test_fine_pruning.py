@@ -15,7 +15,7 @@ import pytest
 from bdjax import defenses
 from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
-from bdjax.defenses.chain import chain, stages
+from bdjax.defenses.chain import chain
 from bdjax.defenses.fine_pruning import FeaturePruning, fine_pruning
 from bdjax.types import Spec, Split
 
@@ -190,7 +190,7 @@ def test_they_grow_again_where_that_is_asked_for():
 
 
 def test_it_is_pruning_and_then_fine_tuning():
-    first, second = stages(fine_pruning(step=0.02, aside=0.3, epochs=7, learning_rate=0.5))
+    first, second = (stage.learner for stage in fine_pruning(step=0.02, aside=0.3, epochs=7, learning_rate=0.5).stages)
     assert first == FeaturePruning(0.1, 1.0, 0.02, 0.3)
     tuning = defenses.create("ft", epochs=7, learning_rate=0.5)
     assert second == dataclasses.replace(tuning, parametrization=second.parametrization)

@@ -30,7 +30,7 @@ def learner():
         weight_decay=DECAY,
         label_smoothing=SMOOTHING,
         augment="none",
-    )
+    ).learner
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_not_adaptive_is_plain_sam():
         (False, params + jnp.array([1.2, 1.6])),
         (True, params + jnp.array([0.70224688, 3.74531671])),
     ):
-        chain = defenses.create("ft_sam", rho=2.0, adaptive=adaptive).transformation(bare())
+        chain = defenses.create("ft_sam", rho=2.0, adaptive=adaptive).learner.transformation(bare())
         at, state = chain.update(grads, chain.init(params), params, grad_fn=lambda at: at)
         np.testing.assert_allclose(at, seen, rtol=1e-6)
         assert optim.gradient_evaluations(state) == 1
@@ -168,7 +168,7 @@ def test_not_adaptive_is_plain_sam():
 def test_the_radius_can_move_with_the_learning_rate():
     """ρ_t = ρ_min + (ρ − ρ_min) η_t / η₀."""
     grads, params = jnp.array([3.0, 4.0]), jnp.zeros(2)
-    transformation = defenses.create("ft_sam", rho=2.0, rho_min=1.0, adaptive=False).transformation
+    transformation = defenses.create("ft_sam", rho=2.0, rho_min=1.0, adaptive=False).learner.transformation
     chain = transformation(bare(rate=lambda step: 1 - step / 2))
     state, radii = chain.init(params), []
     for _ in range(3):
@@ -185,15 +185,19 @@ def test_a_moving_radius_needs_a_rate_that_is_known_in_advance():
 def test_presets_are_the_published_values():
     paper = {"rho": 2.0, "adaptive": True, "epochs": 100, "batch_size": 256, "learning_rate": 0.01, "momentum": 0.9}
     common = {**paper, "augment": "standard"}
-    assert defenses.create("ft_sam") == defenses.create(
-        "ft_sam", **common, weight_decay=1e-4, label_smoothing=0.0, schedule=Schedule()
+    assert (
+        defenses.create("ft_sam").learner
+        == defenses.create("ft_sam", **common, weight_decay=1e-4, label_smoothing=0.0, schedule=Schedule()).learner
     )
-    assert defenses.create("ft_sam", preset="reference_code") == defenses.create(
-        "ft_sam", **common, weight_decay=5e-4, label_smoothing=0.1, schedule=Schedule("cosine", 100.0, per="step")
+    assert (
+        defenses.create("ft_sam", preset="reference_code").learner
+        == defenses.create(
+            "ft_sam", **common, weight_decay=5e-4, label_smoothing=0.1, schedule=Schedule("cosine", 100.0, per="step")
+        ).learner
     )
 
 
 def test_fine_tuning_differs_from_ft_sam_in_the_transformation_only():
-    tuned, purified = defenses.create("ft"), defenses.create("ft_sam")
+    tuned, purified = defenses.create("ft").learner, defenses.create("ft_sam").learner
     assert dataclasses.replace(purified, transformation=tuned.transformation) == tuned
     assert not tuned.drop_last

@@ -15,7 +15,9 @@ from planted import Corner, Net
 
 from bdjax import attacks, defenses, poison, structure
 from bdjax.checks import InputError
-from bdjax.defenses.grad_prune import Images, _without_largest, grad_prune
+from bdjax.defenses import grad_prune as module
+from bdjax.defenses._triggered import Images
+from bdjax.defenses.grad_prune import grad_prune, without_largest
 from bdjax.models._layers import LinenModel
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import PrunedFilters
@@ -50,12 +52,12 @@ def aside() -> Images:
 
 @functools.cache
 def learner(**options: Any):
-    return grad_prune(Corner(), batch_size=5, **options)
+    return grad_prune(batch_size=5, **options)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def saliency(learner, model, variables, images):
-    return structure.flat(learner.saliency(model, variables, images))
+    return structure.flat(module.saliency(model, variables, images, learner.tuning.batch_size))
 
 
 @jax.jit
@@ -198,12 +200,12 @@ def test_filters_that_were_zero_before_are_not_ranked(variables, rest, aside):
     start = planted.variables()
     layer = start["params"]["conv1"]
     layer |= {"kernel": layer["kernel"].at[..., 0].set(0), "bias": layer["bias"].at[0].set(0.001)}
-    xi = learner().saliency(planted.MODEL, start, planted.images())
+    xi = module.saliency(planted.MODEL, start, planted.images(), chunk=5)
     assert xi["conv1"]["kernel"].argmax() == 0
     kept, _ = PrunedFilters().init(planted.MODEL, start)
     second = int(xi["conv1"]["kernel"][1:].argmax()) + 1
     expected = np.where(np.arange(4) == second, 0, 1)
-    assert np.array_equal(_without_largest(kept, xi, start["params"])["conv1"]["kernel"], expected)
+    assert np.array_equal(without_largest(kept, xi, start["params"])["conv1"]["kernel"], expected)
 
 
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ def test_a_step_is_that_of_the_sum_of_both_mean_losses():
     model, start = planted.MODEL, planted.variables()
     start["params"]["linear"]["kernel"] = start["params"]["linear"]["kernel"] / 50
     images = planted.images(rows)
-    inner = grad_prune(Corner(), learning_rate=rate, momentum=momentum, weight_decay=decay, batch_size=rows).tuning
+    inner = grad_prune(learning_rate=rate, momentum=momentum, weight_decay=decay, batch_size=rows).tuning
     batch = Split(jnp.concatenate(images[:2]), jnp.tile(images.label, 2), None)  # pyright: ignore
 
     @jax.jit
@@ -286,8 +288,8 @@ def test_the_planted_neuron_is_found_and_the_backdoor_is_gone():
     assert planted.rates(start) == (1.0, 1.0)
     xi = saliency(learner(), planted.MODEL, start, planted.images())["conv1", "kernel"]
     assert xi.argmax() == 0
-    defense = grad_prune(Corner(), epochs=0, batch_size=16)
-    result = defenses.purify(KEY, defense, planted.MODEL, start, planted.holdout())
+    defense = grad_prune(epochs=0, batch_size=16)
+    result = defenses.purify(KEY, defense, planted.MODEL, start, planted.holdout(), trigger=Corner())
     assert same(result.variables, without(start, "conv1", 0))
     assert planted.rates(result.variables) == (1.0, 0.0)
     assert result.history[0].accuracy == 1.0
@@ -297,43 +299,30 @@ def test_the_planted_neuron_is_found_and_the_backdoor_is_gone():
 # --- the trigger -----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_trigger_there_is_nothing_to_do():
-    for defense in (grad_prune(), defenses.create("chain", first=grad_prune(), second=defenses.create("none"))):
-        with pytest.raises(InputError, match=r"^trigger must be given where no run fills it in"):
-            defenses.run(KEY, defense, planted.MODEL, planted.variables(), planted.holdout())
-
-
 @pytest.mark.parametrize("rounding", poison.ROUNDINGS)
-def test_a_run_fills_in_the_attacks_test_trigger_with_its_rounding(monkeypatch, rounding):
-    """A nested stage too."""
-    words = ("--defense", "chain", "--defense.first", "none", "--defense.second", "grad_prune", "--poison", rounding)
+def test_a_run_hands_over_the_attacks_test_trigger_with_its_rounding(monkeypatch, rounding):
+    """To a nested stage too, and to no other."""
+    words = ("--defense", "chain", "--defense.first", "ft", "--defense.second", "grad_prune", "--poison", rounding)
     config = configs.resolve(schema.overrides(words))
     attack = configs.build_attack(config)
     plan = plans.prepare(config)
-    stamp = poison.Stamp(attack.trigger, plan.trigger_state, rounding)
-    assert plan.defense.stages[1].trigger.trigger == stamp.trigger
-    image = plan.holdout.input[:3]
-    assert np.array_equal(plan.defense.stages[1].trigger(KEY, jnp.asarray(image)), stamp(KEY, jnp.asarray(image)))
-    assert plan.defense.stages[1].trigger.rounding == rounding
+    first, second = plan.defense_stages
+    assert plans.given(plan, (first.sees,)).trigger is None
+    learner, split = defenses.handed(second, plans.given(plan, (second.sees,)))
+    stamp = poison.trigger_source(attack, plan.trigger_state, rounding=rounding)
+    image = jnp.asarray(plan.holdout.input[:3])
+    assert np.array_equal(learner.trigger(KEY, image), stamp(KEY, image))
+    assert learner.trigger.rounding == rounding
+    assert same(split, plan.holdout)
     other = attacks.create("badnets", size=2).trigger
     monkeypatch.setattr(configs, "build_attack", lambda *_, **__: dataclasses.replace(attack, test_trigger=other))
-    assert plans.prepare(config).defense.stages[1].trigger.trigger == other
+    plan = plans.prepare(config)
+    assert plans.given(plan, plan.defense.sees).trigger.trigger == other  # pyright: ignore
 
 
-@pytest.mark.parametrize("word", ["true", True])
-def test_the_word_for_the_attacks_own_trigger(word):
-    file = {"defense": {"name": "grad_prune", "trigger": word}}
-    config = configs.resolve(file)
-    assert config.defense.options["trigger"] == "true"
-    assert config == configs.resolve(schema.overrides(["--defense", "grad_prune", "--defense.trigger", "true"]))
-    assert configs.resolve(config.to_dict()) == config
-    assert configs.build_defense(config).trigger == "true"
-
-
-@pytest.mark.parametrize("word", ["false", "treu", False, 1, None])
-def test_another_word_is_refused_with_the_choices(word):
-    with pytest.raises(InputError, match=r"^defense\.trigger must be one of true"):
-        configs.resolve({"defense": {"name": "grad_prune", "trigger": word}})
+def test_there_is_no_option_for_the_trigger():
+    with pytest.raises(InputError, match=r"^unknown key 'defense\.trigger'"):
+        configs.resolve({"defense": {"name": "grad_prune", "trigger": "true"}})
 
 
 def test_the_defaults_are_the_published_values():
@@ -349,6 +338,7 @@ def test_the_trigger_may_be_a_plain_function():
         del key
         return jnp.full_like(image, 255)
 
-    learner = grad_prune(white, batch_size=5)
+    stage = defenses.create("grad_prune", batch_size=5).stages[0]
+    learner, _ = defenses.handed(stage, defenses.Given(planted.holdout(), trigger=white))
     stamped = jax.jit(lambda learner, image: learner.trigger(KEY, image))(learner, jnp.zeros((2, 1, 1, 1), jnp.uint8))
     assert (stamped == 255).all()

@@ -21,11 +21,11 @@ GAMMA = 0.05
 
 def test_it_is_fine_tuning_with_a_decay_of_twice_gamma():
     """The same learner, and therefore the same bits."""
-    penalized = defenses.create("l2_ft", gamma=GAMMA, weight_decay=0.0, **OPTIONS)
-    assert penalized == defenses.create("ft", weight_decay=2 * GAMMA, **OPTIONS)
-    with_both = defenses.create("l2_ft", gamma=0.125, weight_decay=0.5, **OPTIONS)
-    assert with_both == defenses.create("ft", weight_decay=0.75, **OPTIONS)
-    assert defenses.create("l2_ft", gamma=0.0) == defenses.create("ft")
+    penalized = defenses.create("l2_ft", gamma=GAMMA, weight_decay=0.0, **OPTIONS).learner
+    assert penalized == defenses.create("ft", weight_decay=2 * GAMMA, **OPTIONS).learner
+    with_both = defenses.create("l2_ft", gamma=0.125, weight_decay=0.5, **OPTIONS).learner
+    assert with_both == defenses.create("ft", weight_decay=0.75, **OPTIONS).learner
+    assert defenses.create("l2_ft", gamma=0.0).learner == defenses.create("ft").learner
 
 
 def test_a_step_is_that_of_the_penalized_loss():
@@ -34,7 +34,7 @@ def test_a_step_is_that_of_the_penalized_loss():
     variables = networks.random_variables(model)
     rng = np.random.default_rng(0)
     batch = Split(jnp.asarray(rng.random((6, 6, 6, 2)), jnp.float32), jnp.arange(6) % 3, jnp.ones(6, bool))
-    learner = defenses.create("l2_ft", gamma=GAMMA, weight_decay=0.0, **OPTIONS)
+    learner = defenses.create("l2_ft", gamma=GAMMA, weight_decay=0.0, **OPTIONS).learner
 
     @quick_jit
     def both(variables):

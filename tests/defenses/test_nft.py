@@ -44,7 +44,7 @@ def batch() -> Split:
 
 @pytest.fixture(scope="module")
 def learner():
-    return defenses.create("nft", eta_c=ETA_C, learning_rate=RATE, momentum=MOMENTUM, batch_size=12)
+    return defenses.create("nft", eta_c=ETA_C, learning_rate=RATE, momentum=MOMENTUM, batch_size=12).learner
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +195,8 @@ def test_the_penalty_is_a_thousandth_over_the_images_per_class(begun):
     """Of those that count; and what is given is taken as it is."""
     assert begun.rows == 10
     for rows in (10, 12):
-        assert float(penalty(defenses.create("nft"), rows)) == pytest.approx(1e-3 * 3 / rows)
-    assert penalty(defenses.create("nft", eta_c=0.0)) == 0
+        assert float(penalty(defenses.create("nft").learner, rows)) == pytest.approx(1e-3 * 3 / rows)
+    assert penalty(defenses.create("nft", eta_c=0.0).learner) == 0
 
 
 def test_a_traced_weight_is_swept_without_compiling_anew():
@@ -207,20 +207,21 @@ def test_a_traced_weight_is_swept_without_compiling_anew():
         traces.append(learner)
         return penalty(learner)
 
-    assert [float(weight(defenses.create("nft", eta_c=eta))) for eta in (0.5, 0.25)] == [0.5, 0.25]
+    assert [float(weight(defenses.create("nft", eta_c=eta).learner)) for eta in (0.5, 0.25)] == [0.5, 0.25]
     assert len(traces) == 1
 
 
 def test_presets_are_the_published_values():
     common = {"alpha": 0.8, "beta": 0.5, "eta_c": None, "batch_size": 128, "learning_rate": 0.05, "augment": "mixup"}
-    assert defenses.create("nft") == defenses.create(
-        "nft", **common, epochs=100, momentum=0.9, schedule=Schedule("constant")
+    assert (
+        defenses.create("nft").learner
+        == defenses.create("nft", **common, epochs=100, momentum=0.9, schedule=Schedule("constant")).learner
     )
-    reference = defenses.create("nft", preset="reference_code")
+    reference = defenses.create("nft", preset="reference_code").learner
     schedule = Schedule("step", period=50.0, factor=0.822)
-    assert reference == defenses.create("nft", **common, epochs=250, momentum=0.95, schedule=schedule)
+    assert reference == defenses.create("nft", **common, epochs=250, momentum=0.95, schedule=schedule).learner
     rates = [0.05 * float(schedule.scale(jnp.int32(50 * number), 1)) for number in range(5)]
     assert rates == pytest.approx([0.05, 0.047135, 0.039635, 0.030365, 0.022865], rel=0.15)  # of a cosine, in between
     assert rates[-1] == pytest.approx(0.022865, rel=0.01)
-    assert defenses.create("nft").sgd.weight_decay == 0
-    assert defenses.create("nft").drop_last is False
+    assert defenses.create("nft").learner.sgd.weight_decay == 0
+    assert defenses.create("nft").learner.drop_last is False

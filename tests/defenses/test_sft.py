@@ -169,7 +169,7 @@ CASES = {"sft": (Weights, "sign_sketch"), "fast_sft": (Shifts, "per_sample")}
 def case(request, model, start, holdout, batch):
     """Learner, states before and after three steps with their reports, and the steps by hand."""
     space_of, estimator = CASES[request.param]
-    learner = defenses.create(request.param, **PENALIZED, augment="none")
+    learner = defenses.create(request.param, **PENALIZED, augment="none").learner
     assert learner.transformation.estimator == estimator  # the default
     space = space_of(start["params"])
     importance = quick_jit(lambda: importance_by_hand(model, space, start["batch_stats"], holdout))()
@@ -238,8 +238,8 @@ def test_gradient_evaluations_of_the_importance_the_steps_and_the_trace(case):
 
 def test_without_weights_it_is_fine_tuning_bit_for_bit(model, start, holdout, batch):
     """Batch statistics included: the penalties run on both, and leave no trace."""
-    plain = defenses.create("ft", **OPTIONS, weight_decay=0.01)
-    smooth = defenses.create("sft", **{**PENALIZED, "eta_f": 0.0, "eta_r": 0.0, "every": 1}, weight_decay=0.01)
+    plain = defenses.create("ft", **OPTIONS, weight_decay=0.01).learner
+    smooth = defenses.create("sft", **{**PENALIZED, "eta_f": 0.0, "eta_r": 0.0, "every": 1}, weight_decay=0.01).learner
     assert dataclasses.replace(smooth, transformation=plain.transformation) == plain
     states = []
     for learner in (plain, smooth):
@@ -267,7 +267,7 @@ def test_batch_statistics_are_those_of_the_training_pass(case, model, start, bat
 @pytest.fixture(scope="module")
 def purified(model, start, holdout):
     """The network after an epoch at a high rate, with standard augmentation."""
-    learner = defenses.create("fast_sft", **{**PENALIZED, "learning_rate": 2.0}, epochs=1)
+    learner = defenses.create("fast_sft", **{**PENALIZED, "learning_rate": 2.0}, epochs=1).learner
     return loop.run(KEY, learner, model, start, holdout).variables
 
 
@@ -292,7 +292,7 @@ def test_fast_sft_moves_the_batch_statistics(purified, start):
 
 
 def test_fast_sft_has_no_weight_decay_and_the_same_options_otherwise():
-    full, fast = defenses.create("sft", estimator="per_sample"), defenses.create("fast_sft")
+    full, fast = defenses.create("sft", estimator="per_sample").learner, defenses.create("fast_sft").learner
     assert dataclasses.replace(fast, parametrization=full.parametrization) == full
     assert fast.sgd.weight_decay == 0
 
@@ -304,9 +304,12 @@ def test_presets_are_the_published_values():
     common = {"every": 10, "batch_size": 128, "augment": "standard", "weight_decay": 0.0, "estimator": "sign_sketch"}
     paper = {"eta_f": 0.001, "eta_r": 5.0, "epochs": 100, "learning_rate": 0.01, "momentum": 0.9}
     schedule = Schedule("step", period=40.0, factor=0.1)
-    assert defenses.create("sft") == defenses.create("sft", **common, **paper, schedule=schedule)
+    assert defenses.create("sft").learner == defenses.create("sft", **common, **paper, schedule=schedule).learner
     reference = {"eta_f": 0.0, "eta_r": 0.0, "epochs": 500, "learning_rate": 0.005, "momentum": 0.95}
-    expected = defenses.create("sft", **common, **reference, schedule=Schedule())
-    assert defenses.create("sft", preset="reference_code") == expected
-    assert defenses.create("sft").drop_last is False
-    assert jax.tree.leaves(defenses.create("sft").transformation) == [0.001, 5.0]  # swept without compiling anew
+    expected = defenses.create("sft", **common, **reference, schedule=Schedule()).learner
+    assert defenses.create("sft", preset="reference_code").learner == expected
+    assert defenses.create("sft").learner.drop_last is False
+    assert jax.tree.leaves(defenses.create("sft").learner.transformation) == [
+        0.001,
+        5.0,
+    ]  # swept without compiling anew

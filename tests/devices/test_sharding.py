@@ -26,7 +26,7 @@ def mesh():
 def learner(request):
     """Supervised learning with and without a second gradient, and with draws that ask how many rows a batch has."""
     augment = {"ft": "standard", "ft_sam": "mixup"}[request.param]
-    return defenses.create(request.param, epochs=3, batch_size=32, augment=augment)
+    return defenses.create(request.param, epochs=3, batch_size=32, augment=augment).learner
 
 
 @pytest.fixture(scope="module")

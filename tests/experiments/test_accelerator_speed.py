@@ -273,7 +273,7 @@ def test_a_step_in_pytorch_is_bdjaxs_step():
     image, label = (torch.tensor(np.asarray(x)) for x in split[:2])
     start = model.init(jax.random.key(0))
     options = {"batch_size": 8, "augment": "none", "weight_decay": 5e-4}
-    made = {"plain": supervised(**options), "sam": defenses.create("ft_sam", rho=0.5, **options)}
+    made = {"plain": supervised(**options), "sam": defenses.create("ft_sam", rho=0.5, **options).learner}
     for name, layout in zip(made, LAYOUTS, strict=True):
         learner, other = made[name], torch_steps.Learner(WIDTH, Way(layout))
         with torch.no_grad():

@@ -16,11 +16,10 @@ import subjects
 from linen_networks import MODELS, MODULES
 from networks import TINY, random_variables
 from quick import quick_jit
-from small_defenses import STAGES, create, signature
+from small_defenses import STAGES, create, fed, signature
 
 from bdjax import defenses, registry, structure
 from bdjax.checks import InputError
-from bdjax.defenses.chain import stages
 from bdjax.models._layers import LinenModel
 from bdjax.parametrizations import NeuronMasks, PrunedFilters, SingularValues
 from bdjax.runs.subject import Subject
@@ -148,10 +147,11 @@ def test_every_defense_takes_it(stage, name):
     holdout = jax.tree.map(jnp.asarray, tiny_split())
 
     def purify(variables):
-        for learner in stages(defense):
-            state = learner.init(KEY, model, variables, holdout)
+        for stage in defense.stages:
+            learner, seen = fed(stage, holdout)
+            state = learner.init(KEY, model, stage.begin(KEY, model, variables), seen)
             if learner.epochs:
-                state, _ = loop.epoch(KEY, learner, model, state, holdout)
+                state, _ = loop.epoch(KEY, learner, model, state, seen)
             variables = learner.finalize(model, state)
         return variables
 
@@ -165,7 +165,7 @@ def test_every_defense_takes_it(stage, name):
 
 @pytest.mark.parametrize("stage", ["fine_pruning", "fast_sft"])
 def test_the_class_of_a_layer_changes_no_number(stage):
-    holdout, defense = planted.holdout(), stages(create(stage, batch_size=15, epochs=1))[0]
+    holdout, defense = planted.holdout(), create(stage, batch_size=15, epochs=1).stages[0].learner
     ours, twins = (defenses.run(KEY, defense, model, planted.variables(), holdout) for model in (planted.MODEL, TWIN))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, twins)
     assert not np.array_equal(ours["params"]["linear"]["kernel"], planted.variables()["params"]["linear"]["kernel"])
@@ -182,7 +182,7 @@ def test_fine_pruning_zeroes_the_inputs_of_a_classifier_that_is_a_convolution(na
     def accuracy(variables, rows=slice(None)):
         return float((model.apply(variables, image[rows] / 255.0)[0].argmax(-1) == split.label[rows]).mean())
 
-    (pruning, _) = stages(defenses.create("fine_pruning", accuracy_drop=0.3, step=0.2, epochs=0))
+    pruning = defenses.create("fine_pruning", accuracy_drop=0.3, step=0.2, epochs=0).stages[0].learner
     pruned = defenses.run(KEY, pruning, model, variables, split)
     kernel = structure.flat(pruned["params"])[path]
     gone = np.asarray((kernel == 0).all(tuple(axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2)))

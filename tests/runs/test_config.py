@@ -151,7 +151,9 @@ def test_chains_nest_and_each_stage_has_its_defaults():
     first, second = config.defense.options["first"], config.defense.options["second"]
     assert (first.name, first.options["batch_size"]) == ("ft", SUITED["defense"]["batch_size"])
     assert second.options["first"].options["rho"] == 3.0
-    assert [stage.batch_size for stage in configs.build_defense(config).stages] == 3 * [SUITED["defense"]["batch_size"]]
+    assert [stage.learner.batch_size for stage in configs.build_defense(config).stages] == 3 * [
+        SUITED["defense"]["batch_size"]
+    ]
     assert configs.resolve(config.to_dict()) == config
 
 

@@ -459,7 +459,7 @@ def test_the_control_of_a_defense_that_takes_any_holdout_takes_any_too():
     control = run.with_controls(config)[1]
     assert control.defense.options["batch_size"] == config.defense.options["batch_size"] == 100
     plan = plans.prepare(control)
-    assert batches.fed(plan.defense, plan.holdout) == len(plan.holdout.label) == 20
+    assert batches.fed(plan.defense.learner, plan.holdout) == len(plan.holdout.label) == 20
 
 
 def test_a_mistake_is_found_before_the_controls_run(tmp_path):

@@ -78,7 +78,7 @@ def pixels() -> Split:
 
 def choose(reader, split, values, budget=0.02, make=Harm, aside=0.5):
     rest, kept = validation_split(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), aside, 4)
-    return strength.choose(KEY, make, values, reader, reader.init(KEY), rest, kept, budget=budget)
+    return strength.choose(KEY, make, values, reader, reader.init(KEY), defenses.Given(rest), kept, budget=budget)
 
 
 def test_the_strongest_within_the_budget_is_chosen(reader, pixels):
@@ -127,7 +127,8 @@ def test_it_equals_what_the_loop_does(model, variables, split):
     small = {"epochs": 2, "batch_size": 16}
     rest, aside = validation_split(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), 0.25, 4)
     found = strength.choose(
-        KEY, lambda rho: defenses.create("ft_sam", rho=rho, **small), [0.5, 2.0], model, variables, rest, aside,
+        KEY, lambda rho: defenses.create("ft_sam", rho=rho, **small), [0.5, 2.0],
+        model, variables, defenses.Given(rest), aside,
         budget=1.0,
     )  # fmt: skip
     for trial in found.trials:
@@ -184,7 +185,7 @@ def test_a_stage_of_a_chain_may_have_it():
     resolved = config.resolve({"defense": values})
     assert resolved.strength is not None
     assert resolved.strength.path == "defense.second.rho"
-    assert config.build_defense(resolved, 8.0).stages[-1].transformation.rho == 8.0
+    assert config.build_defense(resolved, 8.0).stages[-1].learner.transformation.rho == 8.0
 
 
 @pytest.mark.parametrize(

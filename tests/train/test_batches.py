@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 def learner(batch_size: int | None, drop_last: bool = False, epochs: int = 1):
     if batch_size is None:
-        return defenses.stages(defenses.create("fine_pruning"))[0]
+        return defenses.create("fine_pruning").stages[0].learner
     return supervised(epochs, batch_size, drop_last=drop_last)
 
 
@@ -122,7 +122,7 @@ def test_a_batch_that_there_are_too_few_rows_for_is_told_once(caplog):
 @pytest.mark.usefixtures("nothing_was_said")
 def test_a_defense_of_a_small_holdout_says_so_and_takes_all_of_it(model, variables, split, caplog):
     few = splits.take(split, np.arange(10))
-    small, fitting = (defenses.create("ft", epochs=2, batch_size=size) for size in (256, 10))
+    small, fitting = (defenses.create("ft", epochs=2, batch_size=size).learner for size in (256, 10))
     purified = defenses.run(KEY, small, model, variables, few)
     assert caplog.messages == ["batch_size = 256 is more than the 10 images there are: each step takes all of them."]
     same = defenses.run(KEY, fitting, model, variables, few)
@@ -171,7 +171,7 @@ def test_the_size_of_a_batch_decides_neither_accuracy_nor_success(victim):
     holdout = splits.take(train, splits.holdout(KEY, train, per_class=10, num_classes=10))
     found = []
     for batch_size in (100, 99, 98, 50, 33, 11):
-        tuning = defenses.create("ft", epochs=20, batch_size=batch_size, learning_rate=0.01)
+        tuning = defenses.create("ft", epochs=20, batch_size=batch_size, learning_rate=0.01).learner
         found.append(rates(defenses.run(KEY, tuning, model, variables, holdout)))
     assert found[1] == found[2] == found[3]  # two batches of fifty, all three
     accuracy, success = np.ptp(found, axis=0)

@@ -57,7 +57,7 @@ class Ended:
 @pytest.fixture(scope="module")
 def learner():
     """With momentum, decay and augmentation: every part of the state moves."""
-    return defenses.create("ft_sam", epochs=EPOCHS, batch_size=32)
+    return defenses.create("ft_sam", epochs=EPOCHS, batch_size=32).learner
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, whole, learner, model, variab
 def test_a_checkpoint_of_more_epochs_than_asked_for_is_refused(tmp_path, learner, model, variables, split):
     Ended(tmp_path, learner, model, variables, split)
     checkpoints = Checkpoints(tmp_path)
-    shorter = defenses.create("ft_sam", epochs=EPOCHS - 1, batch_size=32)
+    shorter = defenses.create("ft_sam", epochs=EPOCHS - 1, batch_size=32).learner
     with pytest.raises(
         InputError, match=f"epochs must be at least 3, which the checkpoint in {tmp_path} has seen; got 2"
     ):

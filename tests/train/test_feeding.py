@@ -23,10 +23,10 @@ from bdjax.types import PreparedLearner, Split
 KEY = jax.random.key(0)
 LEARNERS = {
     "plain": lambda: supervised(epochs=3, batch_size=16),
-    "sam": lambda: defenses.create("ft_sam", epochs=3, batch_size=16),
-    "sft": lambda: defenses.create("sft", epochs=3, batch_size=16),
-    "fast_sft": lambda: defenses.create("fast_sft", epochs=3, batch_size=16),
-    "nft": lambda: defenses.create("nft", epochs=3, batch_size=16),
+    "sam": lambda: defenses.create("ft_sam", epochs=3, batch_size=16).learner,
+    "sft": lambda: defenses.create("sft", epochs=3, batch_size=16).learner,
+    "fast_sft": lambda: defenses.create("fast_sft", epochs=3, batch_size=16).learner,
+    "nft": lambda: defenses.create("nft", epochs=3, batch_size=16).learner,
 }
 QUICK = {"xla_backend_optimization_level": 0}
 FROM_THE_HOST = re.compile(r"callback|infeed|outfeed|is_host_transfer=true")

@@ -32,7 +32,7 @@ def make(model, variables, split):
     """Points that differ in key, learning rate and data, with a batch of 23 rows and one of 22."""
 
     def points(rates=RATES, epochs=EPOCHS, name="ft"):
-        learners = [defenses.create(name, learning_rate=rate, epochs=epochs, batch_size=32) for rate in rates]
+        learners = [defenses.create(name, learning_rate=rate, epochs=epochs, batch_size=32).learner for rate in rates]
         odd = splits.take(split, np.arange(45))
         rolled = [odd._replace(input=np.roll(odd.input, number, axis=0)) for number in range(len(rates))]
         return [

@@ -211,7 +211,7 @@ def test_divergence_in_the_first_epoch_promises_no_checkpoint(run, rows, tmp_pat
 
 
 def test_a_huge_learning_rate_diverges(model, variables, split):
-    learner = defenses.create("ft", epochs=3, batch_size=32, learning_rate=1e30)
+    learner = defenses.create("ft", epochs=3, batch_size=32, learning_rate=1e30).learner
     with pytest.raises(loop.Diverged, match="the loss is not finite after epoch 1 of 3: lower the learning rate"):
         loop.run(KEY, learner, model, variables, split)
 
@@ -224,7 +224,7 @@ def test_a_huge_learning_rate_diverges(model, variables, split):
     ],
 )
 def test_whatever_may_be_to_blame_is_named_with_its_value(model, variables, split, options, words):
-    learner = defenses.create("ft_sam", epochs=3, batch_size=32, **options)
+    learner = defenses.create("ft_sam", epochs=3, batch_size=32, **options).learner
     with pytest.raises(loop.Diverged, match=rf"the loss is not finite after epoch \d of 3: {words}"):
         loop.run(KEY, learner, model, variables, split)
 
@@ -270,7 +270,7 @@ def test_a_run_stops_when_asked_and_is_not_asked_after_the_last_epoch(run, rows,
 
 @pytest.fixture(scope="module")
 def learner():
-    return defenses.create("ft", epochs=3, batch_size=32)
+    return defenses.create("ft", epochs=3, batch_size=32).learner
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def in_chunks(monkeypatch):
 @pytest.fixture(scope="module")
 def learner():
     """Seven steps of 29 and 28 images."""
-    return defenses.create("ft", epochs=3, batch_size=32)
+    return defenses.create("ft", epochs=3, batch_size=32).learner
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_images_that_a_stream_shows_are_those_of_the_order(resident, stream,
     """Another order, or another image in its place, would not be the same network: the equality above can fail."""
     plain = Stream(large.input)
     assert not np.array_equal(resident.visible.input, plain.images)
-    learner = defenses.create("ft", epochs=1, batch_size=32)
+    learner = defenses.create("ft", epochs=1, batch_size=32).learner
     reading = streamed.begin(KEY, learner, stream.visible)
     reading.ahead.close()
     valid = np.flatnonzero(large.valid)
@@ -203,14 +203,16 @@ def one_epoch(image, learner, model, variables, large, wait: float = 0.0) -> str
 
 
 def test_waiting_is_counted(model, variables, large):
-    learner = defenses.create("ft", epochs=1, batch_size=32)
+    learner = defenses.create("ft", epochs=1, batch_size=32).learner
     one_epoch(large.input, learner, model, variables, large)  # compiles
     slow = one_epoch(Slow(large.input, 0.3), learner, model, variables, large)
     assert 0.5 < slow.starving <= slow.reading < 3.0  # four chunks, two at a time: 0.6 seconds
 
 
 def test_what_was_read_ahead_is_not_waited_for(model, variables, large):
-    learner = defenses.create("ft", epochs=1, batch_size=32)  # four chunks of two steps, as many as are read ahead
+    learner = defenses.create(
+        "ft", epochs=1, batch_size=32
+    ).learner  # four chunks of two steps, as many as are read ahead
     assert streams.AHEAD == 4
     one_epoch(large.input, learner, model, variables, large)
     waits = one_epoch(Slow(large.input, 0.3), learner, model, variables, large, wait=1.0)
@@ -224,7 +226,7 @@ def test_an_image_that_cannot_be_read_ends_the_run(model, variables, large):
                 raise InputError("image 77 is damaged.")
             return super().__getitem__(rows)
 
-    learner = defenses.create("ft", epochs=1, batch_size=32)
+    learner = defenses.create("ft", epochs=1, batch_size=32).learner
     with pytest.raises(InputError, match="image 77 is damaged"):
         streamed.run(KEY, learner, model, variables, large._replace(input=Stream(Damaged(large.input, 0.0))))
 
@@ -242,7 +244,7 @@ def test_an_image_that_cannot_be_read_ends_the_run(model, variables, large):
 def test_what_cannot_be_streamed_is_refused_before_anything_is_compiled(
     model, variables, stream, monkeypatch, name, options, words
 ):
-    learner = defenses.stages(defenses.create(name, epochs=1, **options))[0]
+    learner = defenses.create(name, epochs=1, **options).stages[0].learner
     monkeypatch.setattr(jax.stages.Lowered, "compile", None)
     with pytest.raises(InputError, match=words):
         streamed.run(KEY, learner, model, variables, stream.visible)
@@ -251,7 +253,7 @@ def test_what_cannot_be_streamed_is_refused_before_anything_is_compiled(
 def test_missing_grain_names_the_extra(model, variables, stream, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "grain", None)
     with pytest.raises(InputError, match=r"^streaming needs the extra 'data' .*pip install 'bdjax\[data\]'"):
-        streamed.check(defenses.create("ft", batch_size=32), model, variables, stream.visible)
+        streamed.check(defenses.create("ft", batch_size=32).learner, model, variables, stream.visible)
 
 
 # --- where the images are --------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def timed(monkeypatch, model, variables, split):
             return compiling * feeding.unroll, 8 * seconds[feeding.unroll]
 
         monkeypatch.setattr(unrolling, "_time", time)
-        learner = defenses.create("ft", epochs=epochs, batch_size=5)
+        learner = defenses.create("ft", epochs=epochs, batch_size=5).learner
         return unrolling.choose(learner, model, variables, split, "step")
 
     return choose
@@ -42,4 +42,4 @@ def test_without_epochs_nothing_is_measured(timed):
 
 
 def test_a_cpu_is_not_measured(model, variables, split):
-    assert unrolling.choose(defenses.create("ft"), model, variables, split) == (1, {})
+    assert unrolling.choose(defenses.create("ft").learner, model, variables, split) == (1, {})
