@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Shaped
 from bdjax.checks import InputError, integer
 from bdjax.data.augment import as_float
 from bdjax.devices import compilation
+from bdjax.tasks.metrics import ATTACK, SINGLE_LABEL, UTILITY, Metric, effectiveness, first
 from bdjax.tasks.single_label import SingleLabel
 from bdjax.types import Metrics, Model, PoisonedSplit, Split, Task, Variables
 
@@ -116,14 +117,20 @@ def predict(
     return _predict(model, variables, jnp.asarray(input), max(1, min(batch_size, input.shape[0])))
 
 
-def defense_effectiveness_rating(before: Metrics, after: Metrics) -> Any:
-    """Return DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2, Δ = before − after.
+def defense_effectiveness_rating(before: Any, after: Any, metrics: Sequence[Metric] = SINGLE_LABEL) -> Any:
+    """Return DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2, Δ = before − after, as `bdjax.tasks.metrics.effectiveness`.
 
     In [0, 1]; 0.5 where nothing changed. A gain in accuracy is never rewarded (FT-SAM, sec. 5.1; Zhu et al., 2023).
+
+    Args:
+      before: what the task counted of the victim.
+      after: likewise, of the defended network.
+      metrics: of the task; its first metrics of the roles ``attack`` and ``utility`` stand for ASR and ACC.
     """
-    attack_drop = before.attack_success_rate - after.attack_success_rate
-    accuracy_drop = before.clean_accuracy - after.clean_accuracy
-    return (jnp.maximum(0, attack_drop) - jnp.maximum(0, accuracy_drop) + 1) / 2
+    attack, utility = (first(metrics, role).name for role in (ATTACK, UTILITY))
+    attack_drop = getattr(before, attack) - getattr(after, attack)
+    utility_drop = getattr(before, utility) - getattr(after, utility)
+    return effectiveness(attack_drop, utility_drop, jnp.maximum)
 
 
 def predictions(model: Model, variables: Variables, input: Array, batch_size: int) -> Shaped[Array, "n ..."]:

@@ -41,7 +41,12 @@ class Stamp:
         """Return the inputs with the trigger; their labels are whatever they were."""
         return self.on(_row_keys(key, input), jnp.arange(input.shape[0]), input)
 
-    def on(self, key: Key[Array, " n"], position: Int[Array, " n"], input: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
+    def on(
+        self,
+        key: Key[Array, " n"],
+        position: Int[Array, " n"],
+        input: Num[Array, "n ..."],
+    ) -> Num[Array, "n ..."]:
         """Return the inputs with the trigger, each with its own key and its position among those that get it."""
 
         def on_one(row: tuple[Key[Array, ""], Array, Array]) -> Array:
@@ -57,7 +62,13 @@ class Stamp:
         return jax.lax.map(on_one, (key, position, input), batch_size=_BATCH)
 
 
-def trigger_source(attack: Attack, state: TriggerState, *, rounding: str = "nearest", at_test: bool = False) -> Stamp:
+def trigger_source(
+    attack: Attack,
+    state: TriggerState,
+    *,
+    rounding: str = "nearest",
+    at_test: bool = False,
+) -> Stamp:
     """Return what puts the attack's trigger on inputs.
 
     Args:
@@ -75,7 +86,12 @@ def trigger_source(attack: Attack, state: TriggerState, *, rounding: str = "near
 
 
 def poison_train(
-    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, *, rounding: str = "nearest"
+    key: Key[Array, ""],
+    attack: Attack,
+    state: TriggerState,
+    split: Split,
+    *,
+    rounding: str = "nearest",
 ) -> PoisonedSplit:
     """Plant the trigger in exactly round(r·N) rows of a training split, chosen at random by the key alone.
 
@@ -101,7 +117,8 @@ def poison_train(
     split = jax.tree.map(jnp.asarray, split)
     decision = decide(key, attack, split.label, split.valid)
     input = stamp_chosen(decision, trigger_source(attack, state, rounding=rounding), split.input)
-    return PoisonedSplit(Split(input, decision.label, split.valid), split.label, decision.is_poisoned)
+    visible = Split(input, decision.label, split.valid)
+    return PoisonedSplit(visible, split.label, decision.is_poisoned)
 
 
 class Decision(NamedTuple):
@@ -113,7 +130,12 @@ class Decision(NamedTuple):
     position: Int[Array, " n"]  # among the poisoned rows, from 0; whatever it is on others
 
 
-def decide(key: Key[Array, ""], attack: Attack, label: Shaped[Array, "n ..."], valid: Bool[Array, " n"]) -> Decision:
+def decide(
+    key: Key[Array, ""],
+    attack: Attack,
+    label: Shaped[Array, "n ..."],
+    valid: Bool[Array, " n"],
+) -> Decision:
     """Return what the key decides of a whole training split, from its labels alone. Arguments as for `poison_train`."""
     row_key, trigger_key = jax.random.split(key)
     wanted = attack.label_map(label)
@@ -121,10 +143,15 @@ def decide(key: Key[Array, ""], attack: Attack, label: Shaped[Array, "n ..."], v
     count = jnp.round(attack.poison_rate * _whole(attack, candidate, valid)).astype(jnp.int32)
     chosen = random_subset(row_key, candidate, count)
     seen = _where(chosen, wanted, label).astype(label.dtype)
-    return Decision(seen, chosen, jax.random.split(trigger_key, label.shape[0]), jnp.cumsum(chosen) - 1)
+    keys = jax.random.split(trigger_key, label.shape[0])
+    return Decision(seen, chosen, keys, jnp.cumsum(chosen) - 1)
 
 
-def candidates(attack: Attack, label: Shaped[Array, "n ..."], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
+def candidates(
+    attack: Attack,
+    label: Shaped[Array, "n ..."],
+    valid: Bool[Array, " n"],
+) -> Bool[Array, " n"]:
     """Return which rows of a training split the attack may poison."""
     changed = differ(attack.label_map(label), label)
     if attack.clean_label:
@@ -132,12 +159,20 @@ def candidates(attack: Attack, label: Shaped[Array, "n ..."], valid: Bool[Array,
     return valid & changed if attack.candidates == "changed" else valid
 
 
-def _whole(attack: Attack, candidate: Bool[Array, " n"], valid: Bool[Array, " n"]) -> Int[Array, ""]:
+def _whole(
+    attack: Attack,
+    candidate: Bool[Array, " n"],
+    valid: Bool[Array, " n"],
+) -> Int[Array, ""]:
     """Return how many rows the poison rate is a share of."""
     return (candidate if attack.rate_of == "candidates" else valid).sum()
 
 
-def stamp_chosen(decision: Decision, stamp: Stamp, input: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
+def stamp_chosen(
+    decision: Decision,
+    stamp: Stamp,
+    input: Num[Array, "n ..."],
+) -> Num[Array, "n ..."]:
     """Return the inputs with the trigger on the rows that were decided on.
 
     Each input depends on its own decision alone: any rows of a split, with the decision of those rows, come out as they
@@ -176,11 +211,16 @@ class StampChosen:
 
 
 def poison_stream(
-    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, *, rounding: str = "nearest"
+    key: Key[Array, ""],
+    attack: Attack,
+    state: TriggerState,
+    split: Split,
+    *,
+    rounding: str = "nearest",
 ) -> PoisonedSplit:
     """Return what `poison_train` returns of the same arguments, its inputs read and changed when they are needed.
 
-    Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.Images`), and the input of the
+    Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.ReadByRow`), and the input of the
     visible split is a `bdjax.data.streams.Stream`. No triggered input is stored.
     """
     made = trigger_source(attack, state, rounding=rounding)
@@ -208,7 +248,8 @@ def poison_batch(key: Key[Array, ""], attack: Attack, state: TriggerState, batch
     valid = jnp.ones(batch.label.shape[0], bool) if batch.valid is None else batch.valid
     candidate = candidates(attack, batch.label, valid)
     poison_round, cover_round = jax.random.uniform(count_key, (2,))
-    count = jnp.floor(attack.poison_rate * _whole(attack, candidate, valid) + poison_round).astype(jnp.int32)
+    count = attack.poison_rate * _whole(attack, candidate, valid) + poison_round
+    count = jnp.floor(count).astype(jnp.int32)
     poisoned = random_subset(poison_key, candidate, count)
     triggered = jax.vmap(trigger.apply, (0, None, 0))(_row_keys(trigger_key, input), state, input)
     changed = _where(poisoned, triggered, input)
@@ -217,8 +258,10 @@ def poison_batch(key: Key[Array, ""], attack: Attack, state: TriggerState, batch
         count = jnp.floor(attack.cover_rate * valid.sum() + cover_round).astype(jnp.int32)
         covered = random_subset(subset_key, valid & ~poisoned, count)
         changed = _where(covered, trigger.cover(made_key, state, batch), changed)
-    label = batch.label if attack.clean_label else _where(poisoned, attack.label_map(batch.label), batch.label)
-    return batch._replace(input=_modality(attack).store(changed, input), label=label.astype(batch.label.dtype))
+    label = batch.label
+    if not attack.clean_label:
+        label = _where(poisoned, attack.label_map(label), label).astype(label.dtype)
+    return batch._replace(input=_modality(attack).store(changed, input), label=label)
 
 
 def reach(attack: Attack, split: Split) -> tuple[int, int, int]:
@@ -245,7 +288,12 @@ def clean_stream(split: Split) -> Split:
 
 
 def poison_test(
-    key: Key[Array, ""], attack: Attack, state: TriggerState, split: Split, *, rounding: str = "nearest"
+    key: Key[Array, ""],
+    attack: Attack,
+    state: TriggerState,
+    split: Split,
+    *,
+    rounding: str = "nearest",
 ) -> PoisonedSplit:
     """Plant the (test) trigger in every row; the visible label is the attacker's.
 
@@ -260,13 +308,17 @@ def poison_test(
     return PoisonedSplit(Split(input, wanted, valid), split.label, split.valid)
 
 
-def random_subset(key: Key[Array, ""], candidate: Bool[Array, " n"], count: Int[Array, ""]) -> Bool[Array, " n"]:
+def random_subset(
+    key: Key[Array, ""],
+    candidate: Bool[Array, " n"],
+    count: Int[Array, ""],
+) -> Bool[Array, " n"]:
     """Return a mask of ``count`` candidates drawn uniformly without replacement; all of them if there are fewer.
 
     Every row gets a random rank, so that the count may be traced, and a larger count only adds rows.
     """
     order = jax.random.permutation(key, candidate.shape[0])
-    position = jnp.cumsum(candidate[order])  # 1 for the first candidate in the random order, 2 for the next, …
+    position = jnp.cumsum(candidate[order])  # 1 for the first candidate in the random order, …
     return jnp.zeros_like(candidate).at[order].set(candidate[order] & (position <= count))
 
 

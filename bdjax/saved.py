@@ -10,11 +10,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
+
 from bdjax import defenses, report
 from bdjax.checks import InputError, one_of
 from bdjax.curvature.loss_surface import VARIANTS, Settings
 from bdjax.devices import numerics
-from bdjax.report.rows import Record
+from bdjax.report.records import Record
 from bdjax.runs import config as configs
 from bdjax.runs import curve, plans, provenance, run, victim
 from bdjax.runs.config import Config
@@ -22,7 +24,8 @@ from bdjax.runs.folder import RunFolder, RunsFolder
 from bdjax.runs.record import metrics_between
 from bdjax.runs.subject import OnVariables, Subject
 from bdjax.runs.trainer import Alone
-from bdjax.types import Metrics, ProbedModel, Variables
+from bdjax.tasks.metrics import RATING, totals
+from bdjax.types import ProbedModel, Variables
 
 Known: TypeAlias = dict[Path, dict[Hashable, Any]]  # of victims, by their folders
 
@@ -177,7 +180,7 @@ def subject(
 def with_defense(
     record: Record | str | os.PathLike[str],
     name: str,
-    after: Metrics,
+    after: Any,
     *,
     options: Mapping[str, Any] | None = None,
     run_seconds: float = math.nan,
@@ -191,8 +194,8 @@ def with_defense(
     Args:
       record: of a run on the same victim, holdout and seed, such as that of ``none``, or the path of its folder.
       name: what the tables are to call the defense; not one of bdjax's own.
-      after: of `bdjax.evaluate.evaluate_function`, on the test images of `restore`'s plan and its
-        `bdjax.runs.plans.triggered_test`.
+      after: of `bdjax.evaluate.evaluate_function`, or what the run's task counts (`bdjax.types.Task.count`), on the
+        test images of `restore`'s plan and its `bdjax.runs.plans.triggered_test`.
       options: of the defense, which tell its rows apart.
       run_seconds: what it took without compiling; NaN, which prints as a dash, where nobody measured it.
       compile_seconds: likewise.
@@ -204,14 +207,16 @@ def with_defense(
     record = one(record)
     if name in defenses.names():
         raise InputError(f"name must not be that of a defense of bdjax, got {name!r}.")
-    before, counted = _counted(record, after)
+    after = jax.device_get(after)  # so that ratios of counts are as exact as the run's
+    before = _of_the_same_images(record, after)
     kept = {key: value for key, value in record.config.items() if key != "selection"}
     left_out = ("selection", "history", "smoothness")
     content = {key: value for key, value in record.content.items() if key not in left_out}
+    chance = record.content["metrics"].get("chance")
     content |= {
         "run_id": f"{record.content['victim_id']}-{name}",
         "config": {**kept, "defense": {"name": name, **(options or {})}},
-        "metrics": {**metrics_between(before, counted), "before": record.before},
+        "metrics": {**metrics_between(record.metrics, before, after, chance), "before": record.before},
         "cost": {
             "run_seconds": run_seconds,
             "compile_seconds": compile_seconds,
@@ -223,15 +228,21 @@ def with_defense(
     return Record(beside / name, content, apart=record.apart)
 
 
-def _counted(record: Record, after: Metrics) -> tuple[Metrics, Metrics]:
-    """Return a record's counts before its defense and those of another's result, which must be of the same images."""
-    before = Metrics(*(int(record.before[field]) for field in Metrics._fields))
-    counted = Metrics(*map(int, after))
-    for total in ("clean_total", "attack_total"):
-        expected, got = getattr(before, total), getattr(counted, total)
-        if got != expected:
-            raise InputError(f"after must count the run's test images: {total} is {expected}, got {got}.")
-    return before, counted
+def _of_the_same_images(record: Record, after: Any) -> Any:
+    """Return what was counted of a record's victim, as a value of the same kind as what was counted after a defense.
+
+    Raises:
+      InputError: that is of another task, or of other test images.
+    """
+    needed = [metric for metric in record.metrics if metric.role != RATING]
+    for metric in needed:
+        if not hasattr(after, metric.name):
+            raise InputError(f"after must have the run's metric {metric.name}, got {type(after).__name__}.")
+    for total in totals(needed):
+        if (got := int(getattr(after, total))) != record.before[total]:
+            wanted = f"{total} is {record.before[total]}, got {got}"
+            raise InputError(f"after must count the run's test images: {wanted}.")
+    return type(after)(*(record.before[name] for name in after._fields))
 
 
 def smoothness(

@@ -109,6 +109,10 @@ class Task(Protocol):
         """Return the group of each row of which a balanced set has equally many."""
         ...
 
+    def chance(self, label: np.ndarray) -> dict[str, float]:
+        """Return what a guess gives of the metrics on inputs with these labels, where a record's classes do not say."""
+        ...
+
     def count(self, clean_answer: Array, triggered_answer: Array, clean: Split, triggered: PoisonedSplit) -> Any:
         """Return a NamedTuple of what the metrics are made from, with a property or field for each of them."""
         ...
@@ -521,3 +525,10 @@ class PartlySavedLearner(Learner, Protocol):
 
 
 Images: TypeAlias = Num[Array | np.ndarray, "n h w c"]  # on the device or still on the host
+
+# What Python's types cannot say: anything that `jax.tree` maps over, with arrays for leaves.
+Tree: TypeAlias = Any
+Tuned: TypeAlias = Tree  # what a `Parametrization` lets a learner change
+Frozen: TypeAlias = Tree  # what it needs beside that
+Examples: TypeAlias = Tree  # whose leaves share a leading axis, one row an example
+Leaf: TypeAlias = Any  # of a tree: an array, a tracer, or what stands for one

@@ -19,9 +19,9 @@ from bdjax.checks import InputError, integer, one_of
 from bdjax.cli import _progress, _signals
 from bdjax.devices import compilation
 from bdjax.report import comparison, published
+from bdjax.report.grid import FORMATS
 from bdjax.report.published import TASK, Value
-from bdjax.report.rows import Record
-from bdjax.report.tables import FORMATS
+from bdjax.report.records import Record
 from bdjax.runs import plans, run
 from bdjax.runs.config import Config
 from bdjax.runs.folder import RunFolder, RunsFolder

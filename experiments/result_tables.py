@@ -28,7 +28,8 @@ from typing import Any
 from bdjax import report
 from bdjax.bench import table
 from bdjax.files import atomic
-from bdjax.report import published, tables
+from bdjax.report import cells, published, tables
+from bdjax.report.grid import SIGN
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -76,7 +77,7 @@ def read_options() -> argparse.Namespace:
 
 def benchmark_tables(only_bench: bool = False) -> dict[str, str]:
     """Return the tables of the benchmarks, by name."""
-    texts = {"bench table": table.table(load("bench.json"))}
+    texts = {"bench table": table.benchmark_table(load("bench.json"))}
     if not only_bench:
         texts["speed table"] = speed_table(load("steps.json"), load("startup.json"))
         texts["defense speed"] = defense_speed(load("defenses.json"))
@@ -103,9 +104,9 @@ def attack_table(rows: Sequence[report.Row]) -> str:
     for row in rows:
         if row.name("defense") == "none":
             seconds = [record.content["victim"]["run_seconds"] for record in row.records]
-            rates = (f"{100 * getattr(row, rate).mean:.1f}" for rate in ("clean_accuracy", "attack_success_rate"))
-            cells = (row.attack, published_rates(row), *rates, *tables.stealth_cells(row))
-            lines.append("| " + " | ".join([*cells, f"{sum(seconds) / len(seconds):.0f}"]) + " |")
+            rates = (f"{100 * statistic.mean:.1f}" for statistic in (row.utility, row.attack_success))
+            printed = (row.attack, published_rates(row), *rates, *cells.stealth_cells(row))
+            lines.append("| " + " | ".join([*printed, f"{sum(seconds) / len(seconds):.0f}"]) + " |")
     return "\n".join(lines)
 
 
@@ -129,14 +130,14 @@ def attack_defenses(rows: Sequence[report.Row]) -> str:
         cells = {row.defense: _rates(row, row in best) for row in group}
         lines.append("| " + " | ".join([title, *(cells.get(name, "–") for name in names)]) + " |")
     for note in report.notes(rows):
-        lines += ["", f"{tables.SIGN} {note}."]
+        lines += ["", f"{SIGN} {note}."]
     return "\n".join(lines)
 
 
 def _rates(row: report.Row, is_best: bool) -> str:
-    acc, asr, ra, der = (f"{100 * getattr(row, name).mean:.1f}" for name in report.RATES)
+    acc, asr, ra, der = (f"{100 * statistic.mean:.1f}" for statistic in row.statistics.values())
     rating = f"**{der}**" if is_best else der
-    return f"{acc} / {asr} / {ra} · {rating}{f' {tables.SIGN}' if row.is_marked else ''}"
+    return f"{acc} / {asr} / {ra} · {rating}{f' {SIGN}' if row.is_marked else ''}"
 
 
 def load(name: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 
+from bdjax.tasks.metrics import MULTI_LABEL, effectiveness
+
 CLEAN_TOTAL, ATTACK_TOTAL = 100, 80
 
 
@@ -85,3 +87,24 @@ def write(folder, *records):
         (run / "record.json").write_text(json.dumps(record))
         (run / "config.yaml").write_text("")
     return folder
+
+
+# --- A task that is measured otherwise: several classes in each image, and no share of right ones ---
+
+
+def scenes(seed=0, attack=None, defense=None, hits=4, precision=0.75, chance=0.4, **sections):
+    """Return the record of a run whose images have several classes; its victim has a precision of 80 % and 80 hits."""
+    record = content(seed, {"label_map": "add_label", **(attack or {})}, defense, **sections)
+    record["config"]["data"]["name"] = record["data"]["name"] = "digits_scenes"
+    values = {"clean_total": CLEAN_TOTAL, "attack_total": ATTACK_TOTAL}
+    before = {**values, "mean_average_precision": 0.8, "attack_hits": 80, "attack_success_rate": 1.0}
+    after = {**values, "mean_average_precision": precision, "attack_hits": hits, "attack_success_rate": hits / 80}
+    record["metrics"] = {
+        "description": [metric.plain() for metric in MULTI_LABEL],
+        "before": before,
+        "after": after,
+        "defense_effectiveness_rating": effectiveness(1 - hits / 80, 0.8 - precision),
+    }
+    if chance is not None:
+        record["metrics"]["chance"] = {"mean_average_precision": chance}
+    return record

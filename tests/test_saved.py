@@ -1,16 +1,18 @@
 """A result from elsewhere on the victim of a finished run, and its row in the table."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, write
+from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, scenes, write
 
 from bdjax import cli, evaluate, report, saved
 from bdjax.checks import InputError
 from bdjax.report import bundle, page, tables
 from bdjax.runs import plans
+from bdjax.tasks.metrics import names
 from bdjax.types import Metrics
 
 SIZES = ("--model.width", "2", "--training.epochs", "1", "--defense", "none")
@@ -28,9 +30,9 @@ def test_a_result_of_ones_own_stands_among_the_others(attacked):
     mine = saved.with_defense(attacked, "mine", AFTER, run_seconds=1.5)
     none, own = report.summarize([mine, attacked])
     assert (own.defense, own.seeds, own.n) == ("mine", (3,), 1)
-    assert (own.clean_accuracy.mean, own.attack_success_rate.mean, own.robust_accuracy.mean) == (0.95, 0.1, 0.75)
+    assert [one.mean for one in own.statistics.values()][:3] == [0.95, 0.1, 0.75]
     # before: 99 of 100 and 80 of 80
-    assert own.defense_effectiveness_rating.mean == pytest.approx((0.9 - 0.04 + 1) / 2)
+    assert own.rating.mean == pytest.approx((0.9 - 0.04 + 1) / 2)
     assert list(report.victims([none, own])) == ["badnets"]
     text = tables.table([none, own], "markdown")
     assert "| badnets | mine | 95.0 | 10.0 | 75.0 | **93.0** | 1 | 1.5 |" in text
@@ -139,3 +141,29 @@ def test_the_network_of_a_run_as_a_function_gives_its_record(tmp_path, monkeypat
     mine = saved.with_defense(record, "mine", measure(logits))
     assert mine.after == record.after
     assert mine.value("defense_effectiveness_rating") == 0.5
+
+
+class Scenes(NamedTuple):
+    """What a task might count of images with several classes."""
+
+    mean_average_precision: float
+    clean_total: int
+    attack_hits: int
+    attack_total: int
+
+    @property
+    def attack_success_rate(self):
+        return self.attack_hits / self.attack_total
+
+
+def test_a_result_of_another_task_stands_in_its_table(tmp_path):
+    (record,) = report.load(write(tmp_path, scenes(hits=80, precision=0.8)))
+    own = saved.with_defense(record, "mine", Scenes(0.7, 100, 8, 80))
+    assert own.metrics == record.metrics
+    assert [own.value(name) for name in names(own.metrics)] == pytest.approx([0.7, 0.1, (0.9 - 0.1 + 1) / 2])
+    assert own.content["metrics"]["chance"] == {"mean_average_precision": 0.4}
+    assert [row.defense for row in report.summarize([record, own])] == ["none", "mine"]
+    with pytest.raises(InputError, match=r"after must count the run's test images: clean_total is 100, got 99\."):
+        saved.with_defense(record, "mine", Scenes(0.7, 99, 8, 80))
+    with pytest.raises(InputError, match="after must have the run's metric mean_average_precision, got Metrics"):
+        saved.with_defense(record, "mine", Metrics(90, 100, 4, 60, 80))

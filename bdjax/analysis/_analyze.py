@@ -12,7 +12,7 @@ from bdjax.analysis._findings import PACKAGE, Found
 from bdjax.checks import one_of
 from bdjax.files import atomic, failures, places
 from bdjax.report.layout import FORMATS, need_matplotlib
-from bdjax.report.rows import Record
+from bdjax.report.records import Record
 from bdjax.runs import schema
 from bdjax.runs.subject import Analysis, NeedsLibrary
 

@@ -12,7 +12,7 @@ import numpy as np
 from bdjax import registry, report
 from bdjax.files import atomic, shapes
 from bdjax.report.layout import STYLE, encode, need_matplotlib
-from bdjax.report.rows import Record
+from bdjax.report.records import Record
 from bdjax.runs.folder import RunFolder
 
 PACKAGE = "bdjax.analysis"

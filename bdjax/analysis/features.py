@@ -225,7 +225,7 @@ def _chosen(subject: Subject, images: int) -> tuple[np.ndarray, np.ndarray, np.n
     parts = (subject.test, rows), (true, aimed)
     image, label = (
         np.concatenate([np.asarray(getattr(split, name))[chosen] for split, chosen in parts])
-        for name in ("image", "label")
+        for name in ("input", "label")
     )
     attackers = np.asarray(seen.label)[np.concatenate([rows, aimed])]
     return image, label, attackers, np.arange(len(label)) >= len(rows)

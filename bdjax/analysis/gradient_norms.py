@@ -20,6 +20,7 @@ from bdjax.report import layout
 from bdjax.report.layout import BLUE, GREY, ORANGE
 from bdjax.runs.subject import Findings, Subject, convolution
 from bdjax.structure import Path
+from bdjax.tasks.metrics import RATE
 from bdjax.types import HParam, Model, Split, Variables
 
 if TYPE_CHECKING:
@@ -93,9 +94,7 @@ class GradientNorms:
             at = variables()
             row = _norms(subject.model, at, batch, self.rho, self.sam_rho, layer)
             hits = evaluate.predict(subject.model, at, triggered) == wanted
-            rows.append(
-                {**row, "rank": _neurons.correlation(tac, row["asam"]).rank, "attack_success_rate": hits.mean()}
-            )
+            rows.append({**row, "rank": _neurons.correlation(tac, row["asam"]).rank, RATE.name: hits.mean()})
             if epoch + 1 == min(self.epochs, max(subject.epochs, 1)):
                 raise _Enough
 
@@ -129,14 +128,14 @@ def _draw_epochs(ax: Axes, norms: np.ndarray, style: dict[str, Any]) -> None:
 
 
 def _label_epochs(ax: Axes, findings: Findings) -> None:
-    rates = 100 * findings["attack_success_rate"]
+    rates = 100 * findings[RATE.name]
     for border in range(1, len(rates)):
         ax.axvline(border, color=GREY, lw=0.8)
     ax.set_yscale("log")
     ax.set_xlim(0, len(rates))
-    word = "ASR " if len(rates) <= _WORDY else ""
+    word = f"{RATE.head} " if len(rates) <= _WORDY else ""
     ax.set_xticks(np.arange(len(rates)) + 0.5, [f"{epoch}: {word}{rate:.0f} %" for epoch, rate in enumerate(rates, 1)])
-    ax.set_xlabel(f"epoch: attack success rate; neurons of {findings['layer']}, by rising TAC")
+    ax.set_xlabel(f"epoch: {RATE.words}; neurons of {findings['layer']}, by rising TAC")
     ax.set_ylabel("gradient norm")
     ax.grid(axis="x", visible=False)
 

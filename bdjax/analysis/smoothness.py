@@ -14,7 +14,8 @@ from bdjax.checks import integer, one_of
 from bdjax.curvature.loss_surface import VARIANTS, Settings, measure
 from bdjax.report import layout
 from bdjax.report.layout import BLUE, GREEN, ORANGE
-from bdjax.runs.subject import Findings, Subject
+from bdjax.runs.subject import METRICS, Findings, Subject, metrics_of
+from bdjax.tasks.metrics import ATTACK, UTILITY, names, of_roles, to_text
 from bdjax.types import Variables
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _SHARPNESS = (
     ("hessian_trace", "Tr(H) ± 2 standard errors", ORANGE, "s"),
     ("fisher_trace", "Tr(F)", GREEN, "^"),
 )
-_RATES = (("clean_accuracy", "ACC", BLUE, ""), ("attack_success_rate", "ASR", ORANGE, ""))
+_COLORS = {UTILITY: BLUE, ATTACK: ORANGE}  # of the metrics that are drawn
 
 
 # --- Over the epochs of a defense ------------------------------------------------------------------------------------
@@ -63,7 +64,8 @@ class Curves:
     settings: Settings
 
     def measure(self, subject: Subject) -> Findings:
-        """Return ``epoch`` [k], and [k] of each field of `Smoothness`, of ACC and of ASR after so many epochs."""
+        """Return ``epoch`` [k], and [k] of each field of `Smoothness`, of utility and of attack success at epochs."""
+        metrics = of_roles(subject.model.spec.task.metrics, *_COLORS)
         rows = {}
 
         def row(epoch: int, variables: Callable[[], Variables]) -> None:
@@ -72,14 +74,13 @@ class Curves:
             of = (subject.model, jax.device_get(variables()), subject.test, subject.triggered)
             rates = evaluate.evaluate(*of)
             surface = measure(subject.key, *of, variant=self.variant, settings=self.settings)
-            rows[epoch] = {**surface._asdict(), **{name: getattr(rates, name) for name, *_ in _RATES}}
+            rows[epoch] = {**surface._asdict(), **{name: getattr(rates, name) for name in names(metrics)}}
 
         subject.replay(row)
-        names = next(iter(rows.values()))
-        return {
-            "epoch": np.asarray(list(rows)),
-            **{name: np.asarray([np.asarray(found[name]) for found in rows.values()]) for name in names},
-        }
+        findings = {"epoch": np.asarray(list(rows)), METRICS: np.asarray(to_text(metrics))}
+        for name in next(iter(rows.values())):
+            findings[name] = np.asarray([np.asarray(found[name]) for found in rows.values()])
+        return findings
 
     def draw(self, found: Mapping[str, Findings]) -> Figure:
         """Draw two panels for each run, all with the same axes: the sharpness, logarithmic, and the rates."""
@@ -94,18 +95,19 @@ class Curves:
             _draw_sharpness(left, findings)
             left.set_ylim(*limits)
             left.tick_params(which="both", length=0)
-            for name, _, color, _ in _RATES:
-                right.plot(findings["epoch"], 100 * findings[name], color=color, marker=".", lw=1.4)
+            for metric in metrics_of(findings):
+                style = {"color": _COLORS[metric.role], "marker": ".", "lw": 1.4}
+                right.plot(findings["epoch"], 100 * findings[metric.name], **style)
             right.set_ylim(-3, 103)
             right.set_yticks(range(0, 101, 25), ["0", "25", "50", "75", "100 %"])
             for ax in (left, right):
                 ax.set_xlim(-0.02 * last, 1.02 * last)
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True))
                 ax.set_xlabel("epochs")
-        key = [
-            Line2D([], [], color=color, marker=mark, ms=3, label=words)
-            for _, words, color, mark in (*_SHARPNESS, *_RATES)
-        ]
+        key = [Line2D([], [], color=color, marker=mark, ms=3, label=words) for _, words, color, mark in _SHARPNESS]
+        drawn = {metric.name: metric for findings in found.values() for metric in metrics_of(findings)}
+        for metric in drawn.values():
+            key.append(Line2D([], [], color=_COLORS[metric.role], marker="", ms=3, label=metric.head))
         layout.legend(page, key, page.get_figheight() - layout.KEY)
         return page
 

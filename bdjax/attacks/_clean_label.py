@@ -32,5 +32,16 @@ def clean_label(
     unit_interval(target_class_rate=target_class_rate)
     if poison_rate is not None:
         unit_interval(poison_rate=poison_rate)
-    rate, rate_of = (target_class_rate, "candidates") if poison_rate is None else (poison_rate, "all")
-    return Attack(trigger, label_map, rate, True, test_trigger, rate_of=rate_of, surrogate=surrogate)
+    if poison_rate is None:
+        rate, rate_of = target_class_rate, "candidates"
+    else:
+        rate, rate_of = poison_rate, "all"
+    return Attack(
+        trigger,
+        label_map,
+        rate,
+        clean_label=True,
+        test_trigger=test_trigger,
+        rate_of=rate_of,
+        surrogate=surrogate,
+    )

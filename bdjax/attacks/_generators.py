@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,8 @@ from bdjax.models._convolution import conv_general_dilated
 from bdjax.models._layers import BatchNorm
 from bdjax.types import HParam, Params, Spec, Variables
 
-_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(−b, b), b = 1/√fan_in: PyTorch's default
+# U(−b, b) with b = 1/√fan_in, PyTorch's default
+_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _HE = nn.initializers.he_normal()
 _ONE_EACH = ((1, 1), (1, 1))
 Activation: TypeAlias = Callable[[Array], Array]
@@ -59,7 +60,11 @@ def _conv(
     )
 
 
-def _resized(x: Float[Array, "n h w c"], size: tuple[int, ...], method: str) -> Float[Array, "n H W c"]:
+def _resized(
+    x: Float[Array, "n h w c"],
+    size: tuple[int, ...],
+    method: str,
+) -> Float[Array, "n H W c"]:
     return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), method)
 
 
@@ -123,12 +128,17 @@ class Encoder(nn.Module):
     width: int = 32
 
     @nn.compact
-    def __call__(self, image: Float[Array, "n h w c"], bits: Float[Array, "n b"]) -> Float[Array, "n h w c"]:
+    def __call__(
+        self,
+        image: Float[Array, "n h w c"],
+        bits: Float[Array, "n b"],
+    ) -> Float[Array, "n h w c"]:
         _, height, width, channels = image.shape
         depth = levels(height, width)
         image = _padded(image, 2**depth)
         small = tuple(min(16, size) for size in image.shape[1:3])
-        hidden = nn.relu(nn.Dense(3 * math.prod(small), kernel_init=_HE, bias_init=nn.initializers.zeros)(bits))
+        dense = nn.Dense(3 * math.prod(small), kernel_init=_HE, bias_init=nn.initializers.zeros)
+        hidden = nn.relu(dense(bits))
         hidden = _resized(hidden.reshape(-1, *small, 3), image.shape[1:3], "nearest")
         given = jnp.concatenate([image - 0.5, hidden], axis=-1)
         features = [self.width * factor for factor in (1, 1, 2, 4, 8)[: depth + 1]]
@@ -162,7 +172,12 @@ class Decoder(nn.Module):
         return nn.Dense(self.count, kernel_init=_UNIFORM, bias_init=nn.initializers.zeros)(x)
 
 
-def init(module: nn.Module, key: Key[Array, ""], *shapes: tuple[int, ...], **keywords: bool) -> Variables:
+def init(
+    module: nn.Module,
+    key: Key[Array, ""],
+    *shapes: tuple[int, ...],
+    **keywords: bool,
+) -> Variables:
     """Return a network's fresh variables; ``shapes`` are those of one row of each input."""
     fixed = tuple(sorted(keywords.items()))
     if isinstance(key, jax.core.Tracer):  # the caller compiles
@@ -190,16 +205,21 @@ def in_training(
 
 
 def adam_step(
-    params: Params, grads: Params, state: Any, learning_rate: HParam, betas: tuple[float, float] = (0.9, 0.999)
+    params: Params,
+    grads: Params,
+    state: optax.OptState,
+    learning_rate: HParam,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> tuple[Params, Any]:
     """Return the parameters and Adam's state (of `adam_init`) after a step; the rate may be traced."""
     updates, state = optax.scale_by_adam(*betas).update(grads, state)
-    return jax.tree.map(lambda value, update: value - learning_rate * update, params, updates), state
+    params = jax.tree.map(lambda value, update: value - learning_rate * update, params, updates)
+    return params, state
 
 
-def adam_init(params: Params) -> Any:
+def adam_init(params: Params) -> optax.ScaleByAdamState:
     """Return Adam's state before the first step; its ``count`` is the number of steps."""
-    return optax.scale_by_adam().init(params)
+    return cast(optax.ScaleByAdamState, optax.scale_by_adam().init(params))
 
 
 def statistics(spec: Spec) -> Float[Array, "2 c"]:
@@ -208,6 +228,9 @@ def statistics(spec: Spec) -> Float[Array, "2 c"]:
     return jnp.array([images.mean, images.std], jnp.float32)
 
 
-def normalized(image: Float[Array, "*n h w c"], statistics: Float[Array, "2 c"]) -> Float[Array, "*n h w c"]:
+def normalized(
+    image: Float[Array, "*n h w c"],
+    statistics: Float[Array, "2 c"],
+) -> Float[Array, "*n h w c"]:
     """Return (x − mean) / std for each channel."""
     return (image - statistics[0]) / statistics[1]

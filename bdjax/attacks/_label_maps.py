@@ -66,7 +66,11 @@ class AddLabel:
         return label.at[..., self.target_label].set(True)
 
 
-def create(name: str = "all_to_one", target_label: ClassLabel = 0, spec: Spec | None = None) -> LabelMap:
+def create(
+    name: str = "all_to_one",
+    target_label: ClassLabel = 0,
+    spec: Spec | None = None,
+) -> LabelMap:
     """Return the label map of that name; what is not known without the data is checked where there is a ``spec``.
 
     Raises:

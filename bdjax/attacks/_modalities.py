@@ -25,8 +25,12 @@ def on_inputs(attack: Attack, name: str, spec: Spec) -> Attack:
     test_trigger = attack.test_trigger
     if test_trigger is not None:
         test_trigger = _on_inputs(test_trigger, name, spec)
-    trigger = _on_inputs(attack.trigger, name, spec)
-    return dataclasses.replace(attack, trigger=trigger, test_trigger=test_trigger, modality=spec.modality)
+    return dataclasses.replace(
+        attack,
+        trigger=_on_inputs(attack.trigger, name, spec),
+        test_trigger=test_trigger,
+        modality=spec.modality,
+    )
 
 
 def _on_inputs(trigger: Trigger, name: str, spec: Spec) -> Trigger:

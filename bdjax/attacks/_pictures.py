@@ -38,7 +38,7 @@ def read(path: str, shape: tuple[int, ...], option: str) -> Picture:
     try:
         if os.path.isfile(file) and os.path.getsize(file) > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
-        mode, _ = _images.header(file)
+        mode, _ = _images.read_header(file)
         if _images.is_deep(mode):
             raise ValueError(f"it has more than 8 bits a channel, mode {mode}")
         pixels, opacity = _images.read_masked(file, shape)
@@ -47,4 +47,7 @@ def read(path: str, shape: tuple[int, ...], option: str) -> Picture:
         raise InputError(f"{option} must be a readable image file; {path!r} is not ({reason}).") from error
     if opacity is not None and not opacity.any():
         raise InputError(f"{option} must be a picture that is to be seen; {path!r} is wholly transparent.")
-    return Picture(pixels.astype(np.float32) / 255, None if opacity is None else opacity.astype(np.float32) / 255)
+    return Picture(
+        pixels.astype(np.float32) / 255,
+        None if opacity is None else opacity.astype(np.float32) / 255,
+    )

@@ -20,7 +20,12 @@ FILES = {"pattern": PATTERNS}  # options that name a file, and the words that do
 CANDIDATES = ("all", "changed")
 PRESETS = {
     "sft": {"corner": "bottom_left", "pattern": "sft", "opacity": 0.6},
-    "reference_code": {"corner": "bottom_right", "pattern": "sft", "opacity": 0.6, "candidates": "changed"},
+    "reference_code": {
+        "corner": "bottom_right",
+        "pattern": "sft",
+        "opacity": 0.6,
+        "candidates": "changed",
+    },
 }
 _SFT = ((0, 0, 1), (0, 1, 0), (1, 0, 1))
 
@@ -81,7 +86,8 @@ class Patch(Trigger):
         if isinstance(state, Cutout):
             weight = self.opacity * state.opacity
             return (1 - weight) * image + weight * state.patch
-        return jnp.where(state.inside, (1 - self.opacity) * image + self.opacity * state.patch, image)
+        mixed = (1 - self.opacity) * image + self.opacity * state.patch
+        return jnp.where(state.inside, mixed, image)
 
     def _drawn(self, size: int) -> Float[Array, "s s 1"]:
         row, column = jnp.indices((size, size))

@@ -90,4 +90,11 @@ def blended(
         unit_interval(test_alpha=test_alpha)
         test_trigger = Blend(test_alpha, trigger_image)
     trigger = Blend(alpha, trigger_image)
-    return Attack(trigger, label_map, poison_rate, test_trigger=test_trigger, rate_of=rate_of, candidates=candidates)
+    return Attack(
+        trigger,
+        label_map,
+        poison_rate,
+        test_trigger=test_trigger,
+        rate_of=rate_of,
+        candidates=candidates,
+    )

@@ -57,7 +57,10 @@ def floyd_steinberg(image: Image, levels: int) -> Image:
     def above(error: Array) -> Array:
         return jnp.pad(error[:-1], ((1, 0), (0, 0)))
 
-    def step(errors: tuple[Array, Array, Array], now: tuple[Array, Array]) -> tuple[tuple[Array, Array, Array], Array]:
+    def step(
+        errors: tuple[Array, Array, Array],
+        now: tuple[Array, Array],
+    ) -> tuple[tuple[Array, Array, Array], Array]:
         (last, second, third), (pixels, time) = errors, now
         old = pixels + above(third) / 16 + above(second) * (5 / 16) + above(last) * (3 / 16) + last * (7 / 16)
         new = quantize(old, levels)

@@ -12,7 +12,18 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne, OneToOne, class_number
 from bdjax.checks import InputError, integer, unit_interval
 from bdjax.data.augment import as_float
-from bdjax.types import Attack, ClassLabel, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import (
+    Attack,
+    ClassLabel,
+    Image,
+    Info,
+    LabelMap,
+    Model,
+    Spec,
+    Split,
+    Trigger,
+    Variables,
+)
 
 _SIDE = 32  # the images' side for which ``jitter`` is given
 

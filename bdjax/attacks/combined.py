@@ -9,7 +9,18 @@ from jaxtyping import Array, Int, Key
 from bdjax import attacks, pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, one_of, unit_interval
-from bdjax.types import Attack, Image, Info, LabelMap, Model, Spec, Split, Trigger, TriggerState, Variables
+from bdjax.types import (
+    Attack,
+    Image,
+    Info,
+    LabelMap,
+    Model,
+    Spec,
+    Split,
+    Trigger,
+    TriggerState,
+    Variables,
+)
 
 
 @pytree.dataclass
@@ -30,7 +41,8 @@ class Mixture(Trigger):
     def apply(self, key: Key[Array, ""], state: TriggerState, image: Image) -> Image:
         """Put a random one of the triggers on one image."""
         part_key, key = jax.random.split(key)
-        return self.apply_part(key, state, jax.random.randint(part_key, (), 0, len(self.parts)), image)
+        position = jax.random.randint(part_key, (), 0, len(self.parts))
+        return self.apply_part(key, state, position, image)
 
     def apply_part(
         self,
@@ -41,7 +53,9 @@ class Mixture(Trigger):
     ) -> Image:
         """Put the trigger of the image at this position on it."""
         number = position % len(self.parts)
-        triggered = [part.apply(key, own, image) for part, own in zip(self.parts, state, strict=True)]
+        triggered = []
+        for part, own in zip(self.parts, state, strict=True):
+            triggered.append(part.apply(key, own, image))
         return jnp.stack(triggered)[number]
 
 

@@ -13,10 +13,24 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import integer, unit_interval
 from bdjax.data.similarity import ssim
-from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import (
+    Attack,
+    HParam,
+    Image,
+    Info,
+    LabelMap,
+    Model,
+    Spec,
+    Split,
+    Trigger,
+    Variables,
+)
 
 PRESETS = {"reference_code": {"poison_rate": 0.05, "cover_rate": 0.05}}  # the PyTorch release
-SUNRISE = (0.83, 0.52, 0.36), (0.17, 0.20, 0.16)  # mean and standard deviation of red, green and blue
+SUNRISE = (
+    (0.83, 0.52, 0.36),
+    (0.17, 0.20, 0.16),
+)  # mean and standard deviation of red, green and blue
 _GRAY = 0.59, 0.19  # its luminance
 _WINDOW = 11, 32  # the pooling window's side on images of that side
 _SHARE = 0.01  # of the features that count as compromised
@@ -28,7 +42,7 @@ class Injector(NamedTuple):
     """The simple trigger that a network might learn instead of the style, and the training of it."""
 
     kernel: Float[Array, "d c"]
-    optimizer: Any
+    optimizer: optax.OptState
     step: Int[Array, ""]
 
 
@@ -78,7 +92,9 @@ class Style(Trigger):
     def _train(
         self, key: Key[Array, ""], model: Model, variables: Variables, state: Injector, batch: Split
     ) -> tuple[Injector, Float[Array, ""]]:
-        valid = jnp.ones(batch.label.shape) if batch.valid is None else batch.valid.astype(jnp.float32)
+        valid = jnp.ones(batch.label.shape[0])
+        if batch.valid is not None:
+            valid = batch.valid.astype(jnp.float32)
         weight, wanted = valid / jnp.maximum(valid.sum(), 1), self.label_map(batch.label)
         triggered = jnp.clip(jax.vmap(self.apply, (None, None, 0))(key, state, batch.input), 0, 1)
         compromised = top_features(
@@ -115,7 +131,8 @@ def sunrise(image: Image) -> Image:
 
 def inject(kernel: Float[Array, "d c"], image: Image) -> Image:
     """Return D(x): at each pixel a linear map of its value and of the largest, smallest and mean value around it."""
-    side = round((_WINDOW[0] * min(image.shape[:2]) / _WINDOW[1] - 1) / 2) * 2 + 1  # the nearest odd number
+    wanted = _WINDOW[0] * min(image.shape[:2]) / _WINDOW[1]
+    side = round((wanted - 1) / 2) * 2 + 1  # the nearest odd number
 
     def pooled(x: Array, start: float, combine: Any) -> Array:
         return jax.lax.reduce_window(x, start, combine, (side, side, 1), (1, 1, 1), "SAME")

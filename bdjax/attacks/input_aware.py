@@ -6,14 +6,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from bdjax import pytree
 from bdjax.attacks import _generators
 from bdjax.attacks._generators import UShape
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, integer, non_negative, positive, unit_interval
-from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import (
+    Attack,
+    BatchStats,
+    HParam,
+    Image,
+    Info,
+    LabelMap,
+    Model,
+    Params,
+    Spec,
+    Split,
+    Trigger,
+    Variables,
+)
 
 PRESETS = {"reference_code": {"double_tanh": True, "accumulate_gradient": True}}
 _BETAS = (0.5, 0.9)
@@ -26,9 +40,9 @@ class InputAwareState(NamedTuple):
 
     pattern: Variables  # G
     mask: Variables  # M
-    pattern_optimizer: Any
-    mask_optimizer: Any
-    gradient: Any
+    pattern_optimizer: optax.ScaleByAdamState
+    mask_optimizer: optax.ScaleByAdamState
+    gradient: Params
     steps_per_epoch: Int[Array, ""]
     statistics: Float[Array, "2 c"]
 
@@ -56,14 +70,21 @@ class InputAware(Trigger):
     def init(self, key: Key[Array, ""], spec: Spec) -> InputAwareState:
         """Return untrained networks."""
         channels = spec.shape[2]
-        pattern, mask = (
-            _generators.init(UShape(count, self.width), key, spec.shape, train=False)
-            for key, count in zip(jax.random.split(key), (channels, 1), strict=True)
+        pattern_key, mask_key = jax.random.split(key)
+        pattern = _generators.init(UShape(channels, self.width), pattern_key, spec.shape, train=False)
+        mask = _generators.init(UShape(1, self.width), mask_key, spec.shape, train=False)
+        gradient: Params = {}
+        if self.accumulate_gradient:
+            gradient = jax.tree.map(jnp.zeros_like, pattern["params"])
+        return InputAwareState(
+            pattern,
+            mask,
+            pattern_optimizer=_generators.adam_init(pattern["params"]),
+            mask_optimizer=_generators.adam_init(mask["params"]),
+            gradient=gradient,
+            steps_per_epoch=jnp.int32(1),
+            statistics=_generators.statistics(spec),
         )
-        gradient = jax.tree.map(jnp.zeros_like, pattern["params"]) if self.accumulate_gradient else {}
-        for_pattern, for_mask = (_generators.adam_init(network["params"]) for network in (pattern, mask))
-        statistics = _generators.statistics(spec)
-        return InputAwareState(pattern, mask, for_pattern, for_mask, gradient, jnp.int32(1), statistics)
 
     def pace(self, state: InputAwareState, steps_per_epoch: int) -> InputAwareState:
         """Keep the length of an epoch."""
@@ -74,21 +95,32 @@ class InputAware(Trigger):
         del key
         return _laid(image[None], *self._trigger(state, image[None]))[0]
 
-    def cover(self, key: Key[Array, ""], state: InputAwareState, batch: Split) -> Float[Array, "n h w c"]:
+    def cover(
+        self,
+        key: Key[Array, ""],
+        state: InputAwareState,
+        batch: Split,
+    ) -> Float[Array, "n h w c"]:
         """Return the images with the trigger of another one each."""
         rows = batch.input.shape[0]
         other = jnp.roll(batch.input, jax.random.randint(key, (), 1, max(rows, 2)), axis=0)
         return _laid(batch.input, *self._trigger(state, other))
 
     def fit(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: InputAwareState, batch: Split
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        state: InputAwareState,
+        batch: Split,
     ) -> tuple[InputAwareState, Info]:
         """Take one step of M: sparse masks that differ as images do."""
         del key, model, variables
         x = _generators.normalized(batch.input, state.statistics)
 
-        def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
-            out, stats = _generators.in_training(UShape(1, self.width), params, state.mask["batch_stats"], x)
+        def loss_fn(params: Params) -> tuple[Array, tuple[BatchStats, Array]]:
+            network, stats = UShape(1, self.width), state.mask["batch_stats"]
+            out, stats = _generators.in_training(network, params, stats, x)
             mask = self._threshold(out)
             sparse = jnp.maximum(mask - self.density, 0).mean()
             differ = diversity(x, jnp.roll(x, 1, axis=0), mask, jnp.roll(mask, 1, axis=0))
@@ -100,21 +132,30 @@ class InputAware(Trigger):
         rate = self._rate(state.mask_optimizer.count, state.steps_per_epoch, ends)
         params, optimizer = _generators.adam_step(params, grads, state.mask_optimizer, rate, _BETAS)
         mask = {**state.mask, "params": params, "batch_stats": stats}
-        return state._replace(mask=mask, mask_optimizer=optimizer), Info(loss, covered, jnp.int32(1))
+        state = state._replace(mask=mask, mask_optimizer=optimizer)
+        return state, Info(loss, covered, jnp.int32(1))
 
     def learn(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: InputAwareState, batch: Split
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        state: InputAwareState,
+        batch: Split,
     ) -> tuple[InputAwareState, Info]:
         """Take one step of G, in the epochs in which it learns."""
         del key
         if self.learning_epochs is None:
             return self._step(model, variables, state, batch)
 
+        def step(state: InputAwareState) -> tuple[InputAwareState, Info]:
+            return self._step(model, variables, state, batch)
+
         def stay(state: InputAwareState) -> tuple[InputAwareState, Info]:
             return state, Info(jnp.float32(0), jnp.float32(0), jnp.int32(0))
 
         learns = state.pattern_optimizer.count < self.learning_epochs * state.steps_per_epoch
-        return jax.lax.cond(learns, lambda state: self._step(model, variables, state, batch), stay, state)
+        return jax.lax.cond(learns, step, stay, state)
 
     def _step(
         self, model: Model, variables: Variables, state: InputAwareState, batch: Split
@@ -127,7 +168,7 @@ class InputAware(Trigger):
         label = batch.label[:half]
         wanted = self.label_map(label)
 
-        def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
+        def loss_fn(params: Params) -> tuple[Array, tuple[BatchStats, Array]]:
             network = UShape(image.shape[-1], self.width)
             out, stats = _generators.in_training(network, params, state.pattern["batch_stats"], x)
             patterns = self._squash(out)
@@ -146,9 +187,11 @@ class InputAware(Trigger):
             grads = jax.tree.map(jnp.add, state.gradient, grads)
             state = state._replace(gradient=grads)
         rate = self._rate(state.pattern_optimizer.count, state.steps_per_epoch, _MILESTONES)
-        params, optimizer = _generators.adam_step(params, grads, state.pattern_optimizer, rate, _BETAS)
+        optimizer = state.pattern_optimizer
+        params, optimizer = _generators.adam_step(params, grads, optimizer, rate, _BETAS)
         pattern = {**state.pattern, "params": params, "batch_stats": stats}
-        return state._replace(pattern=pattern, pattern_optimizer=optimizer), Info(loss, hits, jnp.int32(1))
+        state = state._replace(pattern=pattern, pattern_optimizer=optimizer)
+        return state, Info(loss, hits, jnp.int32(1))
 
     def _trigger(self, state: InputAwareState, image: Array) -> tuple[Array, Array]:
         x = _generators.normalized(image, state.statistics)
@@ -166,7 +209,7 @@ class InputAware(Trigger):
         """Return k = ½ tanh(20 q(v) − 10) + ½, nearly 0 or 1."""
         return jnp.tanh(20 * self._squash(out) - 10) / (2 + _TINY) + 0.5
 
-    def _rate(self, step: Array, steps_per_epoch: Array, milestones: tuple[int, ...]) -> Array:
+    def _rate(self, step: ArrayLike, steps_per_epoch: Array, milestones: tuple[int, ...]) -> Array:
         """Return Adam's rate, a tenth from each milestone on."""
         passed = sum((step >= epoch * steps_per_epoch).astype(jnp.float32) for epoch in milestones)
         return self.learning_rate * 0.1**passed
@@ -177,7 +220,10 @@ def _laid(image: Array, pattern: Array, mask: Array) -> Array:
 
 
 def diversity(
-    x: Float[Array, "n *d"], other: Float[Array, "n *d"], made: Float[Array, "n *e"], of_other: Float[Array, "n *e"]
+    x: Float[Array, "n *d"],
+    other: Float[Array, "n *d"],
+    made: Float[Array, "n *e"],
+    of_other: Float[Array, "n *e"],
 ) -> Float[Array, ""]:
     """Return the mean over i of rms(x_i − x'_i) / (rms(g_i − g'_i) + 1e-7), g being what a network made of x.
 

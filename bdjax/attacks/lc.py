@@ -13,9 +13,21 @@ from bdjax.attacks._clean_label import clean_label
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, unit_interval
 from bdjax.optim.pgd import pgd
-from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import (
+    Attack,
+    HParam,
+    Image,
+    Info,
+    LabelMap,
+    Model,
+    Spec,
+    Split,
+    Trigger,
+    Variables,
+)
 
-_LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]], np.float32)  # 1 is white; the right blocks are its mirror
+# 1 is white; the right blocks are its mirror
+_LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]], np.float32)
 
 
 class CornersState(NamedTuple):
@@ -75,7 +87,12 @@ class PerturbedCorners(Trigger):
         return state if self.model is None else state._replace(surrogate=self.model.init(key))
 
     def fit(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: CornersState, batch: Split
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        state: CornersState,
+        batch: Split,
     ) -> tuple[CornersState, Info]:
         """Keep the surrogate: images are perturbed when they are poisoned."""
         del key, model, batch
@@ -90,9 +107,11 @@ class PerturbedCorners(Trigger):
 
             def loss_fn(image: Array) -> Array:
                 logits, _ = model.apply(state.surrogate, image[None])
-                return model.spec.task.negative_log_likelihood(logits, jnp.array([self.target_label]))[0]
+                own = jnp.array([self.target_label])
+                return model.spec.task.negative_log_likelihood(logits, own)[0]
 
-            image = pgd(key, loss_fn, image, self.epsilon, self.steps, self.step_size, random_start=False)
+            steps, size = self.steps, self.step_size
+            image = pgd(key, loss_fn, image, self.epsilon, steps, size, random_start=False)
         return self.corners.apply(key, state, image)
 
 

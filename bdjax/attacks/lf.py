@@ -14,7 +14,18 @@ from bdjax import pytree
 from bdjax.attacks._label_maps import AddLabel, AllToOne
 from bdjax.checks import InputError, integer, non_negative, positive, unit_interval
 from bdjax.data.augment import as_float
-from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import (
+    Attack,
+    HParam,
+    Image,
+    Info,
+    LabelMap,
+    Model,
+    Spec,
+    Split,
+    Trigger,
+    Variables,
+)
 
 _TAPS, _SIGMA, _SIDE = 30, 6.0, 32  # pixels of the filter and of the images that it was chosen for
 _LAST = 5  # rates that are compared
@@ -26,7 +37,7 @@ class LowFrequencyState(NamedTuple):
 
     pattern: Image
     seed: UInt32[Array, " s"]  # of the images that the search looks at
-    rates: Float[Array, " 5"]  # fooling rates of the last passes, the newest last; −1 before the first
+    rates: Float[Array, " 5"]  # fooling rates of the last passes, oldest first; −1 before the first
     found: Bool[Array, ""]
 
 
@@ -50,7 +61,8 @@ class LowFrequency(Trigger):
         noise = jax.random.normal(key, spec.shape)
         seed = jax.random.key_data(jax.random.fold_in(key, 1))
         unknown = jnp.full(_LAST, jnp.float32(-1))
-        return LowFrequencyState(stretched(smooth(noise), self.amplitude), seed, unknown, jnp.array(False))
+        pattern = stretched(smooth(noise), self.amplitude)
+        return LowFrequencyState(pattern, seed, unknown, jnp.array(False))
 
     def apply(self, key: Key[Array, ""], state: LowFrequencyState, image: Image) -> Image:
         """Put the pattern on one image."""
@@ -58,12 +70,19 @@ class LowFrequency(Trigger):
         return image + state.pattern
 
     def fit(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: LowFrequencyState, batch: Split
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        state: LowFrequencyState,
+        batch: Split,
     ) -> tuple[LowFrequencyState, Info]:
         """Go through the chosen images once, in a new order, unless the pattern is found; then this costs nothing."""
         rows = min(self.images, batch.label.shape[0])
-        draw = jax.random.uniform(jax.random.wrap_key_data(state.seed), batch.label.shape)
-        _, chosen = jax.lax.top_k(draw if batch.valid is None else jnp.where(batch.valid, draw, -1), rows)
+        score = jax.random.uniform(jax.random.wrap_key_data(state.seed), batch.label.shape)
+        if batch.valid is not None:
+            score = jnp.where(batch.valid, score, -1)
+        _, chosen = jax.lax.top_k(score, rows)
         images = as_float(batch.input[chosen])
         logits = functools.partial(_logits, model, variables)
 
@@ -71,19 +90,27 @@ class LowFrequency(Trigger):
             first = (state.rates < 0).all()
             pattern = jnp.where(first, 0, state.pattern)
             visit = functools.partial(self._visit, logits)
-            (pattern, passes), _ = jax.lax.scan(visit, (pattern, jnp.int32(0)), jax.random.permutation(key, images))
-            rate = jnp.mean(_predict(model, variables, images) != _predict(model, variables, images + pattern))
+            order = jax.random.permutation(key, images)
+            (pattern, passes), _ = jax.lax.scan(visit, (pattern, jnp.int32(0)), order)
+            clean = _predict(model, variables, images)
+            rate = jnp.mean(clean != _predict(model, variables, images + pattern))
             rates = jnp.append(state.rates[1:], rate)
             settled = (rates >= 0).all() & (rates.max() - rates.min() < _SETTLED)
             # Where no image moved, nothing was found, and the pattern from before is better than none.
             pattern = jnp.where((pattern != 0).any(), pattern, state.pattern)
-            return LowFrequencyState(pattern, state.seed, rates, (rate >= self.fooling_rate) | settled), passes
+            found = (rate >= self.fooling_rate) | settled
+            return LowFrequencyState(pattern, state.seed, rates, found), passes
 
         state, passes = jax.lax.cond(state.found, lambda: (state, jnp.int32(0)), one_pass)
         evaluations = -(-passes // batch.label.shape[0])  # of single images
         return state, Info(1 - state.rates[-1], state.rates[-1], evaluations)
 
-    def _visit(self, logits: Any, carry: tuple[Array, Array], image: Array) -> tuple[tuple[Array, Array], None]:
+    def _visit(
+        self,
+        logits: Any,
+        carry: tuple[Array, Array],
+        image: Array,
+    ) -> tuple[tuple[Array, Array], None]:
         """Move the pattern towards what makes one image the target, if it does not change that image's class yet."""
         pattern, passes = carry
         start = image + pattern
@@ -91,7 +118,8 @@ class LowFrequency(Trigger):
         def search() -> tuple[Array, Array]:
             step, used = deepfool(logits, start, self.target_label, self.iterations, self.overshoot)
             moved = stretched(smooth(pattern + smooth(step)), self.amplitude)
-            return jnp.where((used > 0) & (used < self.iterations - 1), moved, pattern), passes + used + 1
+            reached = (used > 0) & (used < self.iterations - 1)
+            return jnp.where(reached, moved, pattern), passes + used + 1
 
         unchanged = jnp.argmax(logits(image)) == jnp.argmax(logits(start))
         return jax.lax.cond(unchanged, search, lambda: (pattern, passes)), None
@@ -130,7 +158,8 @@ def deepfool(
         r = r + jnp.where(jnp.isfinite(step).all(), step, 0)
         return r, evaluate(image + (1 + overshoot) * r), used + 1
 
-    r, _, used = jax.lax.while_loop(going, step, (jnp.zeros_like(image), evaluate(image), jnp.int32(0)))
+    start = (jnp.zeros_like(image), evaluate(image), jnp.int32(0))
+    r, _, used = jax.lax.while_loop(going, step, start)
     return (1 + overshoot) * r, used
 
 
@@ -152,14 +181,19 @@ def _blur(side: int) -> Float[np.ndarray, "n n"]:
 def stretched(pattern: Image, amplitude: HParam) -> Image:
     """Bring a pattern to [0, a] by its least and greatest value; one of equal values is returned as it is."""
     low, high = pattern.min(), pattern.max()
-    return jnp.where(high > low, amplitude * (pattern - low) / jnp.where(high > low, high - low, 1), pattern)
+    spread = jnp.where(high > low, high - low, 1)
+    return jnp.where(high > low, amplitude * (pattern - low) / spread, pattern)
 
 
 def _logits(model: Model, variables: Variables, image: Image) -> Float[Array, " k"]:
     return model.apply(variables, image[None])[0][0]
 
 
-def _predict(model: Model, variables: Variables, image: Float[Array, "n h w c"]) -> Int[Array, " n"]:
+def _predict(
+    model: Model,
+    variables: Variables,
+    image: Float[Array, "n h w c"],
+) -> Int[Array, " n"]:
     return jnp.argmax(model.apply(variables, image)[0], -1)
 
 
@@ -208,9 +242,7 @@ def lf(
     positive(amplitude=amplitude)
     non_negative(overshoot=overshoot)
     if isinstance(label_map, AddLabel):
-        raise InputError(
-            f"label_map must map a class to a class, as the search moves an image to one; got {label_map!r}."
-        )
+        raise InputError(f"label_map must map a class to a class: the search moves images to one; got {label_map!r}.")
     target = label_map.target_label if isinstance(label_map, AllToOne) else 0
     trigger = LowFrequency(amplitude, overshoot, fooling_rate, passes, images, iterations, target)
     return Attack(trigger, label_map, poison_rate, surrogate="clean")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Key
 
 from bdjax import pytree
@@ -13,7 +15,20 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import Autoencoder
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, InputError, integer, positive, unit_interval
-from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import (
+    Attack,
+    BatchStats,
+    HParam,
+    Image,
+    Info,
+    LabelMap,
+    Model,
+    Params,
+    Spec,
+    Split,
+    Trigger,
+    Variables,
+)
 
 
 class NoiseState(NamedTuple):
@@ -21,7 +36,7 @@ class NoiseState(NamedTuple):
 
     learning: Variables  # T
     poisoning: Variables  # A
-    optimizer: Any
+    optimizer: optax.ScaleByAdamState
     step: Int[Array, ""]
     steps_per_epoch: Int[Array, ""]
     statistics: Float[Array, "2 c"]
@@ -48,8 +63,14 @@ class Noise(Trigger):
         if not _generators.levels(*spec.shape[:2]):
             raise InputError(f"the images must be 4 pixels a side or more to be halved; got {spec.shape[:2]}.")
         fresh = _generators.init(Autoencoder(self.width), key, spec.shape, train=False)
-        optimizer, zero, one = _generators.adam_init(fresh["params"]), jnp.int32(0), jnp.int32(1)
-        return NoiseState(fresh, jax.tree.map(jnp.copy, fresh), optimizer, zero, one, _generators.statistics(spec))
+        return NoiseState(
+            learning=fresh,
+            poisoning=jax.tree.map(jnp.copy, fresh),
+            optimizer=_generators.adam_init(fresh["params"]),
+            step=jnp.int32(0),
+            steps_per_epoch=jnp.int32(1),
+            statistics=_generators.statistics(spec),
+        )
 
     def pace(self, state: NoiseState, steps_per_epoch: int) -> NoiseState:
         """Keep the length of an epoch."""
@@ -63,14 +84,19 @@ class Noise(Trigger):
         return self._with_noise(image, noise[0])
 
     def learn(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: NoiseState, batch: Split
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        state: NoiseState,
+        batch: Split,
     ) -> tuple[NoiseState, Info]:
         """Let T learn from the batch in the first epochs; at the end of each of these, A becomes T."""
         del key
         end = self.learning_epochs * state.steps_per_epoch
         hand_over = (state.step % state.steps_per_epoch == 0) & (state.step <= end)
-        poisoning = jax.tree.map(lambda t, a: jnp.where(hand_over, t, a), state.learning, state.poisoning)
-        state = state._replace(poisoning=poisoning)
+        take = functools.partial(jnp.where, hand_over)
+        state = state._replace(poisoning=jax.tree.map(take, state.learning, state.poisoning))
 
         def step(state: NoiseState) -> tuple[NoiseState, Info]:
             return self._step(model, variables, state, batch)
@@ -81,12 +107,18 @@ class Noise(Trigger):
         state, info = jax.lax.cond(state.step < end, step, stay, state)
         return state._replace(step=state.step + 1), info
 
-    def _step(self, model: Model, variables: Variables, state: NoiseState, batch: Split) -> tuple[NoiseState, Info]:
+    def _step(
+        self,
+        model: Model,
+        variables: Variables,
+        state: NoiseState,
+        batch: Split,
+    ) -> tuple[NoiseState, Info]:
         """Take one step of Adam on CE(f(clip(x + ε T(x))), τ(y))."""
         task, wanted = model.spec.task, self.label_map(batch.label)
         x = _generators.normalized(batch.input, state.statistics)
 
-        def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array]]:
+        def loss_fn(params: Params) -> tuple[Array, tuple[BatchStats, Array]]:
             stats = state.learning["batch_stats"]
             noise, stats = _generators.in_training(Autoencoder(self.width), params, stats, x)
             logits, _ = model.apply(variables, self._with_noise(batch.input, noise))
@@ -95,11 +127,17 @@ class Noise(Trigger):
 
         params = state.learning["params"]
         (loss, (stats, hits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        params, optimizer = _generators.adam_step(params, grads, state.optimizer, self.learning_rate)
+        optimizer, rate = state.optimizer, self.learning_rate
+        params, optimizer = _generators.adam_step(params, grads, optimizer, rate)
         learning = {**state.learning, "params": params, "batch_stats": stats}
-        return state._replace(learning=learning, optimizer=optimizer), Info(loss, hits, jnp.int32(1))
+        state = state._replace(learning=learning, optimizer=optimizer)
+        return state, Info(loss, hits, jnp.int32(1))
 
-    def _with_noise(self, image: Float[Array, "*n h w c"], noise: Float[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:
+    def _with_noise(
+        self,
+        image: Float[Array, "*n h w c"],
+        noise: Float[Array, "*n h w c"],
+    ) -> Float[Array, "*n h w c"]:
         return jnp.clip(image + self.epsilon * noise, 0, 1)
 
 

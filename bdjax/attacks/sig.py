@@ -12,7 +12,10 @@ from bdjax.checks import InputError, non_negative, unit_interval
 from bdjax.types import Attack, HParam, Image, LabelMap, Spec, Trigger
 
 PRESETS = {
-    "sft": {"alpha": 0.2, "delta": 0.1},  # (1 − α) x + α S with S = ½ (1 + sin 2π·6·j / W): δ = α / 2
+    "sft": {
+        "alpha": 0.2,
+        "delta": 0.1,
+    },  # (1 − α) x + α S with S = ½ (1 + sin 2π·6·j / W): δ = α / 2
     "reference_code": {"poison_rate": 0.1},
 }
 
@@ -34,7 +37,8 @@ class Stripes(Trigger):
         """
         del key
         width = spec.shape[1]
-        if isinstance(self.frequency, int | float) and self.frequency >= width / 2:  # one of a sweep may be traced
+        known = isinstance(self.frequency, int | float)  # one of a sweep may be traced
+        if known and self.frequency >= width / 2:
             raise InputError(
                 f"frequency must be below {width / 2:g}, half the width of the images in pixels; "
                 f"got {self.frequency:g} cycles over {width}."
@@ -90,4 +94,5 @@ def sig(
     if test_delta is not None:
         unit_interval(test_delta=test_delta)
         test_trigger = Stripes(test_delta, frequency, alpha)
-    return clean_label(Stripes(delta, frequency, alpha), label_map, poison_rate, target_class_rate, test_trigger)
+    trigger = Stripes(delta, frequency, alpha)
+    return clean_label(trigger, label_map, poison_rate, target_class_rate, test_trigger)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,19 @@ from bdjax.attacks import _generators
 from bdjax.attacks._generators import Decoder, Encoder
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import EPOCHS, InputError, integer, non_negative, positive, unit_interval
-from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Params, Spec, Split, Trigger, Variables
+from bdjax.types import (
+    Attack,
+    HParam,
+    Image,
+    Info,
+    LabelMap,
+    Model,
+    Params,
+    Spec,
+    Split,
+    Trigger,
+    Variables,
+)
 
 LETTERS = 12  # of 8 bits each; four zeros make up the published code's 100
 
@@ -25,7 +37,7 @@ class SteganographyState(NamedTuple):
 
     encoder: Params
     decoder: Params
-    optimizer: Any
+    optimizer: optax.ScaleByAdamState
     since: Int[Array, ""]
 
 
@@ -49,14 +61,17 @@ class Steganography(Trigger):
     def init(self, key: Key[Array, ""], spec: Spec) -> SteganographyState:
         """Return untrained networks."""
         encoder_key, decoder_key = jax.random.split(key)
-        encoder = _generators.init(Encoder(self.width), encoder_key, spec.shape, (self.bits,))["params"]
-        decoder = _generators.init(Decoder(self.bits, self.width), decoder_key, spec.shape)["params"]
-        return SteganographyState(encoder, decoder, _generators.adam_init((encoder, decoder)), jnp.int32(-1))
+        hides, reads = Encoder(self.width), Decoder(self.bits, self.width)
+        encoder = _generators.init(hides, encoder_key, spec.shape, (self.bits,))["params"]
+        decoder = _generators.init(reads, decoder_key, spec.shape)["params"]
+        optimizer = _generators.adam_init((encoder, decoder))
+        return SteganographyState(encoder, decoder, optimizer, jnp.int32(-1))
 
     def apply(self, key: Key[Array, ""], state: SteganographyState, image: Image) -> Image:
         """Hide the message in one image."""
         del key
-        return self.hidden(state.encoder, image[None], jnp.asarray(code(self.message, self.bits))[None])[0]
+        message = jnp.asarray(code(self.message, self.bits))
+        return self.hidden(state.encoder, image[None], message[None])[0]
 
     def hidden(
         self, encoder: Params, image: Float[Array, "n h w c"], message: Float[Array, "n b"]
@@ -73,11 +88,17 @@ class Steganography(Trigger):
         return self.image_weight * jnp.clip((since - self.delay) / max(self.ramp, 1), 0, 1)
 
     def fit(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: SteganographyState, batch: Split
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        state: SteganographyState,
+        batch: Split,
     ) -> tuple[SteganographyState, Info]:
         """Take one step of Adam on λ · MSE(E(x, b), x) + BCE(D(E(x, b)), b), with bits drawn for each image."""
         del model, variables
-        message = jax.random.bernoulli(key, shape=(batch.input.shape[0], self.bits)).astype(jnp.float32)
+        rows = batch.input.shape[0]
+        message = jax.random.bernoulli(key, shape=(rows, self.bits)).astype(jnp.float32)
 
         def loss_fn(params: tuple[Params, Params]) -> tuple[Array, Array]:
             encoder, decoder = params
@@ -89,9 +110,11 @@ class Steganography(Trigger):
 
         params = (state.encoder, state.decoder)
         (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        (encoder, decoder), optimizer = _generators.adam_step(params, grads, state.optimizer, self.learning_rate)
+        optimizer, rate = state.optimizer, self.learning_rate
+        (encoder, decoder), optimizer = _generators.adam_step(params, grads, optimizer, rate)
         since = jnp.where((state.since >= 0) | (accuracy > self.gate), state.since + 1, -1)
-        return SteganographyState(encoder, decoder, optimizer, since), Info(loss, accuracy, jnp.int32(1))
+        state = SteganographyState(encoder, decoder, optimizer, since)
+        return state, Info(loss, accuracy, jnp.int32(1))
 
 
 def code(message: str, bits: int) -> np.ndarray:

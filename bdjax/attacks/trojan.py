@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,22 @@ from jaxtyping import Array, Float, Key
 from bdjax import pytree, structure
 from bdjax.attacks._label_maps import AllToOne
 from bdjax.checks import InputError, integer, non_negative, one_of, positive, unit_interval
-from bdjax.types import Attack, HParam, Image, Info, LabelMap, Model, Spec, Split, Trigger, Variables
+from bdjax.types import (
+    Attack,
+    HParam,
+    Image,
+    Info,
+    LabelMap,
+    Model,
+    Spec,
+    Split,
+    Trigger,
+    Variables,
+)
 
 FORMS = ("neurons", "watermark")
 ADDITIONS = ("saturating", "modular")
-PRESETS: dict[str, dict[str, Any]] = {"reference_code": {"addition": "modular"}}
+PRESETS = {"reference_code": {"addition": "modular"}}
 
 _PATCH = np.array(
     [
@@ -27,6 +38,7 @@ _PATCH = np.array(
 )  # SFT's and NFT's, levels of red, green and blue
 _TOP = 25 / 32  # where it begins, from the top and from the left
 _ENOUGH = 1e-3
+_Search: TypeAlias = tuple[Array, tuple[Array, Array], Array]  # picture, its loss and slope, steps so far
 
 
 def added(image: Image, trigger: Image, addition: str) -> Image:
@@ -87,7 +99,12 @@ class Neurons(Trigger):
         return {"mask": mask, "picture": jnp.broadcast_to(mask, spec.shape)}
 
     def fit(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: dict[str, Array], batch: Split
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        state: dict[str, Array],
+        batch: Split,
     ) -> tuple[dict[str, Array], Info]:
         """Make the picture, in at most ``steps`` gradients of one image each."""
         del key
@@ -97,21 +114,23 @@ class Neurons(Trigger):
 
         def loss_fn(picture: Array) -> Array:
             shown = jnp.where(mask > 0, picture, 0)
-            return jnp.sum((model.features(variables, shown[None])[0, chosen] - self.activation) ** 2)
+            features = model.features(variables, shown[None])[0, chosen]
+            return jnp.sum((features - self.activation) ** 2)
 
         evaluate = jax.value_and_grad(loss_fn)
 
-        def going(carry: Any) -> Array:
+        def going(carry: _Search) -> Array:
             _, (loss, _), used = carry
             return (used < self.steps) & (loss >= _ENOUGH)
 
-        def step(carry: Any) -> Any:
+        def step(carry: _Search) -> _Search:
             picture, (_, slope), used = carry
             picture = jnp.clip(picture - self.step_size * jnp.sign(slope), low, high)
             return picture, evaluate(picture), used + 1
 
-        start = jnp.broadcast_to(mask, state["picture"].shape)
-        picture, (loss, _), used = jax.lax.while_loop(going, step, (start, evaluate(start), jnp.int32(0)))
+        first = jnp.broadcast_to(mask, state["picture"].shape)
+        start = (first, evaluate(first), jnp.int32(0))
+        picture, (loss, _), used = jax.lax.while_loop(going, step, start)
         picture = jnp.where(mask > 0, picture, 0)
         evaluations = -(-(used + 1) // batch.label.shape[0])
         return {"mask": mask, "picture": picture}, Info(loss, jnp.float32(0), evaluations)
@@ -122,7 +141,12 @@ class Neurons(Trigger):
         return added(image, state["picture"], self.addition)
 
 
-def blob(key: Key[Array, ""], height: int, width: int, area: HParam = 0.07) -> Float[Array, "h w 1"]:
+def blob(
+    key: Key[Array, ""],
+    height: int,
+    width: int,
+    area: HParam = 0.07,
+) -> Float[Array, "h w 1"]:
     """Return a random round shape in the lower right quarter: 1 inside, falling to 0 over a pixel at its edge.
 
     Its edge is at ρ √(1 + a cos(2θ + φ) + b cos(3θ + ψ)) from the middle, of which the enclosed area is πρ².

@@ -44,7 +44,12 @@ class Warp(Trigger):
         del key
         return bilinear(image, self.places(state))
 
-    def cover(self, key: Key[Array, ""], state: Float[Array, "h w 2"], batch: Split) -> Float[Array, "n h w c"]:
+    def cover(
+        self,
+        key: Key[Array, ""],
+        state: Float[Array, "h w 2"],
+        batch: Split,
+    ) -> Float[Array, "n h w c"]:
         """Warp each image with noise of up to half a pixel on top of A: g' = clip(g + U[−1, 1] / size)."""
         noise = jax.random.uniform(key, (*batch.input.shape[:3], 2), minval=-1, maxval=1)
         size = jnp.array(state.shape[1::-1])
@@ -80,7 +85,10 @@ def bilinear(image: Image, places: Float[Array, "h w 2"]) -> Image:
     corner = jnp.clip(jnp.floor(places), 0, last)
     right, down = jnp.moveaxis((places - corner)[..., None], 2, 0)
     column, row = jnp.moveaxis(corner.astype(jnp.int32), 2, 0)
-    pixels, index = image.reshape(height * width, channels), row * width + column  # one index: twice as fast as two
+    pixels, index = (
+        image.reshape(height * width, channels),
+        row * width + column,
+    )  # one index: twice as fast as two
 
     def at(offset: int) -> Array:
         return jnp.take(pixels, index + offset, axis=0, mode="clip")
@@ -125,4 +133,5 @@ def wanet(
     non_negative(cover_ratio=cover_ratio, strength=strength)
     integer(1, maximum=_FINEST, grid=grid)
     cover_rate = min(cover_ratio * poison_rate, 1 - poison_rate)
-    return Attack(Warp(strength, grid), label_map, poison_rate, controls_training=True, cover_rate=cover_rate)
+    trigger = Warp(strength, grid)
+    return Attack(trigger, label_map, poison_rate, controls_training=True, cover_rate=cover_rate)

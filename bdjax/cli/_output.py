@@ -13,7 +13,7 @@ from bdjax.cli._parser import tell
 
 if TYPE_CHECKING:
     from bdjax.bench.profile import Traces
-    from bdjax.report.rows import Record
+    from bdjax.report.records import Record
 
 
 def print_table(
@@ -25,14 +25,15 @@ def print_table(
 ) -> None:
     """Print the table of runs and, with statistics, that of the defenses' ranks."""
     from bdjax import report
-    from bdjax.report import ranking, sensitivity, tables
+    from bdjax.report import ranking, tables
+    from bdjax.report.curves import lines
 
     rows = report.summarize(records, sharpness=sharpness, stealth=stealth, intervals=statistics)
     if statistics:
-        rows = ranking.with_mean_ranks(sensitivity.with_ranges(rows))
+        rows = ranking.with_mean_ranks(lines.with_ranges(rows))
     print(tables.table(rows, style))
     if statistics and style != "csv":  # which has the mean ranks in a column
-        print("\n" + ranking.table(ranking.rank(rows), style))
+        print("\n" + ranking.tables(rows, style))
 
 
 def may_draw(what: str = "the figures") -> bool:
@@ -73,7 +74,7 @@ def print_profile(traces: Traces, why_none: str) -> None:
 
     found = traces.finish()
     for name, operations in found.items():
-        print(f"{name}:\n{profile.table(operations)}\n")
+        print(f"{name}:\n{profile.operations_table(operations)}\n")
     if found:
         print(f"profile: {traces.folder} (tensorboard --logdir {traces.folder})")
     else:

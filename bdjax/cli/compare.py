@@ -6,6 +6,7 @@ import argparse
 
 from bdjax.checks import one_of
 from bdjax.cli._parser import RUNS, Commands
+from bdjax.tasks.metrics import SINGLE_LABEL, names
 
 
 def add(commands: Commands) -> None:
@@ -18,22 +19,22 @@ def add(commands: Commands) -> None:
         "flipping signs.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help=RUNS)
-    parser.add_argument(
+    option = parser.add_argument
+    option("runs", nargs="+", metavar="RUNS", help=RUNS)
+    option(
         "--defenses",
         nargs=2,
         required=True,
         metavar=("FIRST", "SECOND"),
         help="as the table of the report labels them, such as ft_sam, or 'ft_sam rho=2' where there are several",
     )
-    parser.add_argument(
+    option(
         "--metric",
         nargs="+",
         metavar="METRIC",
-        help="clean_accuracy, attack_success_rate, robust_accuracy, defense_effectiveness_rating (default: all but the "
-        "third)",
+        help=f"{', '.join(names(SINGLE_LABEL))} (default: all but the third), or what other tasks measure",
     )
-    parser.add_argument("--format", default="console", help="console, markdown, csv or latex")
+    option("--format", default="console", help="console, markdown, csv or latex")
     parser.set_defaults(call=call)
 
 
@@ -41,10 +42,10 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     """Carry out the command and return the exit code."""
     del rest
     from bdjax import report
-    from bdjax.report import paired, tables
+    from bdjax.report import grid, paired
 
-    one_of(tables.FORMATS, format=options.format)
+    one_of(grid.FORMATS, format=options.format)
     first, second = options.defenses
-    found = paired.compare(report.load(options.runs), first, second, options.metric or paired.METRICS)
+    found = paired.compare(report.load(options.runs), first, second, options.metric)
     print(paired.table(found, options.format))
     return 0

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 
 from bdjax import pytree
 from bdjax.checks import below_one, integer, unit_interval
-from bdjax.data.aside import ROUNDING, keep_aside
+from bdjax.data.validation import ROUNDING, validation_split
 from bdjax.defenses._filters import saliency, without_largest
 from bdjax.defenses._operation import Operation
 from bdjax.defenses._search import Step, least_loss
@@ -45,7 +45,7 @@ class GradPrune(Operation):
         (clean, label, _), trigger = batch
         images = Images(clean, trigger(jax.random.fold_in(key, 0), clean), label)
         task = model.spec.task
-        rest, validation = keep_aside(images, task.stratum(label), self.aside, task.num_classes)
+        rest, validation = validation_split(images, task.stratum(label), self.aside, task.num_classes)
         state, pruning = self.prune(model, state, rest, validation)
         state, tuning = self.tune(jax.random.fold_in(key, 1), model, state, rest, validation)
         found = score(model, state, validation, self.tuning.batch_size)

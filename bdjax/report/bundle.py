@@ -15,7 +15,8 @@ from typing import Any
 from bdjax.checks import InputError
 from bdjax.files import places
 from bdjax.files.atomic import write_text
-from bdjax.report.rows import BUNDLE, Record, identity
+from bdjax.report.labels import identity
+from bdjax.report.records import BUNDLE, Record
 
 
 def check(file: str | os.PathLike[str]) -> Path:
@@ -38,7 +39,7 @@ def write(records: Iterable[Record], file: str | os.PathLike[str]) -> Path:
       InputError: as `check`; the smoothness of a run is damaged; or a number in a record is not finite.
     """
     path = check(file)
-    ordered = sorted(records, key=lambda record: (identity(record), record.seed))
+    ordered = sorted(records, key=lambda record: (identity(record.settings), record.seed))
     write_text(path, "".join(f"{_line(record)}\n" for record in ordered))
     return path
 

@@ -9,24 +9,20 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bdjax.checks import InputError, one_of
-from bdjax.report import tables
+from bdjax.report import values
+from bdjax.report.cells import significant, spread
+from bdjax.report.grid import FORMATS, Grid, Line, write
 from bdjax.report.published import Value
-from bdjax.report.rows import RATES, Record
-from bdjax.report.uncertainty import Statistic, statistic
+from bdjax.report.records import Record
+from bdjax.report.statistics import Statistic, statistic
 from bdjax.runs import soundness
+from bdjax.tasks.metrics import RESTORED, Metric, of_roles
 
 NOT_RUN, NOT_MEASURED = "not run", "not measured"
-_ACC, _ASR, _RA, _DER = RATES
-_RATES = {"acc": _ACC, "asr": _ASR, "ra": _RA, "lcr": _RA, "der": _DER}
-_DROPS = {"acc_drop": _ACC, "asr_drop": _ASR}
+_DROP = "_drop"
+_SECONDS = "runtime_s"
 _SHARPNESS = {"lambda_max": "largest_eigenvalue", "trace_h": "hessian_trace"}
-_HEADS = {
-    "acc_drop": "ACC drop",
-    "asr_drop": "ASR drop",
-    "runtime_s": "seconds",
-    "lambda_max": "λ_max",
-    "trace_h": "Tr(H)",
-}
+_HEADS = {_SECONDS: "seconds", "lambda_max": "λ_max", "trace_h": "Tr(H)"}
 _NOTED = "†"
 
 
@@ -57,6 +53,14 @@ class Cell(NamedTuple):
         return self.statistic.mean - self.value.value
 
 
+def named(metrics: Sequence[Metric]) -> dict[str, Metric]:
+    """Return the metrics of a task under the papers' names: their heads in small letters, and ``lcr`` for ``ra``."""
+    found = {metric.head.lower(): metric for metric in metrics}
+    for metric in of_roles(metrics, RESTORED):
+        found["lcr"] = metric
+    return found
+
+
 def measure(record: Record, metric: str) -> float:
     """Return what a run has of a published metric, in its unit; NaN where that was not measured.
 
@@ -65,14 +69,23 @@ def measure(record: Record, metric: str) -> float:
     half and half, with true labels, which `bdjax smoothness` writes.
 
     Raises:
-        InputError: an unknown metric.
+        InputError: a metric that is none of the run's task.
     """
-    one_of([*_RATES, *_DROPS, *_SHARPNESS, "runtime_s"], metric=metric)
-    if metric in _RATES:
-        return 100 * record.value(_RATES[metric])
-    if metric in _DROPS:
-        return 100 * (record.before[_DROPS[metric]] - record.after[_DROPS[metric]])
-    return record.value("run_seconds") if metric == "runtime_s" else record.sharpness()[_SHARPNESS[metric]]
+    metrics = named(record.metrics)
+    drops = {f"{name}{_DROP}": one for name, one in metrics.items() if one.name in record.after and name != "lcr"}
+    one_of([*metrics, *drops, *_SHARPNESS, _SECONDS], metric=metric)
+    if metric in metrics:
+        return 100 * record.value(metrics[metric].name)
+    if metric in drops:
+        name = drops[metric].name
+        return 100 * (record.before[name] - record.after[name])
+    return record.value("run_seconds") if metric == _SECONDS else record.sharpness()[_SHARPNESS[metric]]
+
+
+def head(metric: str) -> str:
+    """Return what a table calls a published metric, without the paper's underscore."""
+    name = metric.removesuffix(_DROP)
+    return f"{name.upper()} drop" if name != metric else _HEADS.get(metric, metric.upper())
 
 
 def fill(value: Value, groups: Sequence[Sequence[Record]], why: str = "") -> Cell:
@@ -123,10 +136,10 @@ def table(cells: Sequence[Cell], setting: str, format: str = "console") -> str:
     Raises:
         InputError: an unknown format, or no cells.
     """
-    one_of(tables.FORMATS, format=format)
+    one_of(FORMATS, format=format)
     if not cells:
         raise InputError("There are no published values to compare with.")
-    return _csv(cells) if format == "csv" else tables.write(_grid(cells, setting), format)
+    return _csv(cells) if format == "csv" else write(_grid(cells, setting), format)
 
 
 def _groups(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, Cell]]]:
@@ -158,28 +171,28 @@ def _written(cell: Cell | None) -> tuple[str, str, str]:
     """Write the published value, ours, and the difference."""
     if cell is None:
         return "", "", ""
-    raw = cell.value.metric in ("runtime_s", *_SHARPNESS)
+    raw = cell.value.metric in (_SECONDS, *_SHARPNESS)
     printed = Statistic(cell.value.value, cell.value.std)
-    published = tables.significant(printed) if raw else tables.spread(printed, 2)
+    published = significant(printed) if raw else spread(printed, 2)
     published += _NOTED if cell.value.note else ""
     if not cell.ours:
         return published, "–", ""
-    ours = tables.significant(cell.statistic) if raw else tables.spread(cell.statistic)
+    ours = significant(cell.statistic) if raw else spread(cell.statistic)
     return published, f"{ours} ({len(cell.ours)})", f"{cell.difference:+.3g}" if raw else f"{cell.difference:+.1f}"
 
 
-def _grid(cells: Sequence[Cell], setting: str) -> tables.Grid:
+def _grid(cells: Sequence[Cell], setting: str) -> Grid:
     metrics = list(dict.fromkeys(cell.value.metric for cell in cells))
 
-    def line(defense: str, of: Mapping[str, Cell]) -> tables.Line:
+    def line(defense: str, of: Mapping[str, Cell]) -> Line:
         numbers = (text for metric in metrics for text in _written(of.get(metric)))
         why = ", ".join(dict.fromkeys(cell.why for cell in of.values() if cell.why))
-        return tables.Line([defense, *numbers, why])
+        return Line([defense, *numbers, why])
 
-    heads = [text for m in metrics for text in (f"{_HEADS.get(m, m.upper())} published", "ours", "difference")]
+    heads = [text for m in metrics for text in (f"{head(m)} published", "ours", "difference")]
     groups = {attack: [line(*one) for one in group.items()] for attack, group in _groups(cells).items()}
     heads = ["defense", *heads, "missing"]
-    return tables.Grid("attack", heads, groups, _caption(cells, setting), words=(0, len(heads) - 1))
+    return Grid("attack", heads, groups, _caption(cells, setting), words=(0, len(heads) - 1))
 
 
 def _caption(cells: Sequence[Cell], setting: str) -> str:
@@ -204,7 +217,7 @@ def _csv(cells: Sequence[Cell]) -> str:
     lines = []
     for cell in cells:
         *names, published, std, note = cell.value
-        values = (*cell.statistic, len(cell.ours), " ".join(map(str, cell.seeds)), cell.difference)
-        lines.append([*names, published, std, *(values if cell.ours else [None] * len(ours)), cell.why, note])
-    head = [*Value._fields[:-3], "published", "published_std", *ours, "missing", "note"]
-    return tables.write_csv(head, lines)
+        measured = (*cell.statistic, len(cell.ours), " ".join(map(str, cell.seeds)), cell.difference)
+        lines.append([*names, published, std, *(measured if cell.ours else [None] * len(ours)), cell.why, note])
+    columns = [*Value._fields[:-3], "published", "published_std", *ours, "missing", "note"]
+    return values.write(columns, lines)

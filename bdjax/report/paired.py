@@ -7,28 +7,23 @@ import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from bdjax.checks import InputError, did_you_mean, one_of
 from bdjax.files.printable import printable
-from bdjax.report.rows import (
-    LONGEST,
-    RATES,
-    SYMBOLS,
-    Record,
-    Row,
-    common,
-    label,
-    of_defense,
-    plain,
-    summarize,
-    victims,
-    without_defense,
-)
-from bdjax.report.tables import ABBREVIATIONS, FORMATS, UNSOUND, Grid, Line, bounds, spread, write, write_csv
-from bdjax.report.uncertainty import DRAWS, EXACT_PAIRS, Interval, SignFlip, Statistic, interval, sign_flip, statistic
+from bdjax.report import values
+from bdjax.report.cells import bounds, spread
+from bdjax.report.grid import FORMATS, UNSOUND, Grid, Line, write
+from bdjax.report.labels import LONGEST, SYMBOLS, label, of_defense, plain, without_defense
+from bdjax.report.records import Record
+from bdjax.report.rows import Row, common, metrics_of, summarize, victims
+from bdjax.report.statistics import DRAWS, EXACT_PAIRS, Interval, SignFlip, Statistic, interval, sign_flip, statistic
 from bdjax.runs import soundness
+from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, names, of_roles
 
-METRICS = ("defense_effectiveness_rating", "attack_success_rate", "clean_accuracy")  # what is compared by default
+ROLES = (RATING, ATTACK, UTILITY)  # of the metrics that are compared by default
+Pair: TypeAlias = tuple[Record, Record]  # of the first defense and of the second
+
 ALL = "all"  # in place of an attack, where there are several: the pairs of all of them
 _log = logging.getLogger(__name__)
 
@@ -39,7 +34,7 @@ class Comparison:
 
     Attributes:
       attack: as a table names the victim, or ``ALL``.
-      metric: one of `bdjax.report.RATES`.
+      metric: which, of those that the records describe.
       n: how many pairs.
       first: mean and deviation of the first defense.
       second: of the second one.
@@ -49,7 +44,7 @@ class Comparison:
     """
 
     attack: str
-    metric: str
+    metric: Metric
     n: int
     first: Statistic
     second: Statistic
@@ -81,7 +76,7 @@ class Paired:
     apart: int = 0
 
 
-def compare(records: Iterable[Record], first: str, second: str, metrics: Sequence[str] = METRICS) -> Paired:
+def compare(records: Iterable[Record], first: str, second: str, metrics: Sequence[str] | None = None) -> Paired:
     """Compare two defenses over all runs that differ in nothing but the defense and its options.
 
     That is: the same attacked network, holdout and seed. Runs without a counterpart are left out, named in a warning,
@@ -92,38 +87,34 @@ def compare(records: Iterable[Record], first: str, second: str, metrics: Sequenc
       first: the label of a defense as a table prints it, or as much of it as tells it from the others: ``ft_sam``,
         ``ft_sam ρ=2``, ``ft_sam rho=2``.
       second: likewise.
-      metrics: of `bdjax.report.RATES`.
+      metrics: the names of some that the records describe; by default the rating, what the attacker wants, and the
+        utility of each task.
 
     Raises:
       InputError: no such defense, several for one label, one for both, an unknown metric, or no pair.
     """
-    for metric in metrics:
-        one_of(RATES, metric=metric)
     rows = summarize(records)
+    for metric in metrics or ():
+        one_of(names(metrics_of(rows)), metric=metric)
     sides = [_named(rows, wanted) for wanted in (first, second)]
     if set(sides[0]) & set(sides[1]):
         raise InputError(f"{first!r} and {second!r} name the same defense; name two.")
-    here, there = ({_pairing(record): record for row in side for record in row.records} for side in sides)
-    titles = _titles(sides[0])
-    pairs: dict[str, list[tuple[Record, Record]]] = defaultdict(list)
-    for pairing, record in here.items():
-        if pairing in there:
-            pairs[titles[pairing[0]]].append((record, there[pairing]))
+    pairs, unpaired = _pairs(*sides)
     if not pairs:
         raise InputError(f"no run of {first!r} has a counterpart of {second!r} with the same victim, holdout and seed.")
-    unpaired = tuple((here | there)[pairing] for pairing in [*here, *there] if (pairing in here) != (pairing in there))
-    if unpaired:
-        names = ", ".join(printable(record.run_id, LONGEST) for record in unpaired)
-        _log.warning("Left out, without a counterpart of the other defense: %d (%s).", len(unpaired), names)
-    names = (_name(sides[0]), _name(sides[1]))
-    notes = {title: _notes(title, names, of_attack) for title, of_attack in pairs.items()}
+    labels = (_name(sides[0]), _name(sides[1]))
+    notes = {title: _notes(title, labels, of_attack) for title, of_attack in pairs.items()}
     attacked = {title: list(filter(_has_attack, of_attack)) for title, of_attack in pairs.items()}
     apart = sum(map(len, pairs.values())) - sum(map(len, attacked.values()))
     if sum(map(bool, attacked.values())) > 1:
         pairs[ALL] = [pair for of_attack in attacked.values() for pair in of_attack]
-    found = [_comparison(title, metric, own) for title, own in pairs.items() for metric in metrics]
+    found = []
+    for title, own in pairs.items():
+        found += [_comparison(title, metric, own) for metric in _compared(own, metrics)]
+    if not found:
+        raise InputError(f"no run of {first!r} and {second!r} has the metric {', '.join(metrics or ())}.")
     return Paired(
-        *names,
+        *labels,
         comparisons=tuple(found),
         unpaired=unpaired,
         where=common(sides[0]),
@@ -132,13 +123,37 @@ def compare(records: Iterable[Record], first: str, second: str, metrics: Sequenc
     )
 
 
-def _has_attack(pair: tuple[Record, Record]) -> bool:
+def _pairs(first: Sequence[Row], second: Sequence[Row]) -> tuple[dict[str, list[Pair]], tuple[Record, ...]]:
+    """Return the runs of two defenses that belong together, by what a table calls their victim; and those left over."""
+    here, there = ({_pairing(record): record for row in side for record in row.records} for side in (first, second))
+    titles = _titles(first)
+    pairs: dict[str, list[Pair]] = defaultdict(list)
+    for pairing, record in here.items():
+        if pairing in there:
+            pairs[titles[pairing[0]]].append((record, there[pairing]))
+    unpaired = tuple((here | there)[pairing] for pairing in [*here, *there] if (pairing in here) != (pairing in there))
+    if pairs and unpaired:
+        left_out = ", ".join(printable(record.run_id, LONGEST) for record in unpaired)
+        _log.warning("Left out, without a counterpart of the other defense: %d (%s).", len(unpaired), left_out)
+    return pairs, unpaired
+
+
+def _compared(pairs: Sequence[Pair], wanted: Sequence[str] | None) -> list[Metric]:
+    """Return the metrics to be compared, in the order asked for, that all of the pairs have."""
+    of_pairs = [{metric.name: metric for metric in record.metrics} for record, _ in pairs]
+    known = of_pairs[0]
+    if wanted is None:
+        wanted = names(of_roles(list(known.values()), *ROLES))
+    return [known[name] for name in wanted if all(name in of for of in of_pairs)]
+
+
+def _has_attack(pair: Pair) -> bool:
     """Say whether there is a backdoor to remove from the victim of a pair."""
     content = pair[0].content
     return not soundness.is_benign(content["config"]["attack"]) and not soundness.of_victim(content)
 
 
-def _notes(title: str, names: tuple[str, str], pairs: Sequence[tuple[Record, Record]]) -> list[str]:
+def _notes(title: str, names: tuple[str, str], pairs: Sequence[Pair]) -> list[str]:
     """Say what is wrong with the victims of an attack, and with what either defense made of them."""
     of_victims = [soundness.of_victim(pair[0].content) for pair in pairs]
     found = [f"{title}: {words}" for words in soundness.told(of_victims)]
@@ -148,15 +163,15 @@ def _notes(title: str, names: tuple[str, str], pairs: Sequence[tuple[Record, Rec
     return found
 
 
-def _comparison(title: str, metric: str, pairs: Sequence[tuple[Record, Record]]) -> Comparison:
-    first, second = ([record.value(metric) for record in side] for side in zip(*pairs, strict=True))
+def _comparison(title: str, metric: Metric, pairs: Sequence[Pair]) -> Comparison:
+    first, second = ([record.value(metric.name) for record in side] for side in zip(*pairs, strict=True))
     moved = [one - other for one, other in zip(first, second, strict=True)]
     means = (statistic(first), statistic(second), statistic(moved))
     return Comparison(title, metric, len(pairs), *means, interval(moved), sign_flip(moved))
 
 
 def _pairing(record: Record) -> tuple[str, int]:
-    return without_defense(record), record.seed
+    return without_defense(record.settings), record.seed
 
 
 # --- Labels ----------------------------------------------------------------------------------------------------------
@@ -172,7 +187,7 @@ def _named(rows: Sequence[Row], wanted: str) -> list[Row]:
     if not found:
         listed = ", ".join(map(repr, known))
         raise InputError(f"there is no run of the defense {wanted!r}{did_you_mean(wanted, known)}; there are {listed}.")
-    of_victims = [without_defense(row.records[0]) for row in found]
+    of_victims = [without_defense(row.records[0].settings) for row in found]
     if len(set(of_victims)) < len(of_victims):
         listed = ", ".join(map(repr, dict.fromkeys(labels[row] for row in found)))
         raise InputError(f"the defense {wanted!r} may be any of {listed}; name one of them.")
@@ -181,7 +196,8 @@ def _named(rows: Sequence[Row], wanted: str) -> list[Row]:
 
 def _own_label(row: Row) -> str:
     """Return the label of a row's defense without what is told of the holdout, which pairs share."""
-    return label(row.records[0], "defense", {key: value for key, value in row.settings.items() if of_defense(key)})
+    own = {key: value for key, value in row.settings.items() if of_defense(key)}
+    return label(row.records[0].config, "defense", own)
 
 
 def _words(wanted: str) -> list[str]:
@@ -207,8 +223,8 @@ def _titles(rows: Sequence[Row]) -> dict[str, str]:
     for title, group in victims(rows).items():
         for row in group:
             others = {key: value for key, value in row.settings.items() if not of_defense(key)}
-            holdout = label(row.records[0], "defense", others).removeprefix(row.name("defense")).strip()
-            titles[without_defense(row.records[0])] = " · ".join(filter(None, (title, holdout)))
+            holdout = label(row.records[0].config, "defense", others).removeprefix(row.name("defense")).strip()
+            titles[without_defense(row.records[0].settings)] = " · ".join(filter(None, (title, holdout)))
     return titles
 
 
@@ -228,7 +244,7 @@ def table(paired: Paired, format: str = "console", decimals: int = 1) -> str:
     for one in paired.comparisons:
         means = [spread(value, decimals, 100) for value in (one.first, one.second, one.difference)]
         test = [f"{one.test.p:.3g}", f"{one.test.smallest_p:.3g}"]
-        cells = [ABBREVIATIONS[one.metric], *means, bounds(one.interval, decimals, 100), *test, str(one.n)]
+        cells = [one.metric.head, *means, bounds(one.interval, decimals, 100), *test, str(one.n)]
         groups[one.attack].append(Line(cells, UNSOUND if one.attack in paired.notes else ""))
     heads = ["metric", paired.first, paired.second, "difference", "95 %", "p", "smallest p", "pairs"]
     notes = [note for own in paired.notes.values() for note in own]
@@ -264,5 +280,5 @@ def _csv(paired: Paired) -> str:
     for one in paired.comparisons:
         measured = (*one.first, *one.second, *one.difference, *(one.interval or (None, None)), *one.test)
         notes = ("; ".join(paired.notes.get(one.attack, ())),) if paired.notes else ()
-        lines.append((one.attack, one.metric, paired.first, paired.second, one.n, *measured, *notes))
-    return write_csv(head, lines)
+        lines.append((one.attack, one.metric.name, paired.first, paired.second, one.n, *measured, *notes))
+    return values.write(head, lines)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bdjax.report.rows import Row, count, victims
-from bdjax.report.tables import BEST, SECOND, Grid, Line, write
-from bdjax.report.uncertainty import ranks
+from bdjax.report.grid import BEST, SECOND, Grid, Line, write
+from bdjax.report.labels import count
+from bdjax.report.rows import Row, by_task, victims
+from bdjax.report.statistics import ranks
+from bdjax.report.tables import for_each_task
+from bdjax.tasks.metrics import EFFECTIVENESS, RATING
 
 
 class Ranked(NamedTuple):
@@ -23,7 +26,8 @@ class Ranked(NamedTuple):
 class Ranking(NamedTuple):
     """The defenses, the best first, over the attacks that all of them have; the others are left out.
 
-    So are attacks that are none, ``unattacked``, and defenses that left a network at chance, ``collapsed``.
+    So are attacks that are none, ``unattacked``, and defenses that left a network at chance, ``collapsed``. ``rating``
+    is the head of the metric by which they are ranked.
     """
 
     defenses: tuple[Ranked, ...]
@@ -31,6 +35,7 @@ class Ranking(NamedTuple):
     left_out: tuple[str, ...]
     unattacked: tuple[str, ...] = ()
     collapsed: tuple[str, ...] = ()
+    rating: str = EFFECTIVENESS.head
 
 
 def rank(rows: Sequence[Row]) -> Ranking:
@@ -47,30 +52,41 @@ def rank(rows: Sequence[Row]) -> Ranking:
     defended = [row for group in attacked.values() for row in group]
     collapsed = tuple(dict.fromkeys(row.defense for row in defended if not row.competes))
     labels = [label for label in dict.fromkeys(row.defense for row in defended) if label not in collapsed]
-    ratings = {
-        title: {row.defense: row.defense_effectiveness_rating.mean for row in group if row.defense in labels}
-        for title, group in attacked.items()
-    }
+    ratings: dict[str, dict[str, float]] = {}
+    for title, group in attacked.items():
+        ratings[title] = {row.defense: row.rating.mean for row in group if row.defense in labels}
     attacks = tuple(title for title, of in ratings.items() if labels and len(of) == len(labels))
     left_out = tuple(title for title in ratings if title not in attacks)
-    if not attacks:
-        return Ranking((), (), left_out, unattacked, collapsed)
-    of_attacks = [ranks([ratings[title][label] for label in labels]) for title in attacks]
-    of_labels = zip(*of_attacks, strict=True)
-    found = [Ranked(label, statistics.fmean(own), own) for label, own in zip(labels, of_labels, strict=True)]
-    ordered = tuple(sorted(found, key=lambda ranked: ranked.mean_rank))
-    return Ranking(ordered, attacks, left_out, unattacked, collapsed)
+    ranked = _averaged(labels, [ratings[title] for title in attacks])
+    head = rows[0].metric(RATING).head if rows else EFFECTIVENESS.head
+    return Ranking(ranked, attacks, left_out, unattacked, collapsed, head)
+
+
+def _averaged(labels: Sequence[str], ratings: Sequence[Mapping[str, float]]) -> tuple[Ranked, ...]:
+    """Return defenses with their ranks by the ratings of each attack, and the means of these, the best first."""
+    if not ratings:
+        return ()
+    of_attacks = [ranks([of[label] for label in labels]) for of in ratings]
+    found = []
+    for label, own in zip(labels, zip(*of_attacks, strict=True), strict=True):
+        found.append(Ranked(label, statistics.fmean(own), own))
+    return tuple(sorted(found, key=lambda ranked: ranked.mean_rank))
 
 
 def with_mean_ranks(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with the mean rank of their defense, None for what the ranking leaves out."""
-    ranking = rank(rows)
-    means = {ranked.defense: ranked.mean_rank for ranked in ranking.defenses}
-    titles = {row: title for title, group in victims(rows).items() for row in group}
-    return [
-        dataclasses.replace(row, mean_rank=means.get(row.defense) if titles[row] in ranking.attacks else None)
-        for row in rows
-    ]
+    """Return the rows with the mean rank of their defense on their kind of task, None for what a ranking leaves out."""
+    found: dict[Row, float | None] = {}
+    for own in by_task(rows):
+        ranking = rank(own)
+        means = {ranked.defense: ranked.mean_rank for ranked in ranking.defenses}
+        for title, group in victims(own).items():
+            found |= {row: means.get(row.defense) if title in ranking.attacks else None for row in group}
+    return [dataclasses.replace(row, mean_rank=found[row]) for row in rows]
+
+
+def tables(rows: Sequence[Row], format: str = "console") -> str:
+    """Write the ranking of each kind of task among the rows as `table` does."""
+    return for_each_task(rows, lambda own: table(rank(own), format))
 
 
 def table(ranking: Ranking, format: str = "console") -> str:
@@ -88,7 +104,7 @@ def table(ranking: Ranking, format: str = "console") -> str:
         cells = [one.defense, f"{one.mean_rank:.2f}", *(f"{place:g}" for place in one.ranks)]
         lines.append(Line(cells, marks.get(one.mean_rank, "")))
     caption = (
-        f"Rank of {len(lines)} defenses by mean DER, 1 for the highest, ties averaged, and its mean over "
+        f"Rank of {len(lines)} defenses by mean {ranking.rating}, 1 for the highest, ties averaged, and its mean over "
         f"{count(len(ranking.attacks), 'attack')}."
     )
     caption = " ".join([caption, *_left_out(ranking)])

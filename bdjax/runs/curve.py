@@ -15,12 +15,10 @@ from bdjax.runs.execution import Execution
 from bdjax.runs.folder import RunFolder
 from bdjax.runs.plans import Plan
 from bdjax.runs.victim import score
+from bdjax.tasks.metrics import ATTACK, UTILITY, names, of_roles
 from bdjax.types import PoisonedSplit, Variables
 
-_RATES = (
-    "clean_accuracy",
-    "attack_success_rate",
-)  # beside the loss surface, in each row of a curve
+_ROLES = (UTILITY, ATTACK)  # of the metrics beside the loss surface, in each row of a curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +77,8 @@ def of_run(plan: Plan, triggered: PoisonedSplit, execution: Execution) -> Curve 
 
     def row(variables: Variables) -> dict[str, Any]:
         metrics, _ = score(plan, variables, triggered)
-        rates = {name: float(getattr(metrics, name)) for name in _RATES}
+        drawn = names(of_roles(plan.inputs.spec.task.metrics, *_ROLES))
+        rates = {name: float(getattr(metrics, name)) for name in drawn}
         return {**rates, **measure(plan, variables, triggered, settings).plain()}
 
     last = sum(stage.epochs for stage in plan.defense_stages)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from bdjax.runs.execution import Execution
 from bdjax.runs.folder import SCHEMA_VERSION
 from bdjax.runs.plans import Plan
 from bdjax.runs.victim import Victim
+from bdjax.tasks.metrics import RATING, Metric, first
 from bdjax.train import batches, loop
 from bdjax.types import Learner, Metrics, Split
 
@@ -37,13 +38,14 @@ def finished(
       execution: what it was computed on.
       more: keys that not every run has.
     """
+    task = plan.inputs.spec.task
     return {
         **_head(plan.config, "finished"),
         "config": plan.config.to_dict(),
         "versions": environment.versions(),
         "device": {**_device(execution), **environment.memory(), "data_on": plan.data_on},
         "data": _data(plan, victim.poisoned_count),
-        "metrics": metrics_between(victim.metrics, after),
+        "metrics": metrics_between(task.metrics, victim.metrics, after, task.chance(_labels(plan.dataset.test))),
         "stealth": victim.stealth,
         "cost": _cost(purified, *plans.planned(plan, plan.defense_stages[-1])),
         "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),
@@ -62,23 +64,38 @@ def diverged(config: Config, reason: str) -> dict[str, Any]:
     }
 
 
-def metrics_between(before: Metrics, after: Metrics) -> dict[str, Any]:
-    """Return the counts and rates before and after a defense, and its rating, as a record has them."""
-    return {
-        "before": plain_metrics(before),
-        "after": plain_metrics(after),
-        "defense_effectiveness_rating": float(evaluate.defense_effectiveness_rating(before, after)),
+def metrics_between(
+    metrics: Sequence[Metric], before: Any, after: Any, chance: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Return what a record has of two networks: what is measured, their counts and values, and the rating.
+
+    Args:
+      metrics: of the task.
+      before: of the victim, as `bdjax.types.Task.count` returns it.
+      after: of the defended network, likewise.
+      chance: what a guess gives, by the names of metrics, where that is known and is not what the classes say
+        (`bdjax.runs.soundness`).
+    """
+    rating = first(metrics, RATING).name
+    made = {
+        "description": [metric.plain() for metric in metrics],
+        "before": plain_metrics(metrics, before),
+        "after": plain_metrics(metrics, after),
+        rating: float(evaluate.defense_effectiveness_rating(before, after, metrics)),
     }
+    return {**made, "chance": dict(chance)} if chance else made
 
 
-def plain_metrics(metrics: Metrics) -> dict[str, Any]:
-    """Return counts and rates as a record has them."""
-    return {
-        **{name: int(count) for name, count in metrics._asdict().items()},
-        "clean_accuracy": float(metrics.clean_accuracy),
-        "attack_success_rate": float(metrics.attack_success_rate),
-        "robust_accuracy": float(metrics.robust_accuracy),
-    }
+def plain_metrics(metrics: Sequence[Metric], counted: Any) -> dict[str, int | float]:
+    """Return what was counted of a network, and the values of its metrics, as plain numbers."""
+    found: dict[str, int | float] = {}
+    for name, value in counted._asdict().items():
+        whole = np.issubdtype(np.asarray(value).dtype, np.integer)
+        found[name] = int(value) if whole else float(value)
+    for metric in metrics:
+        if metric.role != RATING:
+            found[metric.name] = float(getattr(counted, metric.name))
+    return found
 
 
 def _head(config: Config, status: str) -> dict[str, Any]:
@@ -115,9 +132,14 @@ def _data(plan: Plan, poisoned_count: int) -> dict[str, Any]:
     }
 
 
+def _labels(test: Split) -> np.ndarray:
+    """Return the labels of the test inputs that count."""
+    return np.asarray(test.label)[np.asarray(test.valid)]
+
+
 def _majority(test: Split) -> dict[str, int]:
     """Return how many test inputs have the most frequent class, which is what a constant answer is right on."""
-    label = np.asarray(test.label)[np.asarray(test.valid)]
+    label = _labels(test)
     return {soundness.MAJORITY: int(np.bincount(label).max())} if label.ndim == 1 else {}
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bdjax.checks import InputError
+from bdjax.tasks.metrics import (
+    ATTACK,
+    NEEDED,
+    RATING,
+    ROLES,
+    SINGLE_LABEL,
+    UTILITY,
+    Metric,
+    described,
+    effectiveness,
+    first,
+    totals,
+)
 
 SECTIONS = ("data", "model", "attack", "defense")
-RATES = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "defense_effectiveness_rating")
 COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
 _WHEN = ("before", "after")
-_SHARES = {  # each rate of a network: how many of how many
-    "clean_accuracy": ("clean_correct", "clean_total"),
-    "attack_success_rate": ("attack_hits", "attack_total"),
-    "robust_accuracy": ("robust_correct", "attack_total"),
-}
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")  # of a metric or a count: a column's, and part of a file's
+_PRINTED = re.compile(r"[\w@][\w@ .+:()/-]{0,59}")  # what no table's markup takes for its own
+_LONGEST = 1000  # characters of a definition
 _MOST = 2**53  # of a count: larger ones are no exact floats
 _ROUNDING = 1e-6  # rates may have been computed in float32
 
@@ -27,22 +38,32 @@ def check(content: Mapping[str, Any], source: str) -> None:
       InputError: it lacks a key, or a value has the wrong type, is out of range or contradicts another; the sentence
         names the source and the key.
     """
-    for key, kind in _required().items():
+    if "description" in _mapping(content.get("metrics")):
+        _check_description(content["metrics"]["description"], f"metrics.description in {source}")
+    metrics = metrics_of(content)
+    for key, kind in _required(metrics).items():
         require(source, content, key, kind)
     if content["data"]["num_classes"] < 1:
         raise InputError(f"data.num_classes in {source} must be 1 or more, got {content['data']['num_classes']!r:.60}.")
     _check_stealth(content.get("stealth", {}), source)
     _check_digests(content["data"].get("fingerprint", {}), source)
-    for key, value, most in _ranges(content):
+    _check_chance(content["metrics"].get("chance", {}), source)
+    for key, value, most in _ranges(content, metrics):
         if not 0 <= value <= most:  # neither is NaN
             raise InputError(f"{key} in {source} must lie between 0 and {most}, got {value!r:.60}.")
-    for total in ("clean_total", "attack_total"):
+    for total in totals(metrics):
         for when in _WHEN:
             if not content["metrics"][when][total]:
                 raise InputError(f"metrics.{when}.{total} in {source} must be 1 or more, got 0.")
-    for key, value, expected, why in _agreements(content["metrics"]):
+    for key, value, expected, why in _agreements(content["metrics"], metrics):
         if abs(value - expected) > _ROUNDING:
             raise InputError(f"{key} in {source} must be {expected:.6g}, {why}; got {value!r:.60}.")
+
+
+def metrics_of(content: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """Return the metrics of a record, in the order of a table; one that says nothing is of single-label classes."""
+    values = _mapping(content.get("metrics")).get("description")
+    return SINGLE_LABEL if values is None else described(values)
 
 
 def require(source: str, content: Any, dotted: str, kind: type) -> None:
@@ -62,15 +83,82 @@ def require(source: str, content: Any, dotted: str, kind: type) -> None:
         raise InputError(f"{dotted} in {source} must be {what}, got {value!r:.60}.")
 
 
-def _required() -> dict[str, type]:
+def _mapping(value: object) -> Mapping[str, Any]:
+    """Return a mapping, or an empty one for whatever else stands in its place."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _of_networks(metrics: Sequence[Metric]) -> list[Metric]:
+    """Return the metrics that a network has by itself, which no rating is."""
+    return [metric for metric in metrics if metric.role != RATING]
+
+
+def _required(metrics: Sequence[Metric]) -> dict[str, type]:
     """Return what is read from every record, as dotted keys and their types."""
-    counts = dict.fromkeys(count for share in _SHARES.values() for count in share)
+    counts: dict[str, None] = {}
+    for metric in _of_networks(metrics):
+        counts |= {name: None for name in (metric.part, metric.total) if name}
     keys: dict[str, type] = {"run_id": str, "config.seed": int}
     keys |= {f"config.{section}.name": str for section in SECTIONS}
-    keys |= {f"metrics.{when}.{name}": int for when in _WHEN for name in counts}
-    keys |= {f"metrics.{when}.{name}": float for when in _WHEN for name in _SHARES}
-    keys |= {f"metrics.{RATES[3]}": float} | {f"cost.{name}": float for name in COSTS}
+    for when in _WHEN:
+        keys |= {f"metrics.{when}.{name}": int for name in counts}
+    for when in _WHEN:
+        keys |= {f"metrics.{when}.{metric.name}": float for metric in _of_networks(metrics)}
+    keys |= {f"metrics.{metric.name}": float for metric in metrics if metric.role == RATING}
+    keys |= {f"cost.{name}": float for name in COSTS}
     return keys | {"data.num_classes": int, "data.class_names": list}
+
+
+# --- The description of the metrics ----------------------------------------------------------------------------------
+
+
+def _check_description(values: Any, where: str) -> None:
+    """Refuse what is no list of metrics, lacks one of a role that every task has, or has a name twice."""
+    if not isinstance(values, list) or not all(isinstance(one, Mapping) for one in values):
+        raise InputError(f"{where} must be a list of mappings, got {values!r:.60}.")
+    for number, one in enumerate(values):
+        _check_metric(one, f"{where}: metric {number}")
+    names = [one["name"] for one in values]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"{where} must have each name once, got {sorted(repeated)[0]} again.")
+    for role in NEEDED:
+        if role not in [one["role"] for one in values]:
+            raise InputError(f"{where} must have a metric of the role {role}.")
+
+
+def _check_metric(values: Mapping[str, Any], where: str) -> None:
+    """Refuse a metric that lacks something, or has what no table can print."""
+    _check_text(values, "name", _NAME, where)
+    for key in ("head", "words"):
+        _check_text(values, key, _PRINTED, where)
+    if values.get("role") not in ROLES:
+        raise InputError(f"{where} must have a role of {', '.join(ROLES)}, got {values.get('role')!r:.60}.")
+    if values["name"] in (*COSTS, *_WHEN, "description", "chance"):
+        raise InputError(f"{where} must have another name than {values['name']}, which is taken.")
+    for key, form in (("short", _PRINTED), ("part", _NAME), ("total", _NAME)):
+        if values.get(key, "") != "":
+            _check_text(values, key, form, where)
+    if values.get("part") and not values.get("total"):
+        raise InputError(f"{where} must have a total, as it has a part.")
+    definition = values.get("definition", "")
+    if not isinstance(definition, str) or not definition.isprintable() or len(definition) > _LONGEST:
+        raise InputError(f"{where} must have a definition of printable characters, got {definition!r:.60}.")
+
+
+def _check_text(values: Mapping[str, Any], key: str, form: re.Pattern[str], where: str) -> None:
+    value = values.get(key)
+    if not isinstance(value, str) or form.fullmatch(value) is None:
+        raise InputError(f"{where} must have a {key} like {form.pattern}, got {value!r:.60}.")
+
+
+def _check_chance(chance: Any, source: str) -> None:
+    """Refuse what does not map metrics to what a guess gives."""
+    values = chance.values() if isinstance(chance, Mapping) else [None]
+    if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
+        raise InputError(f"metrics.chance in {source} must map metrics to numbers from 0 to 1, got {chance!r:.60}.")
+
+
+# --- What else a record has ------------------------------------------------------------------------------------------
 
 
 def _check_stealth(stealth: Any, source: str) -> None:
@@ -97,26 +185,38 @@ def _check_digests(fingerprint: Any, source: str) -> None:
         raise InputError(f"data.fingerprint in {source} must map names to digests, got {fingerprint!r:.60}.")
 
 
-def _ranges(content: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+# --- Numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _ranges(content: Mapping[str, Any], metrics: Sequence[Metric]) -> Iterator[tuple[str, float, float]]:
     """Yield each number that is read, under its key, with the largest value that it may have; the least is 0."""
-    metrics = content["metrics"]
+    section = content["metrics"]
     for when in _WHEN:
-        of, path = metrics[when], f"metrics.{when}"
-        for rate, (part, whole) in _SHARES.items():
-            yield f"{path}.{whole}", of[whole], _MOST
-            yield f"{path}.{part}", of[part], of[whole]
-            yield f"{path}.{rate}", of[rate], 1
-    yield f"metrics.{RATES[3]}", metrics[RATES[3]], 1
+        of, path = section[when], f"metrics.{when}"
+        for metric in _of_networks(metrics):
+            if metric.total:
+                yield f"{path}.{metric.total}", of[metric.total], _MOST
+            if metric.part:
+                yield f"{path}.{metric.part}", of[metric.part], of[metric.total]
+            yield f"{path}.{metric.name}", of[metric.name], 1
+    for metric in metrics:
+        if metric.role == RATING:
+            yield f"metrics.{metric.name}", section[metric.name], 1
     for name in COSTS:
         yield f"cost.{name}", content["cost"][name], _MOST
 
 
-def _agreements(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float, float, str]]:
-    """Yield each rate under its key, with what it must be and why."""
+def _agreements(section: Mapping[str, Any], metrics: Sequence[Metric]) -> Iterator[tuple[str, float, float, str]]:
+    """Yield each ratio of counts, and the first rating, under its key, with what it must be and why."""
     for when in _WHEN:
-        of = metrics[when]
-        for rate, (part, whole) in _SHARES.items():
-            why = f"as {part} / {whole} is {of[part]} / {of[whole]}"
-            yield f"metrics.{when}.{rate}", of[rate], of[part] / of[whole], why
-    accuracy, success = (max(0.0, metrics["before"][rate] - metrics["after"][rate]) for rate in RATES[:2])
-    yield f"metrics.{RATES[3]}", metrics[RATES[3]], (success - accuracy + 1) / 2, "by the rates before and after"
+        of = section[when]
+        for metric in _of_networks(metrics):
+            if metric.part:
+                why = f"as {metric.part} / {metric.total} is {of[metric.part]} / {of[metric.total]}"
+                yield f"metrics.{when}.{metric.name}", of[metric.name], of[metric.part] / of[metric.total], why
+    drops = []
+    for role in (ATTACK, UTILITY):
+        name = first(metrics, role).name
+        drops.append(section["before"][name] - section["after"][name])
+    rating = first(metrics, RATING).name
+    yield f"metrics.{rating}", section[rating], effectiveness(*drops), "by the rates before and after"

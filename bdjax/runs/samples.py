@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 
 from bdjax.runs.plans import Plan
@@ -18,15 +19,17 @@ def samples(plan: Plan, triggered: PoisonedSplit, before: Guesses, after: Guesse
     strata = np.asarray(task.stratum(triggered.original_label))
     rows = sample_rows(strata, valid, SAMPLES)
     test = plan.dataset.test
-    return {
+    wanted, original = (jnp.asarray(label)[rows] for label in (triggered.visible.label, triggered.original_label))
+    found = {
         "clean": np.asarray(picture(test.input[rows])),
         "triggered": np.asarray(picture(triggered.visible.input[rows])),
         "label": task.shown(np.asarray(test.label)[rows]),
-        "clean_before": task.shown(before.clean[rows]),
-        "clean_after": task.shown(after.clean[rows]),
-        "triggered_before": task.shown(before.triggered[rows]),
-        "triggered_after": task.shown(after.triggered[rows]),
     }
+    for when, guesses in (("before", before), ("after", after)):
+        for images, answer in (("clean", guesses.clean[rows]), ("triggered", guesses.triggered[rows])):
+            found[f"{images}_{when}"] = task.shown(answer)
+            found[f"{images}_{when}_hit"] = np.asarray(task.hit(jnp.asarray(answer), wanted, original))
+    return found
 
 
 def sample_rows(label: np.ndarray, valid: np.ndarray, count: int) -> np.ndarray:

@@ -11,12 +11,14 @@ from jaxtyping import Array, Key
 from bdjax import structure
 from bdjax.checks import InputError, did_you_mean
 from bdjax.structure import Path
+from bdjax.tasks.metrics import SINGLE_LABEL, Metric, from_text
 from bdjax.types import Model, PoisonedSplit, ProbedModel, Split, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Findings: TypeAlias = dict[str, np.ndarray]  # arrays by name, without objects, so that a file of them is only data
+METRICS = "metrics"  # the finding that describes the others which are metrics, as text
 OnVariables: TypeAlias = Callable[[int, Callable[[], Variables]], None]
 
 
@@ -74,6 +76,13 @@ class NeedsLibrary(Protocol):
     def require(self) -> None:
         """Raise InputError where it is not."""
         ...
+
+
+def metrics_of(findings: Findings) -> tuple[Metric, ...]:
+    """Return the metrics that findings describe, or those of single-label classes among findings that describe none."""
+    if METRICS in findings:
+        return from_text(str(findings[METRICS]))
+    return tuple(metric for metric in SINGLE_LABEL if metric.name in findings)
 
 
 def convolution(model: Model, variables: Variables, layer: str | None = None) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from bdjax.tasks.metrics import EFFECTIVENESS, RATE, UTILITY, Metric
+from bdjax.tasks.metrics import MULTI_LABEL, UTILITY, Metric, first
 from bdjax.types import HParam, PoisonedSplit, Split
 
 
@@ -38,11 +38,7 @@ class MultiLabel:
     num_classes: int
     class_names: tuple[str, ...] = ()
     labels: ClassVar[str] = "set"
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("mean_average_precision", "mAP", "mean average precision", UTILITY),
-        RATE,
-        EFFECTIVENESS,
-    )
+    metrics: ClassVar[tuple[Metric, ...]] = MULTI_LABEL
 
     @property
     def strata(self) -> int:
@@ -88,6 +84,11 @@ class MultiLabel:
     def stratum(self, label: Bool[Array, "n k"]) -> Int[Array, " n"]:
         """Return one group for all rows: sets of classes are not balanced."""
         return jnp.zeros(label.shape[0], jnp.int32)
+
+    def chance(self, label: np.ndarray) -> dict[str, float]:
+        """Return the precision of scores that know nothing: how often a class is there, of those that are."""
+        share = np.asarray(label).mean(0)
+        return {first(self.metrics, UTILITY).name: float(share[share > 0].mean())} if share.any() else {}
 
     def count(
         self,

@@ -67,6 +67,10 @@ class SingleLabel:
         """Return the group of each row of which a balanced set has equally many: its class."""
         return label
 
+    def chance(self, label: np.ndarray) -> dict[str, float]:
+        """Return nothing: a guess is right on as many inputs as a record's number of classes, and their counts, say."""
+        return {}
+
     def count(
         self, clean_answer: Int[Array, " n"], triggered_answer: Int[Array, " m"], clean: Split, triggered: PoisonedSplit
     ) -> Metrics:

@@ -82,7 +82,9 @@ def start(stage: Stage, fresh: Variables, last: Variables, trigger: TriggerState
       trigger: the trigger's state so far.
     """
     network = fresh if stage.starts_afresh else last
-    return {**network, TRIGGER: trigger} if isinstance(stage.learner, Fitting | Controlled) else network
+    if isinstance(stage.learner, Fitting | Controlled):
+        return {**network, TRIGGER: trigger}
+    return network
 
 
 def parts(variables: Variables, trigger: TriggerState) -> tuple[Variables, TriggerState]:
@@ -123,13 +125,25 @@ class Fitting:
     def drop_last(self) -> bool:
         return False
 
-    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> FittingState:
+    def init(
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        split: Split,
+    ) -> FittingState:
         """Return the state before the first batch."""
         del key, model
         network, trigger = parts(variables, None)
         return FittingState(network, _paced(self, self.trigger, trigger, split))
 
-    def update(self, key: Key[Array, ""], model: Model, state: FittingState, batch: Split) -> tuple[FittingState, Info]:
+    def update(
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        state: FittingState,
+        batch: Split,
+    ) -> tuple[FittingState, Info]:
         """Fit the trigger to a batch; a batch of all images is left in 8 bits."""
         if self.batch_size is not None:
             batch = batch._replace(input=model.spec.modality.load(batch.input))
@@ -182,7 +196,13 @@ class Controlled:
     def drop_last(self) -> bool:
         return self.training.drop_last
 
-    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> ControlledState:
+    def init(
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        split: Split,
+    ) -> ControlledState:
         """Return the state before the first batch."""
         network, trigger = parts(variables, None)
         trigger = _paced(self, self.attack.trigger, trigger, split)
@@ -197,7 +217,8 @@ class Controlled:
         trigger, further = state.trigger, 0
         if "learn" in self.attack.trigger.hooks:
             variables = self.training.finalize(model, state.network)
-            trigger, learned = self.attack.trigger.learn(trigger_key, model, variables, trigger, batch)
+            learn = self.attack.trigger.learn
+            trigger, learned = learn(trigger_key, model, variables, trigger, batch)
             further = learned.gradient_evaluations
         poisoned = poison.poison_batch(poison_key, self.attack, trigger, batch)
         network, info = self.training.update(key, model, state.network, poisoned)
@@ -212,7 +233,12 @@ class Controlled:
         """Return the state with what is saved of the network's training."""
         return state._replace(network=states.kept(self.training, state.network))
 
-    def restored(self, kept: ControlledState, model: Model, variables: Variables) -> ControlledState:
+    def restored(
+        self,
+        kept: ControlledState,
+        model: Model,
+        variables: Variables,
+    ) -> ControlledState:
         """Return the state with the network's training made whole."""
         network = parts(variables, None)[0]
         return kept._replace(network=states.restored(self.training, kept.network, model, network))

@@ -29,9 +29,10 @@ from bdjax import sweeps
 from bdjax.curvature import loss_surface
 from bdjax.data import splits
 from bdjax.devices import compilation
-from bdjax.report import tables as printed
-from bdjax.report.rows import SYMBOLS
-from bdjax.report.uncertainty import Statistic, statistic
+from bdjax.report.cells import significant, spread
+from bdjax.report.grid import Grid, Line, write
+from bdjax.report.labels import SYMBOLS
+from bdjax.report.statistics import Statistic, statistic
 from bdjax.runs import curve, plans, run, schema
 from bdjax.runs.folder import RunFolder
 from bdjax.runs.plans import Plan
@@ -342,8 +343,8 @@ def _table(victim: str, rows: Sequence[Row], attacked: Row | None) -> str:
         if "seed" in row:
             grouped.setdefault(_key(row), []).append(row)
     lines += [_line(same, surfaces.get(key, {})) for key, same in grouped.items()]
-    grid = printed.Grid("", (*_HEADS, *_PUBLISHED), {"": lines}, "", words=(0, 1, 2, len(_HEADS) + 3))
-    return f"## Methods on {victim}\n\n{printed.write(grid, 'markdown').rstrip()}"
+    grid = Grid("", (*_HEADS, *_PUBLISHED), {"": lines}, "", words=(0, 1, 2, len(_HEADS) + 3))
+    return f"## Methods on {victim}\n\n{write(grid, 'markdown').rstrip()}"
 
 
 def _key(row: Row) -> Any:
@@ -351,26 +352,26 @@ def _key(row: Row) -> Any:
     return (row["method"], row["holdout"], tuple(row["setting"].items())) if "method" in row else None
 
 
-def _victim_line(row: Row, surface: Row) -> printed.Line:
-    rates = [printed.spread(statistic([row[name]]), scale=100) for name in _RATES[:3]]
+def _victim_line(row: Row, surface: Row) -> Line:
+    rates = [spread(statistic([row[name]]), scale=100) for name in _RATES[:3]]
     seconds = [f"{row[name]:.1f}" for name in _SECONDS]
     known = row["published"]
     beside = [known_rate(known, metric) for metric in ("acc", "asr", "der")]
     cells = ["none", "", "–", "1", *rates, "–", *_sharpness(surface), *seconds, *beside]
-    return printed.Line([*cells, known.get("source", "–")])
+    return Line([*cells, known.get("source", "–")])
 
 
-def _line(rows: Sequence[Row], surface: Row) -> printed.Line:
+def _line(rows: Sequence[Row], surface: Row) -> Line:
     """Return the line of a method's setting over its seeds."""
     first, whole = rows[0], [row for row in rows if "diverged" not in row]
     told = " ".join(f"{SYMBOLS.get(name, name)}={value:g}" for name, value in first["setting"].items())
     count = str(len(whole)) if len(whole) == len(rows) else f"{len(whole)}, {len(rows) - len(whole)} diverged"
-    rates = [printed.spread(_over(whole, name), scale=100) for name in _RATES]
-    seconds = [printed.spread(_over(whole, name)) for name in _SECONDS]
+    rates = [spread(_over(whole, name), scale=100) for name in _RATES]
+    seconds = [spread(_over(whole, name)) for name in _SECONDS]
     known = first["published"]
     beside = [known_rate(known, metric) for metric in ("acc", "asr", "der")]
     front = [first["method"], told, first["holdout"], count]
-    return printed.Line([*front, *rates, *_sharpness(surface), *seconds, *beside, known.get("source", "–")])
+    return Line([*front, *rates, *_sharpness(surface), *seconds, *beside, known.get("source", "–")])
 
 
 def _over(rows: Sequence[Row], name: str) -> Statistic:
@@ -379,4 +380,4 @@ def _over(rows: Sequence[Row], name: str) -> Statistic:
 
 def _sharpness(surface: Row) -> list[str]:
     numbers = (surface.get(name) for name in _SURFACE)
-    return ["–" if number is None else printed.significant(Statistic(number, None)) for number in numbers]
+    return ["–" if number is None else significant(Statistic(number, None)) for number in numbers]

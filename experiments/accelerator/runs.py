@@ -18,7 +18,7 @@ from accelerator.session import Row, Session, Settings
 from bdjax import data, models, report
 from bdjax.report import bundle, published
 from bdjax.report.published import TASK, Value
-from bdjax.report.rows import Record
+from bdjax.report.records import Record
 from bdjax.runs import config, plans, schema
 from bdjax.runs.at_hand import AtHand
 from bdjax.runs.config import Config

@@ -13,7 +13,7 @@ from accelerator import runs
 from accelerator.runs import Planted
 from accelerator.session import Part, Row, Session, Settings
 from bdjax.devices import compilation
-from bdjax.report import tables as printed
+from bdjax.report.grid import Grid, Line, write
 from bdjax.runs import run, soundness
 
 MAIN = (Planted("badnets_a2o"), Planted("blended"))
@@ -73,13 +73,11 @@ def tables(rows: Sequence[Row]) -> str:
     lines += [_unfinished(row) for row in own if "stopped" in row or "failed" in row]
     if not lines:
         return ""
-    grid = printed.Grid(
-        "", (*_HEADS, *_PUBLISHED), {"": lines}, _CAPTION, words=(0, 1, len(_HEADS) + 2, len(_HEADS) + 3)
-    )
-    return f"## Victims\n\n{printed.write(grid, 'markdown')}"
+    grid = Grid("", (*_HEADS, *_PUBLISHED), {"": lines}, _CAPTION, words=(0, 1, len(_HEADS) + 2, len(_HEADS) + 3))
+    return f"## Victims\n\n{write(grid, 'markdown')}"
 
 
-def _line(row: Row) -> printed.Line:
+def _line(row: Row) -> Line:
     counted = (
         ("clean_accuracy", "clean_correct", "clean_total"),
         ("attack_success_rate", "attack_hits", "attack_total"),
@@ -92,7 +90,7 @@ def _line(row: Row) -> printed.Line:
     beside = [known_rate(known, metric) for metric in ("acc", "asr")]
     network = "{name}, width {width}, {dtype}".format(**row["model"])
     front = [row["victim"], f"{row['images']:,} images of {row['data']}; {network}", str(row["epochs"])]
-    return printed.Line(
+    return Line(
         [
             *front,
             *rates,
@@ -110,7 +108,7 @@ def known_rate(known: Row, metric: str) -> str:
     return f"{known[metric]:.2f}" if metric in known else "–"
 
 
-def _unfinished(row: Row) -> printed.Line:
+def _unfinished(row: Row) -> Line:
     why = row.get("stopped") or row.get("failed", "")
     empty = ["–"] * (len(_HEADS) + len(_PUBLISHED) - 2)
-    return printed.Line([row["part"].removeprefix("victims/"), *empty, f"not whole: {why}"])
+    return Line([row["part"].removeprefix("victims/"), *empty, f"not whole: {why}"])

@@ -13,6 +13,7 @@ from bdjax.analysis import _analyze, _findings
 from bdjax.checks import InputError
 from bdjax.runs import config, run
 from bdjax.runs.subject import Analysis
+from bdjax.tasks.metrics import MULTI_LABEL, SINGLE_LABEL, names, to_text
 
 VALUES = {
     "data": "digits",
@@ -53,7 +54,7 @@ def test_history_begins_and_ends_with_the_rates_of_the_record(finished, tmp_path
     found = {title: _findings.read(record, "history") for title, record in titles.items()}
     assert [len(one.arrays["epoch"]) for one in found.values()] == [1, 3, 3]  # none, ft, ft_sam
     for title, record in titles.items():
-        for rate in report.RATES[:3]:
+        for rate in names(SINGLE_LABEL)[:3]:
             assert found[title].arrays[rate][0] == pytest.approx(record.before[rate])
             assert found[title].arrays[rate][-1] == pytest.approx(record.after[rate])
     assert len(files) == 3
@@ -177,3 +178,19 @@ def test_every_analysis_finds_plain_arrays_and_draws_them(name, subject, tmp_pat
 
 def test_the_options_above_are_of_analyses_that_exist():
     assert set(OPTIONS) <= set(registry.names("bdjax.analysis"))
+
+
+@pytest.mark.parametrize("name", ["history", "smoothness"])
+def test_findings_are_drawn_as_they_are_described(name):
+    """Those of an older bdjax describe nothing, and are of single-label classes."""
+    pytest.importorskip("matplotlib")
+    curve = np.array([0.9, 0.8])
+    old = {"epoch": np.array([0, 1]), "clean_accuracy": curve, "attack_success_rate": curve}
+    new = {"epoch": old["epoch"], "mean_average_precision": curve, "attack_success_rate": curve}
+    new["metrics"] = np.asarray(to_text(MULTI_LABEL[:2]))
+    surface = {"largest_eigenvalue": curve, "hessian_trace": curve, "hessian_trace_error": curve, "fisher_trace": curve}
+    surface["eigenvalue_converged"] = np.array([True, True])
+    page = registry.create("bdjax.analysis", name).draw({"old": {**old, **surface}, "new": {**new, **surface}})
+    (legend,) = page.legends
+    heads = [text.get_text().partition(":")[0] for text in legend.get_texts()]
+    assert heads[-3:] == ["ACC", "ASR", "mAP"]

@@ -20,7 +20,7 @@ import when_does_it_work
 from accelerator import when
 from accelerator.session import Settings
 
-from bdjax import report
+from bdjax.report.labels import flatten
 from bdjax.runs import plans
 
 SECTIONS = {
@@ -43,7 +43,7 @@ def test_a_cell_differs_from_the_base_in_what_it_says(without_data, name):
     size = _when_settings.SIZES[name]
 
     def flat(level, defense):
-        return report.flatten(_when_settings.resolved(size, level, "badnets", defense, 0).to_dict())
+        return flatten(_when_settings.resolved(size, level, "badnets", defense, 0).to_dict())
 
     base, *others = size.levels
     assert len({level.title for level in size.levels}) == len(size.levels)

@@ -12,6 +12,7 @@ from made_up import content, write
 from bdjax import report
 from bdjax.files.printable import printable
 from bdjax.report import page, paired, tables
+from bdjax.report.grid import FORMATS
 
 HOSTILE = "x\x1b]0;title\x07\x9b2J\r\n\t\u202ey\u2028z"
 
@@ -39,7 +40,7 @@ def test_long_texts_are_cut_and_stay_different():
     assert printable("a" * 20, 20) == "a" * 20
 
 
-@pytest.mark.parametrize("style", tables.FORMATS)
+@pytest.mark.parametrize("style", FORMATS)
 def test_a_hostile_name_keeps_a_table_in_its_lines(tmp_path, style):
     record = content(attack={"name": HOSTILE, "note": "b" * 5000})
     rows = report.summarize(report.load([write(tmp_path, record, content(attack={"name": HOSTILE, "note": "c"}))]))

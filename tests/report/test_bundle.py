@@ -10,6 +10,7 @@ from made_up import content, ft_sam, write
 from bdjax import cli, report, saved
 from bdjax.checks import InputError
 from bdjax.report import bundle, paired, tables
+from bdjax.report.grid import FORMATS
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_tables_of_a_bundle_are_those_of_the_runs(runs, tmp_path):
     file = bundle.write(records, tmp_path / "records.jsonl")
     again = report.load([file])
     assert len(again) == 8
-    for style in tables.FORMATS:
+    for style in FORMATS:
         options = {"sharpness": True, "stealth": True, "intervals": True}
         first, second = (tables.table(report.summarize(found, **options), style) for found in (records, again))
         assert first == second

@@ -10,7 +10,7 @@ import pytest
 
 from bdjax.checks import InputError
 from bdjax.report import comparison, published
-from bdjax.report.rows import Record
+from bdjax.report.records import Record
 
 BLENDED = {"paper": "ft-sam", "table": "Table 1", "attack": "blended"}
 
@@ -130,14 +130,14 @@ def test_settings_that_differ_within_a_table_are_in_the_names():
     ]
 
 
-def test_mistakes_are_refused_in_one_line(cells):
+def test_mistakes_are_refused_in_one_line(cells, tmp_path):
     for call, message in (
         (lambda: comparison.table([], "x"), "no published values"),
         (
             lambda: comparison.table(cells, "x", "html"),
             "format must be one of console, .*; got 'html'",
         ),
-        (lambda: comparison.measure(None, "bleu"), "metric must be one of acc"),
+        (lambda: comparison.measure(runs(tmp_path / "more")[0], "bleu"), "metric must be one of acc"),
     ):
         with pytest.raises(InputError, match=message) as error:
             call()

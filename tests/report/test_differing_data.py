@@ -8,8 +8,10 @@ from pathlib import Path
 from made_up import content, ft_sam, write
 
 from bdjax import cli, report, saved
-from bdjax.report import bundle, differing_data, paired, sensitivity, tables
-from bdjax.report.rows import Record
+from bdjax.report import bundle, differing_data, labels, paired, tables
+from bdjax.report.curves import lines as curves
+from bdjax.report.grid import FORMATS
+from bdjax.report.records import Record
 from bdjax.types import Metrics
 
 A, B, C = ("a1" * 32, "b2" * 32, "c3" * 32)
@@ -41,7 +43,7 @@ def test_records_of_other_data_have_a_row_of_their_own_and_one_warning(tmp_path,
         ("digits train_sha256=b2b2b2b2", "ft_sam", 1),
     ]
     assert list(report.victims(rows)) == [f"badnets · digits train_sha256={digest}" for digest in (A[:8], B[:8])]
-    for style in tables.FORMATS:
+    for style in FORMATS:
         assert B[:8] in tables.table(rows, style)
 
 
@@ -115,15 +117,15 @@ def test_pairs_share_their_data(tmp_path):
 def test_a_swept_option_has_a_line_for_each_data_set(tmp_path):
     swept = [of(data, defense=ft_sam(rho)) for data in (A, B) for rho in (1, 2, 4)]
     rows = rows_of(tmp_path, *swept)
-    (found,) = sensitivity.find(rows)
+    (found,) = curves.find(rows)
     assert [line.values for line in found.lines] == [(1, 2, 4)] * 2
-    assert all(row.ranges["defense.rho"] for row in sensitivity.with_ranges(rows))
+    assert all(row.ranges["defense.rho"] for row in curves.with_ranges(rows))
 
 
 def test_what_was_told_apart_stays_so_among_fewer():
     records = report.distinct([Record(Path(name), of(name * 64)) for name in "ab"])
     (row,) = report.summarize(records[:1])
-    assert report.identity(row.records[0]) == report.identity(records[0])
+    assert labels.identity(row.records[0].settings) == labels.identity(records[0].settings)
 
 
 def test_the_command_prints_both(tmp_path, capsys):
@@ -141,4 +143,4 @@ def test_a_result_of_ones_own_is_of_the_data_of_its_run(tmp_path):
     rows = report.summarize([records[1], own])
     assert [row.defense for row in rows] == ["none", "mine"]
     assert list(report.victims(rows)) == ["badnets"]
-    assert report.without_defense(own) == report.without_defense(records[1])
+    assert labels.without_defense(own.settings) == labels.without_defense(records[1].settings)

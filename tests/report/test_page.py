@@ -18,9 +18,10 @@ from made_up import content, ft_sam, write
 
 from bdjax import cli, report
 from bdjax.checks import InputError
-from bdjax.report import bundle, page, published, tables
+from bdjax.report import bundle, cells, page, published, tables
 from bdjax.report.page import compared, svg
 from bdjax.report.page import content as contents
+from bdjax.runs.record_format import SECTIONS
 
 VOID = {"meta", "link", "img", "input", "br"}
 HEADS = ["ACC", "ASR", "RA", "DER", "n", "ASR < 10\N{NO-BREAK SPACE}%", "seconds", "gradients"]
@@ -256,12 +257,12 @@ def test_numbers_are_those_of_the_summary(document, rows):
         names = [one for one in line.children if "text" in one.classes]
         assert names[0].text == row.attack
         assert names[1].one("a").text == row.defense
-        expected = [tables.spread(getattr(row, name), 1, 100) for name in report.RATES]
+        expected = [cells.spread(one, 1, 100) for one in row.statistics.values()]
         low = sum(record.value("attack_success_rate") < 0.1 for record in row.records)
-        expected += [str(row.n), f"{low} of {row.n}", tables.spread(row.run_seconds), "200"]
+        expected += [str(row.n), f"{low} of {row.n}", cells.spread(row.run_seconds), "200"]
         assert table_cells(line)[:8] == expected
         values = [one.attributes["data-value"] for one in line.children if one.tag == "td" and "rate" in one.classes]
-        means = [100 * getattr(row, name).mean for name in report.RATES]
+        means = [100 * one.mean for one in row.statistics.values()]
         assert [float(value) for value in values] == pytest.approx(means)
 
 
@@ -302,7 +303,11 @@ def test_tables_are_there_as_files(document, rows):
 def test_published_values_stand_below_with_their_difference(document, rows):
     (row,) = (row for row in rows if row.attack == "blended" and row.defense == "ft_sam ρ=2")
     reported = compared.of_row(row)
-    values = {(v.metric, v.value) for v in published.of_config(row.records[0].config) if v.metric in compared.METRICS}
+    values = {
+        (v.metric, v.value)
+        for v in published.of_config(row.records[0].config)
+        if v.metric in ("acc", "asr", "ra", "der")
+    }
     assert reported
     assert {item for one in reported for item in one.values.items()} <= values
     (group,) = (
@@ -352,7 +357,7 @@ def test_records_of_strangers_are_text(tmp_path):
 
 def test_sparse_records_make_a_page(tmp_path):
     bare = content(0)
-    bare["config"] = {"seed": 0, **{name: {"name": "?"} for name in report.SECTIONS}}
+    bare["config"] = {"seed": 0, **{name: {"name": "?"} for name in SECTIONS}}
     bare["data"] = {"num_classes": 2, "class_names": []}
     bare["metrics"]["after"]["attack_success_rate"] = float("nan")
     bare["metrics"]["defense_effectiveness_rating"] = float("nan")
@@ -365,7 +370,7 @@ def test_sparse_records_make_a_page(tmp_path):
 def test_runs_of_the_same_name_keep_their_anchors_apart(tmp_path):
     first, second = content(0), content(1)
     second["run_id"] = first["run_id"]
-    found = contents.gather(report.load([write(tmp_path, first, second)]), tmp_path)
+    found = contents.Content(tuple(report.summarize(report.load([write(tmp_path, first, second)]))), tmp_path)
     assert sorted(found.run_anchors.values()) == ["run-badnets-none-0", "run-badnets-none-0-2"]
 
 
@@ -580,7 +585,7 @@ def test_a_click_sorts_and_a_third_restores(opened, rows):
     column = head(opened, "DER")
     column.click()
     assert column.get_attribute("aria-sort") == "descending"
-    ordered = sorted(rows, key=lambda row: -row.defense_effectiveness_rating.mean)
+    ordered = sorted(rows, key=lambda row: -row.rating.mean)
     assert defenses(opened) == names_of(ordered)
     column.click()
     assert column.get_attribute("aria-sort") == "ascending"
@@ -597,7 +602,7 @@ def test_keys_sort(opened, rows):
     assert column.get_attribute("aria-sort") == "descending"
     column.send_keys(Keys.SPACE)
     assert column.get_attribute("aria-sort") == "ascending"
-    assert defenses(opened) == names_of(sorted(rows, key=lambda row: row.attack_success_rate.mean))
+    assert defenses(opened) == names_of(sorted(rows, key=lambda row: row.attack_success.mean))
     by_name = head(opened, "defense")
     by_name.send_keys(Keys.ENTER)
     assert column.get_attribute("aria-sort") == "none"

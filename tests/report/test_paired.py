@@ -12,7 +12,7 @@ from made_up import content, ft_sam, write
 from bdjax import cli
 from bdjax.checks import InputError
 from bdjax.report import paired
-from bdjax.report.rows import Record
+from bdjax.report.records import Record
 
 
 def records_of(*contents):

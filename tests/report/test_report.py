@@ -16,7 +16,9 @@ from made_up import ATTACK_TOTAL, CLEAN_TOTAL, content, ft_sam, rates, rating_of
 
 from bdjax import report
 from bdjax.checks import InputError
-from bdjax.report import figures, tables
+from bdjax.report import figures, grid, layout, samples, tables
+from bdjax.runs.record_format import COSTS
+from bdjax.tasks.metrics import SINGLE_LABEL, names
 
 
 def rows_of(folder, *records):
@@ -92,7 +94,7 @@ def test_repeated_records_are_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         (row,) = rows_of(tmp_path, first, again)
     assert row.n == 1
-    assert row.attack_success_rate.mean == 4 / ATTACK_TOTAL
+    assert row.statistics["attack_success_rate"].mean == 4 / ATTACK_TOTAL
     assert [record.message for record in caplog.records] == [
         "Left out 1 record with the config and seed of another: badnets-none-0."
     ]
@@ -209,15 +211,15 @@ def test_statistics_by_hand(tmp_path):
     # hits / 80 = .05, .1, .3: mean .15; deviations -.1, -.05, .15; squares sum to .035; over n - 1 = 2
     assert row.n == 3
     assert row.seeds == (0, 1, 2)
-    assert row.attack_success_rate == pytest.approx((0.15, 0.0175**0.5))
-    assert row.defense_effectiveness_rating == pytest.approx((0.7, 0.1))
+    assert row.statistics["attack_success_rate"] == pytest.approx((0.15, 0.0175**0.5))
+    assert row.statistics["defense_effectiveness_rating"] == pytest.approx((0.7, 0.1))
     assert row.run_seconds == pytest.approx((3.0, 7.0**0.5))
-    assert row.compile_seconds == pytest.approx((1.5, 0.0))
-    assert row.clean_accuracy == pytest.approx((0.9, 0.0))
-    assert row.robust_accuracy == pytest.approx((0.75, 0.0))
+    assert row.costs["compile_seconds"] == pytest.approx((1.5, 0.0))
+    assert row.statistics["clean_accuracy"] == pytest.approx((0.9, 0.0))
+    assert row.statistics["robust_accuracy"] == pytest.approx((0.75, 0.0))
     assert row.gradient_evaluations == pytest.approx((200, 0))
     assert row.low_attack_success_share == pytest.approx(1 / 3), "exactly 10 % is not below it"
-    assert (row.clean_total, row.attack_total) == ((CLEAN_TOTAL,), (ATTACK_TOTAL,))
+    assert (row.totals("clean_total"), row.totals("attack_total")) == ((CLEAN_TOTAL,), (ATTACK_TOTAL,))
 
 
 def test_groups_differ_in_anything_but_seed_and_data_folder(tmp_path):
@@ -286,7 +288,7 @@ def test_order_does_not_depend_on_the_records(several):
     forward, backward = report.summarize(records), report.summarize(records[::-1])
     assert [row.attack for row in forward] == ["badnets"] * 4 + ["blended"] * 4
     assert labels(forward) == ["none", "ft", "ft_sam ρ=2", "ft_sam ρ=10"] * 2
-    for format in tables.FORMATS:
+    for format in grid.FORMATS:
         assert tables.table(forward, format) == tables.table(backward, format)
 
 
@@ -376,13 +378,13 @@ def test_csv_is_exact(several):
     assert {line["seeds"] for line in read} == {"0 1 2"}
     assert {(line["clean_total"], line["attack_total"]) for line in read} == {("100", "80")}
     for line, row in zip(read, rows, strict=True):
-        for name in report.RATES + report.COSTS:
-            assert float(line[f"{name}_mean"]) == getattr(row, name).mean
-            assert float(line[f"{name}_std"]) == getattr(row, name).std
+        for name in names(SINGLE_LABEL) + COSTS:
+            assert float(line[f"{name}_mean"]) == {**row.statistics, **row.costs}[name].mean
+            assert float(line[f"{name}_std"]) == {**row.statistics, **row.costs}[name].std
         assert float(line["low_attack_success_share"]) == row.low_attack_success_share
 
 
-@pytest.mark.parametrize("format", tables.FORMATS)
+@pytest.mark.parametrize("format", grid.FORMATS)
 def test_one_run_has_no_deviation(tmp_path, format):
     text = tables.table(rows_of(tmp_path, content(0, defense=ft_sam(2.0))), format)
     assert "±" not in text
@@ -436,7 +438,7 @@ def test_smoothness_is_summed_over_seeds(tmp_path):
     ft, sam = report.summarize(records, sharpness=True)
     assert sam.sharpness["largest_eigenvalue"] == pytest.approx((600, 2**0.5 * 100))
     assert np.isnan(ft.sharpness["fisher_trace"].mean)
-    lines = {style: tables.table([ft, sam], style).splitlines() for style in tables.FORMATS}
+    lines = {style: tables.table([ft, sam], style).splitlines() for style in grid.FORMATS}
     assert lines["markdown"][2].endswith("| – | – | – |")
     assert lines["markdown"][3].endswith("| 600 ± 141 | 0.0251 ± 0.0000 | 3.00e-05 ± 0.00e+00 |")
     assert r"$\lambda_{\max}$ & Tr(H) & Tr(F) \\" in lines["latex"][4]
@@ -479,7 +481,7 @@ def test_stealth_is_summed_over_seeds(tmp_path):
     write(tmp_path, content(0) | {"stealth": seen()}, content(1) | {"stealth": seen(psnr=32.0)})
     (row,) = report.summarize(report.load([tmp_path]), stealth=True)
     assert row.stealth["psnr"] == pytest.approx((31, 2**0.5))
-    lines = {style: tables.table([row], style).splitlines() for style in tables.FORMATS}
+    lines = {style: tables.table([row], style).splitlines() for style in grid.FORMATS}
     assert lines["markdown"][0].endswith("| PSNR | SSIM | ℓ∞ | ℓ2 | changed |")
     assert lines["markdown"][2].endswith("| 31.0 ± 1.4 | 0.900 ± 0.000 | 0.200 ± 0.000 | 1.50 ± 0.00 | 5.0 ± 0.0 |")
     assert r"$\ell$$\infty$" in lines["latex"][4]
@@ -544,7 +546,7 @@ def test_figures_are_the_same_twice(tmp_path):
     runs = write(tmp_path / "runs", content(0), content(0, defense=ft_sam(2.0)), content(1, defense=ft_sam(2.0)))
     add_samples(runs)
     records = report.load([runs])
-    for format in figures.FORMATS:
+    for format in layout.FORMATS:
         first = figures.draw(records, tmp_path / "first", format)
         second = figures.draw(records[::-1], tmp_path / "second", format)
         assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
@@ -566,7 +568,7 @@ def test_pictured_run_falls_back_to_one_with_images(several):
     for record in records:
         if record.config["defense"].get("rho") == 10.0:
             (record.folder / "samples.npz").unlink()
-    sample = figures.read_samples(report.summarize(records))["badnets"]
+    sample = samples.read_samples(report.summarize(records))["badnets"]
     assert (sample.row.defense, sample.record.seed, sample.best) == ("ft", 0, False)
 
 
@@ -574,27 +576,27 @@ def test_pictured_run_falls_back_to_one_with_images(several):
 def test_outcomes(tmp_path, label_map, expected):
     record = report.Record(tmp_path, content(0, attack={"label_map": label_map, "target_label": 3}))
     label = np.array([3, 9, 5, 5])
-    attacker = figures._attacker_label(record, label)
+    attacker = samples.attacker_label(record, label)
     assert attacker.tolist() == expected
     arrays = {"label": label, "triggered_after": np.array([3, expected[1], 5, 8])}
-    sample = figures.Sample(None, record, True, arrays, attacker)  # type: ignore[arg-type]
+    sample = samples.Sample(None, record, True, arrays, attacker)  # type: ignore[arg-type]
     assert [sample.outcome("triggered_after", i) for i in range(4)] == ["right", "hit", "right", "other"]
 
 
 def test_a_target_by_name_is_drawn_as_its_number(tmp_path):
     record = report.Record(tmp_path, content(0, attack={"target_label": "class 7"}))
-    assert figures._attacker_label(record, np.array([3, 9])).tolist() == [7, 7]
+    assert samples.attacker_label(record, np.array([3, 9])).tolist() == [7, 7]
     record.content["data"]["target_class"] = "class 8"  # as the run found it, in whatever spelling of Unicode
-    assert figures._attacker_label(record, np.array([3])).tolist() == [8]
+    assert samples.attacker_label(record, np.array([3])).tolist() == [8]
     record = report.Record(tmp_path, content(0, attack={"target_label": "nowhere"}))
-    assert figures._attacker_label(record, np.array([3])).tolist() == [-1]
+    assert samples.attacker_label(record, np.array([3])).tolist() == [-1]
 
 
 def test_columns_show_many_classes_and_no_target(several):
     add_samples(several)
-    sample = figures.read_samples(report.summarize(report.load([several])))["badnets"]
-    assert figures.choose(sample, 5) == [1, 2, 3, 4, 5]  # image 0 is of the target class
-    assert figures.choose(sample, 99) == [*range(1, 10), 11]
+    sample = samples.read_samples(report.summarize(report.load([several])))["badnets"]
+    assert samples.choose(sample, 5) == [1, 2, 3, 4, 5]  # image 0 is of the target class
+    assert samples.choose(sample, 99) == [*range(1, 10), 11]
 
 
 @pytest.mark.parametrize(

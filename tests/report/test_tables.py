@@ -15,9 +15,11 @@ from pylatexenc import latexwalker
 from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_latex_context_db
 
 from bdjax import report
-from bdjax.report import sensitivity, tables
-from bdjax.report.rows import Record
-from bdjax.report.uncertainty import Statistic
+from bdjax.report import cells, grid, tables, values
+from bdjax.report.curves import lines as curves
+from bdjax.report.records import Record
+from bdjax.report.statistics import Statistic
+from bdjax.tasks.metrics import SINGLE_LABEL, names
 
 HOSTILE = (r"a_b & 50% #$ {x} ~ ^ \ ", "[x]", "*", "a|b", "<b>`c`</b> && **d** ~~e~~ &amp;")
 # which this reader of LaTeX does not know, or prints as an accent
@@ -94,7 +96,7 @@ def test_latex_and_markdown_say_what_the_csv_says(count):
     assert markdown_heads == heads
     for line, of_latex, of_markdown in zip(lines, latex, markdown, strict=True):
         label = line["defense"] + (f" ρ={float(line['defense.rho']):g}" if line["defense.rho"] else "")
-        rates = [printed(line, name) for name in report.RATES]
+        rates = [printed(line, name) for name in names(SINGLE_LABEL)]
         gradients = line["gradient_evaluations_mean"].removesuffix(".0")
         expected = [label, *rates, line["n"], printed(line, "run_seconds", 1), gradients]
         assert of_latex[1:] == of_markdown[1:] == expected
@@ -157,7 +159,7 @@ def check_names(attack, defense):
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_a_text_is_no_formula_in_a_spreadsheet(start):
     name = f"{start}HYPERLINK(1)"
-    text = tables.write_csv([name, "plain"], [[name, -1.5], [None, -2], ["a=b", float("-inf")]])
+    text = values.write([name, "plain"], [[name, -1.5], [None, -2], ["a=b", float("-inf")]])
     head, *lines = csv.reader(io.StringIO(text))
     shown = "'" + name.replace("\t", r"\t").replace("\r", r"\r")
     assert head == [shown, "plain"]
@@ -200,7 +202,7 @@ def test_target_classes_that_differ_are_named_with_their_attacks():
     [(200.0, None, "200"), (1200.0, 0.0, "1,200"), (23.3, 7.1, "23 ± 7"), (20.5, None, "20"), (math.nan, None, "–")],
 )
 def test_a_count_has_a_deviation_where_seeds_differ(mean, std, text):
-    assert tables.count(Statistic(mean, std)) == text
+    assert cells.count(Statistic(mean, std)) == text
 
 
 def test_intervals_have_columns_of_their_own():
@@ -215,7 +217,7 @@ def test_intervals_have_columns_of_their_own():
     assert bounds == pytest.approx([4 / 80, 8 / 80])
 
 
-@pytest.mark.parametrize("style", tables.FORMATS)
+@pytest.mark.parametrize("style", grid.FORMATS)
 def test_one_seed_has_no_interval(style):
     text = tables.table(rows_of(content(), intervals=True), style)
     if style == "csv":
@@ -235,7 +237,7 @@ def test_ranges_stand_where_an_option_is_swept():
         for rho, hits in ((0.5, 70), (1.0, 30), (2.0, 10))
         for seed in (0, 1)
     ]
-    rows = sensitivity.with_ranges(rows_of(*plain, *swept))
+    rows = curves.with_ranges(rows_of(*plain, *swept))
     # means 71, 31 and 11 of 80
     assert [row.ranges for row in rows[1:]] == [
         {"defense.rho": {"clean_accuracy": 0, "attack_success_rate": pytest.approx(60 / 80)}}
@@ -246,4 +248,4 @@ def test_ranges_stand_where_an_option_is_swept():
     lines = list(csv.DictReader(io.StringIO(tables.table(rows, "csv"))))
     assert [line["attack_success_rate_range_over_defense.rho"] for line in lines] == ["", "0.75", "0.75", "0.75"]
     assert "Over ρ: largest less smallest of the means over its values (points)." in tables.table(rows, "markdown")
-    assert not any(row.ranges for row in sensitivity.with_ranges(rows[:3]))
+    assert not any(row.ranges for row in curves.with_ranges(rows[:3]))

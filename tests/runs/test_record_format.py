@@ -7,7 +7,7 @@ import json
 import math
 
 import pytest
-from made_up import content, rates, rating_of
+from made_up import content, rates, rating_of, scenes
 
 from bdjax import cli, report
 from bdjax.checks import InputError
@@ -109,3 +109,60 @@ def test_a_renamed_folder_is_reported(tmp_path):
     file.parent.mkdir()
     file.write_text(json.dumps(content()))
     assert [record.run_id for record in report.load([tmp_path])] == ["badnets-none-0"]
+
+
+# --- Descriptions of metrics ---
+
+
+def described(number=0, **values):
+    """Return a record of another task, one of whose metrics is described otherwise."""
+    record = scenes()
+    description = record["metrics"]["description"]
+    description[number] = {key: value for key, value in {**description[number], **values}.items() if value is not ...}
+    return record
+
+
+def test_a_record_of_another_task_is_taken():
+    record_format.check(scenes(), "x")
+    assert [metric.head for metric in record_format.metrics_of(scenes())] == ["mAP", "ASR", "DER"]
+    assert [metric.head for metric in record_format.metrics_of(content())] == ["ACC", "ASR", "RA", "DER"]
+    record_format.check(described(unit="share", definition=...), "x")  # of a later version, and of a shorter one
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (described(name=...), "metrics.description in x: metric 0 must have a name like [a-z]"),
+        (described(name="=HYPERLINK(1)"), "metric 0 must have a name like"),
+        (described(name="run_seconds"), "must have another name than run_seconds, which is taken"),
+        (described(1, name="mean_average_precision"), "must have each name once, got mean_average_precision again"),
+        (described(head="\x1b[31m"), "metric 0 must have a head like"),
+        (described(words="<script>"), "metric 0 must have a words like"),
+        (described(short="a\nb"), "metric 0 must have a short like"),
+        (described(role="best"), "must have a role of utility, attack, restored, rating, got 'best'"),
+        (described(role="restored"), "must have a metric of the role utility"),
+        (described(1, total=""), "metric 1 must have a total, as it has a part"),
+        (described(total=3), "metric 0 must have a total like"),
+        (described(definition="\x00"), "must have a definition of printable characters"),
+        (described(definition="x" * 1001), "must have a definition of printable characters"),
+        (described(total="elsewhere"), "x lacks the key metrics.before.elsewhere"),
+        ({**scenes(), "metrics": {"description": 3}}, "metrics.description in x must be a list of mappings, got 3"),
+        ({**scenes(), "metrics": {"description": [3]}}, "metrics.description in x must be a list of mappings, got [3]"),
+        (scenes(chance=1.5), "metrics.chance in x must map metrics to numbers from 0 to 1, got {'mean"),
+        (scenes(chance=math.nan), "metrics.chance in x must map metrics to numbers from 0 to 1"),
+        (scenes(precision=1.5), "metrics.after.mean_average_precision in x must lie between 0 and 1, got 1.5"),
+    ],
+)
+def test_a_wrong_description_is_named(record, message):
+    with pytest.raises(InputError) as caught:
+        record_format.check(record, "x")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_the_rating_of_another_task_must_agree_with_it():
+    record = scenes()
+    record["metrics"]["defense_effectiveness_rating"] += 0.01
+    with pytest.raises(InputError, match=r"defense_effectiveness_rating in x must be 0\.95, by the rates before"):
+        record_format.check(record, "x")

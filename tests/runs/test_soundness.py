@@ -12,7 +12,8 @@ from made_up import content, ft_sam, rates, rating_of, write
 
 from bdjax import cli, report
 from bdjax.report import comparison, page, paired, published, ranking, tables
-from bdjax.report.rows import Record
+from bdjax.report.grid import FORMATS
+from bdjax.report.records import Record
 from bdjax.runs import soundness
 from bdjax.runs.soundness import Fault
 
@@ -142,7 +143,7 @@ def test_neither_a_ruined_network_nor_a_victim_without_a_backdoor_has_a_best():
 def test_a_victim_at_chance_has_no_star_for_a_rating_of_a_hundred():
     """It names the attacker's class for everything, and after the defense another: DER is 100 %."""
     rows = summed(made(rates(10, 80, 0), rates(10, 80, 0)), made(rates(10, 80, 0), CONSTANT, GOOD))
-    assert [row.defense_effectiveness_rating.mean for row in rows] == [0.5, 1.0]
+    assert [row.rating.mean for row in rows] == [0.5, 1.0]
     text = tables.table(rows, "markdown")
     assert "**" not in text
     assert "| 100.0 ‡ |" in text
@@ -168,7 +169,7 @@ def test_each_format_has_the_mark_and_the_notes():
 
 def test_a_table_of_sound_rows_has_neither_mark_nor_notes():
     rows = summed(*RUNS[:4])
-    for style in tables.FORMATS:
+    for style in FORMATS:
         text = tables.table(rows, style)
         assert "‡" not in text
         assert "ddagger" not in text

@@ -104,3 +104,9 @@ def test_losses_have_derivatives_and_no_nan_where_an_answer_is_extreme():
     extreme = jnp.array([[100.0, -100.0, 0.0]])
     slope = jax.grad(lambda output: TASK.loss(output, jnp.array([[False, True, True]])).sum())(extreme)
     assert np.isfinite(slope).all()
+
+
+def test_chance_is_how_often_a_class_is_there():
+    label = np.array([[1, 0, 0], [1, 1, 0]], bool)  # of three classes one is nowhere, and left out
+    assert TASK.chance(label) == {"mean_average_precision": 0.75}
+    assert TASK.chance(label[:, 2:]) == {}

@@ -7,21 +7,27 @@ policy lets no other script run and nothing be fetched.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import importlib.resources
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bdjax.checks import InputError
 from bdjax.files import atomic, failures, places
 from bdjax.report.page import analyses, charts, opening, protocol, summary, triggers
-from bdjax.report.page.content import Content, gather
+from bdjax.report.page.content import Content
 from bdjax.report.page.markup import add, tag, to_html
-from bdjax.report.rows import Record
+from bdjax.report.records import Record
+from bdjax.report.rows import by_task, summarize
 
 
 def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, bytes] | None = None) -> Path:
     """Write one self-contained HTML page of finished runs.
+
+    Runs of tasks with different metrics have a page each, which lead to each other: further ones lie beside the first,
+    under its name and that of the utility.
 
     Args:
       records: as `bdjax.report.load` returns them.
@@ -29,17 +35,34 @@ def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, byt
       figures: PNG or SVG files by caption, which the page shows under *Analyses*; the caption is the text alternative.
 
     Returns:
-      The file.
+      The file, the first of several.
 
     Raises:
       InputError: no records, a name that does not end in .html, damaged test images or measurements, a figure that is
         neither PNG nor SVG, or a file that cannot be written.
     """
     file = check(file)
-    text = html(records, file.parent, figures)
+    texts = {page: _html(content, figures or {}) for page, content in _contents_of(records, file).items()}
     with failures.blaming_the_path(f"the page cannot be written to {file}"):
-        atomic.write_text(file, text)
+        for page, text in texts.items():
+            atomic.write_text(page, text)
     return file
+
+
+def _contents_of(records: Iterable[Record], file: Path) -> dict[Path, Content]:
+    """Return what is on the page of each kind of task, by the files."""
+    found: dict[Path, Content] = {}
+    for rows in by_task(summarize(records, sharpness=True, stealth=True)):
+        content = Content(tuple(rows), file.parent)
+        page = file.with_name(f"{file.stem}-{content.utility.name}{file.suffix}") if found else file
+        found[page] = content
+    if not found:
+        raise InputError("there are no records to write a page of.")
+    names = {page: ", ".join(metric.head for metric in content.metrics) for page, content in found.items()}
+    for page, content in found.items():
+        others = {urllib.parse.quote(other.name): words for other, words in names.items() if other != page}
+        found[page] = dataclasses.replace(content, others=others)
+    return found
 
 
 def check(file: str | Path) -> Path:
@@ -54,10 +77,18 @@ def check(file: str | Path) -> Path:
 
 
 def html(records: Iterable[Record], folder: Path, figures: Mapping[str, bytes] | None = None) -> str:
-    """Return the page as text, with links that are relative to a folder. Errors are those of `write`."""
-    content = gather(records, folder)
-    if not content.rows:
-        raise InputError("there are no records to write a page of.")
+    """Return the page as text, with links that are relative to a folder.
+
+    Raises:
+      InputError: as `write`, or runs of tasks with different metrics, which have a page each.
+    """
+    (content, *others) = _contents_of(records, folder / "page.html").values()
+    if others:
+        raise InputError("records must be of one kind of task for one page; got tasks with different metrics.")
+    return _html(content, figures or {})
+
+
+def _html(content: Content, figures: Mapping[str, bytes]) -> str:
     style, script = _own("style.css"), _own("script.js")
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_hash(script)}'"
     head = tag(
@@ -70,7 +101,7 @@ def html(records: Iterable[Record], folder: Path, figures: Mapping[str, bytes] |
         tag("link", rel="icon", href="data:,"),
         tag("style", style),
     )
-    body = tag("body", _contents(content, figures or {}), tag("script", script))
+    body = tag("body", _contents(content, figures), tag("script", script))
     return "<!DOCTYPE html>\n" + to_html(tag("html", head, body, lang="en")) + "\n"
 
 

@@ -9,19 +9,19 @@ the rows.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
-from bdjax.report import sensitivity
+from bdjax.report.cells import spread
+from bdjax.report.curves.lines import Line, Sensitivity, find
+from bdjax.report.curves.panels import MOST_PANELS, Panels, axis_label, circumstances, heading, panel_title, panels
 from bdjax.report.page import svg
-from bdjax.report.page.content import PERCENT, Content
+from bdjax.report.page.content import PERCENT, Content, article
 from bdjax.report.page.markup import add, tag
 from bdjax.report.rows import CONTROLS, Row
-from bdjax.report.sensitivity import Line, Panels, Sensitivity
-from bdjax.report.tables import spread
-from bdjax.report.uncertainty import Statistic
+from bdjax.report.statistics import Statistic
+from bdjax.tasks.metrics import Metric
 
 COLORS = 10  # as many as style.css has, from c0 on
 
@@ -54,7 +54,7 @@ def section(content: Content) -> Element:
     styled = style(content.rows)
     add(made, tag("p", _how_to_read(content), class_="note"), _legend(styled))
     add(made, tag("div", _trade_off(content, styled), _cost(content, styled), class_="grid"))
-    return add(made, [_sensitivity(content, found) for found in sensitivity.find(content.rows)])
+    return add(made, [_sensitivity(content, found) for found in find(content.rows)])
 
 
 def _how_to_read(content: Content) -> str:
@@ -85,20 +85,22 @@ def _legend(made: Style) -> Element:
 
 
 def _trade_off(content: Content, made: Style) -> Element:
-    """Draw clean accuracy over attack success rate."""
-    across, up = svg.rates(), svg.linear(_reach(content.rows, _accuracy), 0, 100)
-    label = "Clean accuracy over attack success rate, one mark for each row of the table"
-    chart = svg.chart(label, across, up, "ASR: attack success rate (%)", "ACC: clean accuracy (%)")
-    _draw(chart, content, made, _success, _accuracy)
-    return _figure(chart, "Accuracy against attack success", _of_trade_off(content))
+    """Draw what is kept, the utility, over what is removed, the attack success."""
+    utility, attack = content.utility, content.attack
+    across, up = svg.rates(), svg.linear(_reach(content.rows, _utility), 0, 100)
+    label = f"{_capital(utility.words)} over {attack.words}, one mark for each row of the table"
+    chart = svg.chart(label, across, up, f"{panel_title(attack)} (%)", f"{panel_title(utility)} (%)")
+    _draw(chart, content, made, _success, _utility)
+    return _figure(chart, f"{_capital(utility.brief)} against {attack.brief}", _of_trade_off(content))
 
 
 def _cost(content: Content, made: Style) -> Element:
     """Draw the rating over the seconds of the defense."""
     across = svg.costs(row.run_seconds.mean for row in content.rows)
     up = svg.linear(_reach(content.rows, _rating), 0, 100)
-    label = "Defense effectiveness rating over the seconds of the defense, one mark for each row of the table"
-    chart = svg.chart(label, across, up, "seconds of the defense, without compiling", "DER (%)")
+    rating = content.rating
+    label = f"{_capital(rating.words)} over the seconds of the defense, one mark for each row of the table"
+    chart = svg.chart(label, across, up, "seconds of the defense, without compiling", f"{rating.head} (%)")
     _draw(chart, content, made, lambda row: row.run_seconds, _rating)
     kinds = len(content.environments)
     machines = "" if kinds == 1 else f" The runs had {kinds} environments, so that seconds compare only roughly."
@@ -130,26 +132,29 @@ def _ends(statistic: Statistic, most: float) -> tuple[float, float]:
 
 
 def _said(content: Content, row: Row) -> str:
-    parts = [f"{content.titles[row]} · {row.defense}", f"ACC {spread(row.clean_accuracy, 1, 100)}"]
-    parts += [f"ASR {spread(row.attack_success_rate, 1, 100)}", f"RA {spread(row.robust_accuracy, 1, 100)}"]
-    parts += [f"DER {spread(row.defense_effectiveness_rating, 1, 100)}", f"{spread(row.run_seconds)} s", f"n = {row.n}"]
-    return "\n".join(parts)
+    parts = [f"{content.titles[row]} · {row.defense}"]
+    parts += [f"{metric.head} {spread(row.statistics[metric.name], 1, 100)}" for metric in row.metrics]
+    return "\n".join([*parts, f"{spread(row.run_seconds)} s", f"n = {row.n}"])
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _percent(statistic: Statistic) -> Statistic:
     return Statistic(100 * statistic.mean, None if statistic.std is None else 100 * statistic.std)
 
 
-def _accuracy(row: Row) -> Statistic:
-    return _percent(row.clean_accuracy)
+def _utility(row: Row) -> Statistic:
+    return _percent(row.utility)
 
 
 def _success(row: Row) -> Statistic:
-    return _percent(row.attack_success_rate)
+    return _percent(row.attack_success)
 
 
 def _rating(row: Row) -> Statistic:
-    return _percent(row.defense_effectiveness_rating)
+    return _percent(row.rating)
 
 
 def _reach(rows: Iterable[Row], value: Callable[[Row], Statistic]) -> list[float]:
@@ -158,43 +163,44 @@ def _reach(rows: Iterable[Row], value: Callable[[Row], Statistic]) -> list[float
 
 
 def _of_trade_off(content: Content) -> str:
-    words = "Up and to the left is better: the backdoor is gone, and the accuracy is not."
+    utility, attack = content.utility, content.attack
+    words = f"Up and to the left is better: the backdoor is gone, and the {utility.brief} is not."
     defended = [row for row in content.rows if row.name("defense") != "none" and row.competes]
-    known = [row for row in defended if not math.isnan(row.attack_success_rate.mean)]
+    known = [row for row in defended if not math.isnan(row.attack_success.mean)]
     if not known:
         return words
-    lowest = min(known, key=lambda row: (row.attack_success_rate.mean, -row.clean_accuracy.mean))
-    success, accuracy = (spread(value, 1, 100) for value in (lowest.attack_success_rate, lowest.clean_accuracy))
+    lowest = min(known, key=lambda row: (row.attack_success.mean, -row.utility.mean))
+    success, kept = (spread(value, 1, 100) for value in (lowest.attack_success, lowest.utility))
     where = f"{lowest.defense} on {content.titles[lowest]}"
-    return f"{words} The lowest mean ASR is {success}{PERCENT}, of {where}, at an ACC of {accuracy}{PERCENT}."
+    at = f"{article(utility.head)} {utility.head} of {kept}{PERCENT}"
+    return f"{words} The lowest mean {attack.head} is {success}{PERCENT}, of {where}, at {at}."
 
 
 # --- Swept options ---------------------------------------------------------------------------------------------------
 
 
 def _sensitivity(content: Content, found: Sensitivity) -> Element:
-    panels = sensitivity.panels(found)
-    shown = panels[: sensitivity.MOST_PANELS]
+    drawn = panels(found)
+    shown = drawn[:MOST_PANELS]
     labels = list(dict.fromkeys(label for one in shown for label in one.lines.values()))
     colors = {label: f"c{i}" for i, label in enumerate(labels)} if len(labels) <= COLORS else {}
-    block = tag("div", tag("h3", sensitivity.heading(found)), class_="sweep")
-    add(block, tag("p", sensitivity.circumstances(found), class_="note"))
+    block = tag("div", tag("h3", heading(found)), class_="sweep")
+    add(block, tag("p", circumstances(found), class_="note"))
     for one in shown:
         styles = {line: colors.get(label, f"c{i % COLORS}") for i, (line, label) in enumerate(one.lines.items())}
-        draw = functools.partial(_curves, found, styles)
-        pair = [draw(one, name, title) for name, title in sensitivity.PANELS]
-        heading = tag("h4", one.title) if one.title else None
-        add(block, heading, _lines_key(one, styles), tag("div", pair, class_="grid"))
-    if left_out := panels[len(shown) :]:
+        pair = [_curves(found, styles, one, metric) for metric in found.drawn]
+        title = tag("h4", one.title) if one.title else None
+        add(block, title, _lines_key(one, styles), tag("div", pair, class_="grid"))
+    if left_out := drawn[len(shown) :]:
         lines = sum(len(one.lines) for one in left_out)
         add(block, tag("p", f"{lines} further lines are not drawn; their values are in the table.", class_="note"))
     return block
 
 
-def _curves(found: Sensitivity, styles: dict[Line, str], panels: Panels, rate: str, title: str) -> Element:
+def _curves(found: Sensitivity, styles: Mapping[Line, str], panels: Panels, metric: Metric) -> Element:
     values = [value for line in panels.lines for value in line.values]
-    axis = sensitivity.axis_label(found.option)
-    chart = svg.chart(f"{title} over {axis}", svg.swept(values), svg.rates(), axis, f"{title.partition(':')[0]} (%)")
+    axis, title, rate = axis_label(found.option), panel_title(metric), metric.name
+    chart = svg.chart(f"{title} over {axis}", svg.swept(values), svg.rates(), axis, f"{metric.head} (%)")
     for control in dict.fromkeys(control for line in panels.lines for control in line.controls):
         chart.add(_control(chart, control, rate))
     for line in panels.lines:
@@ -203,7 +209,7 @@ def _curves(found: Sensitivity, styles: dict[Line, str], panels: Panels, rate: s
 
 
 def _control(chart: svg.Chart, control: Line, rate: str) -> Element:
-    means = [100 * getattr(row, rate).mean for row in control.rows]
+    means = [100 * row.statistics[rate].mean for row in control.rows]
     name = control.row.name("defense")
     if control.values:
         points = [chart.at(value, mean) for value, mean in zip(control.values, means, strict=True)]
@@ -214,7 +220,7 @@ def _control(chart: svg.Chart, control: Line, rate: str) -> Element:
 
 def _line(chart: svg.Chart, line: Line, rate: str, color: str) -> list[Element]:
     """Return a band of one sample standard deviation to either side, the line of means, and a mark at each value."""
-    statistics = [_percent(getattr(row, rate)) for row in line.rows]
+    statistics = [_percent(row.statistics[rate]) for row in line.rows]
     measured = [(x, one) for x, one in zip(line.values, statistics, strict=True) if not math.isnan(one.mean)]
     low = [chart.at(x, _ends(one, 100)[0]) for x, one in measured]
     high = [chart.at(x, _ends(one, 100)[1]) for x, one in measured]
@@ -238,7 +244,7 @@ def _of_curves(panels: Panels, rate: str) -> str:
     """Say from where to where the first lines lead."""
     parts = []
     for line, label in list(panels.lines.items())[:3]:
-        first, last = (spread(getattr(row, rate), 1, 100) for row in (line.rows[0], line.rows[-1]))
+        first, last = (spread(row.statistics[rate], 1, 100) for row in (line.rows[0], line.rows[-1]))
         parts.append(f"{label}: {first} % at {line.values[0]:g}, {last} % at {line.values[-1]:g}")
     return "; ".join(parts) + "."
 

@@ -7,10 +7,13 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
+from bdjax.report.cells import count, significant, spread, stealth_cells
 from bdjax.report.page.content import percent
-from bdjax.report.rows import LOW_ATTACK_SUCCESS, SHARPNESS, STEALTH, Row
-from bdjax.report.tables import count, significant, spread, stealth_cells
-from bdjax.report.uncertainty import Statistic
+from bdjax.report.records import SHARPNESS, STEALTH
+from bdjax.report.rows import Row
+from bdjax.report.statistics import Statistic
+from bdjax.runs.soundness import LOW_ATTACK_SUCCESS
+from bdjax.tasks.metrics import ATTACK, RATING, RESTORED, UTILITY, Metric, first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,32 +25,36 @@ class Column:
     cell: Callable[[Row], str]
     value: Callable[[Row], float]
     class_: str = ""  # of style.css
-    metric: str = ""  # of bdjax.report.published
+    metric: str = ""  # as `bdjax.report.comparison.named` has it
+    is_rating: bool = False  # whether the best and the second best are marked in it
 
 
-def _rate(head: str, words: str, name: str, class_: str = "") -> Column:
+_CLASSES = {UTILITY: "rate bar good", ATTACK: "rate bar bad", RESTORED: "rate", RATING: "rate der"}
+
+
+def _of_metric(metric: Metric, is_rating: bool) -> Column:
     def cell(row: Row) -> str:
-        return spread(getattr(row, name), 1, 100)
+        return spread(row.statistics[metric.name], 1, 100)
 
-    return Column(head, words, cell, lambda row: 100 * getattr(row, name).mean, f"rate {class_}".strip(), head.lower())
+    def value(row: Row) -> float:
+        return 100 * row.statistics[metric.name].mean
 
-
-_RATES = (
-    _rate("ACC", "clean accuracy (%)", "clean_accuracy", "bar good"),
-    _rate("ASR", "attack success rate (%)", "attack_success_rate", "bar bad"),
-    _rate("RA", "robust accuracy (%)", "robust_accuracy"),
-    _rate("DER", "defense effectiveness rating (%)", "defense_effectiveness_rating", "der"),
-)
+    words = f"{metric.words} (%)"
+    return Column(metric.head, words, cell, value, _CLASSES[metric.role], metric.head.lower(), is_rating)
 
 
-_COUNTS = (
-    Column("n", "number of runs, each with its own seed", lambda row: str(row.n), lambda row: row.n),
-    Column(
-        f"ASR < {percent(LOW_ATTACK_SUCCESS)}",
-        "runs whose attack success rate is so low",
+def _low(attack: Metric) -> Column:
+    """Return the column that counts the runs without an attack that is left."""
+    return Column(
+        f"{attack.head} < {percent(LOW_ATTACK_SUCCESS)}",
+        f"runs whose {attack.words} is so low",
         lambda row: f"{round(row.n * row.low_attack_success_share)} of {row.n}",
         lambda row: row.low_attack_success_share,
-    ),
+    )
+
+
+_N = Column("n", "number of runs, each with its own seed", lambda row: str(row.n), lambda row: row.n)
+_COSTS = (
     Column(
         "seconds",
         "the defense's run without compiling",
@@ -77,7 +84,9 @@ _STEALTH = {
 
 def columns(rows: Sequence[Row]) -> list[Column]:
     """Return the columns of numbers; of smoothness and stealth those that were measured of any row."""
-    chosen = [*_RATES, *_COUNTS]
+    metrics = rows[0].metrics
+    rating = first(metrics, RATING)
+    chosen = [*(_of_metric(metric, metric is rating) for metric in metrics), _N, _low(first(metrics, ATTACK)), *_COSTS]
     for name in SHARPNESS:
         if any(not math.isnan(row.sharpness[name].mean) for row in rows):
             head, words = _SHARPNESS[name]

@@ -10,9 +10,7 @@ from bdjax.report import published
 from bdjax.report.page.content import mapping
 from bdjax.report.page.markup import add, tag
 from bdjax.report.published import Value
-from bdjax.report.rows import RATES, Row
-
-METRICS: dict[str, str] = dict(zip(("acc", "asr", "ra", "der"), RATES, strict=True))
+from bdjax.report.rows import Row
 
 
 class Reported(NamedTuple):
@@ -39,7 +37,7 @@ def of_row(row: Row) -> list[Reported]:
     """
     config = row.records[0].config
     try:
-        values = [value for value in published.of_config(config) if value.metric in METRICS]
+        values = [value for value in published.of_config(config) if value.metric in _measured(row)]
     except (AttributeError, KeyError, TypeError, ValueError):
         return []  # a config that no bdjax wrote, of a record from elsewhere
     for column, wanted in _setting(config).items():
@@ -53,6 +51,11 @@ def of_row(row: Row) -> list[Reported]:
         one, numbers = of[0], frozenset((value.metric, value.value) for value in of)
         merged.setdefault((one.paper, one.poison_rate, _clean_data(one), one.defense, numbers), []).extend(of)
     return list(map(_reported, merged.values()))
+
+
+def _measured(row: Row) -> dict[str, float]:
+    """Return the means of a row in percent, by what papers' tables call the metrics."""
+    return {metric.head.lower(): 100 * row.statistics[metric.name].mean for metric in row.metrics}
 
 
 def _setting(config: Mapping[str, Any]) -> dict[str, str]:
@@ -105,12 +108,13 @@ def line(
 
 
 def _cells(row: Row, reported: Reported, columns: Iterable[tuple[str, str]]) -> Iterator[Element]:
+    measured = _measured(row)
     for metric, class_ in columns:
         value = reported.values.get(metric)
         if value is None:
             yield tag("td", class_=class_ or None)
             continue
-        difference = 100 * getattr(row, METRICS[metric]).mean - value
+        difference = measured[metric] - value
         sign = "−" if round(difference, 1) < 0 else "+"
         yield tag("td", f"{value:.1f}", tag("span", f" ({sign}{abs(difference):.1f})", class_="std"), class_="rate")
 

@@ -12,17 +12,44 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bdjax.report.rows import Record, Row, best, notes, runners_up, summarize, victims
+from bdjax.report.records import Record
+from bdjax.report.rows import Row, victims
+from bdjax.report.standing import best, notes, runners_up
+from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, first
 
 PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Content:
-    """Rows as `bdjax.report.summarize` orders them, and the folder of the page, from which links lead to records."""
+    """Rows of one kind of task, as `bdjax.report.summarize` orders them, and the folder of the page, for its links.
+
+    ``others`` says what is measured on the pages of other kinds of task, by their addresses from this one.
+    """
 
     rows: tuple[Row, ...]
     folder: Path
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What was measured."""
+        return self.rows[0].metrics
+
+    @property
+    def utility(self) -> Metric:
+        """What a defense should keep."""
+        return first(self.metrics, UTILITY)
+
+    @property
+    def attack(self) -> Metric:
+        """What a defense should remove."""
+        return first(self.metrics, ATTACK)
+
+    @property
+    def rating(self) -> Metric:
+        """By what defenses are compared."""
+        return first(self.metrics, RATING)
 
     @functools.cached_property
     def records(self) -> tuple[Record, ...]:
@@ -31,7 +58,7 @@ class Content:
 
     @functools.cached_property
     def best(self) -> set[Row]:
-        """The rows with the highest mean DER of their victim."""
+        """The rows with the highest mean rating of their victim."""
         return best(self.rows)
 
     @functools.cached_property
@@ -91,11 +118,6 @@ class Content:
         return urllib.parse.quote(os.fsencode(self.path(record)))  # a : too, so that no folder's name is a scheme
 
 
-def gather(records: Iterable[Record], folder: Path) -> Content:
-    """Sum up records for a page that will lie in a folder."""
-    return Content(tuple(summarize(records, sharpness=True, stealth=True)), folder)
-
-
 def environment(record: Record) -> str:
     """Return the versions and the device of a run, without what changes from run to run, as canonical text."""
     device = {key: value for key, value in mapping(record.content.get("device")).items() if "peak_bytes" not in key}
@@ -119,6 +141,11 @@ def listed(words: Iterable[object], most: int = 12) -> str:
     every = list(map(str, words))
     more = [f"{len(every) - most} more"] if len(every) > most else []
     return ", ".join([*every[:most], *more])
+
+
+def article(head: str) -> str:
+    """Return the article before a head that is spelled: an ASR, a DER."""
+    return "an" if head[:1] in tuple("AEFHILMNORSXaeiou") else "a"
 
 
 def percent(share: float) -> str:

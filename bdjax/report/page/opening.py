@@ -8,12 +8,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from xml.etree.ElementTree import Element
 
-from bdjax.report.page.content import PERCENT, Content, listed, mapping, percent
+from bdjax.report.cells import spread
+from bdjax.report.grid import SIGN
+from bdjax.report.labels import count
+from bdjax.report.page.content import PERCENT, Content, article, listed, mapping, percent
 from bdjax.report.page.markup import add, tag
-from bdjax.report.rows import LOW_ATTACK_SUCCESS, Record, Row, best, count, target_classes
-from bdjax.report.tables import SIGN, spread
-from bdjax.report.uncertainty import Statistic
+from bdjax.report.records import Record
+from bdjax.report.rows import Row
+from bdjax.report.standing import best, target_classes
+from bdjax.report.statistics import Statistic
 from bdjax.runs import soundness
+from bdjax.runs.soundness import LOW_ATTACK_SUCCESS
+from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, of_roles
 
 CARDS = 12  # victims that are shown at once
 MOST_NOTES = 3  # of what is not counted; all stand below the table
@@ -33,7 +39,7 @@ def title(content: Content) -> str:
 def header(content: Content) -> Element:
     """Return the header: title, one sentence of what was measured, and the findings."""
     header = tag("header", tag("p", "bdjax report", class_="brand"), tag("h1", title(content)))
-    add(header, tag("p", _measured(content), class_="lead"))
+    add(header, tag("p", _measured(content), class_="lead"), _other_pages(content))
     add(header, tag("ul", [tag("li", finding) for finding in _findings(content)], class_="findings"))
     cards = [_card(victim, group) for victim, group in content.victims.items()]
     add(header, tag("div", cards[:CARDS], class_="cards"))
@@ -41,6 +47,15 @@ def header(content: Content) -> Element:
         summary = tag("summary", f"{count(len(more), 'more victim')}")
         add(header, tag("details", summary, tag("div", more, class_="cards")))
     return header
+
+
+def _other_pages(content: Content) -> Element | None:
+    """Say that other runs were measured differently, and lead to their pages; None where there are none."""
+    if not content.others:
+        return None
+    links = [tag("a", words, href=address) for address, words in content.others.items()]
+    words = "Runs of tasks with different metrics have pages of their own: "
+    return tag("p", words, [part for link in links for part in (link, " ")], class_="note")
 
 
 def _measured(content: Content) -> str:
@@ -95,12 +110,14 @@ def _findings(content: Content) -> Iterator[str]:
     """Say what came out where there was something to compare (`bdjax.runs.soundness`), and what is left out."""
     defended = [row for row in _defended(content.rows) if row.competes]
     attacked = [row for row in content.rows if row.name("defense") == "none" and row.has_attack]
+    attack = content.attack
     if attacked:
-        yield f"Without a defense the mean ASR is {_reach(row.attack_success_rate for row in attacked)}."
+        yield f"Without a defense the mean {attack.head} is {_reach(row.attack_success for row in attacked)}."
     if defended:
         runs = [record for row in defended for record in row.records]
-        low = sum(record.value("attack_success_rate") < LOW_ATTACK_SUCCESS for record in runs)
-        yield f"{low} of {count(len(runs), 'run')} with a defense end with an ASR below {percent(LOW_ATTACK_SUCCESS)}."
+        low = sum(record.value(attack.name) < LOW_ATTACK_SUCCESS for record in runs)
+        below = f"{article(attack.head)} {attack.head} below {percent(LOW_ATTACK_SUCCESS)}"
+        yield f"{low} of {count(len(runs), 'run')} with a defense end with {below}."
         yield from _winners(content)
         yield from _overall(content)
     if content.notes:
@@ -120,7 +137,7 @@ def _winners(content: Content) -> Iterator[str]:
     wins = Counter(name for group in victims for name in {row.name("defense") for row in best(group)})
     (name, times), *others = wins.most_common()
     also = "".join(f", {other} on {number}" for other, number in others[:3])
-    yield f"Highest mean DER: {name} on {times} of {count(len(victims), 'victim')}{also}."
+    yield f"Highest mean {content.rating.head}: {name} on {times} of {count(len(victims), 'victim')}{also}."
 
 
 def _overall(content: Content) -> Iterator[str]:
@@ -128,13 +145,13 @@ def _overall(content: Content) -> Iterator[str]:
     victims = [group for group in content.victims.values() if all(row.has_attack for row in group)]
     means: dict[str, list[float]] = {}
     for row in (row for group in victims for row in _defended(group) if row.competes):
-        means.setdefault(row.defense, []).append(row.defense_effectiveness_rating.mean)
+        means.setdefault(row.defense, []).append(row.rating.mean)
     everywhere = {name: sum(of) / len(of) for name, of in means.items() if len(of) == len(victims)}
     known = {name: mean for name, mean in everywhere.items() if not math.isnan(mean)}
     if len(known) > 1 and len(victims) > 1:
         name = max(known, key=lambda one: known[one])
         which = "all victims" if len(victims) == len(content.victims) else f"{len(victims)} victims"
-        yield f"Over {which} {name} has the highest mean DER, {100 * known[name]:.1f}{PERCENT}."
+        yield f"Over {which} {name} has the highest mean {content.rating.head}, {100 * known[name]:.1f}{PERCENT}."
 
 
 def _reach(statistics: Iterable[Statistic]) -> str:
@@ -159,20 +176,17 @@ def _card(victim: str, group: Sequence[Row]) -> Element:
     if row.name("defense") == "none":
         name = "no defense did better than none" if _defended(group) else "no defense was run"
     add(card, tag("p", name, equal, class_="winner"))
-    add(card, tag("p", tag("b", spread(row.defense_effectiveness_rating, 1, 100)), " DER, ", f"n = {row.n}"))
+    add(card, tag("p", tag("b", spread(row.rating, 1, 100)), f" {row.metric(RATING).head}, ", f"n = {row.n}"))
     return add(card, _changes(row))
 
 
 def _changes(row: Row) -> Element:
-    rates = (("ASR", "attack_success_rate"), ("ACC", "clean_accuracy"))
-    changes = [
-        (
-            tag("dt", head),
-            tag("dd", f"{_before(row, name):.1f} → {spread(getattr(row, name), 1, 100)}{PERCENT}"),
-        )
-        for head, name in rates
-    ]
-    return tag("dl", changes)
+    changes = tag("dl")
+    for metric in of_roles(row.metrics, ATTACK, UTILITY):
+        after = spread(row.statistics[metric.name], 1, 100)
+        words = f"{_before(row, metric.name):.1f} → {after}{PERCENT}"
+        add(changes, tag("dt", metric.head), tag("dd", words))
+    return changes
 
 
 def _before(row: Row, name: str) -> float:

@@ -9,9 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from bdjax.report.labels import flatten, plain
 from bdjax.report.page.content import PERCENT, Content, listed, mapping, percent
 from bdjax.report.page.markup import add, tag
-from bdjax.report.rows import CONFIG, LOW_ATTACK_SUCCESS, Record, flatten, plain, target_classes
+from bdjax.report.records import Record
+from bdjax.report.standing import target_classes
+from bdjax.runs.folder import CONFIG
+from bdjax.runs.soundness import LOW_ATTACK_SUCCESS
+from bdjax.tasks.metrics import Metric
 
 _HASH = 16  # hexadecimal digits of a fingerprint that are printed
 
@@ -30,26 +35,27 @@ def section(content: Content) -> Element:
 
 
 def _definitions(content: Content) -> list[Element]:
-    clean = _totals(total for row in content.rows for total in row.clean_total)
-    attacked = _totals(total for row in content.rows for total in row.attack_total)
+    meanings = {metric.head: f"{metric.words}: {_defined(content, metric)}" for metric in content.metrics}
+    meanings["seconds"] = "time of the defense's run; compiling is counted apart, in each run."
+    meanings["gradients"] = "gradients of a batch's loss that the defense computes."
+    terms = [(tag("dt", term), tag("dd", words)) for term, words in meanings.items()]
+    return [tag("h3", "Measures"), tag("dl", terms)]
+
+
+def _defined(content: Content, metric: Metric) -> str:
+    """Return how a metric is found, with what its definition leaves open (`bdjax.tasks.metrics.Metric`)."""
     targets = target_classes(content.rows)
-    meanings = (
-        ("ACC", f"clean accuracy: the share of {clean} untouched test images that get their true label."),
-        (
-            "ASR",
-            f"attack success rate: the share of {attacked} triggered test images that get the attacker's label. Images "
-            f"whose label is the attacker's without any trigger are left out{f' ({targets})' if targets else ''}.",
-        ),
-        ("RA", "robust accuracy: the share of the same triggered images that get their true label."),
-        (
-            "DER",
-            "defense effectiveness rating: (max(0, ΔASR) − max(0, ΔACC) + 1) / 2, where Δ is before minus after the "
-            "defense. 100 % is a backdoor of 100 % removed at no cost in accuracy, 50 % is no change.",
-        ),
-        ("seconds", "time of the defense's run; compiling is counted apart, in each run."),
-        ("gradients", "gradients of a batch's loss that the defense computes."),
-    )
-    return [tag("h3", "Measures"), tag("dl", [(tag("dt", term), tag("dd", words)) for term, words in meanings])]
+    known = {
+        "total": _totals(total for row in content.rows for total in row.totals(metric.total)),
+        "targets": f" ({targets})" if targets else "",
+        "utility_head": content.utility.head,
+        "utility": content.utility.brief,
+        "attack_head": content.attack.head,
+    }
+    words = metric.definition
+    for name, value in known.items():
+        words = words.replace(f"{{{name}}}", value)
+    return words
 
 
 def _totals(numbers: Iterable[int]) -> str:
@@ -57,14 +63,16 @@ def _totals(numbers: Iterable[int]) -> str:
 
 
 def _statistics(content: Content) -> list[Element]:
+    utility, attack = content.utility, content.attack
+    succeeds = f"{attack.brief[:1].upper()}{attack.brief[1:]}"
     words = (
         "A row sums up the runs whose config differs in nothing but the seed. Each seed draws its own trigger, "
         "poisoned images, initial weights, order of the batches and clean images of the defender, so that it is one "
         "victim with its defense. ± is the sample standard deviation (n − 1); a single run has none. Marks compare "
-        "means, and do not say that a difference is significant. Attack success tends to be either high or low, so the "
+        f"means, and do not say that a difference is significant. {succeeds} tends to be either high or low, so the "
         f"table also counts the runs below {percent(LOW_ATTACK_SUCCESS)}. No defense sees the test images. "
-        "A victim is at chance whose accuracy is not above a guess, and an attack did not take whose success rate is "
-        f"not above {percent(LOW_ATTACK_SUCCESS)}, or a guess where that is more (one-sided, at the level of "
+        f"A victim is at chance whose {utility.brief} is not above a guess, and an attack did not take whose success "
+        f"rate is not above {percent(LOW_ATTACK_SUCCESS)}, or a guess where that is more (one-sided, at the level of "
         f"5{PERCENT}): there is no backdoor to remove, and no defense is the best."
     )
     return [tag("h3", "Statistics"), tag("p", words)]

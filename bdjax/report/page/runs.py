@@ -8,18 +8,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from bdjax.report.labels import plain
 from bdjax.report.page.content import Content, environment, fingerprint, mapping
 from bdjax.report.page.markup import Content as Markup
 from bdjax.report.page.markup import tag
-from bdjax.report.rows import Record, Row, plain
+from bdjax.report.records import Record
+from bdjax.report.rows import Row
+from bdjax.tasks.metrics import RATING, Metric
 
-_HEADS = ("record", "seed", "ACC", "ASR", "RA", "DER", "seconds", "compiling", "gradients", "ran on", "data")
+_NAMES, _COSTS, _WHERE = ("record", "seed"), ("seconds", "compiling", "gradients"), ("ran on", "data")
 
 
 def of_row(content: Content, row: Row) -> Element:
     """Return the runs of a row, and the config that they share."""
     chosen = any(mapping(record.content.get("selection")) for record in row.records)
-    heads = (*_HEADS, *(["strength"] if chosen else []))
+    metrics = [metric.head for metric in row.metrics]
+    heads = [*_NAMES, *metrics, *_COSTS, *_WHERE, *(["strength"] if chosen else [])]
     lines = [tag("tr", *_cells(content, record, chosen), id=content.run_anchors[record]) for record in row.records]
     head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in heads]))
     grid = tag("div", tag("table", head, tag("tbody", lines)), class_="scroll")
@@ -33,13 +37,8 @@ def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
     written = record.file.is_file()  # the result of another defense (`bdjax.saved.with_defense`) is in no file
     yield tag("th", tag("a", record.run_id, href=content.link(record)) if written else record.run_id, scope="row")
     yield tag("td", record.seed)
-    for hits, total in (
-        ("clean_correct", "clean_total"),
-        ("attack_hits", "attack_total"),
-        ("robust_correct", "attack_total"),
-    ):
-        yield tag("td", _counts(record, hits, total))
-    yield tag("td", f"{record.value('defense_effectiveness_rating'):.4f}")
+    for metric in record.metrics:
+        yield tag("td", _measured(record, metric))
     for quantity, form in (("run_seconds", ".2f"), ("compile_seconds", ".2f"), ("gradient_evaluations", ",.0f")):
         value = record.value(quantity)
         yield tag("td", "–" if math.isnan(value) else format(value, form))
@@ -49,10 +48,16 @@ def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
         yield tag("td", _strength(mapping(record.content.get("selection"))))
 
 
-def _counts(record: Record, hits: str, total: str) -> str:
+def _measured(record: Record, metric: Metric) -> str:
+    """Write a rating, or a metric before and after the defense: the counts that it is a ratio of, if it is one."""
+    if metric.role == RATING:
+        return f"{record.value(metric.name):.4f}"
     before, after = record.before, record.after
+    if not metric.part:
+        return f"{before[metric.name]:.4f} → {after[metric.name]:.4f}"
+    part, total = metric.part, metric.total
     first = f" of {before[total]}" if before[total] != after[total] else ""
-    return f"{before[hits]}{first} → {after[hits]} of {after[total]}"
+    return f"{before[part]}{first} → {after[part]} of {after[total]}"
 
 
 def _reference(kind: str, number: int) -> Markup:

@@ -8,14 +8,16 @@ import math
 from collections.abc import Iterable
 from xml.etree.ElementTree import Element
 
+from bdjax.report.grid import SIGN
+from bdjax.report.labels import count
 from bdjax.report.page import compared, runs
 from bdjax.report.page.columns import Column, columns
 from bdjax.report.page.compared import Reported
 from bdjax.report.page.content import Content
 from bdjax.report.page.markup import Content as Markup
 from bdjax.report.page.markup import add, data_uri, tag
-from bdjax.report.rows import Row, count
-from bdjax.report.tables import SIGN, table
+from bdjax.report.rows import Row
+from bdjax.report.tables import table
 from bdjax.runs import soundness
 
 _FILTERS = (("data", "data"), ("model", "network"), ("attack", "attack"), ("defense", "defense"))
@@ -43,8 +45,8 @@ def _how_to_read(content: Content) -> str:
     repeated = any(row.n > 1 for row in content.rows)
     seeds = "the mean over n seeds ± its sample standard deviation" if repeated else "of one seed"
     return (
-        f"Each rate is {seeds}, in per cent. Bold: highest mean DER of its victim; underlined: second highest. A row "
-        "opens its runs, with counts, seconds, config and the link to each record."
+        f"Each rate is {seeds}, in per cent. Bold: highest mean {content.rating.head} of its victim; underlined: "
+        "second highest. A row opens its runs, with counts, seconds, config and the link to each record."
     )
 
 
@@ -140,12 +142,15 @@ def _defense(content: Content, row: Row) -> Element:
 
 
 def _marked(content: Content, row: Row, column: Column, text: str) -> Markup:
-    if column.metric == "der" and row.is_marked:
+    if not column.is_rating:
+        return text
+    victim = f"highest mean {content.rating.head} of {content.titles[row]}"
+    if row.is_marked:
         return [text, tag("span", f" {SIGN}", title="; ".join(soundness.told(row.faults)), class_="sign")]
-    if column.metric == "der" and row in content.best:
-        return tag("strong", text, title=f"highest mean DER of {content.titles[row]}")
-    if column.metric == "der" and row in content.runners_up:
-        return tag("u", text, title=f"second highest mean DER of {content.titles[row]}")
+    if row in content.best:
+        return tag("strong", text, title=victim)
+    if row in content.runners_up:
+        return tag("u", text, title=f"second {victim}")
     return text
 
 

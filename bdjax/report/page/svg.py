@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Sequence
 from xml.etree.ElementTree import Element
 
+from bdjax.report.curves.axis import scale as scale_of
+from bdjax.report.labels import plain
 from bdjax.report.page.markup import add, tag
-from bdjax.report.rows import plain
-from bdjax.report.sensitivity import scale as scale_of
 
 WIDTH, HEIGHT = 400, 290  # of a chart's own pixels: small enough that its print can be read on a phone
 LEFT, RIGHT = 50, WIDTH - 14  # of the axes
@@ -79,7 +79,7 @@ def costs(values: Iterable[float]) -> Scale:
 
 
 def swept(values: Iterable[float]) -> Scale:
-    """Return the scale of an option's values, logarithmic as in `bdjax.report.sensitivity`, with a number at each."""
+    """Return the scale of an option's values, logarithmic as in `bdjax.report.curves.axis`, with a number at each."""
     found = sorted(set(values))
     name, options = scale_of(found)
     logarithmic = name != "linear"

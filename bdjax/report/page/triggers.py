@@ -8,11 +8,12 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from bdjax.report import contact_sheet, figures
-from bdjax.report.figures import Sample
+from bdjax.report import contact_sheet
+from bdjax.report.cells import stealth_cells
 from bdjax.report.page.content import Content, listed
 from bdjax.report.page.markup import add, data_uri, tag
-from bdjax.report.tables import stealth_cells
+from bdjax.report.samples import Sample, choose, read_samples
+from bdjax.tasks.metrics import RATING
 
 IMAGES = 8  # of each victim; of large ones, half as many
 LARGE = 64  # pixels
@@ -29,7 +30,7 @@ def section(content: Content) -> Element | None:
     Raises:
         InputError: damaged test images.
     """
-    samples = figures.read_samples(content.rows)
+    samples = read_samples(content.rows)
     if not samples:
         return None
     made = tag("section", tag("h2", "Triggers"), id="triggers", aria_label="Triggers")
@@ -59,9 +60,9 @@ def _how_to_read() -> str:
 
 def _victim(title: str, sample: Sample) -> Element:
     side = max(sample.arrays["clean"].shape[1:3])
-    chosen = figures.choose(sample, IMAGES if side <= LARGE else IMAGES // 2)
+    chosen = choose(sample, IMAGES if side <= LARGE else IMAGES // 2)
     change, factor = contact_sheet.residual(sample.arrays["clean"][chosen], sample.arrays["triggered"][chosen])
-    which = " (highest DER)" if sample.best else ""
+    which = f" (highest {sample.row.metric(RATING).head})" if sample.best else ""
     words = [f"Before and after {sample.row.defense}{which}, seed {sample.record.seed}; residual × {factor}"]
     cells = stealth_cells(sample.row)
     if cells and cells[0] != "–":

@@ -11,7 +11,9 @@ import pytest
 from made_up import ATTACK_TOTAL, content, ft_sam, write
 
 from bdjax import report
-from bdjax.report import figures, layout, sensitivity
+from bdjax.report import figures, layout
+from bdjax.report.curves import axis, figure, lines
+from bdjax.report.curves import panels as pairs
 
 AUTO = {"selection": {"budget": 0.02, "aside": 0.2}}
 
@@ -21,7 +23,7 @@ def with_selection(record):
 
 
 def find(*contents):
-    return sensitivity.find(report.summarize(report.Record(Path("nowhere"), one) for one in contents))
+    return lines.find(report.summarize(report.Record(Path("nowhere"), one) for one in contents))
 
 
 def only(*contents):
@@ -34,13 +36,13 @@ def chain(rho, **last):
 
 
 def read(found):
-    return list(csv.reader(io.StringIO(sensitivity.as_csv(found))))
+    return list(csv.reader(io.StringIO(lines.as_csv(found))))
 
 
 def drawn(found):
     matplotlib = pytest.importorskip("matplotlib")
     with matplotlib.rc_context(layout.STYLE):
-        return sensitivity.draw(found)
+        return figure.draw(found)
 
 
 # --- Finding ---
@@ -305,7 +307,7 @@ def test_no_words_lie_on_others_or_leave_the_page(case, monkeypatch):
 
 
 def panels(*contents):
-    return [(one.title, list(one.lines.values())) for one in sensitivity.panels(only(*contents))]
+    return [(one.title, list(one.lines.values())) for one in pairs.panels(only(*contents))]
 
 
 def test_victims_of_several_lines_have_panels_of_their_own():
@@ -324,8 +326,8 @@ def test_more_lines_than_colors_are_shared_out(caplog, monkeypatch):
     assert panels(*sweep((1, 2, 4), nine, 1)) == [("", nine[:4]), ("", nine[4:])]
     rates = [i / 10 for i in range(1, 18)]
     found = next(one for one in find(*sweep((1, 2, 4), ("badnets",), 1, rates)) if one.option == "defense.rho")
-    assert [len(one.lines) for one in sensitivity.panels(found)] == [5, 6, 6]
-    monkeypatch.setattr(sensitivity, "MOST_PANELS", 2)
+    assert [len(one.lines) for one in pairs.panels(found)] == [5, 6, 6]
+    monkeypatch.setattr(figure, "MOST_PANELS", 2)
     with caplog.at_level(logging.WARNING):
         page = drawn(found)
     assert len(page.axes) == 2 * 2
@@ -336,14 +338,14 @@ def test_more_lines_than_colors_are_shared_out(caplog, monkeypatch):
 
 def test_controls_have_the_color_of_their_line_where_they_are_its_alone():
     found = only(*sweep((1, 2, 4), ("badnets", "blended"), 1))
-    (one,) = sensitivity.panels(found)
+    (one,) = pairs.panels(found)
     styles = one.colors({})
     first, second = found.lines
     assert styles[first][0] != styles[second][0]
     assert styles[first][1] != styles[second][1]
     assert {styles[control][0] for control in first.controls} == {styles[first][0]}
     two = sweep((1, 2, 4), ("badnets",), 1, (0.1, 0.2))
-    (one,) = sensitivity.panels(only(*two))
+    (one,) = pairs.panels(only(*two))
     styles = one.colors({})
     shared = {control.row.name("defense"): styles[control][0] for line in one.lines for control in line.controls}
     assert shared["none"] == layout.GREY
@@ -358,7 +360,7 @@ def test_controls_that_lie_on_each_other_are_grey():
     found = only(*swept)
     success = drawn(found).axes[1]
     dotted = {round(line.get_ydata()[0], 1): line.get_color() for line in success.lines if line.get_linestyle() == ":"}
-    assert dotted == {100: layout.GREY, 99.5: layout.GREY, 90: sensitivity._COLORS[2]}
+    assert dotted == {100: layout.GREY, 99.5: layout.GREY, 90: pairs.COLORS[2]}
 
 
 @pytest.mark.parametrize(
@@ -375,13 +377,13 @@ def test_controls_that_lie_on_each_other_are_grey():
     ],
 )
 def test_the_axis_is_logarithmic_where_the_values_are(values, name):
-    assert sensitivity.scale(values)[0] == name
+    assert axis.scale(values)[0] == name
 
 
 def test_labels_that_have_no_room_are_left_out_but_never_the_last():
-    assert sensitivity._with_room([0, 1, 2], [0.9, 0.9, 0.9]) == {0, 1, 2}
-    assert sensitivity._with_room([0, 1, 1.5, 2], [0.9, 0.9, 0.9, 0.9]) == {0, 1, 3}
-    assert sensitivity._with_room([0, 0.1], [1, 1]) == {1}
+    assert axis.with_room([0, 1, 2], [0.9, 0.9, 0.9]) == {0, 1, 2}
+    assert axis.with_room([0, 1, 1.5, 2], [0.9, 0.9, 0.9, 0.9]) == {0, 1, 3}
+    assert axis.with_room([0, 0.1], [1, 1]) == {1}
 
 
 def test_wrapped_words_lose_nothing():

@@ -1,0 +1,1 @@
+"""Curves of swept options: found among rows, laid out in panels, and drawn."""
