@@ -23,7 +23,7 @@ class InputError(ValueError):
     """A mistake in what the caller asked for: one sentence that says what is wrong and what would be right."""
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{name} must be a number, got {value!r}.")
     if not math.isfinite(value):
@@ -31,35 +31,35 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def non_negative(**values: Any) -> None:
+def non_negative(**values: object) -> None:
     """Refuse a number below zero."""
     for name, value in values.items():
         if _number(name, value) < 0:
             raise InputError(f"{name} must be 0 or more, got {value!r}.")
 
 
-def positive(**values: Any) -> None:
+def positive(**values: object) -> None:
     """Refuse a number that is not above zero."""
     for name, value in values.items():
         if _number(name, value) <= 0:
             raise InputError(f"{name} must be above 0, got {value!r}.")
 
 
-def unit_interval(**values: Any) -> None:
+def unit_interval(**values: object) -> None:
     """Refuse a number outside [0, 1]."""
     for name, value in values.items():
         if not 0 <= _number(name, value) <= 1:
             raise InputError(f"{name} must lie between 0 and 1, got {value!r}.")
 
 
-def below_one(**values: Any) -> None:
+def below_one(**values: object) -> None:
     """Refuse a number outside [0, 1), such as a momentum that never forgets."""
     for name, value in values.items():
         if not 0 <= _number(name, value) < 1:
             raise InputError(f"{name} must be at least 0 and below 1, got {value!r}.")
 
 
-def integer(minimum: int = 0, maximum: int = LARGEST, **values: Any) -> None:
+def integer(minimum: int = 0, maximum: int = LARGEST, **values: object) -> None:
     """Refuse what is not a whole number from ``minimum`` to ``maximum``."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -70,12 +70,13 @@ def integer(minimum: int = 0, maximum: int = LARGEST, **values: Any) -> None:
             raise InputError(f"{name} must be at most {maximum}, got {value!r}.")
 
 
-def one_of(choices: Iterable[str], **values: Any) -> None:
+def one_of(choices: Iterable[str], **values: object) -> None:
     """Refuse a word that is not among the choices; the message names the nearest one."""
     known = list(choices)
     for name, value in values.items():
         if value not in known:
-            raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}{did_you_mean(value, known)}.")
+            near = did_you_mean(value, known)
+            raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}{near}.")
 
 
 def takes(expected: inspect.Signature, **functions: Callable[..., Any]) -> None:
@@ -89,7 +90,7 @@ def takes(expected: inspect.Signature, **functions: Callable[..., Any]) -> None:
             raise InputError(f"{name} must take ({wanted}), got ({got}).") from error
 
 
-def did_you_mean(word: Any, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Return ``" (did you mean …?)"`` where a known word is near, else nothing."""
     near = difflib.get_close_matches(str(word)[:_LONGEST_WORD], list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -220,7 +220,7 @@ def poison_stream(
 ) -> PoisonedSplit:
     """Return what `poison_train` returns of the same arguments, its inputs read and changed when they are needed.
 
-    Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.Images`), and the input of the
+    Not to be compiled: ``split.input`` is whatever reads rows (`bdjax.data.streams.ReadByRow`), and the input of the
     visible split is a `bdjax.data.streams.Stream`. No triggered input is stored.
     """
     made = trigger_source(attack, state, rounding=rounding)

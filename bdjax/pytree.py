@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar, dataclass_transform
+from collections.abc import Iterable
+from typing import Any, TypeAlias, TypeVar, dataclass_transform
 
 import jax
 
 T = TypeVar("T")
 _STATIC = "static"
+_Values: TypeAlias = tuple[object, ...]
 
 
 def static(**options: Any) -> Any:
@@ -26,20 +28,20 @@ def dataclass(cls: type[T]) -> type[T]:
     here compares the class as well.
     """
     made: Any = dataclasses.dataclass(frozen=True)(cls)
-    names: dict[bool, tuple[str, ...]] = {
-        kind: tuple(field.name for field in dataclasses.fields(made) if field.metadata.get(_STATIC, False) is kind)
-        for kind in (False, True)
-    }
-    children, fixed = names[False], names[True]
+    children: list[str] = []
+    fixed: list[str] = []
+    for field in dataclasses.fields(made):
+        (fixed if field.metadata.get(_STATIC, False) else children).append(field.name)
+    keys = list(map(jax.tree_util.GetAttrKey, children))
 
-    def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return tuple(getattr(value, name) for name in children), tuple(getattr(value, name) for name in fixed)
+    def flatten(value: T) -> tuple[_Values, _Values]:
+        return _attributes(value, children), _attributes(value, fixed)
 
-    def flatten_with_keys(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def flatten_with_keys(value: T) -> tuple[tuple[tuple[Any, object], ...], _Values]:
         leaves, aux = flatten(value)
-        return tuple(zip(map(jax.tree_util.GetAttrKey, children), leaves, strict=True)), aux
+        return tuple(zip(keys, leaves, strict=True)), aux
 
-    def unflatten(aux: tuple[Any, ...], leaves: Any) -> Any:
+    def unflatten(aux: _Values, leaves: Iterable[object]) -> T:
         # JAX puts tracers, axes and placeholders where leaves are: no value to check as a new instance's is.
         value = object.__new__(made)
         vars(value).update(zip(fixed, aux, strict=True))
@@ -48,3 +50,7 @@ def dataclass(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
     return made
+
+
+def _attributes(value: object, names: Iterable[str]) -> _Values:
+    return tuple(getattr(value, name) for name in names)

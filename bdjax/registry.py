@@ -8,25 +8,29 @@ import inspect
 import os
 import pkgutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from bdjax.checks import InputError, did_you_mean, one_of
+
+Factory: TypeAlias = Callable[..., Any]  # what it makes is for the package to say
 
 
 def names(package: str) -> list[str]:
     """Return the names of the public modules in a package's folder, sorted, without importing them."""
     path = tuple(importlib.import_module(package).__path__)
-    return list(_modules(path, tuple(os.stat(folder).st_mtime_ns for folder in path)))
+    changed = tuple(os.stat(folder).st_mtime_ns for folder in path)
+    return list(_modules(path, changed))
 
 
 @functools.cache
 def _modules(path: tuple[str, ...], changed: tuple[int, ...]) -> tuple[str, ...]:
     """Read the folders once for each time they changed: a sweep asks thousands of times."""
     del changed
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")))
+    found = [module.name for module in pkgutil.iter_modules(path)]
+    return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
-def factory(package: str, name: str) -> Callable[..., Any]:
+def factory(package: str, name: str) -> Factory:
     """Return the function ``name`` of the module ``name`` in the package.
 
     Raises:
@@ -39,25 +43,22 @@ def factory(package: str, name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"{package}.{name}"), name)
 
 
-def presets(package: str, name: str) -> dict[str, dict[str, Any]]:
+def presets(package: str, name: str) -> dict[str, dict[str, object]]:
     """Return the module's named sets of options; ``paper``, the function's own defaults, is always there."""
-    factory(package, name)
-    return {"paper": {}, **getattr(importlib.import_module(f"{package}.{name}"), "PRESETS", {})}
+    return {"paper": {}, **_table(package, name, "PRESETS")}
 
 
 def strengths(package: str, name: str) -> dict[str, tuple[float, ...]]:
     """Return the options of which a method may choose the value itself, and what it tries, from weak to strong."""
-    factory(package, name)
-    return dict(getattr(importlib.import_module(f"{package}.{name}"), "STRENGTHS", {}))
+    return _table(package, name, "STRENGTHS")
 
 
 def files(package: str, name: str) -> dict[str, tuple[str, ...]]:
     """Return the options that name a file, each with the words that it may be instead."""
-    factory(package, name)
-    return dict(getattr(importlib.import_module(f"{package}.{name}"), "FILES", {}))
+    return _table(package, name, "FILES")
 
 
-def create(package: str, name: str, /, *args: Any, preset: str = "paper", **options: Any) -> Any:
+def create(package: str, name: str, /, *args: object, preset: str = "paper", **options: object) -> Any:
     """Call the factory of that name with the preset's options and, over them, the given ones.
 
     Raises:
@@ -69,10 +70,15 @@ def create(package: str, name: str, /, *args: Any, preset: str = "paper", **opti
     known = list(inspect.signature(make).parameters)[len(args) :]
     for option in options:
         if option not in known:
-            raise InputError(
-                f"{name} has no option {option!r}{did_you_mean(option, known)}; known: {', '.join(known) or 'none'}."
-            )
+            near, there = did_you_mean(option, known), ", ".join(known) or "none"
+            raise InputError(f"{name} has no option {option!r}{near}; known: {there}.")
     return make(*args, **{**sets[preset], **options})
+
+
+def _table(package: str, name: str, table: str) -> dict[str, Any]:
+    """Return a table that a method's module may have beside its function, by options."""
+    factory(package, name)  # refuses a name that is not there
+    return dict(getattr(importlib.import_module(f"{package}.{name}"), table, {}))
 
 
 def summary(package: str, name: str) -> str:

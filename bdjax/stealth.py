@@ -33,7 +33,10 @@ class Stealth(NamedTuple):
 
     def plain(self) -> dict[str, float | None]:
         """Return plain values for a record; None where there is no finite one."""
-        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+        plain: dict[str, float | None] = {}
+        for name, value in self._asdict().items():
+            plain[name] = value if math.isfinite(value) else None
+        return plain
 
 
 def measure(
@@ -49,9 +52,10 @@ def measure(
     rows = np.flatnonzero(np.asarray(valid))
     if not rows.size:
         raise InputError("valid must leave an image to compare; got none.")
-    squares, *others = jax.device_get(_compare(jnp.asarray(clean)[rows], jnp.asarray(triggered)[rows]))
-    error = float(squares.mean())
-    return Stealth(-10 * math.log10(error) if error else math.inf, *(float(values.mean()) for values in others))
+    compared = _compare(jnp.asarray(clean)[rows], jnp.asarray(triggered)[rows])
+    error, *others = [float(values.mean()) for values in jax.device_get(compared)]
+    psnr = -10 * math.log10(error) if error else math.inf
+    return Stealth(psnr, *others)
 
 
 @jax.jit
@@ -59,8 +63,9 @@ def _compare(clean: Num[Array, "n h w c"], triggered: Num[Array, "n h w c"]) -> 
     def one(pair: tuple[Array, Array]) -> tuple[Array, ...]:
         image, other = map(as_float, pair)
         change = _difference(*pair)
+        linf, l2 = jnp.abs(change).max(), jnp.sqrt((change**2).sum())
         share = (change != 0).any(-1).mean()
-        return (change**2).mean(), ssim(image, other), jnp.abs(change).max(), jnp.sqrt((change**2).sum()), share
+        return (change**2).mean(), ssim(image, other), linf, l2, share
 
     return jax.lax.map(one, (clean, triggered), batch_size=_BATCH)
 

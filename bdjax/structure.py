@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import jax
 import jax.extend.core
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from bdjax import pytree
 from bdjax.checks import InputError
-from bdjax.types import Model, Variables
+from bdjax.types import BatchStats, Leaf, Model, Params, Tree, Variables
 
 Path: TypeAlias = tuple[str, ...]
 
@@ -27,34 +27,38 @@ class FactoredKernel:
     than that of their sum.
     """
 
-    v: Any
-    scale: Any
-    u: Any
+    v: Leaf
+    scale: Leaf
+    u: Leaf
 
     def multiplied(self) -> Float[Array, "*window out"]:
         """Return W."""
         return jnp.matmul(self.v * self.scale, self.u.T, precision="highest")  # it is what is exported
 
 
-def flat(tree: Any) -> dict[Path, Any]:
+def flat(tree: Tree) -> dict[Path, Leaf]:
     """Return the leaves of nested dictionaries by path."""
-    return cast(dict[Path, Any], traverse_util.flatten_dict(tree))
+    return cast(dict[Path, Leaf], traverse_util.flatten_dict(tree))
 
 
-def nested(leaves: Mapping[Path, Any]) -> Any:
+def nested(leaves: Mapping[Path, Leaf]) -> Tree:
     """Return the nested dictionaries that have these leaves."""
     return traverse_util.unflatten_dict(dict(leaves))
 
 
-def kernels(params: Any) -> dict[Path, Any]:
+def kernels(params: Params) -> dict[Path, Leaf]:
     """Return the kernels of convolutions ([h, w, in, out]) and dense layers ([in, out]) by path.
 
     The last axis counts the output filters.
     """
-    return {path: leaf for path, leaf in flat(params).items() if path[-1] == "kernel" and jnp.ndim(leaf) >= 2}
+    found: dict[Path, Leaf] = {}
+    for path, leaf in flat(params).items():
+        if path[-1] == "kernel" and jnp.ndim(leaf) >= 2:
+            found[path] = leaf
+    return found
 
 
-def convolutions(params: Any) -> dict[Path, Any]:
+def convolutions(params: Params) -> dict[Path, Leaf]:
     """Return the convolutions' kernels by path."""
     return {path: leaf for path, leaf in kernels(params).items() if jnp.ndim(leaf) > 2}
 
@@ -65,7 +69,8 @@ def batch_norms(model: Model, variables: Variables) -> list[Path]:
     A batch norm is whatever keeps a running variance and has a scale.
     """
     running = _running_variances(variables)
-    return [path for path in execution_order(model, variables) if path[-1] == "scale" and path[:-1] in running]
+    scales = [path for path in execution_order(model, variables) if path[-1] == "scale"]
+    return [path for path in scales if path[:-1] in running]
 
 
 def keeps_variances(variables: Variables) -> bool:
@@ -87,7 +92,8 @@ def classifier(model: Model, variables: Variables) -> Path:
     used = [path for path in order if path in found]
     if not used:
         names = ", ".join(sorted({path[-1] for path in order})) or "nothing"
-        raise InputError(f"the network must have a layer whose weights are named kernel; it reads {names}.")
+        wanted = "a layer whose weights are named kernel"
+        raise InputError(f"the network must have {wanted}; it reads {names}.")
     return used[-1]
 
 
@@ -96,11 +102,15 @@ def execution_order(model: Model, variables: Variables) -> list[Path]:
 
     It is read from the traced program, as the order in the tree is alphabetical.
     """
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), variables)
+
+    def shape(leaf: Leaf) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+    shapes = jax.tree.map(shape, variables)
     params = flat(shapes["params"])
     image = jax.ShapeDtypeStruct((1, *model.spec.shape), jnp.float32)
 
-    def forward(leaves: list[Array], batch_stats: Any, image: Array) -> Array:
+    def forward(leaves: list[Array], batch_stats: BatchStats, image: Array) -> Array:
         whole = nested(dict(zip(params, leaves, strict=True)))
         return model.apply({"params": whole, "batch_stats": batch_stats}, image)[0]
 
@@ -109,22 +119,22 @@ def execution_order(model: Model, variables: Variables) -> list[Path]:
     return list(dict.fromkeys(_reads(traced, path_of)))
 
 
-def _reads(program: Any, path_of: Mapping[Any, Path]) -> Iterator[Path]:
+def _reads(program: jax.extend.core.Jaxpr, path_of: Mapping[jax.extend.core.Var, Path]) -> Iterator[Path]:
     """Yield the paths of a traced program's variables as it reads them, also in the programs that it calls."""
     for eqn in program.eqns:
-        found = [
-            (number, path_of[var]) for number, var in enumerate(eqn.invars) if _is_variable(var) and var in path_of
-        ]
+        found: dict[int, Path] = {}
+        for number, atom in enumerate(eqn.invars):
+            if isinstance(atom, jax.extend.core.Var) and atom in path_of:
+                found[number] = path_of[atom]
         if found and "jaxpr" in eqn.params:  # of `nn.jit` or `nn.remat`, say
             called = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
-            yield from _reads(called, {called.invars[number]: path for number, path in found})
-        yield from (path for _, path in found)
+            yield from _reads(called, {called.invars[number]: path for number, path in found.items()})
+        yield from found.values()
 
 
-def _is_variable(atom: Any) -> bool:
-    return not isinstance(atom, jax.extend.core.Literal)
-
-
-def scaled(params: Any, factors: Mapping[Path, Float[Array, " k"]]) -> Any:
+def scaled(params: Params, factors: Mapping[Path, Float[Array, " k"]]) -> Params:
     """Return the parameters with the named leaves multiplied along their last axis."""
-    return nested({path: leaf * factors.get(path, 1) for path, leaf in flat(params).items()})
+    leaves = flat(params)
+    for path, leaf in leaves.items():
+        leaves[path] = leaf * factors.get(path, 1)
+    return nested(leaves)

@@ -6,10 +6,11 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
@@ -32,7 +33,7 @@ class Sweep(Generic[T]):
     """
 
     points: T
-    settings: tuple[Mapping[str, Any], ...]
+    settings: tuple[Mapping[str, float], ...]
 
     def __len__(self) -> int:
         return len(self.settings)
@@ -62,17 +63,18 @@ def grid(create: Callable[..., T], **axes: Sequence[float]) -> Sweep[T]:
     if not axes:
         raise InputError("grid needs an axis, such as rho=[0.5, 1, 2].")
     check_axes(axes)
-    settings = tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    settings: list[dict[str, float]] = []
+    for values in itertools.product(*axes.values()):
+        settings.append(dict(zip(axes, values, strict=True)))
     points = [create(**setting) for setting in settings]
-    structures = [jax.tree.structure(point) for point in points]
-    for setting, structure in zip(settings, structures, strict=True):
-        if structure != structures[0]:
+    for setting, point in zip(settings, points, strict=True):
+        if jax.tree.structure(point) != jax.tree.structure(points[0]):
             changed = [name for name in axes if setting[name] != settings[0][name]]
             raise InputError(f"{' or '.join(changed)} cannot be an axis: it changes the program, not a number in it.")
-    return Sweep(jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *points), settings)
+    return Sweep(jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *points), tuple(settings))
 
 
-def check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
+def check_axes(axes: Mapping[str, Sequence[object]]) -> None:
     """Refuse axes that are no grid.
 
     Raises:
@@ -87,7 +89,8 @@ def check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
             raise InputError(f"{name} needs at least one value.")
         seen = set()
         for value in values:
-            plain = value.item() if hasattr(value, "item") else value  # an array is not hashable
+            # An array is not hashable.
+            plain = value.item() if isinstance(value, np.ndarray | jax.Array) else value
             if plain in seen:
                 raise InputError(f"{name} has the value {value!r} twice.")
             seen.add(plain)

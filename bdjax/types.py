@@ -525,3 +525,10 @@ class PartlySavedLearner(Learner, Protocol):
 
 
 Images: TypeAlias = Num[Array | np.ndarray, "n h w c"]  # on the device or still on the host
+
+# What Python's types cannot say: anything that `jax.tree` maps over, with arrays for leaves.
+Tree: TypeAlias = Any
+Tuned: TypeAlias = Tree  # what a `Parametrization` lets a learner change
+Frozen: TypeAlias = Tree  # what it needs beside that
+Examples: TypeAlias = Tree  # whose leaves share a leading axis, one row an example
+Leaf: TypeAlias = Any  # of a tree: an array, a tracer, or what stands for one

@@ -79,7 +79,7 @@ def _time(one: Config) -> float:
     spec = data.load(one.data.name, data_dir=one.data.data_dir, image_size=one.data.image_size).spec
     model = models.create(one.model.name, spec, **one.model.options)
     size = one.training["batch_size"]
-    epoch = measure.Epoch(supervised(batch_size=size), model, measure.random_split(spec, size * _STEPS))
+    epoch = measure.TimedEpoch(supervised(batch_size=size), model, measure.random_split(spec, size * _STEPS))
     return measure.interleaved({"plain": epoch}, rounds=1)["plain"] / (size * _STEPS)
 
 

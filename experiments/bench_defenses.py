@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from bench_steps import SPEC
 
 from bdjax import defenses, models
-from bdjax.bench.measure import Epoch, interleaved, random_split, start
+from bdjax.bench.measure import TimedEpoch, interleaved, random_split, random_state
 from bdjax.curvature import fisher
 from bdjax.defenses._triggered import Images
 from bdjax.defenses.grad_prune import saliency
@@ -67,7 +67,7 @@ def step_ratios(model: Model, batch_size: int, steps: int, rounds: int) -> dict[
         "sft_with_trace": ("sft", always),
     }
     work = {
-        name: Epoch(create(defense, batch_size=batch_size, **changes), model, split)
+        name: TimedEpoch(create(defense, batch_size=batch_size, **changes), model, split)
         for name, (defense, changes) in learners.items()
     }
     seconds = {name: total / steps for name, total in interleaved(work, rounds).items()}
@@ -82,7 +82,7 @@ def diagonal_ratios(model: Model, variables: Variables, batch_size: int, rounds:
     """Return the seconds of a plain epoch over 500 images, and of the exact diagonal in plain epochs."""
     split = random_split(SPEC, DIAGONAL_IMAGES)
     examples = (split.input, split.label)
-    work: dict[str, Callable[[], Any]] = {"plain_epoch": Epoch(create("ft", batch_size=batch_size), model, split)}
+    work: dict[str, Callable[[], Any]] = {"plain_epoch": TimedEpoch(create("ft", batch_size=batch_size), model, split)}
     for name, (tuned, loss_fn) in fisher_problems(model, variables).items():
         diagonal = compilation.jit(lambda at, f=loss_fn: fisher.diagonal(f, at, examples, chunk=CHUNK))
         work[name] = lambda diagonal=diagonal, tuned=tuned: diagonal(tuned)
@@ -134,18 +134,24 @@ def memory(model: Model, variables: Variables, batch_size: int) -> dict[str, flo
     """Return the bytes that the compiled programs need besides their arguments and results."""
     split = random_split(SPEC, batch_size)
     learner = create("ft", batch_size=batch_size)
-    state = start(learner, model, split)
+    state = random_state(learner, model, split)
     plain = loop.train_epoch.lower(jax.random.key(0), learner, model, state, split)
-    sizes = {"plain_step": plain.compile().memory_analysis().temp_size_in_bytes}
+    sizes = {"plain_step": _temporary_bytes(plain.compile())}
     for name, (tuned, loss_fn) in fisher_problems(model, variables).items():
 
         def gradient(at: Any, loss_fn: Any = loss_fn) -> Any:
             return fisher.trace_gradient(loss_fn, at, (split.input, split.label), chunk=CHUNK)
 
-        compiled = compilation.jit(gradient).lower(tuned).compile()  # type: ignore[attr-defined]
-        sizes[f"exact_trace_{name}"] = compiled.memory_analysis().temp_size_in_bytes
+        compiled = compilation.jit(gradient).lower(tuned).compile()
+        sizes[f"exact_trace_{name}"] = _temporary_bytes(compiled)
     ratios = {f"{name}_to_plain": size / sizes["plain_step"] for name, size in sizes.items() if name != "plain_step"}
     return {**sizes, **ratios}
+
+
+def _temporary_bytes(compiled: jax.stages.Compiled) -> float:
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float)
     }
     work: dict[str, Callable[[], Any]] = {}
     for name, learner in learners.items():
-        work[f"{name}_epoch"] = benchmarks.Epoch(learner, model, split)
+        work[f"{name}_epoch"] = benchmarks.TimedEpoch(learner, model, split)
         work[f"{name}_loop"] = loop_call(learner, model, split, steps)
     work |= torch_calls(width, batch_size, steps)
     seconds = {name: total / steps for name, total in benchmarks.interleaved(work, rounds).items()}
@@ -78,7 +78,7 @@ def loop_call(learner: Learner, model: Model, split: Split, steps: int) -> Calla
 
     step = compilation.jit(one, donate_argnums=2)
     order = jax.random.permutation(jax.random.key(2), split.label.shape[0])
-    box = [benchmarks.start(learner, model, split)]
+    box = [benchmarks.random_state(learner, model, split)]
 
     def call() -> Any:
         for number in range(steps):

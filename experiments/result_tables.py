@@ -77,7 +77,7 @@ def read_options() -> argparse.Namespace:
 
 def benchmark_tables(only_bench: bool = False) -> dict[str, str]:
     """Return the tables of the benchmarks, by name."""
-    texts = {"bench table": table.table(load("bench.json"))}
+    texts = {"bench table": table.benchmark_table(load("bench.json"))}
     if not only_bench:
         texts["speed table"] = speed_table(load("steps.json"), load("startup.json"))
         texts["defense speed"] = defense_speed(load("defenses.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import bdjax
+from bdjax import attacks
 
 ROOT = Path(bdjax.__file__).parent
 BASE = {"checks", "pytree", "types", "tasks", "registry", "files", "structure"}
@@ -192,3 +194,20 @@ def test_everything_public_is_documented(file):
     assert ast.get_docstring(module), "the module has no docstring"
     public = [node for node in module.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"]
     assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+def test_the_package_imports_its_public_modules_when_they_are_asked_for():
+    assert "jax" not in modules_after(["bdjax"])
+    code = "import bdjax; print(bdjax.attacks.names()[0], set(bdjax.__all__) <= set(dir(bdjax)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [attacks.names()[0], "True"]
+
+
+@pytest.mark.parametrize("name", bdjax.__all__)
+def test_every_public_name_is_a_module(name):
+    assert getattr(bdjax, name) is importlib.import_module(f"bdjax.{name}")
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'atacks'"):
+        bdjax.atacks  # noqa: B018

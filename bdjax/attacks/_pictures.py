@@ -38,7 +38,7 @@ def read(path: str, shape: tuple[int, ...], option: str) -> Picture:
     try:
         if os.path.isfile(file) and os.path.getsize(file) > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
-        mode, _ = _images.header(file)
+        mode, _ = _images.read_header(file)
         if _images.is_deep(mode):
             raise ValueError(f"it has more than 8 bits a channel, mode {mode}")
         pixels, opacity = _images.read_masked(file, shape)

@@ -5,10 +5,10 @@ Every ratio is of two medians of one run whose rounds were timed in turn; compil
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from bdjax.bench import loads, measure, scaling, startup, steps, sweeps
 from bdjax.bench.profile import Traces
@@ -17,7 +17,7 @@ from bdjax.devices import environment, numerics
 from bdjax.files import atomic, failures, places
 
 SCHEMA_VERSION = 1
-_MEASURES: dict[str, Callable[[Session], Any]] = {
+_MEASURES: dict[str, Callable[[Session], object]] = {
     "loads": loads.section,
     "startup": startup.section,
     "steps": steps.section,
@@ -26,12 +26,12 @@ _MEASURES: dict[str, Callable[[Session], Any]] = {
 }
 
 
-def run(
+def run_sections(
     settings: Settings,
     out: Path,
     tell: Callable[[str], None] = lambda line: None,
     traces: Traces | None = None,
-) -> dict[str, Any]:
+) -> measure.Row:
     """Measure section by section and return the results; what is done is in the file ``out``, whatever comes next.
 
     Args:
@@ -45,16 +45,19 @@ def run(
     """
     places.check_file("out", out)
     with numerics.in_force(settings.matmul_precision):
-        return _run(Session(settings, tell, traces), out)
+        return _run_sections(Session(settings, tell, traces), out)
 
 
-def _run(session: Session, out: Path) -> dict[str, Any]:
+def _run_sections(session: Session, out: Path) -> measure.Row:
     settings = session.settings
-    results = {"schema_version": SCHEMA_VERSION, "machine": measure.machine(), **measure.described(settings)}
+    results = {"schema_version": SCHEMA_VERSION, "machine": measure.machine()}
+    results |= measure.described(dataclasses.asdict(settings))
     peak = measure.Peak(settings.dtype or "float32").rates()
     results |= {"peak": peak, "load_average": {}, "section_seconds": {}, "skipped": session.skipped}
     atomic.write_json(out, results)  # what cannot be written is noticed before the work
-    for name in (name for name in SECTIONS if name in settings.sections):
+    for name in SECTIONS:
+        if name not in settings.sections:
+            continue
         results["load_average"][name], started = measure.machine()["load_average"], time.perf_counter()
         try:
             results[name] = _MEASURES[name](session)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from typing import Any
 
 import jax
 
@@ -16,7 +16,7 @@ from bdjax.devices import compilation
 _ATTACKS = ("badnets", "blended")
 
 
-def section(session: Session) -> dict[str, Any]:
+def section(session: Session) -> measure.Row:
     """Measure images a second: of the embedded digits, of CIFAR-10 where it is prepared, and of two attacks."""
     rates = {"digits": _load_rate("digits", session)}
     if _folders.newest_version(_folders.resolve(session.settings.data_dir), "cifar10") is None:
@@ -41,11 +41,11 @@ def _poison_rates(session: Session, count: int) -> dict[str, float]:
     spec = session.settings.create(session.settings.widths[0]).spec
     split = measure.random_split(spec, count)
     key = jax.random.key(0)
-    work = {}
+    work: dict[str, measure.Work] = {}
     for name in _ATTACKS:
         attack = attacks.create(name)
         state = attack.trigger.init(key, spec)
         planted = compilation.jit(poison.poison_train)
-        work[name] = lambda attack=attack, state=state, planted=planted: planted(key, attack, state, split)
+        work[name] = functools.partial(planted, key, attack, state, split)
     seconds = measure.interleaved(work, session.settings.rounds)
     return {name: count / second for name, second in seconds.items()}

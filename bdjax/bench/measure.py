@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import dataclasses
 import math
 import os
 import platform
@@ -11,19 +10,23 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from bdjax.devices import compilation, environment, numerics, sharding
 from bdjax.train import group, loop
 from bdjax.train.feeding import STEPWISE, Feeding
-from bdjax.types import Learner, LearnerState, Model, Spec, Split
+from bdjax.types import Info, Learner, LearnerState, Model, Spec, Split
 
 T = TypeVar("T")
+Row: TypeAlias = dict[str, Any]  # of results, as JSON takes them
+Work: TypeAlias = Callable[[], object]  # returns arrays, for which the clock waits
 
 _REPEATS = 10  # of a product and of a copy
 
@@ -38,12 +41,12 @@ class Timing(NamedTuple):
     host_seconds: float
 
 
-def interleaved(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def interleaved(work: Mapping[str, Work], rounds: int) -> dict[str, float]:
     """Return the median seconds of each piece of work, timed in turn so that a drifting machine harms no ratio."""
     return {name: timing.seconds for name, timing in timed(work, rounds).items()}
 
 
-def timed(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
+def timed(work: Mapping[str, Work], rounds: int) -> dict[str, Timing]:
     """Return what `interleaved` does, and what of it the host needs to start the work."""
     for call in work.values():  # compile and warm up
         jax.block_until_ready(call())
@@ -55,7 +58,11 @@ def timed(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timin
             returned = time.perf_counter()
             jax.block_until_ready(results)
             clock[name].append((time.perf_counter() - started, returned - started))
-    return {name: Timing(*map(statistics.median, zip(*times, strict=True))) for name, times in clock.items()}
+    found: dict[str, Timing] = {}
+    for name, times in clock.items():
+        seconds, host_seconds = zip(*times, strict=True)
+        found[name] = Timing(statistics.median(seconds), statistics.median(host_seconds))
+    return found
 
 
 class Peak:
@@ -68,24 +75,26 @@ class Peak:
       bytes: what one call of ``copy`` reads and writes.
     """
 
-    def __init__(self, dtype: Any = jnp.float32, precision: str | None = None):
+    def __init__(self, dtype: DTypeLike = jnp.float32, precision: str | None = None):
         """Choose sizes of which starting the call is no part, and which no cache holds."""
         cpu = jax.default_backend() == "cpu"
         size, length = (2048, 2**26) if cpu else (8192, 2**28)
         self._times = 1 if cpu else 8  # an accelerator is given the next before it has done the last
         self._precision = precision
-        self._matrix, self._array = _random((size, size), dtype), _random((length,), jnp.float32)
-        self.flops, self.bytes = self._times * 2.0 * size**3, self._times * 2.0 * self._array.nbytes
+        self._matrix = _random((size, size), dtype)
+        self._array = _random((length,), jnp.float32)
+        self.flops = self._times * 2.0 * size**3
+        self.bytes = self._times * 2.0 * self._array.nbytes
 
-    def product(self) -> Any:
+    def product(self) -> Array:
         """Multiply square matrices, in the given precision or the one that JAX is set to."""
-        product = None
+        product = self._matrix
         with numerics.in_force(self._precision):
             for _ in range(self._times):
                 product = _product(self._matrix, self._matrix)
         return product
 
-    def copy(self) -> Any:
+    def copy(self) -> Array:
         """Add one to an array, in place: fresh memory would cost the host more than the copy."""
         for _ in range(self._times):
             self._array = _plus_one(self._array)
@@ -97,7 +106,7 @@ class Peak:
         return {"matmul_flops_per_second": flops, "copy_bytes_per_second": bandwidth}
 
 
-def _random(shape: tuple[int, ...], dtype: Any) -> Any:
+def _random(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return normal numbers: a million, over and over, as more would take longer to draw than to multiply."""
     drawn = np.random.default_rng(0).standard_normal(2**20, np.float32)
     return jnp.tile(jnp.asarray(drawn, dtype), math.prod(shape) // drawn.size).reshape(shape)
@@ -107,7 +116,7 @@ _product = compilation.jit(jnp.matmul)
 _plus_one = compilation.jit(lambda x: x + 1, donate_argnums=0)
 
 
-def _fastest(call: Callable[[], Any]) -> float:
+def _fastest(call: Work) -> float:
     jax.block_until_ready(call())
     clock = []
     for _ in range(_REPEATS):
@@ -125,21 +134,22 @@ def random_split(spec: Spec, rows: int) -> Split:
     return Split(image, label, jnp.ones(rows, bool))
 
 
-def start(learner: Learner, model: Model, split: Split) -> LearnerState:
+def random_state(learner: Learner, model: Model, split: Split) -> LearnerState:
     """Return a state that may be consumed, of random positive numbers and with all counters at one.
 
     No step's time depends on the values, but they stay finite. To compute the true start, singular values and Fisher
     matrices included, would take longer to compile than the steps that are timed.
     """
 
-    def fill(index: int, leaf: Any) -> Any:
+    def fill(index: int, leaf: jax.ShapeDtypeStruct) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.ones(leaf.shape, leaf.dtype)  # zero steps in an epoch would be a schedule of no length
         values = np.random.default_rng(index).random(leaf.shape, np.float32)
         return jnp.asarray(0.1 * values + 0.01, leaf.dtype)
 
     key = jax.random.key(0)
-    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: learner.init(key, model, model.init(key), split)))
+    shapes = jax.eval_shape(lambda: learner.init(key, model, model.init(key), split))
+    leaves, tree = jax.tree.flatten(shapes)
     return jax.tree.unflatten(tree, [fill(index, leaf) for index, leaf in enumerate(leaves)])
 
 
@@ -148,13 +158,16 @@ def prepared(makers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
 
     One at a time on an accelerator, where compiling includes trying kernels out.
     """
+    here = [_as_here(make) for make in makers.values()]
     with ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1) as pool:
-        return dict(zip(makers, pool.map(lambda make: make(), map(_as_here, makers.values())), strict=True))
+        made = pool.map(lambda make: make(), here)
+        return dict(zip(makers, made, strict=True))
 
 
 def _as_here(make: Callable[[], T]) -> Callable[[], T]:
     """Return a call for another thread, with this one's compiler options and precision, which are a thread's own."""
-    context, precision = contextvars.copy_context(), jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    context = contextvars.copy_context()
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
     def call() -> T:
         with jax.default_matmul_precision(precision):
@@ -163,7 +176,7 @@ def _as_here(make: Callable[[], T]) -> Callable[[], T]:
     return call
 
 
-class Epoch:
+class TimedEpoch:
     """A compiled epoch of a single run, to be called again and again; each call consumes the state of the last.
 
     Attributes:
@@ -188,10 +201,10 @@ class Epoch:
         """Compile it, and run nothing."""
         self._arguments = (jax.random.key(1), learner, model)
         self._options, self._precision = {"mesh": mesh, "feeding": feeding}, precision
-        self._split, self.state = sharding.replicate((split, start(learner, model, split)), mesh)
+        self._split, self.state = sharding.replicate((split, random_state(learner, model, split)), mesh)
         started = time.perf_counter()
         with numerics.in_force(precision):
-            lowered = loop.train_epoch.lower(*self._arguments, self.state, self._split, **self._options)  # type: ignore[attr-defined]
+            lowered = loop.train_epoch.lower(*self._arguments, self.state, self._split, **self._options)
             compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - started
         self.fits, self.held_bytes = group.fits(compiled, 1), group.held_bytes(compiled)
@@ -212,17 +225,22 @@ def step_flops(learner: Learner, model: Model, split: Split) -> float | None:
 
     key, size = jax.random.key(0), learner.batch_size or split.label.shape[0]
     state = jax.eval_shape(lambda: learner.init(key, model, model.init(key), split))
-    batch = jax.eval_shape(lambda: Split(split.input[:size], split.label[:size], None))  # type: ignore[arg-type]
-    lowered = jax.jit(lambda state, batch: learner.update(key, model, state, batch)).lower(state, batch)
+    every = None  # that row counts
+    batch = jax.eval_shape(lambda: Split(split.input[:size], split.label[:size], every))  # type: ignore[arg-type]
+
+    def update(state: LearnerState, batch: Split) -> tuple[LearnerState, Info]:
+        return learner.update(key, model, state, batch)
+
+    lowered = jax.jit(update).lower(state, batch)
     return _counted(lowered, "flops")
 
 
-def _counted(stage: Any, what: str) -> float | None:
-    analysis = stage.cost_analysis()
+def _counted(stage: jax.stages.Lowered | jax.stages.Compiled, what: str) -> float | None:
+    analysis: Mapping[str, float] | None = stage.cost_analysis()
     return None if not analysis else analysis.get(what)
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Row:
     """Return what the numbers were measured on, and how busy it is: load over 1, 5 and 15 minutes."""
     return {
         "cpus": os.cpu_count(),
@@ -232,7 +250,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def described(settings: Any) -> dict[str, Any]:
+def described(settings: Mapping[str, object]) -> Row:
     """Return date, versions and settings as JSON takes them."""
     date = time.strftime("%Y-%m-%d")
-    return {"date": date, "versions": environment.versions(), "settings": dataclasses.asdict(settings)}
+    return {"date": date, "versions": environment.versions(), "settings": settings}

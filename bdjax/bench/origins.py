@@ -34,13 +34,15 @@ class Origin(NamedTuple):
 
 
 def read(trace: Path) -> dict[str, dict[str, Origin]]:
-    """Return, for each program (``jit_f(6)``, by name and number) in a trace, its operations' origins by their names.
+    """Return the operations' origins by their names, for each program in a trace.
 
-    What cannot be read is left out.
+    A program is known by name and number, such as ``jit_f(6)``. What cannot be read is left out.
     """
     found: dict[str, dict[str, Origin]] = {}
     for number, plane in _fields(memoryview(trace.read_bytes())):
-        if number != _PLANES or not isinstance(plane, memoryview) or _first(plane, _PLANE_NAME) != _METADATA:
+        if number != _PLANES or not isinstance(plane, memoryview):
+            continue
+        if _first(plane, _PLANE_NAME) != _METADATA:
             continue
         for entry in _all(plane, _EVENT_METADATA):
             event = _first(entry, _VALUE)
@@ -64,7 +66,8 @@ def _of_program(program: memoryview) -> dict[str, Origin]:
             metadata = _first(instruction, _OP_METADATA)
             path, line = "", ""
             if isinstance(metadata, memoryview):
-                path, line = _text(_first(metadata, _OP_NAME)), lines.get(_first(metadata, _FRAME), "")
+                path = _text(_first(metadata, _OP_NAME))
+                line = lines.get(_first(metadata, _FRAME), "")
             name = _text(_first(instruction, _NAME))
             found[name] = Origin(_text(_first(instruction, _OPCODE)), path, line)
     return found
@@ -74,7 +77,7 @@ def _lines(frames: _Field | None) -> Mapping[object, str]:
     """Return the line of each stack frame: the innermost that is no installed library's, if there is one."""
     if not isinstance(frames, memoryview):
         return {}
-    files = [_text(file) for file in _all(frames, _FILES)]
+    files = list(map(_text, _all(frames, _FILES)))
     locations = [(_first(each, _FILE), _first(each, _LINE)) for each in _all(frames, _LOCATIONS)]
     stack = [(_first(each, _LOCATION), _first(each, _PARENT)) for each in _all(frames, _STACK)]
 
@@ -144,11 +147,16 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def _all(message: memoryview, number: int) -> Iterator[memoryview]:
-    return (value for found, value in _fields(message) if found == number and isinstance(value, memoryview))
+    for found, value in _fields(message):
+        if found == number and isinstance(value, memoryview):
+            yield value
 
 
 def _first(message: memoryview, number: int) -> _Field | None:
-    return next((value for found, value in _fields(message) if found == number), None)
+    for found, value in _fields(message):
+        if found == number:
+            return value
+    return None
 
 
 def _text(value: _Field | None) -> str:

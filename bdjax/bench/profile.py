@@ -21,6 +21,7 @@ from bdjax.bench.origins import Origin
 from bdjax.checks import InputError
 from bdjax.devices import environment
 from bdjax.files import atomic, failures, places
+from bdjax.train.loop import Epoch
 
 OPERATIONS = "operations.json"
 COUNT = 10
@@ -28,7 +29,9 @@ _CONTROL = ("while", "conditional", "call", "async-start", "async-done")  # thei
 _DEVICE = re.compile(r"/device:(GPU|TPU|CUSTOM):\d+")
 _WIDEST = 60  # characters of where an operation comes from that a table shows, the last ones
 _UNKNOWN = Origin("", "", "")
+_Read: TypeAlias = Any  # by `jax.profiler.ProfileData`, whose classes have no types
 _Key: TypeAlias = tuple[str, str]  # program and operation
+OnEpoch: TypeAlias = Callable[[str, int, Epoch], None]
 _Programs: TypeAlias = Mapping[str, Mapping[str, Origin]]
 
 
@@ -83,17 +86,18 @@ def costliest(trace_dir: Path, count: int = COUNT) -> list[Operation]:
     return _operations(trace_dir)[:count]
 
 
-def table(operations: Sequence[Operation]) -> str:
+def operations_table(operations: Sequence[Operation]) -> str:
     """Write operations as lines of text."""
     rows = [("share", "ms", "times", "operation", "from")]
     for each in operations:
-        where = " ".join(part for part in (_end(each.path), each.line) if part)
-        rows.append((f"{each.share:.1%}", f"{1000 * each.seconds:,.2f}", f"{each.count:,}", each.name, where))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for *numbers, name, where in rows:
-        right = "  ".join(number.rjust(width) for number, width in zip(numbers, widths, strict=False))
-        lines.append(f"{right}  {name.ljust(widths[3])}  {where}".rstrip())
+        where = " ".join(filter(None, (_end(each.path), each.line)))
+        milliseconds = f"{1000 * each.seconds:,.2f}"
+        rows.append((f"{each.share:.1%}", milliseconds, f"{each.count:,}", each.name, where))
+    share, took, count, name, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines: list[str] = []
+    for row in rows:
+        numbers = f"{row[0]:>{share}}  {row[1]:>{took}}  {row[2]:>{count}}"
+        lines.append(f"{numbers}  {row[3]:<{name}}  {row[4]}".rstrip())
     return "\n".join(lines)
 
 
@@ -133,21 +137,17 @@ class Traces:
         return {name: operations[:COUNT] for name, operations in found.items()}
 
     def _write(self, found: Mapping[str, Sequence[Operation]]) -> None:
-        content = {
-            name: {
-                "seconds": sum(each.seconds for each in operations),
-                "operations": [each._asdict() for each in operations[:COUNT]],
-            }
-            for name, operations in found.items()
-        }
-        traces = {**self._earlier, **content}
-        atomic.write_json(self.folder / OPERATIONS, {"versions": environment.versions(), "traces": traces})
+        traces = dict(self._earlier)
+        for name, operations in found.items():
+            whole = sum(each.seconds for each in operations)
+            costly = [each._asdict() for each in operations[:COUNT]]
+            traces[name] = {"seconds": whole, "operations": costly}
+        content = {"versions": environment.versions(), "traces": traces}
+        atomic.write_json(self.folder / OPERATIONS, content)
 
 
 @contextlib.contextmanager
-def second_epochs(
-    traces: Traces, on_epoch: Callable[[str, int, Any], None] | None
-) -> Iterator[Callable[[str, int, Any], None]]:
+def second_epochs(traces: Traces, on_epoch: OnEpoch | None) -> Iterator[OnEpoch]:
     """Trace the second call of all that is trained, of which the first has compiled the program.
 
     A call is one epoch, or of short ones two (`bdjax.train.pace`).
@@ -162,7 +162,7 @@ def second_epochs(
     open_trace = contextlib.ExitStack()
     before: list[tuple[str, int, int]] = []  # what was trained, its epochs, and the number of the last one
 
-    def call(label: str, epochs: int, report: Any) -> None:
+    def call(label: str, epochs: int, report: Epoch) -> None:
         open_trace.close()
         if on_epoch is not None:
             on_epoch(label, epochs, report)
@@ -193,10 +193,11 @@ def _operations(trace_dir: Path) -> list[Operation]:
             counts[key] += 1
             found[key] = origin
     whole = sum(seconds.values()) or 1.0
-    operations = [
-        Operation(name, program, took, took / whole, counts[program, name], *found[program, name][1:])
-        for (program, name), took in seconds.items()
-    ]
+    operations: list[Operation] = []
+    for key, took in seconds.items():
+        program, name = key
+        _, path, line = found[key]
+        operations.append(Operation(name, program, took, took / whole, counts[key], path, line))
     return sorted(operations, key=lambda each: -each.seconds)
 
 
@@ -223,7 +224,10 @@ def _programs(file: Path) -> _Programs:
     except ValueError:  # of another XLA; the times do not depend on it
         return {}
     numbered = Counter(map(_unnumbered, found))
-    alone = {_unnumbered(name): program for name, program in found.items() if numbered[_unnumbered(name)] == 1}
+    alone: dict[str, Mapping[str, Origin]] = {}
+    for name, program in found.items():
+        if numbered[_unnumbered(name)] == 1:
+            alone[_unnumbered(name)] = program
     return {**alone, **found}
 
 
@@ -232,36 +236,47 @@ def _unnumbered(program: str) -> str:
 
 
 def _read(file: Path) -> list[_Event]:
-    # From Python 3.12 on, the first use of JAX's reader warns; where warnings are errors, that aborts the process.
+    # From Python 3.12 on, the first use of JAX's reader warns; as an error, that aborts the process.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return list(_events(jax.profiler.ProfileData.from_file(str(file))))
 
 
-def _events(data: Any) -> Iterator[_Event]:
+def _events(data: _Read) -> Iterator[_Event]:
     """Yield what the accelerators have computed; where there is none, what the threads of the CPU have."""
     planes = list(data.planes)
     accelerators = [plane for plane in planes if _DEVICE.match(plane.name)]
-    cpu = [plane for plane in planes if plane.name.startswith("/host:CPU")]
-    for plane in accelerators or cpu:
-        for line in _computing(list(plane.lines)) if accelerators else plane.lines:
+    for plane in accelerators:
+        for line in _computing(list(plane.lines)):
             for event in line.events:
-                stats = dict(event.stats)
-                if accelerators or "hlo_op" in stats:
-                    yield _Event(
-                        str(stats.get("hlo_op") or _short(event.name)),
-                        str(stats.get("hlo_module", "")),
-                        str(stats.get("program_id", "")),
-                        event.duration_ns / 1e9,
-                    )
+                yield _event(event)
+    if accelerators:
+        return
+    for plane in planes:
+        if plane.name.startswith("/host:CPU"):
+            for line in plane.lines:
+                yield from map(_event, filter(_is_operation, line.events))
 
 
-def _computing(lines: Sequence[Any]) -> list[Any]:
-    """Return the lines of a device that tell of single operations: others sum them up to programs, steps and names."""
-    for is_one in (lambda name: name == "XLA Ops", lambda name: name.startswith("Stream")):
-        if found := [line for line in lines if is_one(line.name)]:
-            return found
-    return list(lines)
+def _is_operation(event: _Read) -> bool:
+    return "hlo_op" in dict(event.stats)
+
+
+def _event(event: _Read) -> _Event:
+    stats = dict(event.stats)
+    name = str(stats.get("hlo_op") or _short(event.name))
+    program, number = str(stats.get("hlo_module", "")), str(stats.get("program_id", ""))
+    return _Event(name, program, number, event.duration_ns / 1e9)
+
+
+def _computing(lines: Sequence[_Read]) -> Sequence[_Read]:
+    """Return the lines of a device that tell of single operations.
+
+    Others sum them up to programs, steps and names.
+    """
+    operations = [line for line in lines if line.name == "XLA Ops"]
+    streams = [line for line in lines if line.name.startswith("Stream")]
+    return operations or streams or lines
 
 
 def _short(name: str) -> str:

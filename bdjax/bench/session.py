@@ -59,12 +59,14 @@ class Settings:
 
     def create(self, width: int) -> Model:
         """Return the network of a width, for images of ten classes with the usual augmentation."""
-        spec = image_spec("random", (self.image_size, self.image_size, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 4, True)
+        shape = (self.image_size, self.image_size, 3)
+        mean, std = (0.5,) * 3, (0.25,) * 3
+        spec = image_spec("random", shape, 10, mean, std, (), crop_padding=4, flip=True)
         options = {} if self.dtype is None else {"dtype": self.dtype}
         return models.create(self.model, spec, width=width, **options)
 
 
-def settings(*, quick: bool = False, **given: Any) -> Settings:
+def settings(*, quick: bool = False, **given: object) -> Settings:
     """Return the settings with defaults for this backend where nothing, or None, is given; ``quick`` has fewer.
 
     Raises:
@@ -84,10 +86,10 @@ def settings(*, quick: bool = False, **given: Any) -> Settings:
         **(_CPU if cpu else _ACCELERATOR),
     }
     if quick:
-        sizes = {name: values[name][:1] for name in ("widths", "batch_sizes")}
-        values.update(_QUICK, **sizes)
-    values.update({name: value for name, value in given.items() if value is not None})
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        values.update(_QUICK, widths=values["widths"][:1], batch_sizes=values["batch_sizes"][:1])
+    for name, value in given.items():
+        if value is not None:
+            values[name] = tuple(value) if isinstance(value, list) else value
     asked = Settings(**values)
     _check(asked)
     return asked

@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
 import jax
 
@@ -25,12 +24,14 @@ _IMPORT = "import time; t = time.perf_counter(); import {modules}; print(time.pe
 _COMPILE = "import sys; from bdjax.bench import startup; startup.compile_here(sys.argv[1])"
 
 
-def section(session: Session) -> dict[str, Any] | None:
+def section(session: Session) -> measure.Row | None:
     """Measure the first width and batch size once; a process that fails is told and skipped."""
     if not session.room("startup"):
         return None
     try:
-        return {"import_seconds": import_seconds(1), "compile_seconds": compile_seconds(session.settings, 1)}
+        importing = import_seconds(1)
+        compiling = compile_seconds(session.settings, 1)
+        return {"import_seconds": importing, "compile_seconds": compiling}
     except subprocess.CalledProcessError as error:  # some accelerators belong to one process
         last = (error.stderr or "").strip().rpartition("\n")[2]
         session.skip("startup", f"another process cannot use the device: {last}")
@@ -50,10 +51,12 @@ def compile_seconds(asked: Settings, rounds: int) -> dict[str, dict[str, float]]
         with tempfile.TemporaryDirectory() as cache:
             for kind in runs:  # the first fills the cache for the second
                 runs[kind].append(child(_COMPILE, written, JAX_COMPILATION_CACHE_DIR=cache))
-    return {
-        kind: {name: statistics.median(run[index] for run in of) for index, name in enumerate(("plain", "sam"))}
-        for kind, of in runs.items()
-    }
+    return {kind: _medians(of) for kind, of in runs.items()}
+
+
+def _medians(runs: list[list[float]]) -> dict[str, float]:
+    plain, sam = zip(*runs, strict=True)
+    return {"plain": statistics.median(plain), "sam": statistics.median(sam)}
 
 
 def compile_here(written: str) -> None:
@@ -68,9 +71,9 @@ def _compile(asked: Settings) -> None:
     model, batch_size = asked.create(asked.widths[0]), asked.batch_sizes[0]
     split = measure.random_split(model.spec, batch_size * asked.steps)
     for learner in (supervised(batch_size=batch_size), defenses.create("ft_sam", batch_size=batch_size).learner):
-        state = measure.start(learner, model, split)  # type: ignore[arg-type]
+        state = measure.random_state(learner, model, split)  # type: ignore[arg-type]
         with compilation.count_seconds() as seconds:
-            loop.train_epoch.lower(jax.random.key(0), learner, model, state, split).compile()  # type: ignore[attr-defined]
+            loop.train_epoch.lower(jax.random.key(0), learner, model, state, split).compile()
         print(sum(seconds))
 
 

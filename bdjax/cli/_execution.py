@@ -29,36 +29,37 @@ def execution_options(
     devices: str = "split each batch over this many devices (default: 1; of several hosts: all)",
 ) -> None:
     """Add the options of `bdjax.runs.run.Execution`; runs go to ``out`` unless ``flag`` says otherwise."""
-    parser.add_argument(flag, default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
-    parser.add_argument("--devices", type=int, help=devices)
-    parser.add_argument(
+    option = parser.add_argument
+    option(flag, default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
+    option("--devices", type=int, help=devices)
+    option(
         "--checkpoint-seconds", type=float, default=1.0, help="least seconds between checkpoints; 0: after every epoch"
     )
-    parser.add_argument(
+    option(
         "--changed-data",
         default="refuse",
         metavar="WHAT",
         help="where a run was begun with other data than are there now: refuse (default), or rerun it, the old one "
         "set aside in a folder that is named after its data",
     )
-    parser.add_argument(
+    option(
         "--deterministic",
         action="store_true",
         help="the same bits from every process on GPUs too, where untuned kernels are slower",
     )
-    parser.add_argument(
+    option(
         "--prepare",
         default="auto",
         metavar="WHEN",
         help="crop and flip the images of a step or of an epoch at once; no bit changes (default: by device and size)",
     )
-    parser.add_argument(
+    option(
         "--unroll",
         default="1",
         metavar="N|auto",
         help="write out N steps of the compiled loop, which changes results by rounding; auto: as timed (default: 1)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    option("--quiet", action="store_true", help="no progress")
 
 
 def check(options: argparse.Namespace) -> Path:
@@ -73,7 +74,7 @@ def check(options: argparse.Namespace) -> Path:
     integer(smoothness_every=getattr(options, "smoothness_every", 0))
     non_negative(checkpoint_seconds=options.checkpoint_seconds)
     if options.name == "run":
-        hosts.check(options.hosts, options.host, options.coordinator, options.host_timeout)
+        hosts.check_options(options.hosts, options.host, options.coordinator, options.host_timeout)
         if options.hosts is not None and sys.platform == "win32":
             raise InputError("hosts must not be given on Windows, where JAX computes on one host alone.")
     return places.check_folder("out", options.out, folder.DEEPEST)
@@ -90,7 +91,7 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     compilation.enable_cache()
     asked = _join(options)
     compilation.require_devices()
-    devices = options.devices or (hosts.devices() if hosts.count() > 1 else 1)
+    devices = options.devices or (hosts.devices() if hosts.process_count() > 1 else 1)
     quiet = options.quiet or not hosts.is_first()
     try:
         with _signals.stop_on_signal() as signaled, _progress.bar(quiet=quiet) as on_epoch:

@@ -74,7 +74,7 @@ def print_profile(traces: Traces, why_none: str) -> None:
 
     found = traces.finish()
     for name, operations in found.items():
-        print(f"{name}:\n{profile.table(operations)}\n")
+        print(f"{name}:\n{profile.operations_table(operations)}\n")
     if found:
         print(f"profile: {traces.folder} (tensorboard --logdir {traces.folder})")
     else:

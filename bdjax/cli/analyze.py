@@ -19,12 +19,13 @@ def add(commands: Commands) -> None:
         epilog="An analysis' options are its own: see bdjax list analyses ANALYSIS.",
         allow_abbrev=False,
     )
-    parser.add_argument("analysis", metavar="ANALYSIS", help="as bdjax list analyses names them")
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
-    parser.add_argument("--figures", default="figures", metavar="DIR", help="of the figure (default: figures)")
-    parser.add_argument("--format", default="png", help="png, pdf or svg (default: png)")
-    parser.add_argument("--data-dir", help="where prepared data sets lie")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    option = parser.add_argument
+    option("analysis", metavar="ANALYSIS", help="as bdjax list analyses names them")
+    option("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    option("--figures", default="figures", metavar="DIR", help="of the figure (default: figures)")
+    option("--format", default="png", help="png, pdf or svg (default: png)")
+    option("--data-dir", help="where prepared data sets lie")
+    option("--quiet", action="store_true", help="no progress")
     parser.set_defaults(call=call, takes_more=True)
 
 

@@ -21,32 +21,29 @@ def add(commands: Commands) -> None:
         "images; print a table and write JSON. What is not given suits the machine.",
         allow_abbrev=False,
     )
-    parser.add_argument("--out", default="bench.json", metavar="FILE", help="replaced if there (default: bench.json)")
-    parser.add_argument("--model", help="a network (default: preact_resnet18)")
-    parser.add_argument("--width", type=int, nargs="+", metavar="W", dest="widths", help="widths of the network")
-    parser.add_argument("--batch", type=int, nargs="+", metavar="B", dest="batch_sizes", help="images a step")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the random images (default: 32)")
-    parser.add_argument("--dtype", metavar="TYPE", help="in which the network computes: float32 or bfloat16")
-    parser.add_argument(
+    option = parser.add_argument
+    option("--out", default="bench.json", metavar="FILE", help="replaced if there (default: bench.json)")
+    option("--model", help="a network (default: preact_resnet18)")
+    option("--width", type=int, nargs="+", metavar="W", dest="widths", help="widths of the network")
+    option("--batch", type=int, nargs="+", metavar="B", dest="batch_sizes", help="images a step")
+    option("--image-size", type=int, metavar="PIXELS", help="side of the random images (default: 32)")
+    option("--dtype", metavar="TYPE", help="in which the network computes: float32 or bfloat16")
+    option(
         "--matmul-precision",
         "--matmul_precision",
         metavar="PRECISION",
         help="of float32 products on an accelerator: float32, tensorfloat32 or bfloat16 (default: JAX's)",
     )
-    parser.add_argument(
-        "--only", nargs="+", metavar="SECTION", dest="sections", help="loads steps sweeps scaling startup"
-    )
-    parser.add_argument("--points", type=int, nargs="+", metavar="N", help="sizes of the sweeps (default: 1 2 4 8 16)")
-    parser.add_argument("--devices", type=int, metavar="N", help="the most that scaling uses (default: all)")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps in a timed call")
-    parser.add_argument("--rounds", type=int, metavar="R", help="how often each call is timed")
-    parser.add_argument(
-        "--minutes", type=float, metavar="M", help="skip what is left then (default: 5 on a CPU, else 8)"
-    )
-    parser.add_argument("--data-dir", help="where a prepared CIFAR-10 may lie")
+    option("--only", nargs="+", metavar="SECTION", dest="sections", help="loads steps sweeps scaling startup")
+    option("--points", type=int, nargs="+", metavar="N", help="sizes of the sweeps (default: 1 2 4 8 16)")
+    option("--devices", type=int, metavar="N", help="the most that scaling uses (default: all)")
+    option("--steps", type=int, metavar="N", help="training steps in a timed call")
+    option("--rounds", type=int, metavar="R", help="how often each call is timed")
+    option("--minutes", type=float, metavar="M", help="skip what is left then (default: 5 on a CPU, else 8)")
+    option("--data-dir", help="where a prepared CIFAR-10 may lie")
     profile_option(parser, "a call of each kind of step, after it is timed")
-    parser.add_argument("--quick", action="store_true", help="one width and batch size, small sweeps, one round")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    option("--quick", action="store_true", help="one width and batch size, small sweeps, one round")
+    option("--quiet", action="store_true", help="no progress")
     parser.set_defaults(call=call)
 
 
@@ -69,10 +66,10 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         raise InputError(f"profile must be left out where the section steps is; got {options.profile!r}.")
     traces = None if options.profile is None else profile.Traces(options.profile)
     try:
-        results = bench.run(settings, Path(options.out), tell, traces)
+        results = bench.run_sections(settings, Path(options.out), tell, traces)
     except KeyboardInterrupt:
         return complain(f"interrupted; {options.out} has the sections that were done.", EXIT_STOPPED)
-    print(table.table(results))
+    print(table.benchmark_table(results))
     if traces is not None:
         print_profile(traces, "no step was measured")
     return 0

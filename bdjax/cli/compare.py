@@ -19,21 +19,22 @@ def add(commands: Commands) -> None:
         "flipping signs.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help=RUNS)
-    parser.add_argument(
+    option = parser.add_argument
+    option("runs", nargs="+", metavar="RUNS", help=RUNS)
+    option(
         "--defenses",
         nargs=2,
         required=True,
         metavar=("FIRST", "SECOND"),
         help="as the table of the report labels them, such as ft_sam, or 'ft_sam rho=2' where there are several",
     )
-    parser.add_argument(
+    option(
         "--metric",
         nargs="+",
         metavar="METRIC",
         help=f"{', '.join(names(SINGLE_LABEL))} (default: all but the third), or what other tasks measure",
     )
-    parser.add_argument("--format", default="console", help="console, markdown, csv or latex")
+    option("--format", default="console", help="console, markdown, csv or latex")
     parser.set_defaults(call=call)
 
 

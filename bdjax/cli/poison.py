@@ -24,9 +24,10 @@ def add(commands: Commands) -> None:
         epilog="Every field of a config is an option, as for bdjax run: --section.key value.",
         allow_abbrev=False,
     )
-    parser.add_argument("attack", metavar="ATTACK", help="as bdjax list attacks names it")
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new or an empty folder")
-    parser.add_argument("--config", metavar="CONFIG", action="append", default=[], help="a YAML file")
+    option = parser.add_argument
+    option("attack", metavar="ATTACK", help="as bdjax list attacks names it")
+    option("--out", required=True, metavar="DIR", help="a new or an empty folder")
+    option("--config", metavar="CONFIG", action="append", default=[], help="a YAML file")
     execution_options(parser, "runs", flag="--runs")
     parser.set_defaults(call=call, takes_more=True)
 

@@ -14,15 +14,14 @@ from bdjax.runs.folder import RunFolder
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser("report", help="tables and figures of finished runs", allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help=RUNS)
-    parser.add_argument("--format", default="console", help="console, markdown, csv or latex")
-    parser.add_argument(
-        "--figures", metavar="DIR", help="also draw the figures here, with a curve of each swept option"
-    )
-    parser.add_argument("--html", metavar="FILE", help="also write one page with tables, charts, triggers and records")
-    parser.add_argument("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
-    parser.add_argument("--stealth", action="store_true", help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2")
-    parser.add_argument(
+    option = parser.add_argument
+    option("runs", nargs="+", metavar="RUNS", help=RUNS)
+    option("--format", default="console", help="console, markdown, csv or latex")
+    option("--figures", metavar="DIR", help="also draw the figures here, with a curve of each swept option")
+    option("--html", metavar="FILE", help="also write one page with tables, charts, triggers and records")
+    option("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
+    option("--stealth", action="store_true", help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2")
+    option(
         "--statistics",
         action="store_true",
         help="add 95 %% intervals, runs below 10 %% attack success and ranges over swept options; "

@@ -29,22 +29,23 @@ def add(commands: Commands) -> None:
         "--defense.name NAME. Add --show to print the config, every field with its value, and stop.",
         allow_abbrev=False,
     )
-    parser.add_argument(
+    option = parser.add_argument
+    option(
         "--config",
         metavar="CONFIG",
         action="append",
         default=[],
         help="a YAML file, defaults where it is silent; may come first",
     )
-    parser.add_argument(
+    option(
         "--smoothness-every",
         type=int,
         default=0,
         metavar="N",
         help="measure the loss surface every N epochs of each defense",
     )
-    parser.add_argument("--show", action="store_true", help="check the run, print its resolved config and stop")
-    parser.add_argument(
+    option("--show", action="store_true", help="check the run, print its resolved config and stop")
+    option(
         "--data-on",
         default="auto",
         metavar="PLACE",

@@ -23,9 +23,10 @@ def add(commands: Commands) -> None:
         epilog="Every field of a config is an option, as for bdjax run: --section.key value.",
         allow_abbrev=False,
     )
-    parser.add_argument("attacks", nargs="+", metavar="ATTACK", help="as bdjax list attacks names them, or all")
-    parser.add_argument("--config", metavar="CONFIG", action="append", default=[], help="a YAML file")
-    parser.add_argument("--file", metavar="FILE", help="png, pdf or svg (default: the attack's name, or attacks, .png)")
+    option = parser.add_argument
+    option("attacks", nargs="+", metavar="ATTACK", help="as bdjax list attacks names them, or all")
+    option("--config", metavar="CONFIG", action="append", default=[], help="a YAML file")
+    option("--file", metavar="FILE", help="png, pdf or svg (default: the attack's name, or attacks, .png)")
     execution_options(parser, "runs")
     parser.set_defaults(call=call, takes_more=True)
 

@@ -17,15 +17,14 @@ def add(commands: Commands) -> None:
         "Hessian, trace of the Fisher matrix. Needs the runs' checkpoints and data; trains nothing.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
-    parser.add_argument("--images", type=int, metavar="N", help="test images to measure on (default: 200)")
-    parser.add_argument("--draws", type=int, metavar="N", help="random vectors for the trace (default: 100)")
-    parser.add_argument("--chunk", type=int, metavar="N", help="images at once; bounds the memory (default: 100)")
-    parser.add_argument(
-        "--variant", action="append", metavar="NAME", help="only clean, triggered or mixed; may be repeated"
-    )
-    parser.add_argument("--data-dir", help="where prepared data sets lie")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    option = parser.add_argument
+    option("runs", nargs="+", metavar="RUNS", help="run folders, or folders of run folders")
+    option("--images", type=int, metavar="N", help="test images to measure on (default: 200)")
+    option("--draws", type=int, metavar="N", help="random vectors for the trace (default: 100)")
+    option("--chunk", type=int, metavar="N", help="images at once; bounds the memory (default: 100)")
+    option("--variant", action="append", metavar="NAME", help="only clean, triggered or mixed; may be repeated")
+    option("--data-dir", help="where prepared data sets lie")
+    option("--quiet", action="store_true", help="no progress")
     parser.set_defaults(call=call)
 
 

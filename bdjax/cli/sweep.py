@@ -23,27 +23,24 @@ def add(commands: Commands) -> None:
         epilog="Every field of a config is an option, as for bdjax run: --section.key value.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", metavar="CONFIG", action="append", default=[], help="a YAML file, defaults where it is silent"
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("--config", metavar="CONFIG", action="append", default=[], help="a YAML file, defaults where it is silent")
+    option(
         "--over",
         metavar="KEY=V1,V2,...",
         action="append",
         default=[],
         help="values of a key, such as defense.rho=0.5,1,2 or attack=badnets,blended; may be repeated",
     )
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 for each combination")
-    parser.add_argument(
+    option("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 for each combination")
+    option(
         "--form",
         default="auto",
         help="how the runs of one device are computed: loop, one after another; vmap, all at once; map:k, k at once; "
         "auto times them on a few steps (default)",
     )
-    parser.add_argument(
-        "--at-once", type=int, metavar="N", help="most runs in one program (default: 32, or each job's share)"
-    )
-    parser.add_argument(
+    option("--at-once", type=int, metavar="N", help="most runs in one program (default: 32, or each job's share)")
+    option(
         "--batch-devices", type=int, default=1, metavar="N", help="devices that share the batches of a run (default: 1)"
     )
     _job_options(parser)
@@ -126,11 +123,10 @@ def _submit(options: argparse.Namespace, at_once: int) -> int:
 
 
 def _job_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--jobs", type=int, metavar="N", help="submit N jobs that share the sweep, and return at once")
-    parser.add_argument(
-        "--cluster", default="slurm", help="where: slurm (default), or local, processes of this machine"
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("--jobs", type=int, metavar="N", help="submit N jobs that share the sweep, and return at once")
+    option("--cluster", default="slurm", help="where: slurm (default), or local, processes of this machine")
+    option(
         "--job",
         action="append",
         default=[],

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
+
+from bdjax.types import Examples
+
+T = TypeVar("T")  # a tree of arrays
 
 
 def weighted_sum(weight: Float[Array, " n"], values: Num[Array, "n *rest"]) -> Float[Array, "*rest"]:
@@ -16,12 +20,12 @@ def weighted_sum(weight: Float[Array, " n"], values: Num[Array, "n *rest"]) -> F
 
 
 def accumulate(
-    function: Callable[[Any, Float[Array, " chunk"]], Any],
-    examples: Any,
+    function: Callable[[Examples, Float[Array, " chunk"]], T],
+    examples: Examples,
     *,
     chunk: int,
     valid: Bool[Array, " n"] | None = None,
-) -> Any:
+) -> T:
     """Return Σ function(some examples, their weights) over chunks of the examples, a tree summed leaf by leaf.
 
     Weights are 1, and 0 for examples that are not ``valid`` and for those that fill up the last chunk, which the
@@ -41,7 +45,7 @@ def accumulate(
         padded = jnp.pad(x, ((0, steps * chunk - rows), *((0, 0),) * (x.ndim - 1)))
         return padded.reshape(steps, chunk, *x.shape[1:])
 
-    def add(total: Any, inputs: tuple[Any, Array]) -> tuple[Any, None]:
+    def add(total: T, inputs: tuple[Examples, Array]) -> tuple[T, None]:
         return jax.tree.map(jnp.add, total, function(*inputs)), None
 
     weight = jnp.ones(rows) if valid is None else valid.astype(jnp.float32)

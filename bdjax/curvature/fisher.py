@@ -11,7 +11,7 @@ Examples must not see each other, so batch norm belongs in evaluation mode.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bdjax.curvature.chunks import accumulate, weighted_sum
+from bdjax.types import Examples, Params, Tree
 
-LossFn: TypeAlias = Callable[[Any, Any], Array]
+LossFn: TypeAlias = Callable[[Params, Examples], Array]
 Valid: TypeAlias = Bool[Array, " n"] | None
 
 ESTIMATORS = ("per_sample", "sign_sketch", "batch_sq")
@@ -28,8 +29,8 @@ ESTIMATORS = ("per_sample", "sign_sketch", "batch_sq")
 
 def trace(
     loss_fn: LossFn,
-    params: Any,
-    examples: Any,
+    params: Params,
+    examples: Examples,
     *,
     estimator: str = "per_sample",
     key: Key[Array, ""] | None = None,
@@ -56,7 +57,7 @@ def trace(
     if estimator == "per_sample":
 
         @jax.checkpoint  # around the square as well: its derivative is the gradient, which would be kept
-        def squares(some: Any, weight: Float[Array, " chunk"]) -> Array:
+        def squares(some: Examples, weight: Float[Array, " chunk"]) -> Array:
             norms = jax.vmap(lambda example: _square(jax.grad(loss_fn)(params, example)))(some)
             return weighted_sum(weight, norms)
 
@@ -67,14 +68,14 @@ def trace(
 
 def trace_gradient(
     loss_fn: LossFn,
-    params: Any,
-    examples: Any,
+    params: Params,
+    examples: Examples,
     *,
     estimator: str = "per_sample",
     key: Key[Array, ""] | None = None,
     valid: Valid = None,
     chunk: int = 32,
-) -> Any:
+) -> Params:
     """Return the gradient of `trace`, a tree like ``params``, faster than by differentiating it.
 
     ∇‖∇ℓ‖² = 2 H ∇ℓ is a Hessian-vector product, forward mode over the gradient. To differentiate `trace` is reverse
@@ -83,24 +84,27 @@ def trace_gradient(
     weight = _weight(valid, examples)
     if estimator == "per_sample":
 
-        def products(some: Any, weight: Float[Array, " chunk"]) -> Any:
-            each = jax.vmap(lambda example: _hessian_times_gradient(lambda at: loss_fn(at, example), params))(some)
-            return jax.tree.map(lambda x: weighted_sum(weight, x), each)
+        def product(example: Examples) -> Params:
+            return _hessian_times_gradient(lambda at: loss_fn(at, example), params)
 
-        total, count = accumulate(products, examples, chunk=chunk, valid=valid), jnp.maximum(weight.sum(), 1)
+        def products(some: Examples, weight: Float[Array, " chunk"]) -> Params:
+            return jax.tree.map(lambda x: weighted_sum(weight, x), jax.vmap(product)(some))
+
+        total = accumulate(products, examples, chunk=chunk, valid=valid)
+        count = jnp.maximum(weight.sum(), 1)
     else:
         mix, count = _mix(estimator, key, weight)
         total = _hessian_times_gradient(lambda at: _mixed_loss(loss_fn, at, examples, mix), params)
     return jax.tree.map(lambda x: 2 * x / count, total)
 
 
-def diagonal(loss_fn: LossFn, params: Any, examples: Any, *, valid: Valid = None, chunk: int = 32) -> Any:
+def diagonal(loss_fn: LossFn, params: Params, examples: Examples, *, valid: Valid = None, chunk: int = 32) -> Params:
     """Return diag F = (1/n) Σ_i (∇ℓ_i)², a tree like ``params``.
 
     The gradients of ``chunk`` examples are in memory at once. Arguments as for `trace`; not for differentiation.
     """
 
-    def squares(some: Any, weight: Float[Array, " chunk"]) -> tuple[Any, Array]:
+    def squares(some: Examples, weight: Float[Array, " chunk"]) -> tuple[Params, Array]:
         grads = jax.vmap(jax.grad(loss_fn), (None, 0))(params, some)
         return jax.tree.map(lambda g: weighted_sum(weight, jnp.square(g)), grads), weight.sum()
 
@@ -113,7 +117,7 @@ def sampled_labels(key: Key[Array, ""], logits: Float[Array, "n k"]) -> Int[Arra
     return jax.random.categorical(key, jax.lax.stop_gradient(logits))
 
 
-def _weight(valid: Valid, examples: Any) -> Float[Array, " n"]:
+def _weight(valid: Valid, examples: Examples) -> Float[Array, " n"]:
     rows = jax.tree.leaves(examples)[0].shape[0]
     return jnp.ones(rows) if valid is None else valid.astype(jnp.float32)
 
@@ -121,7 +125,7 @@ def _weight(valid: Valid, examples: Any) -> Float[Array, " n"]:
 def _mix(
     estimator: str, key: Key[Array, ""] | None, weight: Float[Array, " n"]
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """Return with which weights a batch's losses are added, and by what the squared norm of the gradient is divided."""
+    """Return how a batch's losses are weighted, and by what the gradient's squared norm is divided."""
     count = jnp.maximum(weight.sum(), 1)
     if estimator == "batch_sq":
         return weight / count, jnp.ones(())
@@ -132,13 +136,13 @@ def _mix(
     return weight * jax.random.rademacher(key, weight.shape, weight.dtype), count
 
 
-def _mixed_loss(loss_fn: LossFn, params: Any, examples: Any, mix: Float[Array, " n"]) -> Float[Array, ""]:
+def _mixed_loss(loss_fn: LossFn, params: Params, examples: Examples, mix: Float[Array, " n"]) -> Float[Array, ""]:
     return jnp.sum(mix * jax.vmap(loss_fn, (None, 0))(params, examples))
 
 
-def _hessian_times_gradient(loss: Callable[[Any], Array], params: Any) -> Any:
+def _hessian_times_gradient(loss: Callable[[Params], Array], params: Params) -> Params:
     return jax.jvp(jax.grad(loss), (params,), (jax.grad(loss)(params),))[1]
 
 
-def _square(tree: Any) -> Float[Array, ""]:
+def _square(tree: Tree) -> Float[Array, ""]:
     return optax.tree.norm(tree, squared=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ from bdjax.types import HParam, Params
 _ROUNDING = 16  # a Lanczos vector shorter than this many rounding errors of what it is left over from is no direction
 
 Loss: TypeAlias = Callable[[Params], Float[Array, ""]]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Eigenvalue(NamedTuple):
@@ -54,15 +55,15 @@ class Spectrum(NamedTuple):
     weights: Float[Array, "starts steps"]
 
 
-def _precise(function: _Function) -> _Function:
+def _precise(function: Callable[P, R]) -> Callable[P, R]:
     """Trace a function with matrix products and convolutions at full precision."""
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         with jax.default_matmul_precision("highest"):
             return function(*args, **kwargs)
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 @_precise

@@ -38,8 +38,11 @@ class Smoothness(NamedTuple):
 
     def plain(self) -> dict[str, float | bool | None]:
         """Return Python values for a file; None where a number is not finite."""
-        numbers = {name: np.asarray(value).item() for name, value in self._asdict().items()}
-        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+        plain: dict[str, float | bool | None] = {}
+        for name, value in self._asdict().items():
+            number = np.asarray(value).item()
+            plain[name] = number if math.isfinite(number) else None
+        return plain
 
 
 @dataclasses.dataclass(frozen=True)

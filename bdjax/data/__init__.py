@@ -15,15 +15,16 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from bdjax import checks, registry
 from bdjax.data import splits as splits
 from bdjax.data.modalities.images import Images
 from bdjax.data.sources import _cache, _folders
+from bdjax.data.streams import ReadByRow
 from bdjax.devices import footprint
 from bdjax.types import Dataset, Split
 
@@ -56,8 +57,8 @@ def load(
       image_size: make every image square with this many pixels a side (bilinear, with antialiasing where it shrinks;
         the aspect ratio is not kept). The mean and standard deviation in the specification stay those of the images
         as they were stored.
-      on_disk: leave the training images where they are: in the place of their array is a `bdjax.data.streams.Images`,
-        which reads them by row. For data sets that TensorFlow Datasets prepared.
+      on_disk: leave the training images where they are: in the place of their array is a
+        `bdjax.data.streams.ReadByRow`. For data sets that TensorFlow Datasets prepared.
 
     Raises:
       InputError: unknown name, missing or damaged files; one sentence that says what to do.
@@ -83,17 +84,20 @@ def load(
             return _resized(factory(folder), image_size)
         if "on_disk" in inspect.signature(factory).parameters and image_size is None:
             return factory(folder, on_disk=True)
-        reason = "it is not in records that can be read by row" if image_size is None else "it is to be resized"
+        reason = "it is to be resized"
+        if image_size is None:
+            reason = "it is not in records that can be read by row"
         raise checks.InputError(f"data set {name} cannot stay on the disk: {reason}.")
     root = _image_folder_root(name, folder)
     if on_disk:
-        raise checks.InputError(f"image folder {root} cannot stay on the disk: it is not in records of one size.")
+        reason = "it is not in records of one size"
+        raise checks.InputError(f"image folder {root} cannot stay on the disk: {reason}.")
     from bdjax.data.sources import _image_folder  # Pillow is imported only where there are images to read
 
     return _image_folder.image_folder(root, image_size)
 
 
-def defaults(name: str) -> Mapping[str, Mapping[str, Any]]:
+def defaults(name: str) -> Mapping[str, Mapping[str, object]]:
     """Return what suits a data set, as sections of a config: ``DEFAULTS`` in its file; nothing for folders."""
     if name not in names():
         return {}
@@ -180,7 +184,7 @@ def _files_of(root: Path) -> Iterator[Path]:
             inner.clear()
             continue
         seen.add(real)
-        inner[:] = [one for one in inner if not one.startswith(".") and one != _cache.BESIDE]
+        inner[:] = [one for one in inner if not (one.startswith(".") or one == _cache.BESIDE)]
         yield from (Path(real, one) for one in names if not one.startswith("."))
 
 
@@ -195,12 +199,14 @@ def _digest(split: Split) -> str:
     return digest.hexdigest()
 
 
-def _parts(array: Any) -> Iterator[np.ndarray]:
+def _parts(array: Array | np.ndarray | ReadByRow) -> Iterator[np.ndarray]:
     """Yield an array whole, and images that are read by row some at a time."""
     if isinstance(array, (np.ndarray, jax.Array)):
         yield np.asarray(array)
-    else:
-        yield from (array[rows] for rows in np.split(np.arange(len(array)), range(_PART, len(array), _PART)))
+        return
+    rows = np.arange(array.shape[0])
+    for start in range(0, len(rows), _PART):
+        yield array[rows[start : start + _PART]]
 
 
 def _image_folder_root(name: str, folder: Path) -> Path:
@@ -227,7 +233,8 @@ def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
         return dataset
     if not isinstance(dataset.spec.modality, Images):
         unit = dataset.spec.modality.unit
-        raise checks.InputError(f"image_size must be left out for {dataset.spec.name}, of {unit}s; got {image_size}.")
+        left_out = f"left out for {dataset.spec.name}, of {unit}s"
+        raise checks.InputError(f"image_size must be {left_out}; got {image_size}.")
     height, width, channels = dataset.spec.shape
     if height == width == image_size:
         return dataset
@@ -235,9 +242,9 @@ def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
 
     count = sum(split.label.shape[0] for split in (dataset.train, dataset.test))
     footprint.check_images(count, (image_size, image_size, channels))
-    train, test = (
-        split._replace(input=_images.resize(np.asarray(split.input), image_size))
-        for split in (dataset.train, dataset.test)
-    )
     spec = dataclasses.replace(dataset.spec, shape=(image_size, image_size, channels))
-    return Dataset(train=train, test=test, spec=spec)
+
+    def resized(split: Split) -> Split:
+        return split._replace(input=_images.resize(np.asarray(split.input), image_size))
+
+    return Dataset(train=resized(dataset.train), test=resized(dataset.test), spec=spec)

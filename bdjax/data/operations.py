@@ -7,6 +7,7 @@ image one operation is within two levels of Pillow's. Every warp is bilinear.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -77,7 +78,8 @@ def sharpness(image: Image, factor: HParam) -> Image:
     """Move away from a 3×3 blur (weight 5 in the middle, 1 around; the border is not blurred): 1 is the image."""
     height, width = image.shape[:2]
     near = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
-    sums = sum(near[y : y + height, x : x + width] for y in range(3) for x in range(3))
+    places = itertools.product(range(3), range(3))
+    sums = sum(near[y : y + height, x : x + width] for y, x in places)
     inner = np.zeros((height, width, 1), bool)
     inner[1:-1, 1:-1] = True
     return _extrapolated(jnp.where(inner, (sums + 4 * image) / 13, image), image, factor)
@@ -115,10 +117,17 @@ def warp(image: Image, matrix: Matrix) -> Image:
     inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
     left, top = jnp.floor(u - 0.5), jnp.floor(v - 0.5)
     right_share, low_share = (u - 0.5 - left)[..., None], (v - 0.5 - top)[..., None]
-    columns = jnp.clip(left.astype(jnp.int32), 0, width - 1), jnp.clip(left.astype(jnp.int32) + 1, 0, width - 1)
-    rows = jnp.clip(top.astype(jnp.int32), 0, height - 1), jnp.clip(top.astype(jnp.int32) + 1, 0, height - 1)
-    upper, lower = ((1 - right_share) * image[row, columns[0]] + right_share * image[row, columns[1]] for row in rows)
+    left, right = _beside(left, width)
+    top, bottom = _beside(top, height)
+    upper = (1 - right_share) * image[top, left] + right_share * image[top, right]
+    lower = (1 - right_share) * image[bottom, left] + right_share * image[bottom, right]
     return jnp.where(inside[..., None], (1 - low_share) * upper + low_share * lower, 0)
+
+
+def _beside(place: Float[Array, "h w"], side: int) -> tuple[Int[Array, "h w"], Int[Array, "h w"]]:
+    """Return the two pixels that a place lies between, within the image."""
+    first = place.astype(jnp.int32)
+    return jnp.clip(first, 0, side - 1), jnp.clip(first + 1, 0, side - 1)
 
 
 def rotate(image: Image, degrees: HParam) -> Image:

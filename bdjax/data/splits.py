@@ -63,7 +63,8 @@ def holdout(
         _check_not_empty(share, num_classes if balanced else 1, len(rows))
         if not balanced:
             return np.sort(rows[: _whole(share * len(rows))])
-        each, most = _whole(share * len(rows) / num_classes), _share(counts.min() * num_classes / len(rows))
+        each = _whole(share * len(rows) / num_classes)
+        most = _share(counts.min() * num_classes / len(rows))
         _check_smallest(each, counts, class_names, f"share must be at most {most}", share)
     elif per_class is not None and share is None:
         if not balanced:
@@ -72,7 +73,8 @@ def holdout(
         each = per_class
         _check_smallest(each, counts, class_names, f"per_class must be at most {counts.min()}", per_class)
     else:
-        raise InputError(f"give exactly one of share and per_class, got share={share!r} and per_class={per_class!r}.")
+        given = f"share={share!r} and per_class={per_class!r}"
+        raise InputError(f"give exactly one of share and per_class, got {given}.")
     return _first_of_each_class(rows, label, np.full(num_classes, each))
 
 
@@ -147,7 +149,11 @@ def pad(split: Split, multiple: int) -> Split:
     missing = -len(split.label) % multiple
     if not missing:
         return split
-    return _map(lambda array: np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]), split)
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+
+    return _map(padded, split)
 
 
 def _shuffled(key: Key[Array, ""], split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -171,14 +177,13 @@ def _check_not_empty(share: float, classes: int, rows: int) -> None:
     if not rows:
         raise InputError("share cannot draw from a split without images.")
     if rows < classes:
-        raise InputError(
-            f"share cannot draw an image of each of {classes} classes from {rows}; with {_OF_ANY_CLASS} it draws "
-            "images whatever their class."
-        )
+        remedy = f"with {_OF_ANY_CLASS} it draws images whatever their class"
+        raise InputError(f"share cannot draw an image of each of {classes} classes from {rows}; {remedy}.")
     if _whole(share * rows / classes) < 1:
         each = "" if classes == 1 else f" of each of {classes} classes"
         least = _share(classes / rows)
-        raise InputError(f"share must be at least {least}, which is one image{each} from {rows}; got {share!r}.")
+        one = f"one image{each} from {rows}"
+        raise InputError(f"share must be at least {least}, which is {one}; got {share!r}.")
 
 
 def _check_smallest(each: int, counts: np.ndarray, class_names: Sequence[str], bound: str, got: float) -> None:
@@ -189,10 +194,10 @@ def _check_smallest(each: int, counts: np.ndarray, class_names: Sequence[str], b
     name = f"class {class_names[number]!r}" if class_names else f"class {number}"
     remedy = f"a share with {_OF_ANY_CLASS} draws images whatever their class"
     if not least:
-        raise InputError(f"{bound.split()[0]} cannot draw images of each class, as {name} has none; {remedy}.")
-    raise InputError(
-        f"{bound}: {name} has only {least} of the {each} images that are wanted of each class; got {got!r}; {remedy}."
-    )
+        why = f"as {name} has none"
+        raise InputError(f"{bound.split()[0]} cannot draw images of each class, {why}; {remedy}.")
+    short = f"{name} has only {least} of the {each} images that are wanted of each class"
+    raise InputError(f"{bound}: {short}; got {got!r}; {remedy}.")
 
 
 def _share(number: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from types import ModuleType
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Int, Num
@@ -18,7 +19,7 @@ Rows = Int[np.ndarray, " k"]
 
 
 @runtime_checkable
-class Images(Protocol):
+class ReadByRow(Protocol):
     """Images [n, h, w, c] that can be read by row: a NumPy array, a memory-mapped one, or what decodes a file."""
 
     @property
@@ -36,7 +37,7 @@ class Images(Protocol):
 class Selection:
     """Some rows of other images, read when they are asked for."""
 
-    def __init__(self, images: Images, rows: Rows):
+    def __init__(self, images: ReadByRow, rows: Rows):
         self._images, self._rows = images, rows
         self.shape, self.dtype = (len(rows), *images.shape[1:]), images.dtype
         self.nbytes = images.nbytes // max(len(images), 1) * len(rows)  # type: ignore[arg-type]
@@ -60,7 +61,7 @@ class Stream:
         compiles nothing. None leaves them as they are.
     """
 
-    images: Images
+    images: ReadByRow
     change: Callable[[Num[Array, "k h w c"], Int[Array, " k"]], Num[Array, "k h w c"]] | None = None
 
     @property
@@ -80,8 +81,8 @@ class ReadAhead:
     Which images are next depends on the arguments alone. ``close`` ends the threads.
     """
 
-    def __init__(self, images: Images, chunks: Int[np.ndarray, "chunks k"]):
-        grain = require()
+    def __init__(self, images: ReadByRow, chunks: Int[np.ndarray, "chunks k"]):
+        grain = require_grain()
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
         self._iterator = iter(grain.MapDataset.source(_Chunks(images, chunks)).to_iter_dataset(options))
         self._iterator.start_prefetch()
@@ -101,17 +102,17 @@ class ReadAhead:
 class _Chunks:
     """A source for grain whose elements are chunks: one call reads many rows."""
 
-    images: Images
+    images: ReadByRow
     chunks: Int[np.ndarray, "chunks k"]
 
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, number: Any) -> np.ndarray:
+    def __getitem__(self, number: SupportsIndex) -> np.ndarray:
         return self.images[self.chunks[number]]
 
 
-def require() -> Any:
+def require_grain() -> ModuleType:
     """Return grain.
 
     Raises:
@@ -120,5 +121,6 @@ def require() -> Any:
     try:
         import grain
     except ImportError as error:
-        raise InputError(f"streaming needs the extra 'data' ({error}); run: pip install 'bdjax[data]'.") from error
+        remedy = "run: pip install 'bdjax[data]'"
+        raise InputError(f"streaming needs the extra 'data' ({error}); {remedy}.") from error
     return grain

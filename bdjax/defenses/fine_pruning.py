@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bdjax import pytree, structure
 from bdjax.checks import below_one, positive, unit_interval
-from bdjax.data.aside import ROUNDING, keep_aside
+from bdjax.data.validation import ROUNDING, validation_split
 from bdjax.defenses._stages import Defense
 from bdjax.defenses.chain import chain
 from bdjax.train.recipe import Recipe, with_recipe
@@ -44,7 +44,7 @@ class FeaturePruning:
         del key
         load, task = model.spec.modality.load, model.spec.task
         features = jax.lax.map(lambda x: model.features(state, load(x)[None])[0], batch.input, batch_size=_CHUNK)
-        (seen, *_), (features, label, validation) = keep_aside(
+        (seen, *_), (features, label, validation) = validation_split(
             (features, batch.label, batch.input), task.stratum(batch.label), self.aside, task.num_classes
         )
         path, flat = structure.classifier(model, state), structure.flat(state["params"])

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key
 from bdjax import pytree, structure
 from bdjax.checks import below_one, integer, unit_interval
 from bdjax.curvature.chunks import accumulate, weighted_sum
-from bdjax.data.aside import ROUNDING, keep_aside
+from bdjax.data.validation import ROUNDING, validation_split
 from bdjax.defenses._search import Step, least_loss
 from bdjax.defenses._stages import TRIGGER
 from bdjax.defenses._triggered import Images, score
@@ -53,7 +53,7 @@ class GradPrune:
         (clean, label, _), trigger = batch
         images = Images(clean, trigger(jax.random.fold_in(key, 0), clean), label)
         task = model.spec.task
-        rest, validation = keep_aside(images, task.stratum(label), self.aside, task.num_classes)
+        rest, validation = validation_split(images, task.stratum(label), self.aside, task.num_classes)
         state, pruning = self.prune(model, state, rest, validation)
         state, tuning = self.tune(jax.random.fold_in(key, 1), model, state, rest, validation)
         found = score(model, state, validation, self.tuning.batch_size)

@@ -14,12 +14,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 
 from bdjax.checks import InputError
 from bdjax.devices import flags
+
+R = TypeVar("R", covariant=True)
 
 _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([\w<>.-]+)'")
 _LARGE = 2**18  # bytes, more than most programs have
@@ -43,8 +45,11 @@ def require_devices() -> None:
     except Exception as error:  # RuntimeError of most plugins, AssertionError without a word where CUDA's is missing
         reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         asked = getattr(jax.config, "jax_platforms", None)
-        where = f"JAX_PLATFORMS asks for {asked!r}, which cannot be used" if asked else "JAX finds no device"
-        raise InputError(f"{where} here ({reason or 'its plugin is not installed'}); name another, or none.") from error
+        where = "JAX finds no device"
+        if asked:
+            where = f"JAX_PLATFORMS asks for {asked!r}, which cannot be used"
+        why = reason or "its plugin is not installed"
+        raise InputError(f"{where} here ({why}); name another, or none.") from error
 
 
 def enable_cache(folder: Path | None = None) -> None:
@@ -83,7 +88,7 @@ def _mend(folder: Path) -> None:
     """
     show = warnings.showwarning
 
-    def look(message: Warning | str, *args: Any, **options: Any) -> None:
+    def look(message: Warning | str, *args: Any, **options: Any) -> None:  # as the module calls it
         if (found := _UNREADABLE.match(str(message))) is None:
             show(message, *args, **options)
             return
@@ -96,10 +101,20 @@ def _mend(folder: Path) -> None:
 
 
 def _warn_of_no_cache(folder: Path, error: OSError) -> None:
-    _log.warning("Compiled programs cannot be kept in %s (%s); each start compiles them again.", folder, error.strerror)
+    words = "Compiled programs cannot be kept in %s (%s); each start compiles them again."
+    _log.warning(words, folder, error.strerror)
 
 
-def jit(function: Callable[..., Any], *, tuned: bool = True, **options: Any) -> Callable[..., Any]:
+@runtime_checkable
+class Compiled(Protocol[R]):
+    """What `jit` returns: the function, with the ``lower`` of `jax.jit`."""
+
+    lower: Callable[..., jax.stages.Lowered]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R: ...
+
+
+def jit(function: Callable[..., R], *, tuned: bool = True, **options: Any) -> Compiled[R]:
     """Return `jax.jit` of the function with the compiler options that are in force when it is called.
 
     Args:
@@ -109,22 +124,26 @@ def jit(function: Callable[..., Any], *, tuned: bool = True, **options: Any) -> 
     """
 
     @functools.cache
-    def compiled(under: tuple[tuple[str, flags.Value], ...]) -> Callable[..., Any]:
+    def compiled(under: tuple[tuple[str, flags.Value], ...]) -> jax.stages.Wrapped:
         return jax.jit(function, compiler_options=dict(under) or None, **options)
 
-    def here() -> Callable[..., Any]:
-        return compiled(tuple(sorted((options_in_force() if tuned else _ALSO.get()).items())))
+    def here() -> jax.stages.Wrapped:
+        under = options_in_force() if tuned else _ALSO.get()
+        return compiled(tuple(sorted(under.items())))
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> R:
         return here()(*args, **kwargs)
 
-    call.lower = lambda *args, **kwargs: here().lower(*args, **kwargs)  # type: ignore[attr-defined]
-    return call
+    def lower(*args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        return here().lower(*args, **kwargs)
+
+    call.lower = lower  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
 
 
 def options_in_force() -> dict[str, flags.Value]:
-    """Return the compiler options of a program that is called now: the backend's, and those of `also` over them."""
+    """Return the compiler options of a program that is called now: the backend's, then those of `also`."""
     return {**flags.used(jax.default_backend()), **_ALSO.get()}
 
 
@@ -136,7 +155,8 @@ def also(options: flags.Options) -> Iterator[None]:
       InputError: this XLA does not know one of them.
     """
     if (why := flags.unknown(options)) is not None:
-        raise InputError(f"compiler options must be known to this XLA; it refuses {dict(options)}: {why}.")
+        refused = f"it refuses {dict(options)}: {why}"
+        raise InputError(f"compiler options must be known to this XLA; {refused}.")
     token = _ALSO.set({**_ALSO.get(), **options})
     try:
         yield

@@ -6,13 +6,14 @@ import functools
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from bdjax.checks import InputError
-from bdjax.types import Model, Spec, Trigger
+from bdjax.types import BatchStats, Leaf, Model, Spec, Trigger, Variables
 
 _TRAINED = 3  # copies of the parameters: their gradient and its momentum
 
@@ -39,7 +40,8 @@ def check_network(model: Model, rows: int, memory: int | None) -> None:
         with_training = f"with their gradient and momentum they need {_gibibytes(needed)}"
         raise InputError(f"the network has {_short(count)} parameters; {with_training}, {there}.")
     if largest > memory:
-        array = f"one array of {_gibibytes(largest)} of a batch of {rows} images of {model.spec.shape[:2]} pixels"
+        batch = f"a batch of {rows} images of {model.spec.shape[:2]} pixels"
+        array = f"one array of {_gibibytes(largest)} of {batch}"
         raise InputError(f"the network computes {array}, {there}.")
 
 
@@ -51,7 +53,8 @@ def check_trigger(trigger: Trigger, spec: Spec, memory: int | None) -> None:
     """
     if memory is None:
         return
-    needed = _of_trigger(trigger, spec) if _is_hashable(trigger) else _of_trigger.__wrapped__(trigger, spec)
+    find = _of_trigger if _is_hashable(trigger) else _of_trigger.__wrapped__
+    needed = find(trigger, spec)
     if needed > memory:
         there = f"and the device has {_gibibytes(memory)}"
         raise InputError(f"the trigger with these options takes {_gibibytes(needed)}, {there}.")
@@ -78,10 +81,14 @@ def machine_bytes() -> int | None:
 
 @functools.lru_cache(maxsize=64)  # the configs of a sweep ask for the same ones thousands of times
 def _of_network(model: Model, rows: int) -> tuple[int, int, int]:
-    """Return the number of parameters, their bytes, and those of the largest array of a pass over so many images."""
+    """Return the number of parameters, their bytes, and the bytes of a pass's largest array."""
     variables = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((rows, *model.spec.shape), jnp.float32)
-    traced = jax.make_jaxpr(lambda variables, image: model.apply(variables, image, train=True))(variables, image)
+
+    def training_pass(variables: Variables, image: Array) -> tuple[Array, BatchStats]:
+        return model.apply(variables, image, train=True)
+
+    traced = jax.make_jaxpr(training_pass)(variables, image)
     leaves = jax.tree.leaves(variables["params"])
     largest = max(map(_bytes, _results(traced.jaxpr)), default=0)
     return sum(math.prod(x.shape) for x in leaves), sum(map(_bytes, leaves)), largest
@@ -93,10 +100,11 @@ def _of_trigger(trigger: Trigger, spec: Spec) -> int:
     return sum(map(_bytes, jax.tree.leaves(state)))
 
 
-def _results(program: Any) -> Iterator[Any]:
+def _results(program: jax.extend.core.Jaxpr) -> Iterator[Leaf]:
     """Yield the shapes and types of what a traced program computes, also in the programs that it calls."""
     for eqn in program.eqns:
-        yield from (var.aval for var in eqn.outvars)
+        for var in eqn.outvars:
+            yield var.aval
         for value in eqn.params.values():
             for part in value if isinstance(value, list | tuple) else (value,):
                 called = getattr(part, "jaxpr", part)
@@ -104,7 +112,7 @@ def _results(program: Any) -> Iterator[Any]:
                     yield from _results(called)
 
 
-def _bytes(array: Any) -> int:
+def _bytes(array: Leaf) -> int:
     return math.prod(array.shape) * getattr(array.dtype, "itemsize", 4)
 
 
@@ -113,10 +121,12 @@ def _short(count: int) -> str:
 
 
 def _gibibytes(number: int) -> str:
-    return f"{number / 2**30:,.1f} GiB" if number < 2**50 else f"{number / 2**30:.1e} GiB".replace("e+", "e")
+    if number < 2**50:
+        return f"{number / 2**30:,.1f} GiB"
+    return f"{number / 2**30:.1e} GiB".replace("e+", "e")
 
 
-def _is_hashable(value: Any) -> bool:
+def _is_hashable(value: object) -> bool:
     try:
         hash(value)
     except TypeError:

@@ -12,11 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import FrameType
+from typing import TypeAlias
 
 LOST = "another host was lost, or failed; the same command continues, on another number of hosts too"
 _VARIABLE = "BDJAX_WATCHED"
 _EXIT_FAILED, _EXIT_STOPPED = 1, 143
+# What `signal.signal` takes and returns; None is one that was not set from Python.
+_Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
 
 def is_watched() -> bool:
@@ -35,7 +38,7 @@ def watch(module: str, words: Sequence[str]) -> int:
     received: list[int] = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, env=environment) as child:
 
-        def pass_on(number: int, frame: Any) -> None:
+        def pass_on(number: int, frame: FrameType | None) -> None:
             received.append(number)
             signal.signal(number, previous[number])
             with contextlib.suppress(OSError):
@@ -43,7 +46,7 @@ def watch(module: str, words: Sequence[str]) -> int:
 
         assert child.stdin is not None
         pipe = child.stdin.fileno()
-        previous: dict[int, Any] = {}
+        previous: dict[int, _Handler] = {}
         for number in (signal.SIGTERM, signal.SIGINT):
             previous[number] = signal.signal(number, pass_on)
         try:

@@ -22,9 +22,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from bdjax.checks import InputError, integer
 from bdjax.devices import compilation
+from bdjax.types import Leaf
 
 AUTO = "auto"
 HEARTBEAT_SECONDS = 60
@@ -34,7 +37,9 @@ _FINISH_SECONDS = 30  # for all hosts to end
 T = TypeVar("T")
 
 
-def check(hosts: str | None, host: int | None, coordinator: str | None, timeout: int = HEARTBEAT_SECONDS) -> None:
+def check_options(
+    hosts: str | None, host: int | None, coordinator: str | None, timeout: int = HEARTBEAT_SECONDS
+) -> None:
     """Refuse options that do not belong together; see `start`.
 
     Raises:
@@ -44,20 +49,21 @@ def check(hosts: str | None, host: int | None, coordinator: str | None, timeout:
     if hosts is None or hosts == AUTO:
         for name, value in (("host", host), ("coordinator", coordinator)):
             if value is not None:
-                raise InputError(f"{name} goes with hosts, as a number; hosts is {hosts or 'not given'}.")
+                given = hosts or "not given"
+                raise InputError(f"{name} goes with hosts, as a number; hosts is {given}.")
         return
     if not hosts.isdecimal() or int(hosts) < 1:
         raise InputError(f"hosts must be {AUTO}, or their number; got {hosts!r}.")
     if host is None or coordinator is None:
-        raise InputError(
-            f"hosts = {hosts} needs host, which of them this is, and coordinator, the first one's address."
-        )
+        needed = "host, which of them this is, and coordinator, the first one's address"
+        raise InputError(f"hosts = {hosts} needs {needed}.")
     integer(host=host)
     if host >= int(hosts):
         raise InputError(f"host must be below hosts = {hosts}, as the first is 0; got {host}.")
     address, _, port = coordinator.rpartition(":")
     if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise InputError(f"coordinator must be an address and a port, as in 10.0.0.1:1234; got {coordinator!r}.")
+        right = "an address and a port, as in 10.0.0.1:1234"
+        raise InputError(f"coordinator must be {right}; got {coordinator!r}.")
 
 
 def start(
@@ -75,7 +81,7 @@ def start(
       InputError: the options do not belong together, ``auto`` finds nothing, the port is taken, or the processes differ
         in their number of devices.
     """
-    check(hosts, host, coordinator, timeout)
+    check_options(hosts, host, coordinator, timeout)
     limits: dict[str, Any] = {
         "initialization_timeout": _START_SECONDS,
         "heartbeat_timeout_seconds": timeout,
@@ -85,9 +91,8 @@ def start(
         try:
             jax.distributed.initialize(**limits)
         except ValueError as error:
-            raise InputError(
-                "hosts is auto, but JAX finds no SLURM, Open MPI or TPU pod; give their number."
-            ) from error
+            missing = "JAX finds no SLURM, Open MPI or TPU pod"
+            raise InputError(f"hosts is auto, but {missing}; give their number.") from error
     else:
         if host == 0:
             _check_free(int(str(coordinator).rpartition(":")[2]))
@@ -96,7 +101,8 @@ def start(
     compilation.require_devices()
     devices = Counter(device.process_index for device in jax.devices())
     if len(set(devices.values())) > 1:
-        raise InputError(f"every host must have as many devices; they have {[devices[i] for i in sorted(devices)]}.")
+        there = [devices[host] for host in sorted(devices)]
+        raise InputError(f"every host must have as many devices; they have {there}.")
 
 
 def _check_free(port: int) -> None:
@@ -104,7 +110,8 @@ def _check_free(port: int) -> None:
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        raise InputError(f"coordinator: port {port} of this host cannot be used ({error.strerror}).") from error
+        why = error.strerror
+        raise InputError(f"coordinator: port {port} of this host cannot be used ({why}).") from error
 
 
 def finish(code: int) -> None:
@@ -119,7 +126,7 @@ def finish(code: int) -> None:
     timer.cancel()
 
 
-def count() -> int:
+def process_count() -> int:
     """Return how many processes the run has."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
@@ -131,12 +138,12 @@ def devices() -> int:
 
 def is_loss(error: Exception) -> bool:
     """Say whether an error, in a run of several processes, tells that another one does not answer."""
-    return count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
+    return process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def is_first() -> bool:
     """Say whether this is the process that writes and prints."""
-    return count() == 1 or jax.process_index() == 0
+    return process_count() == 1 or jax.process_index() == 0
 
 
 def from_first(function: Callable[[], T]) -> T:
@@ -145,7 +152,7 @@ def from_first(function: Callable[[], T]) -> T:
     Raises:
       InputError, OSError: raised there, raised everywhere.
     """
-    if count() == 1:
+    if process_count() == 1:
         return function()
     answer: dict[str, Any] = {}
     if is_first():
@@ -161,13 +168,15 @@ def from_first(function: Callable[[], T]) -> T:
     return answer["value"]
 
 
-def arrays_of_first(tree: Any) -> Any:
+def arrays_of_first(tree: T) -> T:
     """Return the arrays that the first process has, as NumPy arrays; the others bring shapes and types."""
-    return tree if count() == 1 else multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
+    if process_count() == 1:
+        return tree
+    return multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
 
 
 @contextlib.contextmanager
-def held_by_first(context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+def held_by_first(context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
     """Enter a context, a lock say, on the first process; the others wait until that is done."""
     with contextlib.ExitStack() as stack:
 
@@ -180,28 +189,32 @@ def held_by_first(context: contextlib.AbstractContextManager[Any]) -> Iterator[N
 
 def any_says(value: bool) -> bool:
     """Say whether it is true on any process."""
-    return value if count() == 1 else bool(multihost_utils.process_allgather(np.bool_(value)).any())
+    if process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.bool_(value)).any())
 
 
-def check_same(**values: Any) -> None:
+def check_same(**values: object) -> None:
     """Refuse plain values or trees of arrays that are not the same, to the bit, on every process.
 
     Raises:
       InputError: on every process; it names the first that differs.
     """
-    if count() == 1:
+    if process_count() == 1:
         return
-    sums = multihost_utils.process_allgather(np.array([_checksum(value) for value in values.values()], np.uint32))
+    own = [_checksum(value) for value in values.values()]
+    sums = multihost_utils.process_allgather(np.array(own, np.uint32))
     for name, column in zip(values, sums.T, strict=True):
         if (column != column[0]).any():
-            others = ", ".join(str(host) for host in np.flatnonzero(column != column[0]))
-            raise InputError(f"the hosts must have the same {name}; host {others} has another than the first.")
+            others = ", ".join(map(str, np.flatnonzero(column != column[0])))
+            wrong = f"host {others} has another than the first"
+            raise InputError(f"the hosts must have the same {name}; {wrong}.")
 
 
-def replicate(tree: Any, sharding: NamedSharding) -> Any:
+def replicate(tree: T, sharding: NamedSharding) -> T:
     """Put a tree of arrays on all devices of a mesh over several processes; each brings the same values."""
 
-    def put(x: Any) -> Any:
+    def put(x: ArrayLike) -> Array:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return jax.device_put(x, sharding)
         x = np.asarray(x)
@@ -210,10 +223,10 @@ def replicate(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(put, tree)
 
 
-def local(tree: Any) -> Any:
-    """Return this process's own copy of arrays that each device of several processes has whole, on one of its own."""
+def local(tree: T) -> T:
+    """Return this process's copy of arrays that each device of several processes has whole, on one of its own."""
 
-    def take(x: Any) -> Any:
+    def take(x: Leaf) -> Leaf:
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return x
         assert x.is_fully_replicated, x.sharding
@@ -229,7 +242,7 @@ def _broadcast(content: bytes) -> bytes:
     return multihost_utils.broadcast_one_to_all(padded).tobytes()
 
 
-def _checksum(value: Any) -> int:
+def _checksum(value: object) -> int:
     """Return the CRC-32 of a plain value, or of a tree of arrays with their shapes and types."""
     leaves = jax.tree.leaves(value)
     if not leaves or not all(isinstance(x, (jax.Array, np.ndarray)) for x in leaves):

@@ -13,7 +13,7 @@ EPOCH_SHARE = 0.1  # that the batches of a whole epoch may take on their way
 _COPIES = 4  # of the images: as they are gathered, padded by a border, cropped and flipped
 
 
-def choose(asked: str, split: Split, *, memory: int | None = None) -> str:
+def choose_place(asked: str, split: Split, *, memory: int | None = None) -> str:
     """Return ``device`` or ``host`` for ``auto``, by the images' size, and otherwise what was asked.
 
     On the device are the images and their poisoned copy. They stay on the host if that is more than half of the

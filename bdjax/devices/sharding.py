@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -12,6 +12,7 @@ from bdjax.devices import hosts
 from bdjax.types import Split
 
 BATCH = "batch"
+T = TypeVar("T")  # a tree of arrays
 
 
 def batch_mesh(devices: int, batch_size: int | None) -> Mesh | None:
@@ -22,36 +23,46 @@ def batch_mesh(devices: int, batch_size: int | None) -> Mesh | None:
     Raises:
       InputError: there are fewer devices, they do not divide the batch, or the hosts do not divide them.
     """
-    count = hosts.count()
+    count = hosts.process_count()
     if devices % count:
-        raise InputError(f"devices must be a multiple of hosts = {count}, as it counts those of all; got {devices}.")
+        multiple = f"a multiple of hosts = {count}, as it counts those of all"
+        raise InputError(f"devices must be {multiple}; got {devices}.")
     if devices == 1 or batch_size is None:
         return None
     there = jax.devices()
     if devices > len(there):
-        raise InputError(f"devices must be at most {len(there)}, the number of devices here; got {devices}.")
+        most = f"{len(there)}, the number of devices here"
+        raise InputError(f"devices must be at most {most}; got {devices}.")
     if batch_size % devices:
         raise InputError(f"batch_size must be a multiple of devices = {devices}; got {batch_size}.")
-    of_host = [[device for device in there if device.process_index == host] for host in range(count)]
-    chosen = [device for some in of_host for device in some[: devices // count]]
+    chosen = []
+    for host in range(count):
+        own = [device for device in there if device.process_index == host]
+        chosen += own[: devices // count]
     return jax.make_mesh((devices,), (BATCH,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
-def replicate(tree: Any, mesh: Mesh | None) -> Any:
+def replicate(tree: T, mesh: Mesh | None) -> T:
     """Put a tree of arrays on the device, or a copy on each device of the mesh; of several hosts, all have the same."""
     if mesh is None:
         return jax.device_put(tree)
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.device_put(tree, whole) if hosts.count() == 1 else hosts.replicate(tree, whole)
+    return jax.device_put(tree, whole) if hosts.process_count() == 1 else hosts.replicate(tree, whole)
 
 
 def rows_here(mesh: Mesh | None, batch_size: int) -> slice:
     """Return which rows of a batch the devices of this host work on: all of them where there is one host."""
     if mesh is None:
         return slice(0, batch_size)
-    places = NamedSharding(mesh, PartitionSpec(BATCH)).addressable_devices_indices_map((batch_size,))
-    bounds = [place[0].indices(batch_size) for place in places.values() if place is not None]
-    return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+    starts: list[int] = []
+    stops: list[int] = []
+    for place in sharding.addressable_devices_indices_map((batch_size,)).values():
+        if place is not None:
+            start, stop, _ = place[0].indices(batch_size)
+            starts.append(start)
+            stops.append(stop)
+    return slice(min(starts), max(stops))
 
 
 def even(mesh: Mesh | None, batch_size: int) -> int:
@@ -59,7 +70,7 @@ def even(mesh: Mesh | None, batch_size: int) -> int:
     return batch_size if mesh is None else batch_size + -batch_size % mesh.shape[BATCH]
 
 
-def keep_whole(tree: Any, mesh: Mesh | None) -> Any:
+def keep_whole(tree: T, mesh: Mesh | None) -> T:
     """Inside a compiled step: let each device have all of a tree."""
     if mesh is None:
         return tree

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
 from bdjax.models._materialized import materialized
+from bdjax.types import Leaf
 
 _FEW = 16  # channels of a result that fill one vector register, measured with AVX-512
 _LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
@@ -61,9 +62,10 @@ def conv_general_dilated(
         **options,
     )
     plain = all(value in (None, 1) for value in options.values())
-    plain = plain and lax.conv_dimension_numbers(image.shape, kernel.shape, dimension_numbers) == _LAYOUT
-    auto = all(kind == AxisType.Auto for x in (image, kernel) for kind in jax.typeof(x).sharding.mesh.axis_types)
-    if jax.default_backend() != "cpu" or not plain or not auto:
+    layout = lax.conv_dimension_numbers(image.shape, kernel.shape, dimension_numbers)
+    if jax.default_backend() != "cpu" or not plain or layout != _LAYOUT:
+        return own(image, kernel)
+    if not (_is_auto(image) and _is_auto(kernel)):
         return own(image, kernel)
     geometry = _Geometry(
         image=image.shape[1:3],
@@ -77,16 +79,24 @@ def conv_general_dilated(
     return _derivative("out", image[None], kernel[None], geometry)[0]
 
 
+def _is_auto(x: Array) -> bool:
+    """Whether the compiler alone decides how an array lies on the mesh."""
+    return set(jax.typeof(x).sharding.mesh.axis_types) <= {AxisType.Auto}
+
+
+_Pair: TypeAlias = tuple[int, ...]  # of a number for rows and one for columns
+
+
 class _Geometry(NamedTuple):
     """The sizes of the three arrays of T, and how they meet; each for rows and columns."""
 
-    image: tuple[int, ...]
-    kernel: tuple[int, ...]
-    out: tuple[int, ...]
-    stride: tuple[int, ...]
-    low: tuple[int, ...]
-    image_step: tuple[int, ...]
-    kernel_step: tuple[int, ...]
+    image: _Pair
+    kernel: _Pair
+    out: _Pair
+    stride: _Pair
+    low: _Pair
+    image_step: _Pair
+    kernel_step: _Pair
 
 
 _AXES = {"image": "mnhwi", "kernel": "mhwio", "out": "mnhwo"}
@@ -104,12 +114,10 @@ def _derivative(by: str, left: Array, right: Array, geometry: _Geometry) -> Arra
     return _primitive.bind(left, right, by=by, geometry=geometry)
 
 
-def _shape(left: Any, right: Any, by: str, geometry: _Geometry) -> tuple[int, ...]:
-    sizes = {
-        axis: size
-        for role, array in zip(_OPERANDS[by], (left, right), strict=True)
-        for axis, size in zip(_AXES[role], array.shape, strict=True)
-    }
+def _shape(left: Leaf, right: Leaf, by: str, geometry: _Geometry) -> tuple[int, ...]:
+    sizes: dict[str, int] = {}
+    for role, array in zip(_OPERANDS[by], (left, right), strict=True):
+        sizes |= zip(_AXES[role], array.shape, strict=True)
     sizes |= zip("hw", getattr(geometry, by), strict=True)
     return tuple(sizes[axis] for axis in _AXES[by])
 
@@ -140,7 +148,10 @@ def _image(cotangent: Array, kernel: Array, geometry: _Geometry) -> Array:
     """Convolve the cotangent with the kernel turned by 180 degrees, its channels exchanged."""
     g = geometry
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    low = tuple(_span(*sizes) - 1 - low for *sizes, low in zip(g.kernel, g.kernel_step, g.low, strict=True))
+    lows: list[int] = []
+    for size, step, before in zip(g.kernel, g.kernel_step, g.low, strict=True):
+        lows.append(_span(size, step) - 1 - before)
+    low = tuple(lows)
     return _convolve(cotangent, turned, g.image, g.image_step, low, g.stride, g.kernel_step)
 
 
@@ -148,7 +159,9 @@ def _kernel(image: Array, cotangent: Array, geometry: _Geometry) -> Array:
     """Convolve the image with the cotangent, batch and channels exchanged."""
     g = geometry
     if _of_pixels(g):  # no position meets another, so that the sum over all is one matrix product
-        image, cotangent = (materialized(x.reshape(-1, x.shape[-1])) for x in (_met(image, g), cotangent))
+        image = _met(image, g)
+        image = materialized(image.reshape(-1, image.shape[-1]))
+        cotangent = materialized(cotangent.reshape(-1, cotangent.shape[-1]))
         return (image.T @ cotangent)[None, None]
     image, cotangent = materialized(image), materialized(cotangent)
     image, cotangent = image.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
@@ -159,32 +172,41 @@ def _kernel(image: Array, cotangent: Array, geometry: _Geometry) -> Array:
 def _of_pixels(geometry: _Geometry) -> bool:
     """Tell a 1×1 convolution without padding, with or without a stride."""
     g = geometry
-    spans = zip(g.out, g.stride, g.image, strict=True)
-    return g.kernel == g.image_step == (1, 1) and g.low == (0, 0) and all(_span(p, s) <= x for p, s, x in spans)
+    if not (g.kernel == g.image_step == (1, 1) and g.low == (0, 0)):
+        return False
+    return all(_span(p, s) <= x for p, s, x in zip(g.out, g.stride, g.image, strict=True))
 
 
 def _met(image: Array, geometry: _Geometry) -> Array:
     """Return the pixels that such a convolution takes in."""
-    rows, columns = (slice(0, _span(p, s), s) for p, s in zip(geometry.out, geometry.stride, strict=True))
-    return image[:, rows, columns]
+    (p, q), (down, across) = geometry.out, geometry.stride
+    return image[:, : _span(p, down) : down, : _span(q, across) : across]
 
 
-def _convolve(image: Array, kernel: Array, out: Any, stride: Any, low: Any, image_step: Any, kernel_step: Any) -> Array:
+def _convolve(
+    image: Array,
+    kernel: Array,
+    out: _Pair,
+    stride: _Pair,
+    low: _Pair,
+    image_step: _Pair,
+    kernel_step: _Pair,
+) -> Array:
     """Convolve in the layout of the fast kernel, with the padding at the end that gives the size asked for."""
-    pads = [
-        (before, _span(p, s) + _span(k, k_step) - 1 - _span(x, x_step) - before)
-        for x, k, p, s, before, x_step, k_step in zip(
-            image.shape[1:3], kernel.shape[:2], out, stride, low, image_step, kernel_step, strict=True
-        )
-    ]
+    pads: list[tuple[int, int]] = []
+    for axis in (0, 1):
+        taken = _span(out[axis], stride[axis]) + _span(kernel.shape[axis], kernel_step[axis]) - 1
+        there = _span(image.shape[1 + axis], image_step[axis])
+        pads.append((low[axis], taken - there - low[axis]))
     convolve = functools.partial(
         lax.conv_general_dilated, padding=pads, lhs_dilation=image_step, dimension_numbers=_LAYOUT
     )
     plain = {1} == {*stride, *image_step, *kernel_step}
     if not (plain and out[1] % 2 == 0 and kernel.shape[3] <= _FEW):
         return convolve(image, kernel, stride, rhs_dilation=kernel_step)
-    # Two neighboring columns as one, with twice the channels: that many more values for each load of the fast kernel.
-    left, right = (jnp.pad(kernel, ((0, 0), columns, (0, 0), (0, 0))) for columns in ((0, 1), (1, 0)))
+    # Two neighboring columns as one, with twice the channels: so many more values a load of the fast kernel.
+    left = jnp.pad(kernel, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    right = jnp.pad(kernel, ((0, 0), (1, 0), (0, 0), (0, 0)))
     pairs = convolve(image, jnp.concatenate([left, right], 3), (1, 2))
     return pairs.reshape(*pairs.shape[:2], out[1], kernel.shape[3])
 
@@ -198,16 +220,16 @@ def _span(size: int, step: int) -> int:
 
 
 @_primitive.def_abstract_eval
-def _type(left: Any, right: Any, *, by: str, geometry: _Geometry) -> Any:
+def _type(left: Leaf, right: Leaf, *, by: str, geometry: _Geometry) -> Leaf:
     return left.update(shape=_shape(left, right, by, geometry), weak_type=False)
 
 
-def _transpose(of: int, cotangent: Array, *operands: Any, by: str, geometry: _Geometry) -> Array:
+def _transpose(of: int, cotangent: Array, *operands: Leaf, by: str, geometry: _Geometry) -> Array:
     """Transpose ∂T/∂c, a function of a and b, in its operand a: that is ∂T/∂a, a function of c and b."""
     role, other = _OPERANDS[by][of], _OPERANDS[by][1 - of]
     given = {by: cotangent, other: operands[1 - of]}
-    left, right = (given[operand] for operand in _OPERANDS[role])
-    return _derivative(role, left, right, geometry)
+    left, right = _OPERANDS[role]
+    return _derivative(role, given[left], given[right], geometry)
 
 
 def _batch(
@@ -215,7 +237,7 @@ def _batch(
 ) -> tuple[Array, int]:
     """Merge the mapped axis into m, or for one mapped operand into the axis that it shares with the result."""
     roles = [role for role, at in zip(_OPERANDS[by], mapped, strict=True) if at is not None]
-    axis = "m" if len(roles) == 2 else next(name for name in "nio" if name in _AXES[roles[0]] and name in _AXES[by])
+    axis = "m" if len(roles) == 2 else _shared_axis(roles[0], by)
     merged, parts = list(operands), ()
     for index, (role, at) in enumerate(zip(_OPERANDS[by], mapped, strict=True)):
         if at is not None:
@@ -227,6 +249,11 @@ def _batch(
     result = _derivative(by, left, right, geometry)
     where = _AXES[by].index(axis)
     return result.reshape(*result.shape[:where], *parts, *result.shape[where + 1 :]), where
+
+
+def _shared_axis(role: str, by: str) -> str:
+    (axis,) = {"n", "i", "o"} & set(_AXES[role]) & set(_AXES[by])
+    return axis
 
 
 _primitive.def_impl(jax.jit(_value, static_argnames=("by", "geometry")))

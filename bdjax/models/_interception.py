@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import flax.linen as nn
 from jaxtyping import Array
@@ -14,10 +14,16 @@ from jaxtyping import Array
 from bdjax import structure
 from bdjax.models._dense import Dense
 from bdjax.structure import FactoredKernel, Path
+from bdjax.types import Tree
 
 # What is recorded goes through a collection of variables, which Flax hands out of `nn.remat` and the like. Each pass
 # has one of its own: where the collections are the same, `nn.jit` runs a program that it has, interceptors and all.
 _COLLECTIONS = map("seen{}".format, itertools.count())
+_Context: TypeAlias = nn.module.InterceptorContext
+_Call: TypeAlias = Callable[..., Any]
+_Arguments: TypeAlias = tuple[Any, ...]
+_Keywords: TypeAlias = dict[str, Any]
+_Output: TypeAlias = Any  # whatever a method of a layer returns
 _WRAPPERS = (nn.WeightNorm, nn.SpectralNorm)  # which compute a kernel of their own from that of the layer inside
 
 
@@ -25,10 +31,14 @@ def with_tuples(module: nn.Module) -> nn.Module:
     """Return an `nn.Sequential`, which keeps a list as it was given, with a tuple of layers; others as they are."""
     if not isinstance(module, nn.Sequential):
         return module
-    return module.clone(layers=tuple(with_tuples(x) if isinstance(x, nn.Module) else x for x in module.layers))
+
+    def inside(layer: Callable[..., Any]) -> Callable[..., Any]:
+        return with_tuples(layer) if isinstance(layer, nn.Module) else layer
+
+    return module.clone(layers=tuple(map(inside, module.layers)))
 
 
-def keywords(module: nn.Module, **values: Any) -> dict[str, Any]:
+def keywords(module: nn.Module, **values: object) -> _Keywords:
     """Return those of the keywords that a module takes; `nn.Sequential` hands its own to its first layer."""
     if isinstance(module, nn.Sequential):
         first = module.layers[0] if module.layers else None
@@ -41,10 +51,13 @@ def keywords(module: nn.Module, **values: Any) -> dict[str, Any]:
 
 @contextmanager
 def recorded_input(layer: Path) -> Iterator[str]:
-    """Record what the layer of this path takes in, the last time that it is called; gives the name of a collection."""
+    """Record what the layer of this path takes in, the last time that it is called.
+
+    Gives the name of the collection that it is in.
+    """
     collection = next(_COLLECTIONS)
 
-    def record(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def record(next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Context) -> _Output:
         if _is_call_of(context, layer):
             _keep(context.module, collection, args[0])
         return next_call(*args, **kwargs)
@@ -55,10 +68,13 @@ def recorded_input(layer: Path) -> Iterator[str]:
 
 @contextmanager
 def shifted_output(layer: Path, shift: Array) -> Iterator[str]:
-    """Add ``shift`` to what the layer of this path puts out and record the sum; gives the name of a collection."""
+    """Add ``shift`` to what the layer of this path puts out, and record the sum.
+
+    Gives the name of the collection that it is in.
+    """
     collection = next(_COLLECTIONS)
 
-    def shifted(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def shifted(next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Context) -> _Output:
         out = next_call(*args, **kwargs)
         if not _is_call_of(context, layer):
             return out
@@ -70,10 +86,15 @@ def shifted_output(layer: Path, shift: Array) -> Iterator[str]:
         yield collection
 
 
-def recorded(seen: Any, layer: Path) -> Array | None:
-    """Return what was recorded in a collection; None if the layer was not called, or shares its program with others."""
+def recorded(seen: Tree, layer: Path) -> Array | None:
+    """Return what was recorded in a collection.
+
+    None if the layer was not called, or shares its program with others.
+    """
     found = structure.flat(seen or {})
-    return next(iter(found.values())) if [path[:-1] for path in found] == [layer] else None
+    if [path[:-1] for path in found] != [layer]:
+        return None
+    return next(iter(found.values()))
 
 
 def _is_call_of(context: nn.module.InterceptorContext, layer: Path) -> bool:
@@ -92,7 +113,7 @@ def listed_products(found: set[Path]) -> Iterator[None]:
     """
     wrapped: list[nn.Module] = []
 
-    def listed(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def listed(next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Context) -> _Output:
         layer = context.module
         if _multiplies(layer) and not wrapped:
             found.add((*layer.path, "kernel"))
@@ -108,8 +129,8 @@ def listed_products(found: set[Path]) -> Iterator[None]:
         yield
 
 
-def factored(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-    """Compute a layer whose kernel is given as V diag(s) Uᵀ: V as the kernel, then the scale, then U for each pixel."""
+def factored(next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Context) -> _Output:
+    """Compute a layer whose kernel is given as V diag(s) Uᵀ: V as the kernel, the scale, U for each pixel."""
     layer = context.module
     if context.method_name != "__call__" or not _multiplies(layer):
         return next_call(*args, **kwargs)
@@ -127,13 +148,13 @@ def factored(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.
 
 
 def _multiplies(layer: nn.Module) -> bool:
-    """Whether a layer is x ↦ kernel · x + bias, and its class is exactly one that is known: a subclass may do more."""
+    """Whether a layer is x ↦ kernel · x + bias, and of exactly a known class: a subclass may do more."""
     if type(layer) is nn.Conv:
         return layer.mask is None
     return type(layer) in (nn.Dense, Dense)
 
 
-def _product(layer: Any, kernel: Array, x: Array) -> Array:
+def _product(layer: nn.Module, kernel: Array, x: Array) -> Array:
     """Return a layer's product of another kernel with its input, without its bias."""
     if not isinstance(layer, nn.Conv | nn.Dense):
         return x @ kernel.astype(x.dtype)

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.core
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Key, Num
 
 from bdjax import structure
@@ -38,7 +39,7 @@ from bdjax.models._interception import (
 )
 from bdjax.models._materialized import materialized
 from bdjax.structure import FactoredKernel, Path
-from bdjax.types import BatchStats, Spec, Variables
+from bdjax.types import BatchStats, Leaf, Params, Spec, Tree, Variables
 
 DTYPES = ("float32", "bfloat16")
 
@@ -104,9 +105,8 @@ def _moments(x: Array, valid: Array | None) -> tuple[Array, Array]:
     """
     mean = _mean(x, valid)
     var = _mean(jnp.square(x), valid) - jnp.square(mean)
-    return mean, var - jax.lax.stop_gradient(
-        jnp.minimum(var, 0)
-    )  # below zero by rounding, of which no derivative knows
+    below = jax.lax.stop_gradient(jnp.minimum(var, 0))  # by rounding, of which no derivative knows
+    return mean, var - below
 
 
 def _mean(x: Array, valid: Array | None) -> Array:
@@ -124,7 +124,7 @@ def _zeroed(x: Array, valid: Array | None) -> Array:
     return x if valid is None else jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
 
-def _in_the_type_of_the_input(x: Array, *parameters: Array | None, dtype: Any) -> tuple[Array | None, ...]:
+def _in_the_type_of_the_input(x: Array, *parameters: Array | None, dtype: DTypeLike | None) -> tuple[Array | None, ...]:
     """Cast a layer's parameters to the type of its input; Flax's own rule is the wider of the two."""
     del dtype
     return x, *(None if leaf is None else leaf.astype(x.dtype) for leaf in parameters)
@@ -174,7 +174,8 @@ class LinenModel:
             hash(self.module)
         except TypeError as error:
             name = type(self.module).__name__
-            raise InputError(f"module must be hashable, with tuples in place of lists; {name} is not.") from error
+            right = "hashable, with tuples in place of lists"
+            raise InputError(f"module must be {right}; {name} is not.") from error
 
     def init(self, key: Key[Array, ""]) -> Variables:
         """Return fresh ``{"params", "batch_stats"}``; the latter is empty without batch norm.
@@ -190,8 +191,8 @@ class LinenModel:
             raise InputError(f"the network must keep its variables in {kept}.")
         if not variables.get("params"):
             raise InputError("the network must have parameters; its module makes none.")
-        needed = {"train", "valid"}
-        if variables["batch_stats"] and (missing := sorted(needed - set(keywords(self.module, train=0, valid=0)))):
+        missing = sorted({"train", "valid"} - set(keywords(self.module, train=0, valid=0)))
+        if variables["batch_stats"] and missing:
             what = f"{' and '.join(missing)}, as it keeps running statistics"
             raise InputError(f"the network's module must take the keyword {what}.")
         return variables
@@ -223,15 +224,17 @@ class LinenModel:
         path = structure.classifier(self, variables)
         with recorded_input(path[:-1]) as collection:
             _, changed = self._pass(variables, input, [collection])
-        seen, width = recorded(changed.get(collection), path[:-1]), structure.flat(variables["params"])[path].shape[-2]
+        seen = recorded(changed.get(collection), path[:-1])
+        width = structure.flat(variables["params"])[path].shape[-2]
         if seen is None or seen.ndim < 2 or seen.shape[-1] != width:
             what = "is wrapped in another" if seen is None else f"takes in {seen.shape[1:]}"
             last = "/".join(path[:-1]) or type(self.module).__name__
-            raise InputError(f"the network must end in a layer of {width} features; its last one, {last}, {what}.")
+            wanted = f"end in a layer of {width} features"
+            raise InputError(f"the network must {wanted}; its last one, {last}, {what}.")
         return _wide(seen).mean(tuple(range(1, seen.ndim - 1)))
 
     def probe(
-        self, variables: Variables, input: Num[Array, "n ..."], layer: Path, shift: Any = 0.0
+        self, variables: Variables, input: Num[Array, "n ..."], layer: Path, shift: ArrayLike = 0.0
     ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:
         """Return the logits with ``shift`` added to what one layer puts out, and that output, in evaluation mode.
 
@@ -241,21 +244,25 @@ class LinenModel:
         with shifted_output(layer[:-1], jnp.asarray(shift)) as collection:
             logits, changed = self._pass(variables, input, [collection])
         if (seen := recorded(changed.get(collection), layer[:-1])) is None:
-            what = "the path of a kernel of the network, of a layer that is neither in nn.jit nor wrapped in another"
+            of_layer = "of a layer that is neither in nn.jit nor wrapped in another"
+            what = f"the path of a kernel of the network, {of_layer}"
             raise InputError(f"layer must be {what}; got {'/'.join(layer)}.")
         return logits, _wide(seen)
 
     def _pass(
-        self, variables: Variables, input: Array, mutable: list[str], *, train: bool = False, valid: Any = None
-    ) -> tuple[Array, dict[str, Any]]:
+        self, variables: Variables, input: Array, mutable: list[str], *, train: bool = False, valid: Array | None = None
+    ) -> tuple[Array, dict[str, Tree]]:
         """Return the logits and the collections that a pass may change."""
-        options = keywords(self.module, train=train, **({"valid": valid} if train else {}))
+        options = keywords(self.module, train=train)
+        if train:
+            options = keywords(self.module, train=train, valid=valid)
         variables = {**variables, "params": _divisible(self, variables["params"])}
         try:
             with nn.intercept_methods(factored):
                 logits, changed = self.module.apply(variables, self._normalize(input), mutable=mutable, **options)
         except flax.errors.InvalidRngError as error:
-            raise InputError("the network must not draw random numbers in training, as dropout does.") from error
+            wrong = "draw random numbers in training, as dropout does"
+            raise InputError(f"the network must not {wrong}.") from error
         wanted, got = (input.shape[0], self.spec.num_classes), getattr(logits, "shape", None)
         if got != wanted:
             what = f"one logit for each class, of shape {wanted} here"
@@ -268,21 +275,24 @@ class LinenModel:
         return self.spec.modality.normalize(input).astype(narrow)
 
 
-def _wide(x: Any) -> Array:
+def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _multiplied(leaf: Any) -> Any:
+def _multiplied(leaf: Leaf) -> Leaf:
     return leaf.multiplied() if isinstance(leaf, FactoredKernel) else leaf
 
 
-def _divisible(model: LinenModel, params: Any) -> Any:
+def _divisible(model: LinenModel, params: Params) -> Params:
     """Return the parameters with each `FactoredKernel` multiplied out but for the layers that take the parts."""
     leaves = structure.flat(params)
     if not any(isinstance(leaf, FactoredKernel) for leaf in leaves.values()):
         return params
     kept = _products(model)
-    return structure.nested({path: leaf if path in kept else _multiplied(leaf) for path, leaf in leaves.items()})
+    for path, leaf in leaves.items():
+        if path not in kept:
+            leaves[path] = _multiplied(leaf)
+    return structure.nested(leaves)
 
 
 @functools.lru_cache(maxsize=64)

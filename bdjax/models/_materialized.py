@@ -30,7 +30,7 @@ def _in_own_layout(x: Array) -> Array:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
-def _lower(context: Any, x: Any) -> Any:
+def _lower(context: mlir.LoweringRuleContext, x: Any) -> Any:
     """Ask for a layout only on one device: with jax 0.10 the partitioner collects the whole array for it."""
     if getattr(context.module_context.axis_context, "num_devices", None) != 1:
         return [x]

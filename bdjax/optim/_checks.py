@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.core
 import numpy as np
 
 from bdjax.checks import InputError
+from bdjax.types import Tree
 
 
-def each(check: Callable[..., None], **values: Any) -> None:
+def each(check: Callable[..., None], **values: object) -> None:
     """Hold every number of the values to a check of `bdjax.checks`.
 
     Raises:
@@ -29,26 +29,27 @@ def each(check: Callable[..., None], **values: Any) -> None:
             check(**{name: value})
 
 
-def not_nan(**values: Any) -> None:
+def not_nan(**values: object) -> None:
     """Refuse what is not a number; infinities, which bound nothing, are numbers."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
             raise InputError(f"{name} must be a number, got {value!r}.")
 
 
-def trees_alike(**trees: Any) -> None:
+def trees_alike(**trees: Tree) -> None:
     """Refuse trees of which one has another structure or other shapes than the first."""
     (first, like), *others = trees.items()
     for name, tree in others:
         if jax.tree.structure(tree) != jax.tree.structure(like):
-            raise InputError(
-                f"{name} must be a tree like {first}; theirs are {_structure(tree)} and {_structure(like)}."
-            )
-        for (path, leaf), expected in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(like), strict=True):
-            if np.shape(leaf) != np.shape(expected):
+            theirs = f"{_structure(tree)} and {_structure(like)}"
+            raise InputError(f"{name} must be a tree like {first}; theirs are {theirs}.")
+        leaves = jax.tree.leaves_with_path(tree)
+        for (path, leaf), expected in zip(leaves, jax.tree.leaves(like), strict=True):
+            shape, wanted = np.shape(leaf), np.shape(expected)
+            if shape != wanted:
                 where = f"{name}{jax.tree_util.keystr(path)}"
-                raise InputError(f"{where} must have the shape {np.shape(expected)}, as {first}; got {np.shape(leaf)}.")
+                raise InputError(f"{where} must have the shape {wanted}, as {first}; got {shape}.")
 
 
-def _structure(tree: Any) -> str:
+def _structure(tree: Tree) -> str:
     return str(jax.tree.structure(tree)).removeprefix("PyTreeDef")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,13 @@ import numpy as np
 import optax
 
 from bdjax.checks import InputError
+from bdjax.types import Params, Tree
 
 # A tree of booleans like the parameters, or a prefix of it, or a function from them to one; None is all of them.
-Mask: TypeAlias = Any | Callable[[Any], Any] | None
+Mask: TypeAlias = Tree | Callable[[Params], Tree] | None
 
 
-def kept(mask: Mask, tree: Any, params: Any) -> Any:
+def kept(mask: Mask, tree: Tree, params: Params) -> Tree:
     """Return a tree like the parameters with zeros where the mask is False.
 
     Raises:
@@ -39,7 +40,7 @@ def kept(mask: Mask, tree: Any, params: Any) -> Any:
     return jax.tree.map(lambda keep, x: x if keep else jnp.zeros_like(x), chosen, tree)
 
 
-def refuse_masked(name: str, params: Any) -> None:
+def refuse_masked(name: str, params: Params) -> None:
     """Refuse parameters of which `optax.masked` or `optax.partition` hides some: the gradient needs all of them.
 
     Raises:
@@ -52,7 +53,7 @@ def refuse_masked(name: str, params: Any) -> None:
         )
 
 
-def is_masked(node: Any) -> bool:
+def is_masked(node: object) -> bool:
     """Return whether this stands for a parameter that is hidden."""
     return isinstance(node, optax.MaskedNode)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from bdjax.checks import InputError, non_negative
 from bdjax.optim._checks import each, not_nan
-from bdjax.types import HParam
+from bdjax.types import HParam, Tree
 
 
 def l1_to_one(eta: HParam) -> optax.GradientTransformation:
@@ -48,7 +49,7 @@ def l1_to_one(eta: HParam) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def project(lower: Any, upper: Any) -> optax.GradientTransformation:
+def project(lower: Tree, upper: Tree) -> optax.GradientTransformation:
     """Change the updates so that params + updates lies in [lower, upper], to the bit.
 
     Put it last in a chain: it takes the updates as the step that they are. What comes before keeps its state, so
@@ -80,14 +81,14 @@ def project(lower: Any, upper: Any) -> optax.GradientTransformation:
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:
             raise ValueError("optim.project needs params: call update(updates, state, params).")
-        lows, highs = (jax.tree.broadcast(bound, params) for bound in (lower, upper))
+        lows, highs = jax.tree.broadcast(lower, params), jax.tree.broadcast(upper, params)
         return jax.tree.map(_into_box, updates, params, lows, highs)
 
     return optax.stateless(update)
 
 
-def _into_box(update: Any, value: Any, low: Any, high: Any) -> Any:
-    low, high = (jnp.asarray(bound, value.dtype) for bound in (low, high))
+def _into_box(update: Array, value: Array, low: ArrayLike, high: ArrayLike) -> Array:
+    low, high = jnp.asarray(low, value.dtype), jnp.asarray(high, value.dtype)
     step = jnp.clip(value + update, low, high) - value
     # The difference is rounded, so value + step can miss the box by the last bit; the next float cannot.
     step = jnp.where(value + step < low, jnp.nextafter(step, jnp.inf), step)

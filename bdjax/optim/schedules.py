@@ -73,7 +73,12 @@ def reduce_on_plateau(
         return PlateauState(jnp.ones(()), best, jnp.int32(0), jnp.zeros(()), jnp.int32(0))
 
     def update(
-        updates: optax.Updates, state: PlateauState, params: Any = None, *, value: Array, **extra: Any
+        updates: optax.Updates,
+        state: PlateauState,
+        params: optax.Params | None = None,
+        *,
+        value: Array,
+        **extra: object,
     ) -> tuple[optax.Updates, PlateauState]:
         del params, extra
         scaled = jax.tree.map(lambda g: g * state.scale.astype(g.dtype), updates)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import optax
 
 from bdjax import pytree, structure
 from bdjax.checks import InputError, integer
-from bdjax.types import Model, Variables
+from bdjax.types import Frozen, Model, Params, Tuned, Variables
 
 
 @pytree.dataclass
@@ -27,7 +25,7 @@ class FrozenConvolutions:
 
     last: int = pytree.static(default=1)
 
-    def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
+    def init(self, model: Model, variables: Variables) -> tuple[Tuned, Frozen]:
         """Return the parameters without the frozen kernels, and those.
 
         Raises:
@@ -37,24 +35,21 @@ class FrozenConvolutions:
         params = structure.flat(variables["params"])
         found = structure.convolutions(variables["params"])
         if self.last > len(found):
-            raise InputError(
-                f"frozen_convolutions must be at most {len(found)}, the number of convolutions; got {self.last}."
-            )
+            most = f"{len(found)}, the number of convolutions"
+            raise InputError(f"frozen_convolutions must be at most {most}; got {self.last}.")
         order = [path for path in structure.execution_order(model, variables) if path in found]
-        frozen = set(order[len(order) - self.last :])
-        parts = ({path: leaf for path, leaf in params.items() if (path in frozen) is kept} for kept in (False, True))
-        tuned, kernels = map(structure.nested, parts)
-        return tuned, kernels
+        frozen = {path: params.pop(path) for path in order[len(order) - self.last :]}
+        return structure.nested(params), structure.nested(frozen)
 
-    def apply(self, tuned: Any, frozen: Any) -> Any:
+    def apply(self, tuned: Tuned, frozen: Frozen) -> Params:
         """Return all parameters."""
         return structure.nested(structure.flat(tuned) | structure.flat(frozen))
 
-    def factored(self, tuned: Any, frozen: Any) -> Any:
+    def factored(self, tuned: Tuned, frozen: Frozen) -> Params:
         """Return the same."""
         return self.apply(tuned, frozen)
 
-    def constraint(self, frozen: Any) -> optax.GradientTransformation:
+    def constraint(self, frozen: Frozen) -> optax.GradientTransformation:
         """Return no constraint."""
         del frozen
         return optax.identity()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from bdjax import optim, pytree, structure
 from bdjax.checks import InputError, non_negative, unit_interval
 from bdjax.optim._checks import each
-from bdjax.types import HParam, Model, Variables
+from bdjax.types import Frozen, HParam, Model, Params, Tuned, Variables
 
 
 @pytree.dataclass
@@ -32,7 +31,7 @@ class NeuronMasks:
     alpha: HParam = 0.8
     beta: HParam = 0.5
 
-    def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
+    def init(self, model: Model, variables: Variables) -> tuple[Tuned, Frozen]:
         """Return masks of ones under their layers' paths; and the frozen parameters with each layer's l.
 
         Raises:
@@ -43,28 +42,38 @@ class NeuronMasks:
         params = structure.flat(variables["params"])
         layers = self._layers(model, variables)
         if not layers:
-            raise InputError("the network must have two batch norms or three kernels at least, else there is no mask.")
-        masks = {path: jnp.ones_like(params[path], shape=params[path].shape[-1:]) for path in layers}
-        depth = {path: jnp.float32(number) for number, path in enumerate(layers, 1)}
-        return structure.nested(masks), {"params": variables["params"], "depth": structure.nested(depth)}
+            least = "two batch norms or three kernels at least"
+            raise InputError(f"the network must have {least}, else there is no mask.")
+        masks: dict[structure.Path, Array] = {}
+        depth: dict[structure.Path, Array] = {}
+        for number, path in enumerate(layers, 1):
+            masks[path] = jnp.ones_like(params[path], shape=params[path].shape[-1:])
+            depth[path] = jnp.float32(number)
+        frozen = {"params": variables["params"], "depth": structure.nested(depth)}
+        return structure.nested(masks), frozen
 
-    def apply(self, tuned: Any, frozen: Any) -> Any:
+    def apply(self, tuned: Tuned, frozen: Frozen) -> Params:
         """Return the parameters with the masked neurons scaled."""
         return structure.scaled(frozen["params"], structure.flat(tuned))
 
-    def factored(self, tuned: Any, frozen: Any) -> Any:
+    def factored(self, tuned: Tuned, frozen: Frozen) -> Params:
         """Return the same."""
         return self.apply(tuned, frozen)
 
-    def constraint(self, frozen: Any) -> optax.GradientTransformation:
+    def constraint(self, frozen: Frozen) -> optax.GradientTransformation:
         """Return the projection to [μ(l), 1]."""
-        lower = jax.tree.map(lambda depth: self.alpha * jnp.exp(-self.beta * depth), frozen["depth"])
-        return optim.project(lower, 1.0)
+
+        def bound(depth: Float[Array, ""]) -> Float[Array, ""]:
+            return self.alpha * jnp.exp(-self.beta * depth)
+
+        return optim.project(jax.tree.map(bound, frozen["depth"]), 1.0)
 
     def _layers(self, model: Model, variables: Variables) -> list[structure.Path]:
         if scales := structure.batch_norms(model, variables):
             return scales[1:]
         if structure.keeps_variances(variables):  # which would undo a factor on the kernel before it
-            raise InputError("the network's batch norms must have scales to be masked (use_scale=True).")
-        order = structure.execution_order(model, variables)
-        return [path for path in order if path in structure.kernels(variables["params"])][1:-1]
+            wanted = "have scales to be masked (use_scale=True)"
+            raise InputError(f"the network's batch norms must {wanted}.")
+        kernels = structure.kernels(variables["params"])
+        order = [path for path in structure.execution_order(model, variables) if path in kernels]
+        return order[1:-1]

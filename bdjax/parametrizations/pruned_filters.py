@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import optax
 
 from bdjax import pytree, structure
 from bdjax.checks import InputError
-from bdjax.types import Model, Variables
+from bdjax.types import Frozen, Model, Params, Tuned, Variables
 
 
 @pytree.dataclass
@@ -20,26 +18,29 @@ class PrunedFilters:
     convolution, its filters are the classes and stay.
     """
 
-    def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
+    def init(self, model: Model, variables: Variables) -> tuple[Tuned, Frozen]:
         """Return ones under the convolutions' paths, and the frozen parameters."""
         found = structure.convolutions(variables["params"])
         if not found or set(found) == {structure.classifier(model, variables)}:
-            raise InputError("the network must have a convolution before its classifier, else there is none to prune.")
+            wanted = "a convolution before its classifier, else there is none to prune"
+            raise InputError(f"the network must have {wanted}.")
         found.pop(structure.classifier(model, variables), None)
         kept = {path: jnp.ones(kernel.shape[-1], kernel.dtype) for path, kernel in found.items()}
         return structure.nested(kept), variables["params"]
 
-    def apply(self, tuned: Any, frozen: Any) -> Any:
+    def apply(self, tuned: Tuned, frozen: Frozen) -> Params:
         """Return the parameters with the filters scaled."""
         kept = structure.flat(tuned)
-        biases = {(*path[:-1], "bias"): value for path, value in kept.items()}
-        return structure.scaled(frozen, {**kept, **biases})
+        factors = dict(kept)
+        for path, value in kept.items():
+            factors[(*path[:-1], "bias")] = value
+        return structure.scaled(frozen, factors)
 
-    def factored(self, tuned: Any, frozen: Any) -> Any:
+    def factored(self, tuned: Tuned, frozen: Frozen) -> Params:
         """Return the same."""
         return self.apply(tuned, frozen)
 
-    def constraint(self, frozen: Any) -> optax.GradientTransformation:
+    def constraint(self, frozen: Frozen) -> optax.GradientTransformation:
         """Return no constraint."""
         del frozen
         return optax.identity()

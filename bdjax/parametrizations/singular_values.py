@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 
 from bdjax import pytree, structure
 from bdjax.structure import FactoredKernel
-from bdjax.types import Model, Variables
+from bdjax.types import Frozen, Model, Params, Tuned, Variables
 
 
 @pytree.dataclass
@@ -27,30 +26,37 @@ class SingularValues:
       SFT paper (Karim et al.), sec. 4.2, with its scale s = 1.
     """
 
-    def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
+    def init(self, model: Model, variables: Variables) -> tuple[Tuned, Frozen]:
         """Return zeros, min(out, h·w·in) under each kernel's path, and the frozen parameters with U, σ, V."""
         del model
-        factors = {path: _decomposed(kernel) for path, kernel in structure.kernels(variables["params"]).items()}
-        shifts = {path: jnp.zeros_like(kernel.scale) for path, kernel in factors.items()}
-        return structure.nested(shifts), {"params": variables["params"], "factors": structure.nested(factors)}
+        factors: dict[structure.Path, FactoredKernel] = {}
+        shifts: dict[structure.Path, Array] = {}
+        for path, kernel in structure.kernels(variables["params"]).items():
+            factors[path] = _decomposed(kernel)
+            shifts[path] = jnp.zeros_like(factors[path].scale)
+        frozen = {"params": variables["params"], "factors": structure.nested(factors)}
+        return structure.nested(shifts), frozen
 
-    def apply(self, tuned: Any, frozen: Any) -> Any:
+    def apply(self, tuned: Tuned, frozen: Frozen) -> Params:
         """Return the parameters with all kernels multiplied out."""
-        params, factors = structure.flat(frozen["params"]), structure.flat(frozen["factors"])
+        params = structure.flat(frozen["params"])
+        factors = structure.flat(frozen["factors"])
         for path, shift in structure.flat(tuned).items():
             kernel = factors[path]
             change = dataclasses.replace(kernel, scale=_shifted(kernel.scale, shift) - kernel.scale)
             params[path] = params[path] + change.multiplied().astype(params[path].dtype)
         return structure.nested(params)
 
-    def factored(self, tuned: Any, frozen: Any) -> Any:
+    def factored(self, tuned: Tuned, frozen: Frozen) -> Params:
         """Return the parameters with all kernels as `FactoredKernel`, for gradients of single examples."""
-        params, factors = structure.flat(frozen["params"]), structure.flat(frozen["factors"])
+        params = structure.flat(frozen["params"])
+        factors = structure.flat(frozen["factors"])
         for path, shift in structure.flat(tuned).items():
-            params[path] = dataclasses.replace(factors[path], scale=_shifted(factors[path].scale, shift))
+            kernel = factors[path]
+            params[path] = dataclasses.replace(kernel, scale=_shifted(kernel.scale, shift))
         return structure.nested(params)
 
-    def constraint(self, frozen: Any) -> optax.GradientTransformation:
+    def constraint(self, frozen: Frozen) -> optax.GradientTransformation:
         """Return no constraint; relu keeps the singular values non-negative."""
         del frozen
         return optax.identity()

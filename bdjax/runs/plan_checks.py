@@ -14,7 +14,7 @@ import numpy as np
 
 from bdjax import attacks, poison
 from bdjax.checks import LARGEST, InputError, named
-from bdjax.data import aside
+from bdjax.data import validation
 from bdjax.defenses import TRAINING, DefenseStage
 from bdjax.devices import sharding
 from bdjax.runs import config as configs
@@ -62,7 +62,7 @@ def check_delivered(path: str, stage: DefenseStage, attack: Attack, data_on: str
 def check_division(stage: DefenseStage, rows: int, strata: int) -> None:
     """Refuse a holdout that is too small for what a stage keeps of it for validation."""
     if (share := getattr(stage.learner, "aside", None)) is not None:
-        aside.count(rows, share, strata)
+        validation.validation_size(rows, share, strata)
 
 
 def check_parametrization(config: Config, model: Model) -> None:

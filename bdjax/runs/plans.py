@@ -13,7 +13,7 @@ from jaxtyping import Array, Key
 
 from bdjax import attacks, defenses, poison
 from bdjax.checks import InputError, named, one_of
-from bdjax.data import aside, splits
+from bdjax.data import splits, validation
 from bdjax.defenses import Defense, DefenseStage, Given
 from bdjax.devices import compilation, footprint, placement
 from bdjax.runs import config as configs
@@ -151,7 +151,7 @@ def _prepare_attacker(config: Config, devices: int, data_on: str) -> Plan:
         batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
         plan_checks.check_steps(section, stage.learner, attackers)
         plan_checks.check_devices(section, stage.learner, devices)
-    place = placement.choose(data_on, attackers)
+    place = placement.choose_place(data_on, attackers)
     if place != "device":
         fresh = jax.eval_shape(model.init, jax.random.key(0))
         for stage in training:
@@ -341,4 +341,4 @@ def _divide(config: Config, holdout: Split, task: Task) -> tuple[Split, Split | 
     if config.selection is None:
         return holdout, None
     share, stratum = config.selection.aside, task.stratum(holdout.label)
-    return jax.tree.map(np.asarray, aside.keep_aside(holdout, stratum, share, task.strata))
+    return jax.tree.map(np.asarray, validation.validation_split(holdout, stratum, share, task.strata))

@@ -91,7 +91,7 @@ def _make(config: Config, execution: Execution) -> PoisonedSet:
     attackers = plans.attackers_images(config, plan.dataset)
     plan_checks.check_rate(plan.attack, attackers)
     plans.check_trigger(plan)
-    poisoned = plans.poisoned(plan, attackers, placement.choose("auto", attackers))
+    poisoned = plans.poisoned(plan, attackers, placement.choose_place("auto", attackers))
     clean, triggered = plan.dataset.test, plans.triggered_test(plan)
     label, no_row = np.asarray(clean.label), np.zeros(len(clean.label), bool)
     return PoisonedSet(
@@ -245,9 +245,7 @@ def _fill(
     on_image: Callable[[int, int], None],
     should_stop: Callable[[], bool],
 ) -> None:
-    from bdjax.data.sources._images import (
-        write as write_image,
-    )  # Pillow, only where there are images to write
+    from bdjax.data.sources._images import write_png  # Pillow, only where there are images to write
 
     classes = class_folders(made.plan.dataset.spec)
     parts = {name: getattr(made, name) for name in _SPLITS}
@@ -259,7 +257,7 @@ def _fill(
         for file, pixels in zip(listed, parts[name].image, strict=True):
             if should_stop():
                 raise loop.Stopped(f"stopped after {done} of {count} images, none of which is kept")
-            write_image(folder / file, pixels)
+            write_png(folder / file, pixels)
             done += 1
             on_image(done, count)
     atomic.write_text(folder / LABELS, _table(files, parts))

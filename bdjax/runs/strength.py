@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from bdjax import evaluate
-from bdjax.data.aside import ROUNDING
+from bdjax.data.validation import ROUNDING
 from bdjax.defenses import Defense, DefenseStage, Given, handed, of, stage_key
 from bdjax.devices import compilation
 from bdjax.train import programs

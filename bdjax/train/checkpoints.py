@@ -94,7 +94,7 @@ class Checkpoints:
         # All hosts save, or none.
         if not force and not hosts.from_first(lambda: started >= self._next_save):
             return
-        if hosts.count() > 1:
+        if hosts.process_count() > 1:
             # The first writes what each host has of its own; they share the work of the rest.
             state = jax.tree.map(lambda x: np.asarray(x) if x.is_fully_addressable else x, state)
         sealed = {"rows": history, **self._seal(epoch, state, history)}

@@ -93,7 +93,7 @@ class Resident:
 
 def _once(tree: Any, mesh: Mesh | None) -> Any:
     """Put a key and a learner's floats where every call finds them; of several hosts, each call puts them anew."""
-    return sharding.replicate(tree, mesh) if hosts.count() == 1 else tree
+    return sharding.replicate(tree, mesh) if hosts.process_count() == 1 else tree
 
 
 _init = compilation.jit(

@@ -152,7 +152,7 @@ def check(learner: Learner, model: Model, variables: Variables, split: Split) ->
       InputError: the learner takes all inputs at once, or looks at them before its first step; grain is missing; or
         no row is valid.
     """
-    streams.require()
+    streams.require_grain()
     batches.check(learner, split)
     if learner.epochs and learner.batch_size is None:
         raise InputError(f"what takes all images at once {_REFUSED}.")
@@ -269,7 +269,7 @@ def _put(inputs: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return jax.device_put(inputs)
     shares = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH))
-    if hosts.count() == 1:
+    if hosts.process_count() == 1:
         return jax.device_put(inputs, shares)
 
     def put(x: Any) -> Array:

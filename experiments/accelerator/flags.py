@@ -20,7 +20,7 @@ import numpy as np
 from accelerator.session import Part, Row, Session, Settings
 from bdjax import models
 from bdjax.bench import measure
-from bdjax.bench.table import grid, milliseconds
+from bdjax.bench.table import markdown_table, milliseconds
 from bdjax.data.modalities.images import image_spec
 from bdjax.devices import compilation, flags
 from bdjax.devices.flags import Flag, Options
@@ -77,7 +77,7 @@ def tables(rows: Sequence[Row]) -> str:
         for row in found
     ]
     title = f"A plain step of {found[0]['step']}, with one more option and without, in turn:"
-    return f"## Options of XLA\n\n{title}\n\n{grid(head, lines)}"
+    return f"## Options of XLA\n\n{title}\n\n{markdown_table(head, lines)}"
 
 
 def _part(session: Session, flag: Flag) -> Iterator[Row]:
@@ -141,7 +141,7 @@ class _Epoch:
         self._model = models.create(size.model, spec, **size.options)
         self._learner = supervised(batch_size=size.batch)
         self._split = measure.random_split(spec, size.batch * size.steps)
-        self._state = measure.start(self._learner, self._model, self._split)
+        self._state = measure.random_state(self._learner, self._model, self._split)
         with compilation.count_seconds() as seconds:
             self()
         self.compile_seconds = sum(seconds)

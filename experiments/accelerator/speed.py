@@ -262,12 +262,12 @@ def _step(session: Session, case: Case, scale: Scale, ways: tuple[Way, ...]) -> 
 
 
 @functools.cache
-def _epoch(case: Case, scale: Scale, fed: Feeding | None = None) -> measure.Epoch:
+def _epoch(case: Case, scale: Scale, fed: Feeding | None = None) -> measure.TimedEpoch:
     """Compile an epoch, fed as `bdjax run` feeds it here unless it is said how."""
     model, split = _model_and_split(case, scale)
     learner = STEPS[case.step](case.batch_size)
     fed = fed or feeding.choose(feeding.AUTO, 1, learner, split)
-    return measure.Epoch(learner, model, split, precision=_numbers(case.kind)[1], feeding=fed)
+    return measure.TimedEpoch(learner, model, split, precision=_numbers(case.kind)[1], feeding=fed)
 
 
 def _model_and_split(case: Case, scale: Scale) -> tuple[Model, Split]:
@@ -280,7 +280,9 @@ def _said(case: Case, by: str, scale: Scale) -> Row:
     return {"by": by, **case._asdict(), "width": scale.width, "steps": scale.steps(case.batch_size)}
 
 
-def _bdjax_row(case: Case, epoch: measure.Epoch, timing: measure.Timing, rates: dict[str, float], scale: Scale) -> Row:
+def _bdjax_row(
+    case: Case, epoch: measure.TimedEpoch, timing: measure.Timing, rates: dict[str, float], scale: Scale
+) -> Row:
     seconds = timing.seconds / scale.steps(case.batch_size)
     row = {
         **_said(case, BDJAX, scale),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from accelerator.session import Row
-from bdjax.bench.table import grid, milliseconds
+from bdjax.bench.table import markdown_table, milliseconds
 
 STEP_NAMES = {
     "plain": "plain",
@@ -75,7 +75,7 @@ _TABLES = (_steps, _against_torch, _feedings, _sweep, _peaks, _rates, _startup, 
 
 def _table(rows: Iterable[Row], columns: _Columns, words: int) -> str:
     lines = [[cell(row) for cell in columns.values()] for row in rows]
-    return grid(list(columns), lines, words) if lines else ""
+    return markdown_table(list(columns), lines, words) if lines else ""
 
 
 def _note(rows: Sequence[Row]) -> str:

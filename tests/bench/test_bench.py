@@ -215,7 +215,7 @@ def test_the_table_of_scaling_has_a_row_for_each_kind(scaled):
 def test_the_table_leaves_out_what_was_not_measured(answer):
     results, out, _ = answer
     some = {name: value for name, value in results.items() if name not in ("sweeps", "scaling")}
-    text = table.table({**some, "loads": None, "skipped": []})
+    text = table.benchmark_table({**some, "loads": None, "skipped": []})
     heads = [
         above.split("|")[1].strip() for above, rule in itertools.pairwise(text.splitlines()) if rule.startswith("| ---")
     ]
@@ -231,7 +231,7 @@ def test_times_have_about_three_digits(seconds, text):
 
 
 def test_columns_are_aligned_and_numbers_stand_right():
-    assert table.grid(["", "images/s"], [["a", "5"], ["long", "1,000"]]).splitlines() == [
+    assert table.markdown_table(["", "images/s"], [["a", "5"], ["long", "1,000"]]).splitlines() == [
         "|      | images/s |",
         "| ---- | -------: |",
         "| a    |        5 |",
@@ -264,11 +264,15 @@ def test_what_would_end_too_late_does_not_start():
 
 
 def test_what_does_not_fit_is_not_run_and_said(monkeypatch):
-    def fails():
-        raise AssertionError("this does not fit")
+    class TooLarge(measure.TimedEpoch):
+        def __init__(self, *_):
+            self.fits, self.bytes = False, None
+
+        def __call__(self):
+            raise AssertionError("this does not fit")
 
     monkeypatch.setattr(measure, "Peak", SmallPeak)
-    monkeypatch.setattr(measure, "Epoch", lambda *_: SimpleNamespace(fits=False, bytes=None, __call__=fails))
+    monkeypatch.setattr(measure, "TimedEpoch", TooLarge)
     small = asked()
     (row,) = steps.section(small)
     assert row["seconds_per_step"] == {}
@@ -281,7 +285,7 @@ def test_what_the_device_refuses_is_skipped(nothing_is_measured, monkeypatch, tm
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     monkeypatch.setitem(bench._MEASURES, "steps", exhausted)
-    results = bench.run(asked().settings, tmp_path / "bench.json")
+    results = bench.run_sections(asked().settings, tmp_path / "bench.json")
     assert results["skipped"] == [{"what": "steps", "why": "not enough memory"}]
     assert "startup" in results["section_seconds"]
 
@@ -355,7 +359,7 @@ def test_the_trace_of_fast_sft_is_due_once_and_when_it_is_asked_for(monkeypatch)
     compile_quickly(monkeypatch)
     settings = asked().settings
     model = settings.create(2)
-    epoch = measure.Epoch(steps._learners(4)["fast_sft"], model, measure.random_split(model.spec, 8))
+    epoch = measure.TimedEpoch(steps._learners(4)["fast_sft"], model, measure.random_split(model.spec, 8))
     epoch()  # reports what the start had taken, too
     without, due = steps._after(epoch, 0), steps._after(epoch, steps._NEVER - 1)
     assert [int(call().gradient_evaluations) for call in (without, due, without)] == [2, 5, 2]
@@ -365,7 +369,7 @@ def test_the_trace_of_fast_sft_is_due_once_and_when_it_is_asked_for(monkeypatch)
 def test_timed_steps_are_of_finite_numbers(name, monkeypatch):
     compile_quickly(monkeypatch)
     model = asked().settings.create(2)
-    epoch = measure.Epoch(steps._learners(4)[name], model, measure.random_split(model.spec, 8))
+    epoch = measure.TimedEpoch(steps._learners(4)[name], model, measure.random_split(model.spec, 8))
     first, second = epoch(), epoch()
     assert first.finite
     assert second.finite
@@ -394,7 +398,7 @@ def test_a_precision_is_that_of_each_section_thread_and_process(monkeypatch, tmp
     monkeypatch.setattr(bench, "_MEASURES", {"steps": lambda session: measure.prepared({"a": precision})})
     monkeypatch.setattr(measure, "Peak", lambda dtype: SimpleNamespace(rates=lambda: {"precision": precision()}))
     settings = asked(matmul_precision="tensorfloat32", sections=("steps",)).settings
-    results = bench.run(settings, tmp_path / "bench.json")
+    results = bench.run_sections(settings, tmp_path / "bench.json")
     assert results["steps"] == {"a": "tensorfloat32"}
     assert results["peak"] == {"precision": "tensorfloat32"}
     assert results["machine"]["device"]["matmul_precision"] == "tensorfloat32"

@@ -1,7 +1,6 @@
 """Traces: what is in the files of a CPU and of made-up devices, and that a run is the same with and without them."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +141,7 @@ OPERATION = Operation("fusion.1", "jit_epoch", 0.0125, 0.9, 1200, "jit(epoch)/" 
 
 
 def test_the_table_is_aligned_and_shows_the_end_of_a_long_path():
-    text = profile.table([OPERATION, Operation("add", "jit_epoch", 1.25, 0.1, 2)])
+    text = profile.operations_table([OPERATION, Operation("add", "jit_epoch", 1.25, 0.1, 2)])
     assert text.splitlines() == [
         "share        ms  times  operation  from",
         f"90.0%     12.50  1,200  fusion.1   …{60 * 'x'} bdjax/a.py:3",
@@ -230,7 +229,7 @@ def test_the_second_epoch_of_each_stage_is_traced_and_no_other(tmp_path, monkeyp
     with profile.second_epochs(Traces(tmp_path), lambda label, epochs, report: said.append(report.epoch)) as on_epoch:
         for label, epochs, numbers in stages:
             for number in numbers:
-                on_epoch(label, epochs, SimpleNamespace(epoch=number))
+                on_epoch(label, epochs, loop.Epoch(number, 1.0, 0.5, 1, 1.0, 0.0))
     victim = [1, "[victim", "victim]", 2, 3]
     chains = [1, "[chain", "chain]", 2, 1, "[chain-2", "chain-2]", 2]
     assert said == [*victim, *chains, 1, 7, "[sam", "sam]", 8, 1, "[cut", "cut]"]

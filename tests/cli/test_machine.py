@@ -238,7 +238,7 @@ from bdjax.files import locks
 del os.sysconf, os.geteuid, os.getuid
 assert environment.memory()["host_peak_bytes"] is None
 assert placement.host_bytes() is None
-assert placement.choose("auto", data.load("digits").train) == "device"
+assert placement.choose_place("auto", data.load("digits").train) == "device"
 try:
     with locks.locked(Path(sys.argv[1])):
         raise AssertionError("nothing can be locked here")

@@ -448,7 +448,7 @@ def test_images_are_turned_as_exif_says(tmp_path, format, orientation):
     options = {"lossless": True} if format == "WEBP" else {}
     file = tmp_path / f"stored.{format.lower()}"
     Image.fromarray(np.ascontiguousarray(stored)).convert("RGB").save(file, format, exif=exif, **options)
-    assert _images.header(file) == ("RGB", (16, 24))
+    assert _images.read_header(file) == ("RGB", (16, 24))
     image = _images.read_file(file, 1, None)
     assert image.shape == (16, 24, 1)
     assert abs(image[..., 0].astype(int) - upright).max() <= (12 if format == "JPEG" else 0)
@@ -456,7 +456,7 @@ def test_images_are_turned_as_exif_says(tmp_path, format, orientation):
 
 def test_exif_that_is_damaged_leaves_the_image_as_it_is(tmp_path):
     Image.new("RGB", (4, 6), (9, 9, 9)).save(tmp_path / "odd.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
-    assert _images.header(tmp_path / "odd.jpg")[1] == (6, 4)
+    assert _images.read_header(tmp_path / "odd.jpg")[1] == (6, 4)
     assert _images.read_file(tmp_path / "odd.jpg", 3, None).shape == (6, 4, 3)
 
 

@@ -309,7 +309,7 @@ def test_a_run_hands_over_the_attacks_test_trigger_with_its_rounding(monkeypatch
     first, second = plan.defense_stages
     assert plans.given(plan, (first.sees,)).trigger is None
     learner, split = defenses.handed(second, plans.given(plan, (second.sees,)))
-    stamp = poison.stamp(attack, plan.trigger_state, rounding=rounding)
+    stamp = poison.trigger_source(attack, plan.trigger_state, rounding=rounding)
     image = jnp.asarray(plan.holdout.input[:3])
     assert np.array_equal(learner.trigger(KEY, image), stamp(KEY, image))
     assert learner.trigger.rounding == rounding

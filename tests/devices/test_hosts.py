@@ -315,12 +315,12 @@ def test_a_watched_process_ends_with_the_one_that_watches(tmp_path):
 )
 def test_options_that_do_not_belong_together_are_refused(options, words):
     with pytest.raises(InputError, match=words):
-        hosts.check(*options)
+        hosts.check_options(*options)
 
 
 @pytest.mark.parametrize("options", [(None, None, None), ("auto", None, None), ("2", 1, "[::1]:1234"), ("1", 0, "a:1")])
 def test_options_that_belong_together_are_not(options):
-    hosts.check(*options)
+    hosts.check_options(*options)
 
 
 def test_a_port_that_is_taken_is_refused_by_the_host_that_is_to_listen_there():
@@ -349,7 +349,7 @@ def test_auto_without_anything_to_find_is_refused_in_one_line(capfd, tmp_path, m
 
 
 def test_a_single_process_is_the_first_and_agrees_with_itself():
-    assert (hosts.count(), hosts.is_first()) == (1, True)
+    assert (hosts.process_count(), hosts.is_first()) == (1, True)
     something = object()
     assert hosts.from_first(lambda: something) is something
     assert hosts.arrays_of_first(something) is something
@@ -365,7 +365,7 @@ def test_copies_of_a_single_process_are_its_own_already():
 
 
 def test_devices_are_divided_among_the_hosts(monkeypatch):
-    monkeypatch.setattr(hosts, "count", lambda: 3)
+    monkeypatch.setattr(hosts, "process_count", lambda: 3)
     for devices in (1, 4, 8):
         with pytest.raises(InputError, match=f"devices must be a multiple of hosts = 3, as .*; got {devices}"):
             sharding.batch_mesh(devices, 24)

@@ -13,8 +13,8 @@ import yaml
 
 from bdjax import cli, defenses, pytree, registry, report, saved
 from bdjax.checks import InputError
-from bdjax.data.aside import keep_aside
 from bdjax.data.modalities.images import image_spec
+from bdjax.data.validation import validation_split
 from bdjax.defenses.chain import chain
 from bdjax.devices import compilation
 from bdjax.runs import config, plans, run, schema, strength
@@ -77,7 +77,7 @@ def pixels() -> Split:
 
 
 def choose(reader, split, values, budget=0.02, make=Harm, aside=0.5):
-    rest, kept = keep_aside(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), aside, 4)
+    rest, kept = validation_split(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), aside, 4)
     return strength.choose(KEY, make, values, reader, reader.init(KEY), defenses.Given(rest), kept, budget=budget)
 
 
@@ -125,7 +125,7 @@ def test_all_values_are_one_program_and_others_compile_nothing(reader, pixels):
 def test_it_equals_what_the_loop_does(model, variables, split):
     """The sweep's accuracy is that of a run of the loop with the same key on the same rows."""
     small = {"epochs": 2, "batch_size": 16}
-    rest, aside = keep_aside(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), 0.25, 4)
+    rest, aside = validation_split(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), 0.25, 4)
     found = strength.choose(
         KEY, lambda rho: defenses.create("ft_sam", rho=rho, **small), [0.5, 2.0],
         model, variables, defenses.Given(rest), aside,

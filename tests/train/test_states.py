@@ -18,7 +18,7 @@ from bdjax.parametrizations import FrozenConvolutions, KeptZeros, NeuronMasks, S
 from bdjax.train import attacker, group, loop, states
 from bdjax.train.checkpoints import Checkpoints
 from bdjax.train.supervised import supervised
-from bdjax.types import Attack, Info, PartlySavedLearner
+from bdjax.types import Attack, Info, PartlySavedLearner, Trigger
 
 KEY = jax.random.key(0)
 PARAMETRIZATIONS = [SingularValues(), NeuronMasks(), KeptZeros(), FrozenConvolutions(1)]
@@ -48,17 +48,18 @@ def whole(learner, model, variables, split):
 
 
 @pytree.dataclass
-class Fit:
+class Fit(Trigger):
     """A trigger whose state is a number, fitted beside a network that stays as it is."""
 
+    hooks = ("fit",)
     epochs = 2
     batch_size = None
 
     def init(self, key, spec):
         return np.float32(0)
 
-    def apply(self, key, state, image):
-        return image
+    def apply(self, key, state, input):
+        return input
 
     def fit(self, key, model, variables, state, batch):
         return state + 1, Info(state, state, np.int32(1))
@@ -111,13 +112,15 @@ def test_a_victim_whose_attacker_poisons_each_batch_is_saved_as_its_training_say
     assert same(states.on_host(learner, kept, model, start), state)
 
 
-def test_of_a_learner_that_says_nothing_all_is_saved():
+def test_of_a_learner_that_says_nothing_all_is_saved(model, variables):
     class Silent:
-        pass
+        epochs, batch_size, drop_last = 1, 1, False
+        init = update = finalize = print
 
     state, silent = {"a": np.arange(3)}, Silent()
     assert not isinstance(silent, PartlySavedLearner)
-    assert states.kept.__wrapped__(silent, state) is state
+    assert states.kept(silent, state) is state
+    assert same(states.on_host(silent, state, model, variables), state)
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------

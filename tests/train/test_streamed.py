@@ -261,11 +261,11 @@ def test_missing_grain_names_the_extra(model, variables, stream, monkeypatch):
 
 def test_the_place_is_chosen_by_size_and_can_be_forced(large):
     held = 4 * large.input.nbytes  # half of it holds the images and their poisoned copy
-    assert placement.choose("auto", large, memory=held) == "device"
-    assert placement.choose("auto", large, memory=held - 1) == "host"
-    assert placement.choose("auto", large) == "device"
+    assert placement.choose_place("auto", large, memory=held) == "device"
+    assert placement.choose_place("auto", large, memory=held - 1) == "host"
+    assert placement.choose_place("auto", large) == "device"
     for place in ("device", "host", "disk"):
-        assert placement.choose(place, large, memory=1) == place
+        assert placement.choose_place(place, large, memory=1) == place
 
 
 def test_rows_that_are_left_out_are_never_read(large):

@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypeAlias, TypedDict, cast
 
 import numpy as np
 
@@ -40,6 +40,25 @@ from bdjax.data.sources._dataset import Arrays
 FORMAT = 1  # of the manifest and of what the arrays mean; a cache of another format is written again
 MANIFEST = "manifest.json"
 BESIDE = "bdjax-cache"
+
+
+class _Entry(TypedDict):
+    """Of an array in a manifest."""
+
+    dtype: str
+    shape: list[int]
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    """What is read may lack anything."""
+
+    format: NotRequired[int]
+    source: NotRequired[_Identity]
+    arrays: NotRequired[dict[str, _Entry]]
+
+
+_Identity: TypeAlias = dict[str, list[int]]  # of a source: size and time of change of each file
 
 
 class _DamagedError(Exception):
@@ -54,7 +73,9 @@ def cached(source: Path, read: Callable[[], Arrays]) -> Arrays:
     altered or cut short is named in a warning and made anew from the source.
     """
     identity = _identity(source)
-    places = [place for place in (source / BESIDE, user_folder(source)) if place is not None]
+    places = [source / BESIDE]
+    if (of_user := user_folder(source)) is not None:
+        places.append(of_user)
     for place in places:
         try:
             arrays = _load(place, identity)
@@ -78,9 +99,13 @@ def user_folder(source: Path) -> Path | None:
     return home / "bdjax" / "data" / f"{resolved.parent.name}-{name}"
 
 
-def _identity(source: Path) -> dict[str, list[int]]:
-    files = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+def _identity(source: Path) -> _Identity:
+    identity: _Identity = {}
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            seen = path.stat()
+            identity[path.name] = [seen.st_size, seen.st_mtime_ns]
+    return identity
 
 
 def _may_write(place: Path) -> bool:
@@ -91,13 +116,17 @@ def _file_name(field: str, checksum: str) -> str:
     return f"{field}-{checksum[:16]}.npy"
 
 
-def _load(place: Path, identity: dict[str, list[int]]) -> Arrays | None:
-    """Return the arrays, or None where there is no cache of this source; raise _DamagedError where it is not whole."""
+def _load(place: Path, identity: _Identity) -> Arrays | None:
+    """Return the arrays, or None where there is no cache of this source.
+
+    Raises:
+      _DamagedError: it is not whole.
+    """
     manifest = _manifest(place)
     if manifest is None or manifest.get("format") != FORMAT or manifest.get("source") != identity:
         return None
     try:
-        entries = [manifest["arrays"][field] for field in Arrays._fields]
+        entries = [manifest["arrays"][field] for field in Arrays._fields]  # type: ignore[typeddict-item]
         # SHA-256 and reading both release the interpreter lock.
         with ThreadPoolExecutor(len(entries)) as pool:
             return Arrays(*pool.map(_load_array, [place] * len(entries), Arrays._fields, entries))
@@ -105,7 +134,7 @@ def _load(place: Path, identity: dict[str, list[int]]) -> Arrays | None:
         raise _DamagedError(f"cache manifest {place / MANIFEST} is damaged") from error
 
 
-def _manifest(place: Path) -> dict[str, Any] | None:
+def _manifest(place: Path) -> _Manifest | None:
     try:
         manifest = json.loads((place / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -114,10 +143,10 @@ def _manifest(place: Path) -> dict[str, Any] | None:
         raise _DamagedError(f"cache manifest {place / MANIFEST} is damaged") from error
     if not isinstance(manifest, dict):
         raise _DamagedError(f"cache manifest {place / MANIFEST} is damaged")
-    return manifest
+    return cast(_Manifest, manifest)
 
 
-def _load_array(place: Path, field: str, entry: dict[str, Any]) -> np.ndarray:
+def _load_array(place: Path, field: str, entry: _Entry) -> np.ndarray:
     path = place / _file_name(field, entry["sha256"])
     try:
         content = np.fromfile(path, np.uint8)
@@ -132,20 +161,20 @@ def _load_array(place: Path, field: str, entry: dict[str, Any]) -> np.ndarray:
     return content[header.tell() :].view(dtype).reshape(shape)
 
 
-def _store(place: Path, identity: dict[str, list[int]], arrays: Arrays) -> None:
+def _store(place: Path, identity: _Identity, arrays: Arrays) -> None:
     """Write the cache; where that is not possible, say so and go on: it only saves time."""
     try:
         place.mkdir(parents=True, exist_ok=True)
-        entries = {field: _store_array(place, field, array) for field, array in arrays._asdict().items()}
+        entries: dict[str, _Entry] = {}
+        for field, array in arrays._asdict().items():
+            entries[field] = _store_array(place, field, array)
         with _put_in_place(place / MANIFEST) as temporary:
             manifest = {"format": FORMAT, "source": identity, "arrays": entries}
             temporary.write_text(json.dumps(manifest, indent=1), "utf-8")
         _sweep(place, {_file_name(field, entry["sha256"]) for field, entry in entries.items()})
     except OSError as error:
-        warnings.warn(
-            f"the decoded images could not be cached in {place} ({error.strerror}); they are decoded again each time.",
-            stacklevel=5,
-        )
+        failed = f"the decoded images could not be cached in {place} ({error.strerror})"
+        warnings.warn(f"{failed}; they are decoded again each time.", stacklevel=5)
 
 
 def _sweep(place: Path, current: set[str]) -> None:
@@ -159,7 +188,7 @@ def _sweep(place: Path, current: set[str]) -> None:
                 path.unlink()
 
 
-def _store_array(place: Path, field: str, array: np.ndarray) -> dict[str, Any]:
+def _store_array(place: Path, field: str, array: np.ndarray) -> _Entry:
     with _temporary(place / field) as temporary:
         with temporary.open("wb") as file:
             np.save(file, np.ascontiguousarray(array), allow_pickle=False)

@@ -39,7 +39,7 @@ def find_or_download(data_dir: Path) -> Path:
     return _download(data_dir)
 
 
-def read(archive: Path) -> Arrays:
+def read_archive(archive: Path) -> Arrays:
     """Return the images [n, 32, 32, 3] and labels of the archive; nothing is unpacked to disk.
 
     A file that was put there by hand is judged by its structure, so that a smaller archive in the same format works:
@@ -51,11 +51,15 @@ def read(archive: Path) -> Arrays:
     try:
         content = _members(archive)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise InputError(f"archive {archive} is damaged or cut short ({error}); take it away or replace it.") from error
+        wrong = f"is damaged or cut short ({error})"
+        raise InputError(f"archive {archive} {wrong}; take it away or replace it.") from error
     if missing := [name for name in (*_TRAIN, _TEST) if name not in content]:
-        raise InputError(f"archive {archive} has no {missing[0]}; it is not the binary version of CIFAR-10.")
-    image, label = zip(*(_records(archive, name, content[name]) for name in (*_TRAIN, _TEST)), strict=True)
-    return Arrays(np.concatenate(image[:-1]), np.concatenate(label[:-1]), image[-1], label[-1])
+        why = "it is not the binary version of CIFAR-10"
+        raise InputError(f"archive {archive} has no {missing[0]}; {why}.")
+    train = [_records(archive, name, content[name]) for name in _TRAIN]
+    images, labels = zip(*train, strict=True)
+    test = _records(archive, _TEST, content[_TEST])
+    return Arrays(np.concatenate(images), np.concatenate(labels), *test)
 
 
 def _members(archive: Path) -> dict[str, bytes]:
@@ -73,13 +77,13 @@ def _members(archive: Path) -> dict[str, bytes]:
 
 def _records(archive: Path, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if not content or len(content) % _RECORD:
-        raise InputError(
-            f"{name} in archive {archive} has {len(content)} bytes, which are not whole records of {_RECORD} bytes."
-        )
+        there = f"{len(content)} bytes, which are not whole records of {_RECORD} bytes"
+        raise InputError(f"{name} in archive {archive} has {there}.")
     records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
     label = records[:, 0].astype(np.int32)
     if label.max() > 9:
-        raise InputError(f"{name} in archive {archive} has the label {label.max()}; labels are 0 to 9.")
+        wrong = f"has the label {label.max()}"
+        raise InputError(f"{name} in archive {archive} {wrong}; labels are 0 to 9.")
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), label
 
 
@@ -91,13 +95,13 @@ def _download(data_dir: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         checksum = _fetch(partial)
         if checksum != MD5:
-            raise InputError(f"the download of {URL} is not the official archive (md5 {checksum}); try again later.")
+            wrong = f"is not the official archive (md5 {checksum})"
+            raise InputError(f"the download of {URL} {wrong}; try again later.")
         os.replace(partial, target)
     except (OSError, http.client.HTTPException) as error:
-        raise InputError(
-            f"cifar10 is not in {data_dir} and could not be downloaded ({error}); put {NAME} from {URL} into "
-            f"{data_dir}, or name the folder that holds cifar10/<version>/ (data_dir or BDJAX_DATA_DIR)."
-        ) from error
+        failed = f"cifar10 is not in {data_dir} and could not be downloaded ({error})"
+        other = "name the folder that holds cifar10/<version>/ (data_dir or BDJAX_DATA_DIR)"
+        raise InputError(f"{failed}; put {NAME} from {URL} into {data_dir}, or {other}.") from error
     finally:
         partial.unlink(missing_ok=True)
     return target

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from bdjax.checks import InputError
 from bdjax.data.sources import _cifar_archive, _folders
 from bdjax.data.sources._dataset import Arrays
 from bdjax.data.sources._tfds import tfds
+
+_Example: TypeAlias = dict[str, str | int | np.ndarray]
 
 
 # The stock builder of this name encodes its images with TensorFlow; ours is not registered, so both can be there.
@@ -42,7 +44,7 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, _Example]]]:
         del dl_manager  # the archive is read and checked before the builder is made
         arrays = self._arrays
         return {
@@ -50,9 +52,7 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
             "test": self._generate_examples("test", arrays.test_image, arrays.test_label),
         }
 
-    def _generate_examples(
-        self, split: str, images: np.ndarray, labels: np.ndarray
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(self, split: str, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, _Example]]:
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             key = f"{split}_{row:05}"
             yield key, {"id": key, "image": image, "label": int(label)}
@@ -68,11 +68,10 @@ def prepare(data_dir: Path, class_names: tuple[str, ...]) -> Path:
       InputError: no archive, a damaged one, or a folder that cannot be written.
     """
     if not _folders.is_writable(data_dir):
-        raise InputError(
-            f"cifar10 is not in {data_dir}, and that folder is read-only; name another data_dir to prepare it there, "
-            f"or the one that holds cifar10/<version>/."
-        )
-    arrays = _cifar_archive.read(_cifar_archive.find_or_download(data_dir))
+        wrong = f"cifar10 is not in {data_dir}, and that folder is read-only"
+        remedy = "name another data_dir to prepare it there, or the one that holds cifar10/<version>/"
+        raise InputError(f"{wrong}; {remedy}.")
+    arrays = _cifar_archive.read_archive(_cifar_archive.find_or_download(data_dir))
     builder = Cifar10(arrays=arrays, class_names=class_names, data_dir=data_dir, file_format="array_record")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # tfds announces itself with print

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
+from jaxtyping import Array
 
 from bdjax.data.modalities.images import image_spec
 from bdjax.types import Dataset, Split
@@ -33,7 +34,16 @@ def build(
     if mean is None or std is None:
         mean, std = channel_statistics(arrays.train_image)
     height, width, channels = arrays.train_image.shape[1:]
-    spec = image_spec(name, (height, width, channels), len(class_names), mean, std, class_names, crop_padding, flip)
+    spec = image_spec(
+        name,
+        (height, width, channels),
+        len(class_names),
+        mean,
+        std,
+        class_names,
+        crop_padding,
+        flip,
+    )
     return Dataset(
         train=split(arrays.train_image, arrays.train_label),
         test=split(arrays.test_image, arrays.test_label),
@@ -50,9 +60,11 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     values = np.arange(256) / 255
     means, stds = [], []
     for channel in range(images.shape[-1]):
-        # Block by block: bincount widens its input to eight bytes a pixel.
-        blocks = (images[i : i + 1024, ..., channel].ravel() for i in range(0, len(images), 1024))
-        share = sum(np.bincount(block, minlength=256) for block in blocks) / images[..., channel].size
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(images), 1024):  # bincount widens its input to eight bytes a pixel
+            block = images[start : start + 1024, ..., channel]
+            counts += np.bincount(block.ravel(), minlength=256)
+        share = counts / images[..., channel].size
         mean = float(share @ values)
         means.append(mean)
         stds.append(max(float(np.sqrt(share @ (values - mean) ** 2)), 1 / 255))
@@ -61,5 +73,5 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
 def split(input: np.ndarray, label: np.ndarray) -> Split:
     """Return a split whose rows all count."""
-    arrays: Any = (input, label, np.ones(len(label), bool))  # host arrays, where the type says device arrays
-    return Split(*arrays)
+    rows = (input, label, np.ones(len(label), bool))
+    return Split(*cast(tuple[Array, Array, Array], rows))  # on the host as yet

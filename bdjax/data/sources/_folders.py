@@ -42,7 +42,8 @@ def locate(name: str, data_dir: str | os.PathLike[str] | None, known: Container[
     base = None if data_dir is None else os.fspath(data_dir)
     if not is_path(name):
         return name, base
-    path = Path(os.path.abspath(os.path.join(os.path.expanduser(base or "."), os.path.expanduser(name))))
+    start = os.path.expanduser(base or ".")
+    path = Path(os.path.abspath(os.path.join(start, os.path.expanduser(name))))
     if not path.name:
         raise InputError(f"data.name must name a folder, got {name!r}.")
     return f"./{path.name}" if path.name in known else path.name, str(path.parent)
@@ -55,26 +56,35 @@ def is_path(name: str) -> bool:
     return any(mark in name for mark in {"/", os.sep}) or name.startswith("~") or name in (".", "..")
 
 
-def require(folder: Path) -> None:
+def require_folder(folder: Path) -> None:
     """Refuse a folder that is not there, lest a misspelled path be filled with a download."""
     if folder.parts[:1] == ("~",):
-        raise InputError(f"there is no home for {folder}; name the folder of the data sets (data_dir, BDJAX_DATA_DIR).")
+        remedy = "name the folder of the data sets (data_dir, BDJAX_DATA_DIR)"
+        raise InputError(f"there is no home for {folder}; {remedy}.")
     if folder == default() and not folder.exists():
         folder.mkdir(parents=True)
     if not folder.is_dir():
-        raise InputError(f"data_dir {folder} is not a folder; create it, or name the one that holds your data sets.")
+        remedy = "create it, or name the one that holds your data sets"
+        raise InputError(f"data_dir {folder} is not a folder; {remedy}.")
 
 
 def newest_version(data_dir: Path, name: str) -> Path | None:
     """Return the folder ``<data_dir>/<name>/<version>`` of the highest version that was prepared, or None."""
-    versions = [
-        folder
-        for folder in (data_dir / name).glob("*.*.*")
-        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and (folder / "dataset_info.json").is_file()
-    ]
-    return max(versions, key=lambda folder: tuple(map(int, folder.name.split("."))), default=None)
+    newest: tuple[tuple[int, ...], Path] | None = None
+    for folder in (data_dir / name).glob("*.*.*"):
+        if not re.fullmatch(r"\d+\.\d+\.\d+", folder.name):
+            continue
+        version = tuple(map(int, folder.name.split(".")))
+        if (folder / "dataset_info.json").is_file() and (newest is None or version > newest[0]):
+            newest = version, folder
+    return None if newest is None else newest[1]
 
 
 def is_writable(folder: Path) -> bool:
-    """Tell whether files may be put into a folder; one without any write permission is left alone, by root too."""
-    return folder.is_dir() and bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK | os.X_OK)
+    """Tell whether files may be put into a folder.
+
+    One without any write permission is left alone, by root too.
+    """
+    if not folder.is_dir() or not folder.stat().st_mode & 0o222:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

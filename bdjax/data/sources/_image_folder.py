@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 FORMATS = "PNG, JPEG, BMP, GIF, TIFF, WebP, PPM or PGM"
 TEST = ("test", "val", "valid", "validation")  # the first that is there is the test split
-_NAMED = 3  # of the files that are left out
+_LISTED = 3  # of the files that are left out
 
 _log = logging.getLogger(__name__)
 
@@ -66,13 +66,19 @@ def image_folder(root: Path, image_size: int | None = None) -> Dataset:
     splits = {"train": root / "train", "test": _test_folder(root)}
     folders = {split: _classes(root, folder) for split, folder in splits.items()}
     class_names = _class_names(root, folders, splits)
-    left_out = [path for folder in splits.values() for path in _loose(folder)]
-    train, test = (_list(folders[split], class_names, left_out) for split in splits)
+    left_out = _loose(splits["train"]) + _loose(splits["test"])
+    train = _list(folders["train"], class_names, left_out)
+    test = _list(folders["test"], class_names, left_out)
     _tell_left_out(root, left_out)
     shape = _survey(train, test, image_size)
-    footprint.check_images(len(train.paths) + len(test.paths), (shape.height, shape.width, shape.channels))
-    images = [_read(files.paths, shape, image_size) for files in (train, test)]
-    arrays = _dataset.Arrays(images[0], train.label, images[1], test.label)
+    count = len(train.paths) + len(test.paths)
+    footprint.check_images(count, (shape.height, shape.width, shape.channels))
+    arrays = _dataset.Arrays(
+        _read(train.paths, shape, image_size),
+        train.label,
+        _read(test.paths, shape, image_size),
+        test.label,
+    )
     return _dataset.build(root.name, arrays, class_names)
 
 
@@ -87,16 +93,16 @@ def _classes(root: Path, folder: Path) -> dict[str, Path]:
     """Return the folder of each class of a split by its name in NFC, as which two must not be the same."""
     if not folder.is_dir():
         or_val = " (or val/)" if folder.name == TEST[0] else ""
-        raise InputError(
-            f"image folder {root} has no {folder.name} split{or_val}; put its images into {folder}/<class>/."
-        )
+        missing = f"image folder {root} has no {folder.name} split{or_val}"
+        raise InputError(f"{missing}; put its images into {folder}/<class>/.")
     classes: dict[str, Path] = {}
     for path in _entries(folder):
         name = unicodedata.normalize("NFC", path.name)
         if not path.is_dir() or name.startswith("."):
             continue
         if name in classes:
-            raise InputError(f"{folder} has two class folders {name!r}, in two spellings of Unicode; rename one.")
+            wrong = f"two class folders {name!r}, in two spellings of Unicode"
+            raise InputError(f"{folder} has {wrong}; rename one.")
         classes[name] = path
     return classes
 
@@ -107,11 +113,11 @@ def _class_names(root: Path, folders: Mapping[str, Mapping[str, Path]], splits: 
     if only := _ordered(names["train"] ^ names["test"]):
         where = splits["train" if only[0] in names["train"] else "test"].name
         more = f" (and {len(only) - 1} more are in one split alone)" if len(only) > 1 else ""
-        raise InputError(
-            f"the splits of {root} differ: class {only[0]!r} is only in {where}{more}; both need every class."
-        )
+        wrong = f"class {only[0]!r} is only in {where}{more}"
+        raise InputError(f"the splits of {root} differ: {wrong}; both need every class.")
     if len(names["train"]) < 2:
-        raise InputError(f"image folder {root} needs two classes or more, got {sorted(names['train'])}.")
+        got = sorted(names["train"])
+        raise InputError(f"image folder {root} needs two classes or more, got {got}.")
     return tuple(_ordered(names["train"]))
 
 
@@ -139,10 +145,9 @@ def _list(folders: Mapping[str, Path], class_names: Sequence[str], left_out: lis
                 paths.append(path)
                 headers.append(found)
         if len(paths) == before:
-            there = [path.name for path in left_out[others : others + _NAMED]]
-            raise InputError(
-                f"class folder {folders[name]} has no image ({FORMATS}), but {', '.join(there) or 'nothing'}."
-            )
+            there = [path.name for path in left_out[others : others + _LISTED]]
+            got = ", ".join(there) or "nothing"
+            raise InputError(f"class folder {folders[name]} has no image ({FORMATS}), but {got}.")
         label += [number] * (len(paths) - before)
     return _Files(paths, headers, np.array(label, np.int32))
 
@@ -184,19 +189,19 @@ def _header(path: Path) -> tuple[str, tuple[int, int]] | None:
       InputError: it is called an image, and cannot be read.
     """
     if path.suffix.lower() in _images.SUFFIXES:
-        return _named(path, _images.header)
+        return _naming_the_file(path, _images.read_header)
     if not path.is_file():
         return None
     try:
-        return _images.header(path)
-    except Exception:  # as for `_named`
+        return _images.read_header(path)
+    except Exception:  # as for `_naming_the_file`
         return None
 
 
 def _tell_left_out(root: Path, paths: Sequence[Path]) -> None:
     if paths:
-        names = [path.relative_to(root).as_posix() for path in paths[:_NAMED]]
-        more = ", …" if len(paths) > _NAMED else ""
+        names = [path.relative_to(root).as_posix() for path in paths[:_LISTED]]
+        more = ", …" if len(paths) > _LISTED else ""
         files = "file that is" if len(paths) == 1 else "files that are"
         no_image = "no image" if len(paths) == 1 else "no images"
         _log.warning(
@@ -210,7 +215,8 @@ def _survey(train: _Files, test: _Files, image_size: int | None) -> _Shape:
     paths, headers = [*train.paths, *test.paths], [*train.headers, *test.headers]
     for path, (mode, _) in zip(paths, headers, strict=True):
         if _images.is_deep(mode):
-            raise InputError(f"image {path} has more than 8 bits a channel (mode {mode}); convert it to 8 bits.")
+            wrong = f"has more than 8 bits a channel (mode {mode})"
+            raise InputError(f"image {path} {wrong}; convert it to 8 bits.")
     channels = 1 if all(mode in ("1", "L") for mode, _ in headers) else 3
     height, width = headers[0][1]
     threads = _images.workers(height, width)
@@ -218,10 +224,10 @@ def _survey(train: _Files, test: _Files, image_size: int | None) -> _Shape:
         return _Shape(image_size, image_size, channels, threads)
     for path, (_, size) in zip(paths, headers, strict=True):
         if size != (height, width):
-            raise InputError(
-                f"images differ in size: {paths[0]} is {height}×{width} and {path} is {size[0]}×{size[1]} "
-                f"(height×width); pass image_size to resize all of them."
-            )
+            first = f"{paths[0]} is {height}×{width}"
+            other = f"{path} is {size[0]}×{size[1]} (height×width)"
+            remedy = "pass image_size to resize all of them"
+            raise InputError(f"images differ in size: {first} and {other}; {remedy}.")
     return _Shape(height, width, channels, threads)
 
 
@@ -229,20 +235,21 @@ def _read(paths: Sequence[Path], shape: _Shape, image_size: int | None) -> np.nd
     out = np.empty((len(paths), shape.height, shape.width, shape.channels), np.uint8)
 
     def one(row: int) -> None:
-        image = _named(paths[row], _images.read_file, shape.channels, image_size)
+        image = _naming_the_file(paths[row], _images.read_file, shape.channels, image_size)
         if image.shape != out.shape[1:]:  # a PNG may name its orientation after its pixels
             size = f"{image.shape[0]}×{image.shape[1]}"
-            raise InputError(f"image {paths[row]} is {size} once it is turned upright; pass image_size, or turn it.")
+            wrong = f"is {size} once it is turned upright"
+            raise InputError(f"image {paths[row]} {wrong}; pass image_size, or turn it.")
         out[row] = image
 
     _images.in_threads(one, range(len(paths)), shape.threads)
     return out
 
 
-def _named(path: Path, read: Callable[..., T], *options: Any) -> T:
+def _naming_the_file(path: Path, read: Callable[..., T], *options: object) -> T:
     """Return ``read(path, *options)``; where that fails, name the file."""
     try:
         return read(path, *options)
-    except Exception as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error, its own, …
+    except Exception as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error, …
         reason = str(error).rstrip(".")
         raise InputError(f"image {path} cannot be read ({reason}); replace it or take it away.") from error

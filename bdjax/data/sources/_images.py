@@ -55,15 +55,19 @@ def decode(encoded: Sequence[bytes], out: np.ndarray) -> None:
     for row, content in enumerate(encoded):
         with Image.open(io.BytesIO(content), formats=_IN_RECORDS) as image:
             if image.size != (width, height):
-                raise ValueError(f"an image is {image.height}×{image.width} where {height}×{width} was announced")
+                got = f"{image.height}×{image.width}"
+                raise ValueError(f"an image is {got} where {height}×{width} was announced")
             out[row] = _pixels(image, channels)
 
 
 def read_file(path: str | os.PathLike[str], channels: int, image_size: int | None) -> np.ndarray:
     """Return one image file as uint8 [h, w, c], upright, resized to a square if a size is given."""
     image = upright(path)
-    image = image if image.mode == MODES[channels] else _flat(image).convert(MODES[channels])
-    return _pixels(image if image_size is None else _resize(image, image_size), channels)
+    if image.mode != MODES[channels]:
+        image = _flat(image).convert(MODES[channels])
+    if image_size is not None:
+        image = _resize(image, image_size)
+    return _pixels(image, channels)
 
 
 def upright(path: str | os.PathLike[str]) -> Image.Image:
@@ -74,7 +78,9 @@ def upright(path: str | os.PathLike[str]) -> Image.Image:
     """
     with Image.open(path, formats=FORMATS) as image:
         image.load()
-        turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))  # Pillow turns TIFF itself
+        if image.format == "TIFF":  # which Pillow turns itself
+            return image
+        turn = _TURNS.get(_orientation(image))
         return image if turn is None else image.transpose(turn)
 
 
@@ -96,7 +102,7 @@ def read_masked(path: str | os.PathLike[str], shape: tuple[int, ...]) -> tuple[n
     return _pixels(image, channels), None
 
 
-def header(path: str | os.PathLike[str]) -> tuple[str, tuple[int, int]]:
+def read_header(path: str | os.PathLike[str]) -> tuple[str, tuple[int, int]]:
     """Return Pillow's mode and the (height, width) of an upright image file without decoding it.
 
     To be called by one thread: it changes what becomes of warnings for a moment.
@@ -110,14 +116,20 @@ def header(path: str | os.PathLike[str]) -> tuple[str, tuple[int, int]]:
     with image:
         width, height = image.size
         orientation = _orientation(image)
-        if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size may be that before or after the turn
-            width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size may be that before the turn
+            width = image.tag_v2[TiffImagePlugin.IMAGEWIDTH]
+            height = image.tag_v2[TiffImagePlugin.IMAGELENGTH]
             orientation = image.tag_v2.get(ExifTags.Base.Orientation, 1)
-        return image.mode, (width, height) if orientation in _ON_ITS_SIDE else (height, width)
+        if orientation in _ON_ITS_SIDE:
+            width, height = height, width
+        return image.mode, (height, width)
 
 
 def is_deep(mode: str) -> bool:
-    """Return whether images of Pillow's mode have more than 8 bits a channel: nobody says what their range means."""
+    """Return whether images of Pillow's mode have more than 8 bits a channel.
+
+    Nobody says what their range means.
+    """
     return mode.startswith(("I", "F"))
 
 
@@ -148,27 +160,35 @@ def in_threads(function: Callable[[T], None], items: Iterable[T], threads: int) 
             raise
 
 
-def write(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+def write_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
     """Write an image, uint8 [h, w, 1 or 3], as PNG; `read_file` returns the same bits."""
-    Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)).save(path, "PNG")
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, "PNG")
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation as far as it stands before the pixels; 1, upright, where EXIF is damaged."""
     try:
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own method decodes the image
+        exif = Image.Image.getexif(image)  # PNG's own method decodes the image
+        return exif.get(ExifTags.Base.Orientation, 1)
     except Exception:  # SyntaxError, struct.error, … : the pixels may be whole all the same
         return 1
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """Return an image whose transparency can be dropped: of a palette with levels of it, Pillow would warn."""
+    """Return an image whose transparency can be dropped.
+
+    Of a palette with levels of it, Pillow would warn.
+    """
     levels = image.mode == "P" and isinstance(image.info.get("transparency"), bytes)
     return image.convert("RGBA") if levels else image
 
 
 def _resize(image: Image.Image, size: int) -> Image.Image:
-    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+    if image.size == (size, size):
+        return image
+    return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:

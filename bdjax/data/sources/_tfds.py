@@ -6,10 +6,11 @@ Import it inside a function, in ``_extra.required()``: it takes about a second a
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -20,23 +21,31 @@ from bdjax.checks import InputError
 from bdjax.data.sources import _images
 from bdjax.data.sources._dataset import Arrays
 
+_Shard: TypeAlias = tuple[Any, int]  # path, and number of examples
+_Feature: TypeAlias = Any  # a data set's, and an example's fields as protocol buffers: they have no types
 Decode = Callable[[Sequence[bytes], np.ndarray, np.ndarray], None]  # records into rows of images and labels
 
 _CHUNK = 1000  # records that are read while as many before them are decoded
 
 
+class _ByRow(Protocol):
+    """A data source of TensorFlow Datasets whose examples are left as bytes."""
+
+    def __getitems__(self, rows: Sequence[int], /) -> Sequence[bytes]: ...
+
+
 class _Split(NamedTuple):
     """A split of a prepared folder: its records by row, where they lie, and how they are decoded."""
 
-    records: Any
-    shards: list[tuple[Any, int]]  # path and number of examples
+    records: _ByRow
+    shards: list[_Shard]
     shape: tuple[int, int, int, int]
     num_classes: int
     decode: Decode
     data_dir: Path
 
 
-def read(folder: Path) -> Arrays:
+def read_folder(folder: Path) -> Arrays:
     """Return the train and test splits of a prepared folder ``<name>/<version>`` in array_record format.
 
     The example has a field ``image``, either a ``tfds.features.Image`` (PNG or JPEG) or a uint8 ``Tensor``, and a
@@ -54,16 +63,16 @@ def read_by_row(folder: Path) -> Arrays:
     """Return the same with the training images left on the disk: a `Records` in the place of their array.
 
     Raises:
-      InputError: as for `read`; but a damaged training image is found when it is read.
+      InputError: as for `read_folder`; but a damaged training image is found when it is read.
     """
     train, test = _open(folder)
-    images: Any = Records(train)
+    images = cast(np.ndarray, Records(train))  # which stands where an array does
     label = _read_labels(train)
     return Arrays(images, label, *_read_split(test))
 
 
 class Records:
-    """Images [n, h, w, c] in array_record files, read and decoded by row; a `bdjax.data.streams.Images`."""
+    """Images [n, h, w, c] in array_record files, read and decoded by row; a `bdjax.data.streams.ReadByRow`."""
 
     dtype = np.dtype(np.uint8)
 
@@ -84,13 +93,13 @@ class Records:
         Raises:
           InputError: one of them is damaged.
         """
-        image, label = np.empty((len(rows), *self.shape[1:]), np.uint8), np.empty(len(rows), np.int32)
+        image = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        label = np.empty(len(rows), np.int32)
         try:
             self._split.decode(self._split.records.__getitems__(rows.tolist()), image, label)
-        except Exception as error:  # array_record and Pillow raise RuntimeError, IndexError, SyntaxError, …
-            raise InputError(
-                f"an image of {self._split.data_dir} is damaged ({_brief(error)}); restore its shards."
-            ) from error
+        except Exception as error:  # of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
+            wrong = f"an image of {self._split.data_dir} is damaged ({_brief(error)})"
+            raise InputError(f"{wrong}; restore its shards.") from error
         return image
 
 
@@ -99,30 +108,31 @@ def _open(folder: Path) -> list[_Split]:
     try:
         builder: Any = tfds.builder_from_directory(folder)
         info: Any = builder.info
-        image, label = info.features["image"], info.features["label"]
-        splits = [(name, info.splits[name]) for name in ("train", "test")]
+        image = info.features["image"]
+        label = info.features["label"]
+        splits = {"train": info.splits["train"], "test": info.splits["test"]}
         if None in image.shape:
             raise ValueError(f"the images are of shape {image.shape}, not of one size")
     except Exception as error:  # JSON, protobuf, missing keys, missing files
-        raise InputError(f"{folder} is not a data set that bdjax can read ({_brief(error)}).") from error
+        why = _brief(error)
+        raise InputError(f"{folder} is not a data set that bdjax can read ({why}).") from error
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-        raise InputError(
-            f"{folder} is in {info.file_format.value} format, which needs TensorFlow; take the folder away, "
-            f"and bdjax prepares the data set in array_record format."
-        )
-    decode = _decode_encoded if isinstance(image, tfds.features.Image) else _tensor_decoder(info.features)
-    shape, raw = tuple(info.features["image"].shape), tfds.decode.DeserializeMethod.RAW_BYTES
-    return [
-        _Split(
-            builder.as_data_source(name, deserialize_method=raw),
-            list(zip(split.filepaths, split.shard_lengths, strict=True)),
-            (split.num_examples, *shape),
-            label.num_classes,
-            decode,
-            builder.data_dir,
-        )
-        for name, split in splits
-    ]
+        wrong = f"{folder} is in {info.file_format.value} format, which needs TensorFlow"
+        then = "bdjax prepares the data set in array_record format"
+        raise InputError(f"{wrong}; take the folder away, and {then}.")
+    decode = _decode_encoded
+    if not isinstance(image, tfds.features.Image):
+        decode = _tensor_decoder(info.features)
+    size = tuple(info.features["image"].shape)
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    opened: list[_Split] = []
+    for name, split in splits.items():
+        records = builder.as_data_source(name, deserialize_method=raw)
+        shards = list(zip(split.filepaths, split.shard_lengths, strict=True))
+        shape = (split.num_examples, *size)
+        classes = label.num_classes
+        opened.append(_Split(records, shards, shape, classes, decode, builder.data_dir))
+    return opened
 
 
 def _read_split(split: _Split) -> tuple[np.ndarray, np.ndarray]:
@@ -140,32 +150,32 @@ def _read_labels(split: _Split, image: np.ndarray | None = None) -> np.ndarray:
             _check_count(path, count)
             if image is None:
                 for chunk in _chunks(rows):
-                    label[chunk] = _labels(split.records.__getitems__(range(chunk.start, chunk.stop)))
+                    there = range(chunk.start, chunk.stop)
+                    label[chunk] = _labels(split.records.__getitems__(there))
             else:
                 _read_rows(split.records, rows, split.decode, image, label)
             if not ((label[rows] >= 0) & (label[rows] < split.num_classes)).all():
                 raise ValueError(f"a label is outside 0 to {split.num_classes - 1}")
-        except Exception as error:  # array_record and Pillow raise RuntimeError, IndexError, SyntaxError, …
-            raise InputError(
-                f"shard {path} is damaged or incomplete ({_brief(error)}); restore it, or take away {split.data_dir}."
-            ) from error
+        except Exception as error:  # of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
+            wrong = f"shard {path} is damaged or incomplete ({_brief(error)})"
+            raise InputError(f"{wrong}; restore it, or take away {split.data_dir}.") from error
         start = rows.stop
     return label
 
 
-def _check_count(path: Any, count: int) -> None:
+def _check_count(path: os.PathLike[str], count: int) -> None:
     with ArrayRecordDataSource(str(path)) as records:
         if len(records) != count:
             raise ValueError(f"it holds {len(records)} examples and dataset_info.json says {count}")
 
 
-def _read_rows(source: Any, rows: slice, decode: Decode, image: np.ndarray, label: np.ndarray) -> None:
+def _read_rows(source: _ByRow, rows: slice, decode: Decode, image: np.ndarray, label: np.ndarray) -> None:
     """Fill a range of rows: this thread reads records while others decode those before."""
     with ThreadPoolExecutor(_images.workers(*image.shape[1:3])) as pool:
-        decoding = [
-            pool.submit(decode, source.__getitems__(range(chunk.start, chunk.stop)), image[chunk], label[chunk])
-            for chunk in _chunks(rows)
-        ]
+        decoding: list[Future[None]] = []
+        for chunk in _chunks(rows):
+            records = source.__getitems__(range(chunk.start, chunk.stop))
+            decoding.append(pool.submit(decode, records, image[chunk], label[chunk]))
         for done in decoding:
             done.result()
 
@@ -180,13 +190,14 @@ def _labels(records: Sequence[bytes]) -> list[int]:
     return [example["label"].int64_list.value[0] for example in _parse(records)]
 
 
-def _parse(records: Sequence[bytes]) -> list[Any]:
-    # Straight from the protocol buffer: tfds takes seven times as long to take the same two fields out of it.
-    parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]: made when it is imported
+def _parse(records: Sequence[bytes]) -> list[_Feature]:
+    # From the protocol buffer: tfds takes seven times as long to take the same two fields out of it.
+    # pyright does not know what is made when it is imported.
+    parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
     return [parse(record).features.feature for record in records]
 
 
-def _tensor_decoder(features: Any) -> Decode:
+def _tensor_decoder(features: _Feature) -> Decode:
     def decode(records: Sequence[bytes], image: np.ndarray, label: np.ndarray) -> None:
         for row, record in enumerate(records):
             example = features.deserialize_example_np(record)

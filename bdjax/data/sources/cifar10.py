@@ -27,7 +27,7 @@ def cifar10(data_dir: Path | None = None, *, on_disk: bool = False) -> Dataset:
       InputError: no such folder, no network, or a damaged file, which is named.
     """
     data_dir = _folders.resolve(data_dir)
-    _folders.require(data_dir)
+    _folders.require_folder(data_dir)
     folder = _folders.newest_version(data_dir, "cifar10") or _prepare(data_dir)
     return _dataset.build(
         "cifar10",
@@ -43,7 +43,7 @@ def cifar10(data_dir: Path | None = None, *, on_disk: bool = False) -> Dataset:
 def is_ready(data_dir: Path) -> bool:
     """Whether a prepared folder is there; where the user named the folder for it, that must be there."""
     if data_dir != _folders.default():
-        _folders.require(data_dir)
+        _folders.require_folder(data_dir)
     return _folders.newest_version(data_dir, "cifar10") is not None
 
 
@@ -59,4 +59,4 @@ def _read(folder: Path, *, on_disk: bool = False) -> _dataset.Arrays:
     with _extra.required():
         from bdjax.data.sources import _tfds
 
-    return _tfds.read_by_row(folder) if on_disk else _tfds.read(folder)
+    return _tfds.read_by_row(folder) if on_disk else _tfds.read_folder(folder)

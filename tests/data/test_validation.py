@@ -1,4 +1,4 @@
-"""The part of the holdout that is kept aside."""
+"""The part of the holdout that is for validation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdjax.checks import InputError
-from bdjax.data.aside import keep_aside
+from bdjax.data.validation import validation_split
 
 
 def divide(label, share=0.1, classes=10):
     """Return the row numbers of the rest and of what is aside."""
     rows = jnp.arange(len(label))
-    return map(np.asarray, keep_aside(rows, jnp.asarray(label), share, classes))
+    return map(np.asarray, validation_split(rows, jnp.asarray(label), share, classes))
 
 
 @pytest.mark.parametrize(("per_class", "of_rest"), [(2, 1), (10, 9), (100, 90)])
@@ -43,10 +43,10 @@ def test_nothing_is_lost_or_doubled_and_classes_are_as_even_as_they_can_be(label
 def test_trees_are_divided_together_and_under_jit():
     label = jnp.arange(9) % 3
     examples = {"image": jnp.arange(18.0).reshape(9, 2), "label": label}
-    divided = keep_aside(examples, label, 0.4, 3)
+    divided = validation_split(examples, label, 0.4, 3)
     assert divided[1]["label"].tolist() == [0, 1, 2]
     assert divided[1]["image"][:, 0].tolist() == [0.0, 2.0, 4.0]
-    compiled = jax.jit(lambda examples, label: keep_aside(examples, label, 0.4, 3))(examples, label)
+    compiled = jax.jit(lambda examples, label: validation_split(examples, label, 0.4, 3))(examples, label)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, compiled, divided)))
 
 
