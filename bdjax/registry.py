@@ -39,7 +39,8 @@ def factory(package: str, name: str) -> Factory:
     known = names(package)
     if name not in known:
         kind = package.rpartition(".")[2]
-        raise InputError(f"no {name!r} in {kind}{did_you_mean(name, known)}; known: {', '.join(known)}.")
+        near, there = did_you_mean(name, known), ", ".join(known)
+        raise InputError(f"no {name!r} in {kind}{near}; known: {there}.")
     return getattr(importlib.import_module(f"{package}.{name}"), name)
 
 

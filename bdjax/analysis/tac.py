@@ -112,7 +112,7 @@ class Tac:
             ax.plot(change, findings["defended_norm"], **AFTER)
             ax.set_xlabel(f"victim's TAC in {findings['layer']}, {findings['images']} images")
             ax.set_ylabel(layout.WEIGHT_NORM)
-            before, after = (float(findings[f"{when}_rank"]) for when in ("victim", "defended"))
+            before, after = float(findings["victim_rank"]), float(findings["defended_rank"])
             layout.remark(ax, f"rank correlation {before:.2f}, after {after:.2f}")
         layout.legend(page, layout.key(BEFORE, AFTER), page.get_figheight() - layout.KEY)
         return page
@@ -160,11 +160,19 @@ def pairs(subject: Subject, images: int) -> Pairs:
     rows = splits.balanced(subject.key, visible._replace(label=label), images)
     if not rows.size:
         classes = len(np.unique(np.asarray(label)[np.asarray(visible.valid)]))
-        raise InputError(f"images must be {classes} or more, one of each class that the attack changes; got {images}.")
-    return Pairs(*(np.asarray(array)[rows] for array in (subject.test.input, visible.input, visible.label)))
+        least = f"{classes} or more, one of each class that the attack changes"
+        raise InputError(f"images must be {least}; got {images}.")
+    clean = np.asarray(subject.test.input)[rows]
+    return Pairs(clean, np.asarray(visible.input)[rows], np.asarray(visible.label)[rows])
 
 
-def _mean_change(model: ProbedModel, variables: Variables, clean: Array, triggered: Array, layer: Path) -> Change:
+def _mean_change(
+    model: ProbedModel,
+    variables: Variables,
+    clean: Array,
+    triggered: Array,
+    layer: Path,
+) -> Change:
     def total(some: tuple[Array, Array], weight: Array) -> Change:
         outputs = [model.probe(variables, as_float(image), layer)[1] for image in some]
         return jax.tree.map(lambda values: weighted_sum(weight, values), change(*outputs))

@@ -45,8 +45,8 @@ class WeightNorms:
     def measure(self, subject: Subject) -> Findings:
         """Return the norms ``victim`` and ``defended`` [k], in the network's order, and the name of the ``layer``."""
         layer = convolution(subject.model, subject.victim, self.layer)
-        both = (structure.flat(variables["params"])[layer] for variables in (subject.victim, subject.defended))
-        victim, defended = (np.asarray(norms(kernel)) for kernel in both)
+        victim = np.asarray(norms(structure.flat(subject.victim["params"])[layer]))
+        defended = np.asarray(norms(structure.flat(subject.defended["params"])[layer]))
         return {"victim": victim, "defended": defended, "layer": np.asarray("/".join(layer[:-1]))}
 
     def draw(self, found: Mapping[str, Findings]) -> Figure:

@@ -96,7 +96,12 @@ def _rows(session: Session, axis: str, kind: str, sizes: dict[int, int], made: _
     rows: list[measure.Row] = []
     for name, total in calls.items():
         ideal = calls["1"] if kind == WEAK else calls["1"] / int(name)
-        row: measure.Row = {"axis": axis, "kind": kind, "devices": int(name), "size": sizes[int(name)]}
+        row: measure.Row = {
+            "axis": axis,
+            "kind": kind,
+            "devices": int(name),
+            "size": sizes[int(name)],
+        }
         row["seconds_per_step"] = total / session.settings.steps
         row["efficiency"] = ideal / total
         rows.append(row)

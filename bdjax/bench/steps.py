@@ -33,7 +33,8 @@ def section(session: Session) -> list[measure.Row]:
     """Measure each width and batch size."""
     rows: list[measure.Row] = []
     took = 0.0
-    for width, batch_size in itertools.product(session.settings.widths, session.settings.batch_sizes):
+    asked = session.settings
+    for width, batch_size in itertools.product(asked.widths, asked.batch_sizes):
         if session.room(f"steps of width {width}, batches of {batch_size}", took):
             started = time.perf_counter()
             rows.append(_row(session, width, batch_size))

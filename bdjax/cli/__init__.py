@@ -124,7 +124,12 @@ def _parser() -> Parser:
     parser = Parser("bdjax", description="Plant backdoors in image classifiers, remove them, and measure both.")
     parser.add_argument("--version", action="version", version=f"bdjax {__version__}")
     parser.set_defaults(takes_more=False)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="name")
+    commands = parser.add_subparsers(
+        title="commands",
+        required=True,
+        metavar="COMMAND",
+        dest="name",
+    )
     for command in _COMMANDS:
         command.add(commands)
     return parser

@@ -82,7 +82,12 @@ def hessian_vector_product(loss_fn: Loss, params: Params, vector: Params) -> Par
 
 @_precise
 def largest_eigenvalue(
-    key: Key[Array, ""], loss_fn: Loss, params: Params, *, iterations: HParam = 100, tolerance: HParam = 1e-3
+    key: Key[Array, ""],
+    loss_fn: Loss,
+    params: Params,
+    *,
+    iterations: HParam = 100,
+    tolerance: HParam = 1e-3,
 ) -> Eigenvalue:
     """Return the eigenvalue of largest magnitude of the Hessian, with its sign, by power iteration.
 
@@ -107,7 +112,8 @@ def largest_eigenvalue(
         image = multiply(vector)
         value = vector @ image
         residual = jnp.linalg.norm(image - value * vector)
-        return _unit(image), Eigenvalue(value, residual, found.iterations + 1, residual <= limit(value))
+        settled = residual <= limit(value)
+        return _unit(image), Eigenvalue(value, residual, found.iterations + 1, settled)
 
     vector = _unit(jax.random.normal(key, start.shape, start.dtype))
     zero = jnp.zeros((), start.dtype)
@@ -133,7 +139,9 @@ def trace(key: Key[Array, ""], loss_fn: Loss, params: Params, *, draws: int = 10
         return vector @ multiply(vector)
 
     values = jax.lax.map(draw, jax.random.split(key, draws))
-    error = values.std(ddof=1) / math.sqrt(draws) if draws > 1 else jnp.full_like(values[0], jnp.nan)
+    error = jnp.full_like(values[0], jnp.nan)
+    if draws > 1:
+        error = values.std(ddof=1) / math.sqrt(draws)
     return Trace(values.mean(), error, values)
 
 

@@ -127,7 +127,10 @@ def _amounts(
 
 
 def _sequence(
-    scales: dict[str, Scale], choice: Int[Array, " k"], amount: Float[Array, " k"], image: Float[Array, "h w c"]
+    scales: dict[str, Scale],
+    choice: Int[Array, " k"],
+    amount: Float[Array, " k"],
+    image: Float[Array, "h w c"],
 ) -> Float[Array, "h w c"]:
     """Apply the chosen operations one after the other; a scan, so that they are compiled once."""
 

@@ -140,7 +140,10 @@ def exclude(split: Split, index: Int[np.ndarray | Array, " k"]) -> Split:
     keep = np.ones(len(split.valid), bool)
     keep[_checked(split, index)] = False
     rows = np.flatnonzero(keep)
-    return _map(lambda array: array[rows] if isinstance(array, np.ndarray) else Selection(array, rows), split)
+    return _map(
+        lambda array: array[rows] if isinstance(array, np.ndarray) else Selection(array, rows),
+        split,
+    )
 
 
 def pad(split: Split, multiple: int) -> Split:
@@ -209,7 +212,8 @@ def _checked(split: Split, index: Any) -> np.ndarray:
     index = np.asarray(index)
     outside = index[(index < 0) | (index >= len(split.valid))]
     if outside.size:
-        raise InputError(f"row {outside[0]} is not there: the split has rows 0 to {len(split.valid) - 1}.")
+        last = len(split.valid) - 1
+        raise InputError(f"row {outside[0]} is not there: the split has rows 0 to {last}.")
     return index
 
 

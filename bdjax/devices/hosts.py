@@ -67,7 +67,10 @@ def check_options(
 
 
 def start(
-    hosts: str, host: int | None = None, coordinator: str | None = None, timeout: int = HEARTBEAT_SECONDS
+    hosts: str,
+    host: int | None = None,
+    coordinator: str | None = None,
+    timeout: int = HEARTBEAT_SECONDS,
 ) -> None:
     """Join the processes of the run, before anything else uses JAX.
 

@@ -45,4 +45,7 @@ def in_force(matmul_precision: str | None = None, deterministic: bool = False) -
 
 @functools.cache  # of a sweep's groups, or a run's rows, once
 def _tell_that_it_is_ignored(matmul_precision: str) -> None:
-    _log.warning("matmul_precision %s changes nothing on a CPU, whose float32 products are exact.", matmul_precision)
+    _log.warning(
+        "matmul_precision %s changes nothing on a CPU, whose float32 products are exact.",
+        matmul_precision,
+    )

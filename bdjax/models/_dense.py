@@ -27,7 +27,9 @@ class Dense(nn.Module):
         kernel = self.param("kernel", uniform_fan_in, (x.shape[-1], self.features))
         bound = 1 / math.sqrt(x.shape[-1])
         bias = self.param(
-            "bias", lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.features,)
+            "bias",
+            lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound),
+            (self.features,),
         )
         # Nothing here or in a convolution asks for a float32 result (`preferred_element_type`): all backends accumulate
         # in float32 and round once, and a float32 cotangent would make the products of the way back float32.

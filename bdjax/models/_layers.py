@@ -250,7 +250,13 @@ class LinenModel:
         return logits, _wide(seen)
 
     def _pass(
-        self, variables: Variables, input: Array, mutable: list[str], *, train: bool = False, valid: Array | None = None
+        self,
+        variables: Variables,
+        input: Array,
+        mutable: list[str],
+        *,
+        train: bool = False,
+        valid: Array | None = None,
     ) -> tuple[Array, dict[str, Tree]]:
         """Return the logits and the collections that a pass may change."""
         options = keywords(self.module, train=train)

@@ -51,7 +51,7 @@ def test_history_begins_and_ends_with_the_rates_of_the_record(finished, tmp_path
     assert figure.stat().st_size > 10_000
     runs = report.load([finished])
     titles = _findings.titles(runs)
-    found = {title: _findings.read(record, "history") for title, record in titles.items()}
+    found = {title: _findings.read_findings(record, "history") for title, record in titles.items()}
     assert [len(one.arrays["epoch"]) for one in found.values()] == [1, 3, 3]  # none, ft, ft_sam
     for title, record in titles.items():
         for rate in names(SINGLE_LABEL)[:3]:
@@ -167,11 +167,13 @@ def test_every_analysis_finds_plain_arrays_and_draws_them(name, subject, tmp_pat
     for array in found.values():
         assert np.asarray(array).dtype.kind in "fiubU"
     record = report.Record(tmp_path, {"run_id": "some-run"})
-    _findings.write(record, name, _findings.Found(found, options))
-    again = _findings.read(record, name)
+    _findings.write_findings(record, name, _findings.Found(found, options))
+    again = _findings.read_findings(record, name)
     assert again is not None
     assert set(again.arrays) == set(found)
-    drawn = _findings.draw(name, {"one · ft_sam": again, "two · ft_sam · with a title that is too long " * 3: again})
+    drawn = _findings.draw_findings(
+        name, {"one · ft_sam": again, "two · ft_sam · with a title that is too long " * 3: again}
+    )
     assert drawn.startswith(b"\x89PNG")
     assert len(drawn) > 5000
 

@@ -6,7 +6,7 @@ import planted
 import pytest
 from subjects import planted_subject
 
-from bdjax.analysis.grad_cam import as_heat, class_activation, explain, grad_cam, heat
+from bdjax.analysis.grad_cam import as_heat, class_activation, grad_cam, heat
 from bdjax.checks import InputError
 
 LAYER = ("conv1", "kernel")
@@ -33,7 +33,7 @@ def test_a_linear_network_is_explained_by_its_weights():
     subject = planted_subject()
     image = jnp.asarray(subject.test.input)[:3] / 255
     label = jnp.array([1, 1, 1])
-    maps, predicted = explain(planted.MODEL, subject.victim, image, LAYER, label)
+    maps, predicted = class_maps(planted.MODEL, subject.victim, image, LAYER, label)
     color = image[..., 1]
     pooled = (color[:, :-1, :-1] + color[:, 1:, :-1] + color[:, :-1, 1:] + color[:, 1:, 1:]) / 4
     np.testing.assert_allclose(maps, 20 / 49 * pooled, rtol=1e-5)
@@ -44,9 +44,9 @@ def test_the_trigger_is_lit_until_its_neuron_is_pruned():
     subject = planted_subject()
     aimed = subject.triggered.is_poisoned
     clean, triggered = (jnp.asarray(of.input[aimed]) for of in (subject.test, subject.triggered.visible))
-    before, hit = explain(planted.MODEL, subject.victim, triggered, LAYER)
-    after, right = explain(planted.MODEL, subject.defended, triggered, LAYER)
-    without, _ = explain(planted.MODEL, subject.victim, clean, LAYER)
+    before, hit = class_maps(planted.MODEL, subject.victim, triggered, LAYER)
+    after, right = class_maps(planted.MODEL, subject.defended, triggered, LAYER)
+    without, _ = class_maps(planted.MODEL, subject.victim, clean, LAYER)
     assert set(hit.tolist()) == {planted.TARGET}
     assert right.tolist() == subject.test.label[aimed].tolist()
     assert on_patch(before).min() > 0.99

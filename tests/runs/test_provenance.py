@@ -146,7 +146,7 @@ def test_another_picture_of_the_same_name_is_never_taken_for_the_trigger(copied,
     for command in (["analyze", "history"], ["smoothness"]):
         assert cli.main([*command, str(out), "--quiet"]) == 2
         assert "attack.trigger_image" in refused(capsys)
-    assert _findings.read(record, "history") is None
+    assert _findings.read_findings(record, "history") is None
     shutil.copy(data / "red.png", data / "trigger.png")
     assert call(out, data) == 0
     assert "finished already" in capsys.readouterr().err

@@ -14,17 +14,6 @@ pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
 
 SMALL = "--model.width 2 --training.epochs 1 --defense ft_sam --defense.epochs 2"
 SMALL = [*SMALL.split(), "--data.train_count", "320"]
-    "--model.width",
-    "2",
-    "--training.epochs",
-    "1",
-    "--defense",
-    "ft_sam",
-    "--defense.epochs",
-    "2",
-    "--data.train_count",
-    "320",
-]
 
 
 def carried_out(folder: Path, data: str) -> dict:

@@ -42,7 +42,10 @@ class Clips:
         return self.frames.load(stored)
 
     def store(
-        self, clip: Float[Array, "*n t h w c"], stored: Num[Array, "*n t h w c"], rounding: str = "nearest"
+        self,
+        clip: Float[Array, "*n t h w c"],
+        stored: Num[Array, "*n t h w c"],
+        rounding: str = "nearest",
     ) -> Num[Array, "*n t h w c"]:
         """Return clips as the ``stored`` ones are. Arguments and errors as for `Images.store`."""
         return self.frames.store(clip, stored, rounding)
@@ -67,7 +70,11 @@ class Clips:
         return jax.vmap(lambda frame: self.frames.moved(key, frame, augmentation), in_axes=1, out_axes=1)(clip)
 
     def mixed(
-        self, key: Key[Array, ""], clip: Num[Array, "n t h w c"], augmentation: str, alpha: HParam = 1.0
+        self,
+        key: Key[Array, ""],
+        clip: Num[Array, "n t h w c"],
+        augmentation: str,
+        alpha: HParam = 1.0,
     ) -> Mixed:
         """Return `moved` clips worked on, and mixed in pairs by ``mixup``."""
         clip = self.load(clip)

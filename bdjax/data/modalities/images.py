@@ -49,7 +49,10 @@ class Images:
         return as_float(stored)
 
     def store(
-        self, image: Float[Array, "*n h w c"], stored: Num[Array, "*n h w c"], rounding: str = "nearest"
+        self,
+        image: Float[Array, "*n h w c"],
+        stored: Num[Array, "*n h w c"],
+        rounding: str = "nearest",
     ) -> Num[Array, "*n h w c"]:
         """Return images as the ``stored`` ones are: clipped to [0, 1] and, for 8 bits, rounded.
 
@@ -86,7 +89,11 @@ class Images:
         return jax.vmap(augment.flip)(keys[:, 1], image) if self.flip else image
 
     def augmented(
-        self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str, alpha: HParam = 1.0
+        self,
+        key: Key[Array, ""],
+        image: Num[Array, "n h w c"],
+        augmentation: str,
+        alpha: HParam = 1.0,
     ) -> Mixed:
         """Return a training batch as float32 in [0, 1], augmented in one of the ways that NFT compares.
 
@@ -120,7 +127,13 @@ class Images:
         """Return the key of all that an augmentation draws beside the standard one."""
         return jax.random.fold_in(key, augment.OWN)
 
-    def mixed(self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str, alpha: HParam = 1.0) -> Mixed:
+    def mixed(
+        self,
+        key: Key[Array, ""],
+        image: Num[Array, "n h w c"],
+        augmentation: str,
+        alpha: HParam = 1.0,
+    ) -> Mixed:
         """Return what `augmented` makes of `moved` images, under the same key."""
         rows = image.shape[0]
         image = as_float(image)

@@ -252,4 +252,5 @@ def _naming_the_file(path: Path, read: Callable[..., T], *options: object) -> T:
         return read(path, *options)
     except Exception as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error, …
         reason = str(error).rstrip(".")
-        raise InputError(f"image {path} cannot be read ({reason}); replace it or take it away.") from error
+        remedy = "replace it or take it away"
+        raise InputError(f"image {path} cannot be read ({reason}); {remedy}.") from error

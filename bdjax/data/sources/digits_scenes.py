@@ -40,7 +40,10 @@ def _scenes(generator: np.random.RandomState, split: Split, count: int) -> Split
     rows = generator.randint(0, len(split.label), (count, CELLS))
     shown = generator.randint(0, 4, (count, CELLS)) > 0
     cells = np.asarray(split.input)[rows] * shown[..., None, None, None].astype(np.uint8)
-    above, below = np.concatenate(cells[:, :2].swapaxes(0, 1), 2), np.concatenate(cells[:, 2:].swapaxes(0, 1), 2)
+    above, below = (
+        np.concatenate(cells[:, :2].swapaxes(0, 1), 2),
+        np.concatenate(cells[:, 2:].swapaxes(0, 1), 2),
+    )
     label = np.zeros((count, 10), bool)
     for cell in range(CELLS):
         label[np.arange(count), np.asarray(split.label)[rows[:, cell]]] |= shown[:, cell]
