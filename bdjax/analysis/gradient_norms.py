@@ -159,7 +159,8 @@ def _label_epochs(ax: Axes, findings: Findings) -> None:
     ax.set_yscale("log")
     ax.set_xlim(0, len(rates))
     word = f"{RATE.head} " if len(rates) <= _WORDY else ""
-    ax.set_xticks(np.arange(len(rates)) + 0.5, [f"{epoch}: {word}{rate:.0f} %" for epoch, rate in enumerate(rates, 1)])
+    ticks = [f"{epoch}: {word}{rate:.0f} %" for epoch, rate in enumerate(rates, 1)]
+    ax.set_xticks(np.arange(len(rates)) + 0.5, ticks)
     ax.set_xlabel(f"epoch: {RATE.words}; neurons of {findings['layer']}, by rising TAC")
     ax.set_ylabel("gradient norm")
     ax.grid(axis="x", visible=False)
