@@ -21,8 +21,8 @@ from bench_steps import SPEC
 from bdjax import defenses, models
 from bdjax.bench.measure import TimedEpoch, interleaved, random_split, random_state
 from bdjax.curvature import fisher
+from bdjax.defenses._filters import saliency
 from bdjax.defenses._triggered import Images
-from bdjax.defenses.grad_prune import saliency
 from bdjax.devices import compilation, environment
 from bdjax.parametrizations import Identity, SingularValues
 from bdjax.train import loop

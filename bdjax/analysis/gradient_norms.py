@@ -98,8 +98,7 @@ class GradientNorms:
             at = variables()
             row = _norms(subject.model, at, batch, self.rho, self.sam_rho, layer)
             hits = evaluate.predict(subject.model, at, triggered) == wanted
-            rank = _neurons.correlation(tac, row["asam"]).rank
-            rows.append({**row, "rank": rank, RATE.name: hits.mean()})
+            rows.append({**row, "rank": _neurons.correlation(tac, row["asam"]).rank, RATE.name: hits.mean()})
             if epoch + 1 == min(self.epochs, max(subject.epochs, 1)):
                 raise _Enough
 

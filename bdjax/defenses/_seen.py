@@ -89,11 +89,23 @@ class WithTrigger:
     def drop_last(self) -> bool:
         return self.learner.drop_last
 
-    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> LearnerState:
+    def init(
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        split: Split,
+    ) -> LearnerState:
         """Return the learner's state."""
         return self.learner.init(key, model, variables, SplitAndTrigger(split, self.trigger))
 
-    def update(self, key: Key[Array, ""], model: Model, state: LearnerState, batch: Split) -> tuple[LearnerState, Info]:
+    def update(
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        state: LearnerState,
+        batch: Split,
+    ) -> tuple[LearnerState, Info]:
         """Take the learner's step."""
         return self.learner.update(key, model, state, SplitAndTrigger(batch, self.trigger))
 
@@ -114,12 +126,24 @@ class Blind:
     def epochs(self) -> int:
         return self.learner.epochs
 
-    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> LearnerState:
+    def init(
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        split: Split,
+    ) -> LearnerState:
         """Return the learner's state."""
         del split
         return self.learner.init(key, model, variables, None)
 
-    def update(self, key: Key[Array, ""], model: Model, state: LearnerState, batch: Split) -> tuple[LearnerState, Info]:
+    def update(
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        state: LearnerState,
+        batch: Split,
+    ) -> tuple[LearnerState, Info]:
         """Take the learner's step."""
         del batch
         return self.learner.update(key, model, state, None)

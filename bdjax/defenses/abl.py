@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bdjax import pytree
 from bdjax.checks import EPOCHS, below_one, integer, non_negative, positive
+from bdjax.defenses._operation import Operation
 from bdjax.defenses._stages import SCRATCH, TRAINING, Defense, DefenseStage
 from bdjax.optim.sgd import Schedule
 from bdjax.train import programs
@@ -69,22 +70,20 @@ class Ascent:
 
 
 @pytree.dataclass
-class Unlearning:
+class Unlearning(Operation):
     """Isolate the examples of the lowest loss, learn from the others, unlearn the isolated: one operation."""
 
     tuning: Supervised
     unlearning: Supervised
     isolate: float = pytree.static(default=0.01)
-    epochs: int = pytree.static(default=1)
-    batch_size: None = pytree.static(default=None)
-    drop_last: bool = pytree.static(default=False)
 
-    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> Variables:
-        """Return the network as it is."""
-        del key, model, split
-        return variables
-
-    def update(self, key: Key[Array, ""], model: Model, state: Variables, batch: Split) -> tuple[Variables, Info]:
+    def update(
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        state: Variables,
+        batch: Split,
+    ) -> tuple[Variables, Info]:
         """Take all of it. What is reported is measured on the examples that were not isolated."""
         rows = batch.label.shape[0]
         count = max(1, int(self.isolate * rows + 1e-9))
@@ -97,13 +96,12 @@ class Unlearning:
         losses, right = measured(model, state, rest)
         return state, Info(losses.mean(), right.mean(), tuning + unlearning)
 
-    def finalize(self, model: Model, state: Variables) -> Variables:
-        """Return the network."""
-        del model
-        return state
 
-
-def measured(model: Model, variables: Variables, split: Split) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+def measured(
+    model: Model,
+    variables: Variables,
+    split: Split,
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Return the loss of each example, and how right its answer is, in evaluation mode."""
     load, task = model.spec.modality.load, model.spec.task
 
@@ -164,7 +162,8 @@ def abl(
     first = dataclasses.replace(plain, epochs=isolation_epochs)
     last = dataclasses.replace(plain, epochs=unlearning_epochs, learning_rate=unlearning_rate)
     isolation = Supervised.of(first, transformation=AscentBelow(gamma))
-    unlearning = Unlearning(Supervised.of(recipe), Supervised.of(last, transformation=Ascent()), isolate)
+    ascent = Supervised.of(last, transformation=Ascent())
+    unlearning = Unlearning(Supervised.of(recipe), ascent, isolate)
     return Defense(
         (
             DefenseStage(isolation, sees=TRAINING, starts=SCRATCH),

@@ -29,4 +29,5 @@ def _keeping_zeros(stage: DefenseStage) -> DefenseStage:
     learner = stage.learner
     if not isinstance(learner, Supervised) or learner.parametrization != Identity():
         return stage
-    return dataclasses.replace(stage, learner=dataclasses.replace(learner, parametrization=KeptZeros()))
+    keeping = dataclasses.replace(learner, parametrization=KeptZeros())
+    return dataclasses.replace(stage, learner=keeping)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from bdjax import pytree, structure
 from bdjax.checks import below_one, positive, unit_interval
 from bdjax.data.validation import ROUNDING, validation_split
+from bdjax.defenses._operation import Operation
 from bdjax.defenses._stages import Defense
 from bdjax.defenses.chain import chain
 from bdjax.train.recipe import Recipe, with_recipe
@@ -23,23 +24,21 @@ _CHUNK = 100
 
 
 @pytree.dataclass
-class FeaturePruning:
+class FeaturePruning(Operation):
     """Zero the classifier's weights for the features with the lowest mean, as many as accuracy bears."""
 
     accuracy_drop: HParam = 0.1
     max_share: HParam = 1.0
     step: float = pytree.static(default=0.01)
     aside: float = pytree.static(default=0.2)
-    epochs: int = pytree.static(default=1)
-    batch_size: None = pytree.static(default=None)
-    drop_last: bool = pytree.static(default=False)
 
-    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> Variables:
-        """Return the network as it is."""
-        del key, model, split
-        return variables
-
-    def update(self, key: Key[Array, ""], model: Model, state: Variables, batch: Split) -> tuple[Variables, Info]:
+    def update(
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        state: Variables,
+        batch: Split,
+    ) -> tuple[Variables, Info]:
         """Prune, given the whole holdout. What is reported is measured on the validation part of it."""
         del key
         load, task = model.spec.modality.load, model.spec.task
@@ -63,11 +62,6 @@ class FeaturePruning:
         count = self._most(lambda count: _accuracy(task, logits(count), label), rank.shape[0])
         loss, right = task.loss(logits(count), label).mean(), _accuracy(task, logits(count), label)
         return pruned(count), Info(loss, right, jnp.int32(0))
-
-    def finalize(self, model: Model, state: Variables) -> Variables:
-        """Return the pruned network."""
-        del model
-        return state
 
     def _most(self, accuracy_of: Callable[[Array], Array], width: int) -> Int[Array, ""]:
         """Return the largest number of features below the first that costs too much."""

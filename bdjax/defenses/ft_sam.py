@@ -43,7 +43,12 @@ class SharpnessAware:
 
 
 @with_recipe(Recipe())
-def ft_sam(recipe: Recipe, rho: float = 2.0, adaptive: bool = True, rho_min: float | None = None) -> Supervised:
+def ft_sam(
+    recipe: Recipe,
+    rho: float = 2.0,
+    adaptive: bool = True,
+    rho_min: float | None = None,
+) -> Supervised:
     """Create FT-SAM: min_θ max_{‖T⁻¹ε‖₂ ≤ ρ} L_D(θ + ε) on the clean holdout D, T = diag(|θ|).
 
     Each step takes the gradient g at θ, ε = ρ T² g / ‖T g‖₂ over *all* parameters (the batch-norm scales get nearly

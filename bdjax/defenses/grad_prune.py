@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from bdjax import pytree, structure
+from bdjax import pytree
 from bdjax.checks import below_one, integer, unit_interval
-from bdjax.curvature.chunks import accumulate, weighted_sum
 from bdjax.data.validation import ROUNDING, validation_split
+from bdjax.defenses._filters import saliency, without_largest
+from bdjax.defenses._operation import Operation
 from bdjax.defenses._search import Step, least_loss
 from bdjax.defenses._stages import TRIGGER
 from bdjax.defenses._triggered import Images, score
@@ -21,13 +21,13 @@ from bdjax.parametrizations import PrunedFilters
 from bdjax.train import programs
 from bdjax.train.recipe import Recipe, with_recipe
 from bdjax.train.supervised import Supervised
-from bdjax.types import HParam, Info, Model, Params, Split, SplitAndTrigger, Variables
+from bdjax.types import HParam, Info, Model, Split, SplitAndTrigger, Variables
 
 STRENGTHS = {"accuracy_drop": (0.01, 0.02, 0.05, 0.1, 0.2)}  # what ``auto`` tries
 
 
 @pytree.dataclass
-class GradPrune:
+class GradPrune(Operation):
     """Both stages of Grad-Prune, as one operation on the whole holdout."""
 
     sees: ClassVar[str] = TRIGGER
@@ -37,14 +37,6 @@ class GradPrune:
     tune_patience: int = pytree.static(default=10)
     rounds: int | None = pytree.static(default=None)
     aside: float = pytree.static(default=0.1)
-    epochs: int = pytree.static(default=1)
-    batch_size: None = pytree.static(default=None)
-    drop_last: bool = pytree.static(default=False)
-
-    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: SplitAndTrigger) -> Variables:
-        """Return the network as it is."""
-        del key, model, split
-        return variables
 
     def update(
         self, key: Key[Array, ""], model: Model, state: Variables, batch: SplitAndTrigger
@@ -58,11 +50,6 @@ class GradPrune:
         state, tuning = self.tune(jax.random.fold_in(key, 1), model, state, rest, validation)
         found = score(model, state, validation, self.tuning.batch_size)
         return state, Info(found.clean_loss, found.accuracy, pruning + tuning)
-
-    def finalize(self, model: Model, state: Variables) -> Variables:
-        """Return the pruned and fine-tuned network."""
-        del model
-        return state
 
     def prune(
         self, model: Model, variables: Variables, rest: Images, validation: Images
@@ -118,39 +105,6 @@ class GradPrune:
         return found.best, found.state[1]
 
 
-def saliency(model: Model, variables: Variables, images: Images, chunk: int) -> Params:
-    """Return ξ = ‖∂L_u/∂W_i‖₁ / numel(W_i) of every filter, a tree of one array for each convolution.
-
-    L_u is the loss on the triggered images, with batch norm in evaluation mode.
-    """
-    load = model.spec.modality.load
-
-    def loss(params: Any, some: Any, weight: Array) -> Array:
-        image, label = some
-        output, _ = model.apply({**variables, "params": params}, load(image))
-        return weighted_sum(weight, model.spec.task.loss(output, label))
-
-    def gradient(some: Any, weight: Array) -> Any:
-        return jax.grad(loss)(variables["params"], some, weight)
-
-    grads = accumulate(gradient, (images.triggered, images.label), chunk=chunk)
-    found = structure.convolutions(grads)
-    return structure.nested({path: jnp.abs(g).mean(tuple(range(g.ndim - 1))) for path, g in found.items()})
-
-
-def without_largest(kept: Any, saliency: Any, params: Params) -> Any:
-    """Return the filters that are kept when the one with the largest ξ, of those that are not zero, is taken out."""
-    kept, saliency, kernels = structure.flat(kept), structure.flat(saliency), structure.convolutions(params)
-    candidates = []
-    for path in kept:
-        nonzero = (kernels[path] != 0).any(tuple(range(kernels[path].ndim - 1)))
-        candidates.append(jnp.where(nonzero, saliency[path], -jnp.inf))
-    largest = jnp.concatenate(candidates).argmax()
-    remaining = jnp.concatenate([*kept.values()]).at[largest].set(0)
-    ends = list(itertools.accumulate(x.size for x in kept.values()))
-    return structure.nested(dict(zip(kept, jnp.split(remaining, ends[:-1]), strict=True)))
-
-
 @with_recipe(
     Recipe(batch_size=128, learning_rate=0.001, weight_decay=5e-4, augment="none"),
     without=("label_smoothing", "schedule", "augment"),
@@ -201,6 +155,8 @@ def grad_prune(
     if rounds is not None:
         integer(rounds=rounds)
     below_one(aside=aside)
-    # The mean over twice the images at rate 2η and decay λ/2 makes the step of the sum of two means at η and λ.
-    doubled = dataclasses.replace(recipe, learning_rate=2 * recipe.learning_rate, weight_decay=recipe.weight_decay / 2)
-    return GradPrune(Supervised.of(doubled), accuracy_drop, prune_patience, tune_patience, rounds, aside)
+    # The mean over twice the images at rate 2η and decay λ/2 makes the step of the sum of two means
+    # at η and λ.
+    rate, decay = 2 * recipe.learning_rate, recipe.weight_decay / 2
+    tuning = Supervised.of(dataclasses.replace(recipe, learning_rate=rate, weight_decay=decay))
+    return GradPrune(tuning, accuracy_drop, prune_patience, tune_patience, rounds, aside)

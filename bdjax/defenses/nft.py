@@ -43,7 +43,12 @@ class MaskPenalty:
     Recipe(batch_size=128, learning_rate=0.05, weight_decay=0.0, augment="mixup"),
     without=("weight_decay", "label_smoothing"),
 )
-def nft(recipe: Recipe, alpha: float = 0.8, beta: float = 0.5, eta_c: float | None = None) -> Supervised:
+def nft(
+    recipe: Recipe,
+    alpha: float = 0.8,
+    beta: float = 0.5,
+    eta_c: float | None = None,
+) -> Supervised:
     """Create NFT: min_m L_mix(m) + η_c Σ |1 − m| over one factor m for each neuron, μ(l) ≤ m ≤ 1, on the holdout.
 
     All weights are frozen. The factors multiply the scales of the batch norms, but for the first one, and start at 1
@@ -79,4 +84,5 @@ def nft(recipe: Recipe, alpha: float = 0.8, beta: float = 0.5, eta_c: float | No
     non_negative(beta=beta)
     if eta_c is not None:
         non_negative(eta_c=eta_c)
-    return Supervised.of(recipe, transformation=MaskPenalty(eta_c), parametrization=NeuronMasks(alpha, beta))
+    masks = NeuronMasks(alpha, beta)
+    return Supervised.of(recipe, transformation=MaskPenalty(eta_c), parametrization=masks)

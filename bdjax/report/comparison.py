@@ -178,7 +178,8 @@ def _written(cell: Cell | None) -> tuple[str, str, str]:
     if not cell.ours:
         return published, "–", ""
     ours = significant(cell.statistic) if raw else spread(cell.statistic)
-    return published, f"{ours} ({len(cell.ours)})", f"{cell.difference:+.3g}" if raw else f"{cell.difference:+.1f}"
+    difference = f"{cell.difference:+.3g}" if raw else f"{cell.difference:+.1f}"
+    return published, f"{ours} ({len(cell.ours)})", difference
 
 
 def _grid(cells: Sequence[Cell], setting: str) -> Grid:

@@ -16,7 +16,7 @@ from bdjax.report.cells import bounds, spread
 from bdjax.report.grid import FORMATS, UNSOUND, Grid, Line, write
 from bdjax.report.labels import LONGEST, SYMBOLS, label, of_defense, plain, without_defense
 from bdjax.report.records import Record
-from bdjax.report.rows import Row, common, metrics_of, summarize, victims
+from bdjax.report.rows import Row, common, metrics_of, records_of, summarize, victims
 from bdjax.report.statistics import DRAWS, EXACT_PAIRS, Interval, SignFlip, Statistic, interval, sign_flip, statistic
 from bdjax.runs import soundness
 from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, names, of_roles
@@ -125,7 +125,7 @@ def compare(records: Iterable[Record], first: str, second: str, metrics: Sequenc
 
 def _pairs(first: Sequence[Row], second: Sequence[Row]) -> tuple[dict[str, list[Pair]], tuple[Record, ...]]:
     """Return the runs of two defenses that belong together, by what a table calls their victim; and those left over."""
-    here, there = ({_pairing(record): record for row in side for record in row.records} for side in (first, second))
+    here, there = ({_pairing(record): record for record in records_of(side)} for side in (first, second))
     titles = _titles(first)
     pairs: dict[str, list[Pair]] = defaultdict(list)
     for pairing, record in here.items():

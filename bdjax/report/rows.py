@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bdjax.report.labels import SortKey, distinguishing, identity, labels, sort_key
 from bdjax.report.records import Record, distinct
 from bdjax.report.statistics import Interval, Statistic, interval, statistic
 from bdjax.runs import soundness
-from bdjax.runs.record_format import COSTS
+from bdjax.runs.record_format import COSTS, SECTIONS
 from bdjax.runs.soundness import LOW_ATTACK_SUCCESS, Fault
 from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, first, names, totals
 
@@ -97,8 +98,10 @@ class Row:
     @functools.cached_property
     def faults(self) -> tuple[tuple[Fault, ...], ...]:
         """What is wrong with the victim, the attack or the defended network of each run (`soundness`)."""
-        contents = [record.content for record in self.records]
-        return tuple(soundness.of_victim(content) + soundness.of_defended(content) for content in contents)
+        found = []
+        for record in self.records:
+            found.append(soundness.of_victim(record.content) + soundness.of_defended(record.content))
+        return tuple(found)
 
     @property
     def is_benign(self) -> bool:
@@ -150,13 +153,15 @@ def summarize(
         groups.setdefault(identity(record.settings), []).append(record)
     members = list(groups.values())
     settings = distinguishing([group[0].settings for group in members])
-    rows = list(map(_row, members, settings))
-    if sharpness:
-        rows = [dataclasses.replace(row, sharpness=_measured(row, Record.sharpness)) for row in rows]
-    if stealth:
-        rows = [dataclasses.replace(row, stealth=_measured(row, Record.stealth)) for row in rows]
-    if intervals:
-        rows = [dataclasses.replace(row, intervals=_intervals(row)) for row in rows]
+    rows = []
+    for row in map(_row, members, settings):
+        if sharpness:
+            row = dataclasses.replace(row, sharpness=_measured(row, Record.sharpness))
+        if stealth:
+            row = dataclasses.replace(row, stealth=_measured(row, Record.stealth))
+        if intervals:
+            row = dataclasses.replace(row, intervals=_intervals(row))
+        rows.append(row)
     return sorted(rows, key=_order)
 
 
@@ -187,9 +192,8 @@ def _intervals(row: Row) -> dict[str, Interval | None]:
 
 
 def _order(row: Row) -> SortKey:
-    keys = {section: sort_key(section, row.name(section), row.settings) for section in ("data", "model", "attack")}
-    defense = sort_key("defense", row.name("defense"), row.settings)
-    return *keys.values(), rank(row), defense, identity(row.records[0].settings)
+    *victim, defense = (sort_key(section, row.name(section), row.settings) for section in SECTIONS)
+    return *victim, rank(row), defense, identity(row.records[0].settings)
 
 
 def rank(row: Row) -> int:
@@ -223,6 +227,21 @@ def totals_of(rows: Iterable[Row]) -> tuple[str, ...]:
     return totals(metrics_of(rows))
 
 
+def records_of(rows: Iterable[Row]) -> list[Record]:
+    """Return the records of rows, row by row and by seed."""
+    return [record for row in rows for record in row.records]
+
+
+def names_in(rows: Iterable[Row], section: str) -> list[str]:
+    """Return the bare names in a section of the rows' configs, each once and in order."""
+    return list(dict.fromkeys(row.name(section) for row in rows))
+
+
+def is_repeated(rows: Iterable[Row]) -> bool:
+    """Say whether a row sums up several seeds, so that there are deviations to be told."""
+    return any(row.n > 1 for row in rows)
+
+
 def common(rows: Iterable[Row]) -> str:
     """Name the data and the model where all rows share them."""
     shared = [found[0] for found in _data_and_model(rows) if len(set(found)) == 1]
@@ -231,10 +250,10 @@ def common(rows: Iterable[Row]) -> str:
 
 def victims(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each victim, in order, under its attack and whatever of data and model they do not share."""
-    told_apart = [len(set(found)) > 1 for found in _data_and_model(rows)]
+    varies = [len(set(found)) > 1 for found in _data_and_model(rows)]
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        apart = [found for found, varies in zip((row.data, row.model), told_apart, strict=True) if varies]
+        apart = itertools.compress((row.data, row.model), varies)
         groups.setdefault(" · ".join([row.attack, *apart]), []).append(row)
     return groups
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bdjax import __version__, cli, registry
 from bdjax.runs import config as configs
-from bdjax.runs import run, schema
+from bdjax.runs import schema, victim
 
 
 class Answer(NamedTuple):
@@ -60,7 +60,7 @@ def nothing_is_compiled(tmp_path_factory):
         raise AssertionError("this call should have been refused before")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "plant", refuse)
+        patch.setattr(victim, "plant", refuse)
         patch.setattr("bdjax.devices.compilation.enable_cache", lambda: None)
         patch.setenv("BDJAX_DATA_DIR", str(tmp_path_factory.mktemp("no data")))
         yield

@@ -15,9 +15,10 @@ from planted import Corner, Net
 
 from bdjax import attacks, defenses, poison, structure
 from bdjax.checks import InputError
-from bdjax.defenses import grad_prune as module
+from bdjax.defenses import _filters as filters
+from bdjax.defenses._filters import without_largest
 from bdjax.defenses._triggered import Images
-from bdjax.defenses.grad_prune import grad_prune, without_largest
+from bdjax.defenses.grad_prune import grad_prune
 from bdjax.models._layers import LinenModel
 from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import PrunedFilters
@@ -57,7 +58,7 @@ def learner(**options: Any):
 
 @functools.partial(jax.jit, static_argnums=1)
 def saliency(learner, model, variables, images):
-    return structure.flat(module.saliency(model, variables, images, learner.tuning.batch_size))
+    return structure.flat(filters.saliency(model, variables, images, learner.tuning.batch_size))
 
 
 @jax.jit
@@ -200,7 +201,7 @@ def test_filters_that_were_zero_before_are_not_ranked(variables, rest, aside):
     start = planted.variables()
     layer = start["params"]["conv1"]
     layer |= {"kernel": layer["kernel"].at[..., 0].set(0), "bias": layer["bias"].at[0].set(0.001)}
-    xi = module.saliency(planted.MODEL, start, planted.images(), chunk=5)
+    xi = filters.saliency(planted.MODEL, start, planted.images(), chunk=5)
     assert xi["conv1"]["kernel"].argmax() == 0
     kept, _ = PrunedFilters().init(planted.MODEL, start)
     second = int(xi["conv1"]["kernel"][1:].argmax()) + 1

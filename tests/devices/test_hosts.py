@@ -251,8 +251,8 @@ def test_hosts_that_are_asked_for_different_runs_are_told_so(folder):
 
 def watch(tmp_path, code: str) -> Process:
     """Start a process that watches one that runs this code."""
-    (tmp_path / "watched_one.py").write_text(f"import os, sys, time\nfrom bdjax import guard\n{code}\n")
-    words = "import sys; from bdjax import guard; sys.exit(guard.watch('watched_one', ['word']))"
+    (tmp_path / "watched_one.py").write_text(f"import os, sys, time\nfrom bdjax.devices import guard\n{code}\n")
+    words = "import sys; from bdjax.devices import guard; sys.exit(guard.watch('watched_one', ['word']))"
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", words], env={**os.environ, "PYTHONPATH": path}, **pipes)

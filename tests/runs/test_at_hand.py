@@ -33,7 +33,7 @@ def built(monkeypatch) -> Counter[str]:
     count(plans, "prepare", "plan")
     count(configs.models, "create", "model")
     count(configs.attacks, "create", "attack")
-    count(configs, "supervised", "training")
+    count(configs, "training", "training")
     count(configs, "_build_defense", "defense")
     return counts
 

@@ -23,7 +23,7 @@ from bdjax.report.curves.panels import (
 )
 from bdjax.report.labels import plain
 from bdjax.report.layout import GREY, HEADING, MARGIN, WIDTH, axes, cut, legend, print_width, write
-from bdjax.report.rows import CONTROLS
+from bdjax.report.rows import CONTROLS, is_repeated
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -104,12 +104,20 @@ def _draw_lines(ax: Axes, rate: str, lines: Mapping[Line, str], styles: Styles) 
         low, high = np.clip([means - stds, means + stds], 0, 100)
         ax.fill_between(line.values, low, high, color=color, alpha=0.13, lw=0, zorder=2)
         ax.vlines(line.values, low, high, color=color, alpha=0.45, lw=1, zorder=3)
-        repeated = [(value, row) for value, row in zip(line.values, line.rows, strict=True) if row.n > 1]
-        runs = [(value, 100 * record.value(rate)) for value, row in repeated for record in row.records]
-        if runs:
-            ax.plot(*zip(*runs, strict=True), marker, color=color, ms=3, alpha=0.35, mew=0, zorder=4, clip_on=False)
+        faint = {"color": color, "ms": 3, "alpha": 0.35, "mew": 0, "zorder": 4, "clip_on": False}
+        if runs := _single_runs(line, rate):
+            ax.plot(*zip(*runs, strict=True), marker, **faint)
         style = {"color": color, "marker": marker, "ms": 5.5, "mec": "white", "mew": 0.7, "lw": 1.4}
         ax.plot(line.values, means, zorder=5, clip_on=False, **style)
+
+
+def _single_runs(line: Line, rate: str) -> list[tuple[float, float]]:
+    """Return the value of the option and the rate in percent of each run that is one of several seeds."""
+    runs = []
+    for value, row in zip(line.values, line.rows, strict=True):
+        if row.n > 1:
+            runs += [(value, 100 * record.value(rate)) for record in row.records]
+    return runs
 
 
 def _means(line: Line, rate: str) -> np.ndarray:
@@ -186,7 +194,7 @@ def _marks_key(found: Sensitivity) -> list[Artist]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    repeated = any(row.n > 1 for line in found.lines for row in line.rows)
+    repeated = any(is_repeated(line.rows) for line in found.lines)
     style = {"color": GREY, "marker": "o", "mew": 0}
     keys: list[Artist] = []
     if repeated:

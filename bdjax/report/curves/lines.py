@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 from bdjax.report import values
 from bdjax.report.labels import flatten, identity, plain, without_defense
-from bdjax.report.rows import CONTROLS, Row, by_task, rank, summarize, victims
+from bdjax.report.rows import CONTROLS, Row, by_task, rank, records_of, summarize, victims
 from bdjax.report.statistics import Statistic
 from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, of_roles
 
@@ -97,7 +97,7 @@ def _sensitivity(option: str, rows: Sequence[Row]) -> Sensitivity | None:
     swept = {_victim(option, curve[0]) for curve in curves}
     constant = [row for row in rows if _is_constant(option, row) and rank(row) < top and _victim(option, row) in swept]
     # again, so that the labels tell no more than what differs here
-    chosen = summarize(record for row in itertools.chain(*curves, constant) for record in row.records)
+    chosen = summarize(records_of([*itertools.chain(*curves), *constant]))
     labeled = [row.without(option) for row in chosen]
     lines = [Line(tuple(curve), _values(option, curve)) for curve in _curves(option, labeled)]
     controls = [line for line in lines if rank(line.row) < top]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from bdjax.report.curves.lines import Line, Sensitivity
 from bdjax.report.labels import SYMBOLS
 from bdjax.report.layout import BLUE, GREEN, GREY, ORANGE, wrap
-from bdjax.report.rows import common, victims
+from bdjax.report.rows import common, names_in, victims
 from bdjax.tasks.metrics import UTILITY, Metric
 
 MOST_LINES = 8  # in one pair of panels
@@ -80,7 +80,7 @@ def _label(found: Sensitivity, line: Line, title: str) -> str:
     """Return what tells a line from the others: its victim, its defense, its settings."""
     rows = [line.row for line in found.lines]
     defense = line.row.defense
-    if len({row.name("defense") for row in rows}) == 1:
+    if len(names_in(rows, "defense")) == 1:
         defense = defense.removeprefix(line.row.name("defense")).strip()
     shown = [title] if len(victims(rows)) > 1 and title else []
     label = " · ".join([*shown, *([defense] if defense else [])]) or line.row.defense
@@ -96,7 +96,7 @@ def _range(numbers: Iterable[int]) -> str:
 
 def heading(found: Sensitivity) -> str:
     """Return the title of a figure."""
-    names = dict.fromkeys(line.row.name("defense") for line in found.lines)
+    names = names_in([line.row for line in found.lines], "defense")
     of = f" of {', '.join(names)}" if found.option.startswith("defense.") else ""
     return f"Sensitivity{of} to {_words(found.option)}"
 
@@ -105,7 +105,7 @@ def circumstances(found: Sensitivity) -> str:
     """Return what the lines share, how often each run was repeated, and what the rates are shares of."""
     rows = [row for line in found.lines for row in line.rows]
     shared = list(victims(rows)) if len(victims(rows)) == 1 else []
-    names = dict.fromkeys(row.name("defense") for row in rows)
+    names = names_in(rows, "defense")
     shared += [*names] if len(names) == 1 and not found.option.startswith("defense.") else []
     seeds = _range(row.n for row in rows)
     measured = [f"{metric.head}{_on(found, metric)}" for metric in found.drawn]

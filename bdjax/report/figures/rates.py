@@ -10,7 +10,7 @@ import numpy as np
 from bdjax.report.cells import spread
 from bdjax.report.figures.images import HEADER
 from bdjax.report.layout import BLUE, GREY, ORANGE, WIDTH, cut, print_width
-from bdjax.report.rows import Row
+from bdjax.report.rows import Row, is_repeated
 from bdjax.tasks.metrics import ATTACK, UTILITY, Metric, of_roles
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def key(rows: Sequence[Row]) -> list[Line2D]:
     for metric in of_roles(rows[0].metrics, *_SERIES):
         color, marker, _ = _SERIES[metric.role]
         keys.append(Line2D([], [], color=color, marker=marker, ls="", label=f"{metric.head}: {metric.words}"))
-    if any(row.n > 1 for row in rows):
+    if is_repeated(rows):
         keys.append(Line2D([], [], color=GREY, marker="o", ms=5.5, lw=1.4, label="mean ± std"))
         keys.append(Line2D([], [], color=GREY, marker="o", ms=3.2, alpha=0.5, mew=0, ls="", label="one seed"))
     return keys

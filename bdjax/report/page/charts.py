@@ -9,6 +9,7 @@ the rows.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.etree.ElementTree import Element
@@ -19,7 +20,7 @@ from bdjax.report.curves.panels import MOST_PANELS, Panels, axis_label, circumst
 from bdjax.report.page import svg
 from bdjax.report.page.content import PERCENT, Content, article
 from bdjax.report.page.markup import add, tag
-from bdjax.report.rows import CONTROLS, Row
+from bdjax.report.rows import CONTROLS, Row, is_repeated, names_in
 from bdjax.report.statistics import Statistic
 from bdjax.tasks.metrics import Metric
 
@@ -38,14 +39,14 @@ class Style:
         return svg.shape(self.shapes[row.name("attack")], self.colors[row.name("defense")], place)
 
 
-def style(rows: Iterable[Row]) -> Style:
+def style(rows: Sequence[Row]) -> Style:
     """Return colors and shapes for rows, in their order; controls are grey, further defenses share colors."""
-    defenses = dict.fromkeys(row.name("defense") for row in rows)
-    others = [name for name in defenses if name not in CONTROLS]
-    colors = {name: f"control {name}" for name in CONTROLS}
-    colors |= {name: f"c{i % COLORS}" for i, name in enumerate(others)}
-    attacks = dict.fromkeys(row.name("attack") for row in rows)
-    return Style({name: colors[name] for name in defenses}, {name: i for i, name in enumerate(attacks)})
+    colors: dict[str, str] = {}
+    others = itertools.cycle(range(COLORS))
+    for name in names_in(rows, "defense"):
+        colors[name] = f"control {name}" if name in CONTROLS else f"c{next(others)}"
+    attacks = names_in(rows, "attack")
+    return Style(colors, dict(zip(attacks, itertools.count())))
 
 
 def section(content: Content) -> Element:
@@ -58,7 +59,7 @@ def section(content: Content) -> Element:
 
 
 def _how_to_read(content: Content) -> str:
-    bars = ", with bars of one sample standard deviation" if any(row.n > 1 for row in content.rows) else ""
+    bars = ", with bars of one sample standard deviation" if is_repeated(content.rows) else ""
     return (
         f"Each mark is a row of the table{bars}, and a link to it; the table has all numbers that are drawn. Hollow "
         "marks are the controls: no defense, and plain fine-tuning."

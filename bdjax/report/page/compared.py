@@ -99,10 +99,13 @@ def line(
 
     ``names`` are the columns before it, the defense last; ``columns`` have a metric, if it is one, and a class.
     """
-    made = tag("tr", [tag("td", class_=f"{section} text") for section in names[:-1]], class_="published")
-    marks = [
-        tag("a", f" †{notes[note]}", href=f"#note-{notes[note]}", title=note, class_="sign") for note in reported.notes
-    ]
+    made = tag("tr", class_="published")
+    for section in names[:-1]:
+        add(made, tag("td", class_=f"{section} text"))
+    marks = []
+    for note in reported.notes:
+        address = f"#note-{notes[note]}"
+        marks.append(tag("a", f" †{notes[note]}", href=address, title=note, class_="sign"))
     head = tag("th", reported.source, marks, tag("small", reported.setting), scope="row", class_="defense text")
     return add(made, head, _cells(row, reported, columns))
 
@@ -116,7 +119,8 @@ def _cells(row: Row, reported: Reported, columns: Iterable[tuple[str, str]]) -> 
             continue
         difference = measured[metric] - value
         sign = "−" if round(difference, 1) < 0 else "+"
-        yield tag("td", f"{value:.1f}", tag("span", f" ({sign}{abs(difference):.1f})", class_="std"), class_="rate")
+        apart = tag("span", f" ({sign}{abs(difference):.1f})", class_="std")
+        yield tag("td", f"{value:.1f}", apart, class_="rate")
 
 
 def footnote(notes: Mapping[str, int]) -> Element:

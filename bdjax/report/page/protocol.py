@@ -80,7 +80,10 @@ def _statistics(content: Content) -> list[Element]:
 
 def _with_config(content: Content) -> Record | None:
     """Return a run whose folder has its config, as those of a bundle of records have none."""
-    return next((record for record in content.records if record.line is None and record.file.is_file()), None)
+    for record in content.records:
+        if record.line is None and record.file.is_file():
+            return record
+    return None
 
 
 def _how_to_repeat(content: Content) -> str:
@@ -103,11 +106,11 @@ def _command(content: Content) -> str:
 
 def _settings(content: Content) -> list[Element]:
     """Return what all runs share, and the values of what differs between them."""
-    values: dict[str, dict[str, None]] = {}
-    configs = [{key: plain(value) for key, value in row.records[0].settings.items()} for row in content.rows]
-    keys = list(dict.fromkeys(key for config in configs for key in config))
-    for key in keys:
-        values[key] = dict.fromkeys(config.get(key, "–") for config in configs)
+    configs = [row.records[0].settings for row in content.rows]
+    values: dict[str, dict[str, None]] = {key: {} for config in configs for key in config}
+    for key, of in values.items():
+        for config in configs:
+            of[plain(config[key]) if key in config else "–"] = None
     shared = {key: next(iter(of)) for key, of in values.items() if len(of) == 1}
     varying = {key: listed(of) for key, of in values.items() if len(of) > 1}
     blocks = [_folded(f"Settings that all runs share ({len(shared)})", shared)]
@@ -153,6 +156,6 @@ def _data(content: Content) -> list[Element]:
 
 
 def _pairs(found: Any) -> Iterator[str]:
-    return (
-        f"{key.replace('_', ' ')} {plain(value)}" for key, value in mapping(found).items() if value not in ("", None)
-    )
+    for key, value in mapping(found).items():
+        if value not in ("", None):
+            yield f"{key.replace('_', ' ')} {plain(value)}"

@@ -24,7 +24,10 @@ def of_row(content: Content, row: Row) -> Element:
     chosen = any(mapping(record.content.get("selection")) for record in row.records)
     metrics = [metric.head for metric in row.metrics]
     heads = [*_NAMES, *metrics, *_COSTS, *_WHERE, *(["strength"] if chosen else [])]
-    lines = [tag("tr", *_cells(content, record, chosen), id=content.run_anchors[record]) for record in row.records]
+    lines = []
+    for record in row.records:
+        cells = _cells(content, record, chosen)
+        lines.append(tag("tr", *cells, id=content.run_anchors[record]))
     head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in heads]))
     grid = tag("div", tag("table", head, tag("tbody", lines)), class_="scroll")
     config = tag("details", tag("summary", "Config"), tag("pre", _yaml(row.records[0].config)))
@@ -35,7 +38,8 @@ def of_row(content: Content, row: Row) -> Element:
 
 def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
     written = record.file.is_file()  # the result of another defense (`bdjax.saved.with_defense`) is in no file
-    yield tag("th", tag("a", record.run_id, href=content.link(record)) if written else record.run_id, scope="row")
+    name = tag("a", record.run_id, href=content.link(record)) if written else record.run_id
+    yield tag("th", name, scope="row")
     yield tag("td", record.seed)
     for metric in record.metrics:
         yield tag("td", _measured(record, metric))
