@@ -253,7 +253,7 @@ def test_a_step_is_that_of_the_sum_of_both_mean_losses():
     start["params"]["linear"]["kernel"] = start["params"]["linear"]["kernel"] / 50
     images = planted.images(rows)
     inner = grad_prune(learning_rate=rate, momentum=momentum, weight_decay=decay, batch_size=rows).tuning
-    batch = Split(jnp.concatenate(images[:2]), jnp.tile(images.label, 2), None)  # pyright: ignore
+    batch = Split(jnp.concatenate(images[:2]), jnp.tile(images.label, 2), jnp.ones(2 * rows, bool))
 
     @jax.jit
     def steps(state):
