@@ -6,7 +6,7 @@ import planted
 import pytest
 from subjects import planted_subject
 
-from bdjax.analysis.grad_cam import as_heat, class_activation, grad_cam, heat
+from bdjax.analysis.grad_cam import as_heat, class_activation, class_maps, grad_cam, heat
 from bdjax.checks import InputError
 
 LAYER = ("conv1", "kernel")
