@@ -8,6 +8,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
+# pyright: reportUnsupportedDunderAll=false
 # What other people's code works with; each is imported when it is first asked for.
 __all__ = [
     "attacks",

@@ -39,7 +39,8 @@ def factory(package: str, name: str) -> Factory:
     known = names(package)
     if name not in known:
         kind = package.rpartition(".")[2]
-        raise InputError(f"no {name!r} in {kind}{did_you_mean(name, known)}; known: {', '.join(known)}.")
+        near, there = did_you_mean(name, known), ", ".join(known)
+        raise InputError(f"no {name!r} in {kind}{near}; known: {there}.")
     return getattr(importlib.import_module(f"{package}.{name}"), name)
 
 
@@ -58,7 +59,9 @@ def files(package: str, name: str) -> dict[str, tuple[str, ...]]:
     return _table(package, name, "FILES")
 
 
-def create(package: str, name: str, /, *args: object, preset: str = "paper", **options: object) -> Any:
+def create(
+    package: str, name: str, /, *args: object, preset: str = "paper", **options: object
+) -> Any:
     """Call the factory of that name with the preset's options and, over them, the given ones.
 
     Raises:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias, cast
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.extend.core import Jaxpr, Var
 from jaxtyping import Array, Float
 
 from bdjax import pytree
@@ -33,7 +33,9 @@ class FactoredKernel:
 
     def multiplied(self) -> Float[Array, "*window out"]:
         """Return W."""
-        return jnp.matmul(self.v * self.scale, self.u.T, precision="highest")  # it is what is exported
+        return jnp.matmul(
+            self.v * self.scale, self.u.T, precision="highest"
+        )  # it is what is exported
 
 
 def flat(tree: Tree) -> dict[Path, Leaf]:
@@ -119,16 +121,17 @@ def execution_order(model: Model, variables: Variables) -> list[Path]:
     return list(dict.fromkeys(_reads(traced, path_of)))
 
 
-def _reads(program: jax.extend.core.Jaxpr, path_of: Mapping[jax.extend.core.Var, Path]) -> Iterator[Path]:
+def _reads(program: Jaxpr, path_of: Mapping[Var, Path]) -> Iterator[Path]:
     """Yield the paths of a traced program's variables as it reads them, also in the programs that it calls."""
     for eqn in program.eqns:
         found: dict[int, Path] = {}
         for number, atom in enumerate(eqn.invars):
-            if isinstance(atom, jax.extend.core.Var) and atom in path_of:
+            if isinstance(atom, Var) and atom in path_of:
                 found[number] = path_of[atom]
         if found and "jaxpr" in eqn.params:  # of `nn.jit` or `nn.remat`, say
             called = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
-            yield from _reads(called, {called.invars[number]: path for number, path in found.items()})
+            inner = {called.invars[number]: path for number, path in found.items()}
+            yield from _reads(called, inner)
         yield from found.values()
 
 

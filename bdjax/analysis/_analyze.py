@@ -19,7 +19,7 @@ from bdjax.runs.subject import Analysis, NeedsLibrary
 
 def analyze(
     name: str,
-    paths: Iterable[Any],
+    paths: Iterable[str | Path],
     folder: str | Path,
     *,
     options: Mapping[str, Any] | None = None,
@@ -55,18 +55,19 @@ def analyze(
     known: saved.Known = {}
     lacking = saved.Failures()
     for number, (title, record) in enumerate(runs.items(), 1):
-        stored = _findings.read(record, name)
+        stored = _findings.read_findings(record, name)
         if stored is None or stored.options != choice.options:
             if isinstance(analysis, NeedsLibrary):  # looked for before a network is loaded
                 analysis.require()
             on_run(number, len(runs), record)
             with lacking.noted(), saved.computing(record):
-                found[title] = Found(analysis.measure(saved.subject(record, data_dir, known)), dict(choice.options))
-                _findings.write(record, name, found[title])
+                subject = saved.subject(record, data_dir, known)
+                found[title] = Found(analysis.measure(subject), dict(choice.options))
+                _findings.write_findings(record, name, found[title])
         else:
             found[title] = stored
     if found:
-        picture = _findings.draw(name, found, format)
+        picture = _findings.draw_findings(name, found, format)
         with failures.blaming_the_path(f"the figure cannot be written to {figure}"):
             atomic.write_bytes(figure, picture)
     lacking.tell()

@@ -32,14 +32,14 @@ def file_of(record: Record, name: str) -> Path:
     return RunFolder(record.folder).findings(name)
 
 
-def write(record: Record, name: str, found: Found) -> None:
+def write_findings(record: Record, name: str, found: Found) -> None:
     """Write what an analysis found of a run, whole or not at all."""
     about = {"analysis": name, "run": record.run_id, "options": found.options}
     arrays = {**found.arrays, _ABOUT: np.asarray(json.dumps(about, sort_keys=True))}
     atomic.write_arrays(file_of(record, name), **arrays)
 
 
-def read(record: Record, name: str) -> Found | None:
+def read_findings(record: Record, name: str) -> Found | None:
     """Return what an analysis found of a run, None where it has not looked.
 
     Raises:
@@ -65,16 +65,21 @@ def titles(runs: Sequence[Record]) -> dict[str, Record]:
     for victim, rows in report.victims(report.summarize(runs)).items():
         for row in rows:
             for record in row.records:
-                found[" · ".join([victim, row.defense] + ([f"seed {record.seed}"] if row.n > 1 else []))] = record
+                title = f"{victim} · {row.defense}"
+                if row.n > 1:
+                    title += f" · seed {record.seed}"
+                found[title] = record
     return found
 
 
-def draw(name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200.0) -> bytes:
+def draw_findings(
+    name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200.0
+) -> bytes:
     """Return the figure of findings that were made with the same options, by titles, as a file in a format."""
     need_matplotlib()
     import matplotlib
 
-    (options, *others) = [one.options for one in found.values()]
+    options, *others = [one.options for one in found.values()]
     assert all(other == options for other in others)
     analysis = registry.create(PACKAGE, name, **options)
     with matplotlib.rc_context(cast(Any, STYLE)):
@@ -87,11 +92,19 @@ def pictures(runs: Sequence[Record]) -> dict[str, bytes]:
     groups: dict[tuple[str, str], dict[str, Found]] = {}
     for title, record in titles(runs).items():
         for name in RunFolder(record.folder).analyses():
-            if name in registry.names(PACKAGE) and (found := read(record, name)) is not None:
-                groups.setdefault((name, json.dumps(found.options, sort_keys=True)), {})[title] = found
+            if name not in registry.names(PACKAGE):
+                continue
+            if (found := read_findings(record, name)) is not None:
+                options = json.dumps(found.options, sort_keys=True)
+                groups.setdefault((name, options), {})[title] = found
     drawn = {}
     for (name, options), found in sorted(groups.items()):
-        values = ", ".join(f"{key} = {value}" for key, value in json.loads(options).items() if value is not None)
-        caption = f"{name}: {registry.summary(PACKAGE, name)}" + (f" Options: {values}." if values else "")
-        drawn[caption] = draw(name, found, dpi=_ON_A_PAGE)
+        values: list[str] = []
+        for key, value in json.loads(options).items():
+            if value is not None:
+                values.append(f"{key} = {value}")
+        caption = f"{name}: {registry.summary(PACKAGE, name)}"
+        if values:
+            caption += f" Options: {', '.join(values)}."
+        drawn[caption] = draw_findings(name, found, dpi=_ON_A_PAGE)
     return drawn

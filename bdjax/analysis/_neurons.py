@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,8 @@ from bdjax.data import splits
 from bdjax.data.augment import as_float
 from bdjax.structure import Path
 from bdjax.train.supervised import mean_loss
-from bdjax.types import HParam, Model, Split, Variables
+from bdjax.types import HParam, Model, Params, Split, Variables
 
-Params: TypeAlias = Any
 Loss: TypeAlias = Callable[[Params], Float[Array, ""]]
 
 
@@ -40,12 +39,12 @@ def norms(kernel: Float[Array, "*rest k"]) -> Float[Array, " k"]:
 
 def correlation(x: Float[Array, " k"], y: Float[Array, " k"]) -> Correlation:
     """Return how two properties of neurons go together, in [−1, 1]; neurons that tie share their mean rank."""
-    ranks = (jax.scipy.stats.rankdata(values) for values in (x, y))
-    return Correlation(_pearson(x, y), _pearson(*ranks))
+    ranks = _pearson(jax.scipy.stats.rankdata(x), jax.scipy.stats.rankdata(y))
+    return Correlation(_pearson(x, y), ranks)
 
 
 def training_loss(model: Model, variables: Variables, batch: Split) -> Loss:
-    """Return the mean cross-entropy of a batch as a function of the parameters, with batch norm as in a training step.
+    """Return a batch's mean loss as a function of the parameters, with batch norm as in a training step.
 
     That is, normalized by the statistics of the batch itself, whose images are neither augmented nor mixed.
     """
@@ -53,13 +52,14 @@ def training_loss(model: Model, variables: Variables, batch: Split) -> Loss:
     rows = jax.tree.map(jnp.asarray, batch)
 
     def loss(params: Params) -> Array:
-        logits, _ = model.apply({**variables, "params": params}, as_float(rows.input), train=True, valid=rows.valid)
+        here = {**variables, "params": params}
+        logits, _ = model.apply(here, as_float(rows.input), train=True, valid=rows.valid)
         return mean_loss(model.spec.task, logits, rows)
 
     return loss
 
 
-def gradient_norms(
+def neuron_gradient_norms(
     loss: Loss, params: Params, layer: Path, rho: HParam | None = None, *, adaptive: bool = False
 ) -> Float[Array, " k"]:
     """Return ‖∂L/∂W_k‖₂ of every neuron of a layer: at θ, or at θ + ε with the ε of SAM or ASAM of radius ρ.

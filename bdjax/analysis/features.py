@@ -36,12 +36,16 @@ Points = Float[np.ndarray, "n d"]
 # --- Any features ----------------------------------------------------------------------------------------------------
 
 
-def features_of(model: Model, variables: Variables, image: Num[Array | np.ndarray, "n h w c"]) -> Points:
+def features_of(
+    model: Model, variables: Variables, image: Num[Array | np.ndarray, "n h w c"]
+) -> Points:
     """Return what the classifier takes in, for each image, in evaluation mode; a chunk at a time."""
     return np.asarray(_features(model, variables, jnp.asarray(image)))
 
 
-def embed(points: Points, *, method: str = "tsne", seed: int = 0, perplexity: float = 30.0) -> Float[np.ndarray, "n 2"]:
+def embed(
+    points: Points, *, method: str = "tsne", seed: int = 0, perplexity: float = 30.0
+) -> Float[np.ndarray, "n 2"]:
     """Return points in two dimensions, near ones near each other: the first 50 principal components, embedded.
 
     t-SNE (van der Maaten and Hinton, 2008) by openTSNE, from the first two principal components (the papers on
@@ -76,7 +80,9 @@ def principal(points: Points, components: int = _COMPONENTS) -> Float[np.ndarray
     return (left * values)[:, :components]
 
 
-def neighbors(points: Points, rows: Int[np.ndarray, " k"], count: int = NEIGHBORS) -> Int[np.ndarray, "k count"]:
+def neighbors(
+    points: Points, rows: Int[np.ndarray, " k"], count: int = NEIGHBORS
+) -> Int[np.ndarray, "k count"]:
     """Return for some rows the ``count`` rows nearest to each, by Euclidean distance, without itself; in any order."""
     squares = (points**2).sum(1)
     distance = squares - 2 * points[rows] @ points.T  # but for the row's own square
@@ -84,7 +90,7 @@ def neighbors(points: Points, rows: Int[np.ndarray, " k"], count: int = NEIGHBOR
     return np.argpartition(distance, count - 1, axis=1)[:, :count]
 
 
-def require(method: str) -> Any:
+def require_embedding(method: str) -> Any:
     """Return the class that embeds.
 
     Raises:
@@ -107,14 +113,20 @@ def require(method: str) -> Any:
 
 
 def _tsne(points: Points, seed: int, perplexity: float) -> Any:
-    options: dict[str, Any] = {"perplexity": min(perplexity, (len(points) - 1) / 3), "random_state": seed, "n_jobs": 1}
-    return require("tsne")(initialization="pca", **options).fit(points)
+    options: dict[str, Any] = {
+        "perplexity": min(perplexity, (len(points) - 1) / 3),
+        "random_state": seed,
+        "n_jobs": 1,
+    }
+    return require_embedding("tsne")(initialization="pca", **options).fit(points)
 
 
 def _umap(points: Points, seed: int, perplexity: float) -> Any:
     del perplexity
     neighbors = min(15, len(points) - 1)
-    return require("umap")(n_neighbors=neighbors, random_state=seed, n_jobs=1).fit_transform(points)
+    return require_embedding("umap")(
+        n_neighbors=neighbors, random_state=seed, n_jobs=1
+    ).fit_transform(points)
 
 
 def _of_images(model: Model, variables: Variables, image: Array) -> Array:
@@ -130,7 +142,9 @@ _features = compilation.jit(_of_images, static_argnames="model")
 # --- Runs ------------------------------------------------------------------------------------------------------------
 
 
-def features(images: int = 2000, method: str = "tsne", seed: int = 0, perplexity: float = 30.0) -> Features:
+def features(
+    images: int = 2000, method: str = "tsne", seed: int = 0, perplexity: float = 30.0
+) -> Features:
     """Draw the features of test images, clean ones by class and triggered ones in black, before and after a defense.
 
     After figures 1 and 2 of FT-SAM (Zhu et al., 2023). Each network has an embedding of its own, in which distances and
@@ -164,7 +178,7 @@ class Features:
 
     def require(self) -> None:
         """Refuse to measure where what embeds is not installed."""
-        require(self.method)
+        require_embedding(self.method)
 
     def measure(self, subject: Subject) -> Findings:
         """Return ``label``, ``attacker_label`` and ``is_triggered`` [n], and what both networks make of the images.
@@ -175,17 +189,21 @@ class Features:
         """
         image, label, attackers, is_triggered = _chosen(subject, self.images)
         spec = subject.model.spec
+        class_names = spec.class_names or list(map(str, range(spec.num_classes)))
         found = {
             "label": label,
             "attacker_label": attackers,
             "is_triggered": is_triggered,
-            "class_names": np.asarray(spec.class_names or [str(name) for name in range(spec.num_classes)]),
+            "class_names": np.asarray(class_names),
         }
 
         def of_network(variables: Variables) -> dict[str, np.ndarray]:
             points = features_of(subject.model, variables, image)
             embedded = embed(points, method=self.method, seed=self.seed, perplexity=self.perplexity)
-            return {"points": embedded, "neighbors": _shares(points, label, attackers, is_triggered)}
+            return {
+                "points": embedded,
+                "neighbors": _shares(points, label, attackers, is_triggered),
+            }
 
         victim = subject.once(self, lambda: of_network(subject.victim))
         for name, of in zip(_NETWORKS, (victim, of_network(subject.defended)), strict=True):
@@ -195,7 +213,9 @@ class Features:
     def draw(self, found: Mapping[str, Findings]) -> Figure:
         """Draw two panels for each run, before and after the defense."""
         name = {"tsne": "t-SNE", "umap": "UMAP"}[self.method]
-        titles = [title for run in found for title in (run, "after the defense")]
+        titles: list[str] = []
+        for run in found:
+            titles += (run, "after the defense")
         page, panels = layout.panels(
             titles, f"{name} of the features, triggered images in black", height=2.4, left=0.05
         )
@@ -214,28 +234,36 @@ def _chosen(subject: Subject, images: int) -> tuple[np.ndarray, np.ndarray, np.n
     classes = subject.model.spec.num_classes
     seen = subject.triggered.visible
     true = seen._replace(label=subject.triggered.original_label)
-    fewest = int(np.bincount(np.asarray(subject.test.label)[np.asarray(subject.test.valid)], minlength=classes).min())
+    counted = np.asarray(subject.test.label)[np.asarray(subject.test.valid)]
+    fewest = int(np.bincount(counted, minlength=classes).min())
     each = min(images // (classes + 1), fewest, int(np.asarray(seen.valid).sum()))
     if each < 1:
-        there = f"{classes} classes and the triggered images, with {fewest} test images in the smallest class"
+        smallest = f"with {fewest} test images in the smallest class"
+        there = f"{classes} classes and the triggered images, {smallest}"
         raise InputError(f"images must allow one of each of {there}; got {images}.")
     clean_key, triggered_key = jax.random.split(subject.key)
     rows = splits.holdout(clean_key, subject.test, per_class=each, num_classes=classes)
     aimed = splits.subset(triggered_key, true, each, num_classes=classes)
-    parts = (subject.test, rows), (true, aimed)
-    image, label = (
-        np.concatenate([np.asarray(getattr(split, name))[chosen] for split, chosen in parts])
-        for name in ("input", "label")
-    )
+    image = np.concatenate([np.asarray(subject.test.input)[rows], np.asarray(true.input)[aimed]])
+    label = np.concatenate([np.asarray(subject.test.label)[rows], np.asarray(true.label)[aimed]])
     attackers = np.asarray(seen.label)[np.concatenate([rows, aimed])]
     return image, label, attackers, np.arange(len(label)) >= len(rows)
 
 
-def _shares(points: Points, label: np.ndarray, attackers: np.ndarray, is_triggered: np.ndarray) -> np.ndarray:
+def _shares(
+    points: Points,
+    label: np.ndarray,
+    attackers: np.ndarray,
+    is_triggered: np.ndarray,
+) -> np.ndarray:
     rows = np.flatnonzero(is_triggered)
     near = neighbors(points.astype(np.float64), rows, min(NEIGHBORS, len(points) - 1))
     clean = ~is_triggered[near]
-    of = (~clean, clean & (label[near] == attackers[rows, None]), clean & (label[near] == label[rows, None]))
+    of = (
+        ~clean,
+        clean & (label[near] == attackers[rows, None]),
+        clean & (label[near] == label[rows, None]),
+    )
     return np.asarray([hit.mean() for hit in of])
 
 
@@ -258,8 +286,8 @@ def _draw(ax: Axes, findings: Findings, network: str) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set(visible=True, color="#D5D5D5")
-    shares = zip(findings[f"{network}_neighbors"], ("black", "attacker's class", "true class"), strict=True)
-    words = ", ".join(f"{100 * share:.0f} % {kind}" for share, kind in shares)
+    black, aimed, true = 100 * findings[f"{network}_neighbors"]
+    words = f"{black:.0f} % black, {aimed:.0f} % attacker's class, {true:.0f} % true class"
     ax.set_xlabel(f"near black: {words}", size=7.5)
 
 
@@ -267,10 +295,12 @@ def _legend(page: Figure, runs: list[Findings]) -> None:
     from matplotlib.lines import Line2D
 
     names = runs[0]["class_names"]
-    same = len(names) <= 10 and all(np.array_equal(findings["class_names"], names) for findings in runs)
-    entries = list(zip(names, _palette(len(names)), strict=True)) if same else []
-    key = [
-        Line2D([], [], ls="", marker="o", ms=3.5, color=color, label=str(name))
-        for name, color in [*entries, ("triggered", _TRIGGERED)]
-    ]
+    others = [findings["class_names"] for findings in runs]
+    entries: list[tuple[str, Any]] = []
+    if len(names) <= 10 and all(np.array_equal(other, names) for other in others):
+        entries += zip(names, _palette(len(names)), strict=True)
+    entries.append(("triggered", _TRIGGERED))
+    key: list[Line2D] = []
+    for name, color in entries:
+        key.append(Line2D([], [], ls="", marker="o", ms=3.5, color=color, label=str(name)))
     layout.legend(page, key, page.get_figheight() - layout.KEY, fontsize=7, columnspacing=1.0)

@@ -34,7 +34,9 @@ _HEAT = 0.75  # how much of the color covers the image where a map is 1
 # --- Any network -----------------------------------------------------------------------------------------------------
 
 
-def class_activation(output: Float[Array, "n h w k"], gradient: Float[Array, "n h w k"]) -> Float[Array, "n h w"]:
+def class_activation(
+    output: Float[Array, "n h w k"], gradient: Float[Array, "n h w k"]
+) -> Float[Array, "n h w"]:
     """Return relu(Σ_k α_k A_k), α_k the mean over positions of ∂y/∂A_k (Selvaraju et al., 2017, eq. 1 and 2).
 
     Args:
@@ -45,7 +47,9 @@ def class_activation(output: Float[Array, "n h w k"], gradient: Float[Array, "n 
     return jax.nn.relu((weight * output).sum(-1))
 
 
-def as_heat(maps: Float[Array, "n h w"], height: int, width: int) -> Float[Array, "n {height} {width}"]:
+def as_heat(
+    maps: Float[Array, "n h w"], height: int, width: int
+) -> Float[Array, "n {height} {width}"]:
     """Return maps at the size of the images, bilinearly, each scaled to [0, 1]; one that is the same everywhere is 0.
 
     So a map without any evidence stays black, and one of a single position, which tells no places apart, becomes so.
@@ -57,7 +61,7 @@ def as_heat(maps: Float[Array, "n h w"], height: int, width: int) -> Float[Array
     return jnp.where(flat, 0, (large - low) / jnp.where(flat, 1, span))
 
 
-def explain(
+def class_maps(
     model: ProbedModel,
     variables: Variables,
     image: Num[Array, "n h w c"],
@@ -81,23 +85,33 @@ def explain(
     shape = jax.eval_shape(lambda: model.probe(variables, image, layer)[1])
     if len(shape.shape) != 4:
         name = "/".join(layer[:-1])
-        raise InputError(f"layer must put out maps [n, h, w, k] for Grad-CAM; {name} puts out {shape.shape}.")
+        wanted = "put out maps [n, h, w, k] for Grad-CAM"
+        raise InputError(f"layer must {wanted}; {name} puts out {shape.shape}.")
     (logits, output), pull = jax.vjp(
-        lambda shift: model.probe(variables, image, layer, shift), jnp.zeros(shape.shape, shape.dtype)
+        lambda shift: model.probe(variables, image, layer, shift),
+        jnp.zeros(shape.shape, shape.dtype),
     )
     predicted = logits.argmax(-1)
-    explained = jax.nn.one_hot(predicted if label is None else label, logits.shape[-1], dtype=logits.dtype)
+    if label is None:
+        label = predicted
+    explained = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
     (gradient,) = pull((explained, jnp.zeros_like(output)))
     return class_activation(output, gradient), predicted
 
 
 def _heat(
-    model: ProbedModel, variables: Variables, image: Array, label: Array | None, layer: Path, chunk: int
+    model: ProbedModel,
+    variables: Variables,
+    image: Array,
+    label: Array | None,
+    layer: Path,
+    chunk: int,
 ) -> tuple[Array, Array]:
     height, width = image.shape[1:3]
 
     def of_one(image: Array, label: Array | None) -> tuple[Array, Array]:
-        maps, predicted = explain(model, variables, image[None], layer, None if label is None else label[None])
+        explained = None if label is None else label[None]
+        maps, predicted = class_maps(model, variables, image[None], layer, explained)
         return as_heat(maps, height, width)[0], predicted[0]
 
     return jax.lax.map(lambda rows: of_one(*rows), (image, label), batch_size=chunk)
@@ -115,8 +129,15 @@ def heat(
     *,
     chunk: int = 100,
 ) -> tuple[Float[Array, "n h w"], Int[Array, " n"]]:
-    """Return the maps of `explain` as `as_heat` shows them, and the predicted classes, a chunk of images at a time."""
-    return _heat_of(model, variables, jnp.asarray(image), None if label is None else jnp.asarray(label), layer, chunk)
+    """Return what `class_maps` does, as `as_heat` shows it, and the predicted classes, chunk by chunk."""
+    return _heat_of(
+        model,
+        variables,
+        jnp.asarray(image),
+        None if label is None else jnp.asarray(label),
+        layer,
+        chunk,
+    )
 
 
 # --- Runs ------------------------------------------------------------------------------------------------------------
@@ -161,19 +182,22 @@ class GradCam:
         true = seen._replace(label=subject.triggered.original_label)
         rows = splits.subset(subject.key, true, self.images, num_classes=spec.num_classes)
         image = np.stack([np.asarray(split.input)[rows] for split in (subject.test, seen)])
-        label, attackers = (np.asarray(of)[rows] for of in (true.label, seen.label))
+        label, attackers = np.asarray(true.label)[rows], np.asarray(seen.label)[rows]
         explained = {"predicted": None, "true": label, "attacker": attackers}[self.target]
-        found = [
-            [heat(subject.model, variables, kind, layer, explained) for kind in image]
-            for variables in (subject.victim, subject.defended)
-        ]
+        maps: list[np.ndarray] = []
+        predicted: list[np.ndarray] = []
+        for variables, kind in itertools.product((subject.victim, subject.defended), image):
+            of_kind = heat(subject.model, variables, kind, layer, explained)
+            maps.append(np.asarray(of_kind[0]))
+            predicted.append(np.asarray(of_kind[1]))
+        class_names = spec.class_names or list(map(str, range(spec.num_classes)))
         return {
             "image": image,
-            "heat": np.asarray([[maps for maps, _ in of] for of in found]),
-            "predicted": np.asarray([[predicted for _, predicted in of] for of in found]),
+            "heat": np.stack(maps).reshape(2, 2, *maps[0].shape),
+            "predicted": np.stack(predicted).reshape(2, 2, *predicted[0].shape),
             "label": label,
             "attacker_label": attackers,
-            "class_names": np.asarray(spec.class_names or [str(name) for name in range(spec.num_classes)]),
+            "class_names": np.asarray(class_names),
             "layer": np.asarray("/".join(layer[:-1])),
         }
 
@@ -181,15 +205,26 @@ class GradCam:
         """Draw two rows for each run, clean and triggered: each image, and its maps before and after the defense."""
         from matplotlib.figure import Figure
 
-        heights = [0.4 + 2 * (_tile(findings)[1] + _LINE + _GAP) + _LINE for findings in found.values()]
+        heights: list[float] = []
+        for findings in found.values():
+            _, down = _tile(findings)
+            heights.append(0.4 + 2 * (down + _LINE + _GAP) + _LINE)
         page = Figure(figsize=(WIDTH, 0.4 + sum(heights) + 0.35), facecolor="white")
-        of = {"predicted": "the predicted class", "true": "the true class", "attacker": "the attacker's class"}
+        of = {
+            "predicted": "the predicted class",
+            "true": "the true class",
+            "attacker": "the attacker's class",
+        }
         layout.write(page, MARGIN, 0.12, f"Grad-CAM for {of[self.target]}", **layout.HEADING)
         top = 0.4
         for (title, findings), height in zip(found.items(), heights, strict=True):
             layout.write(page, MARGIN, top, layout.cut(title, 5), weight="bold")
             layout.write(page, WIDTH - MARGIN, top, str(findings["layer"]), color=GREY, ha="right")
-            _draw(layout.axes(page, MARGIN, top + 0.2, WIDTH - 2 * MARGIN, height - 0.2), findings, height - 0.2)
+            _draw(
+                layout.axes(page, MARGIN, top + 0.2, WIDTH - 2 * MARGIN, height - 0.2),
+                findings,
+                height - 0.2,
+            )
             top += height
         _key(layout.axes(page, WIDTH / 2 - 0.6, top + 0.05, 1.2, 0.1))
         return page
@@ -214,11 +249,20 @@ def _draw(ax: Axes, findings: Findings, height: float) -> None:
         for number, place in itertools.product(range(findings["image"].shape[1]), range(3)):
             left = _NAMES + (3 * number + place) * (across + _GAP) + 3 * _GAP * number
             tile, name, color = _content(findings, kind, number, place)
-            ax.imshow(tile, extent=(left, left + across, top + down, top), aspect="auto", interpolation="nearest")
+            ax.imshow(
+                tile,
+                extent=(left, left + across, top + down, top),
+                aspect="auto",
+                interpolation="nearest",
+            )
             middle = {"x": left + across / 2, "ha": "center", "va": "center", "size": 7}
             if kind == 0:
-                ax.text(y=top - _LINE / 2, s=("image", "before", "after")[place], color=GREY, **middle)
-            ax.text(y=top + down + _LINE / 2, s=layout.cut(name, 1.25 * across), color=color, **middle)
+                ax.text(
+                    y=top - _LINE / 2, s=("image", "before", "after")[place], color=GREY, **middle
+                )
+            ax.text(
+                y=top + down + _LINE / 2, s=layout.cut(name, 1.25 * across), color=color, **middle
+            )
 
 
 def _content(findings: Findings, kind: int, number: int, place: int) -> tuple[np.ndarray, str, str]:
@@ -229,7 +273,11 @@ def _content(findings: Findings, kind: int, number: int, place: int) -> tuple[np
         return np.broadcast_to(image, (*image.shape[:2], 3)), str(names[true]), GREY
     gray = np.broadcast_to(image.mean(-1, keepdims=True) / 255, (*image.shape[:2], 3))
     label = findings["predicted"][place - 1, kind, number]
-    color = GREEN if label == true else ORANGE if label == findings["attacker_label"][number] else GREY
+    color = GREY
+    if label == true:
+        color = GREEN
+    elif label == findings["attacker_label"][number]:
+        color = ORANGE
     return _warmed(gray, findings["heat"][place - 1, kind, number]), str(names[label]), color
 
 

@@ -33,7 +33,11 @@ _COLORS = {"ft": GREY, "sam": BLUE, "asam": ORANGE}
 
 
 def gradient_norms(
-    epochs: int = 1, batch_size: int = 256, rho: float = 2.0, sam_rho: float = 0.5, layer: str | None = None
+    epochs: int = 1,
+    batch_size: int = 256,
+    rho: float = 2.0,
+    sam_rho: float = 0.5,
+    layer: str | None = None,
 ) -> GradientNorms:
     """Draw the gradient norm of each neuron, at θ and where SAM and FT-SAM take it, in the first epochs of a defense.
 
@@ -94,28 +98,48 @@ class GradientNorms:
             at = variables()
             row = _norms(subject.model, at, batch, self.rho, self.sam_rho, layer)
             hits = evaluate.predict(subject.model, at, triggered) == wanted
-            rows.append({**row, "rank": _neurons.correlation(tac, row["asam"]).rank, RATE.name: hits.mean()})
+            rows.append(
+                {**row, "rank": _neurons.correlation(tac, row["asam"]).rank, RATE.name: hits.mean()}
+            )
             if epoch + 1 == min(self.epochs, max(subject.epochs, 1)):
                 raise _Enough
 
         with contextlib.suppress(_Enough):
             subject.replay(measure)
-        found = {"tac": tac, "images": len(clean), "batch": len(batch.label), "layer": "/".join(layer[:-1])}
-        return jax.tree.map(np.asarray, found) | {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        found = {
+            "tac": tac,
+            "images": len(clean),
+            "batch": len(batch.label),
+            "layer": "/".join(layer[:-1]),
+        }
+        return jax.tree.map(np.asarray, found) | jax.tree.map(
+            lambda *of_epochs: np.stack(of_epochs), *rows
+        )
 
     def draw(self, found: Mapping[str, Findings]) -> Figure:
         """Draw a panel for each run, its epochs side by side."""
         most = max(len(findings["rank"]) for findings in found.values())
         page, panels = layout.panels(
-            found, "Gradient norms of neurons, in the order of the victim's TAC", columns=1 if most > 2 else 2
+            found,
+            "Gradient norms of neurons, in the order of the victim's TAC",
+            columns=1 if most > 2 else 2,
         )
-        marks = [{"color": color, "marker": "o", "ms": 2.2, "mew": 0, "ls": ""} for color in _COLORS.values()]
-        words = ("FT: at θ", f"SAM: at θ + ε, ρ = {self.sam_rho:g}", f"FT-SAM: at θ + ε, ρ = {self.rho:g}")
+        dot = {"marker": "o", "ms": 2.2, "mew": 0, "ls": ""}
+        marks = [{"color": color, **dot} for color in _COLORS.values()]
+        words = (
+            "FT: at θ",
+            f"SAM: at θ + ε, ρ = {self.sam_rho:g}",
+            f"FT-SAM: at θ + ε, ρ = {self.rho:g}",
+        )
         for findings, ax in zip(found.values(), panels, strict=True):
             for rule, style in zip(_COLORS, marks, strict=True):
-                _draw_epochs(ax, findings[rule][:, np.argsort(findings["tac"], kind="stable")], style)
+                order = np.argsort(findings["tac"], kind="stable")
+                _draw_epochs(ax, findings[rule][:, order], style)
             _label_epochs(ax, findings)
-        key = layout.key(*({**style, "ms": 4, "label": word} for style, word in zip(marks, words, strict=True)))
+        styles: list[dict[str, Any]] = []
+        for style, word in zip(marks, words, strict=True):
+            styles.append({**style, "ms": 4, "label": word})
+        key = layout.key(*styles)
         layout.legend(page, key, page.get_figheight() - layout.KEY)
         return page
 
@@ -124,7 +148,12 @@ def _draw_epochs(ax: Axes, norms: np.ndarray, style: dict[str, Any]) -> None:
     """Draw one block of neurons after the other, those with a norm of 0 left out."""
     for epoch, norm in enumerate(norms):
         there = norm > 0
-        ax.plot((epoch + (np.arange(len(norm)) + 0.5) / len(norm))[there], norm[there], rasterized=True, **style)
+        ax.plot(
+            (epoch + (np.arange(len(norm)) + 0.5) / len(norm))[there],
+            norm[there],
+            rasterized=True,
+            **style,
+        )
 
 
 def _label_epochs(ax: Axes, findings: Findings) -> None:
@@ -134,7 +163,8 @@ def _label_epochs(ax: Axes, findings: Findings) -> None:
     ax.set_yscale("log")
     ax.set_xlim(0, len(rates))
     word = f"{RATE.head} " if len(rates) <= _WORDY else ""
-    ax.set_xticks(np.arange(len(rates)) + 0.5, [f"{epoch}: {word}{rate:.0f} %" for epoch, rate in enumerate(rates, 1)])
+    ticks = [f"{epoch}: {word}{rate:.0f} %" for epoch, rate in enumerate(rates, 1)]
+    ax.set_xticks(np.arange(len(rates)) + 0.5, ticks)
     ax.set_xlabel(f"epoch: {RATE.words}; neurons of {findings['layer']}, by rising TAC")
     ax.set_ylabel("gradient norm")
     ax.grid(axis="x", visible=False)
@@ -145,9 +175,9 @@ def _norms_of_network(
 ) -> dict[str, Float[Array, " k"]]:
     params, loss = variables["params"], _neurons.training_loss(model, variables, batch)
     return {
-        "ft": _neurons.gradient_norms(loss, params, layer),
-        "sam": _neurons.gradient_norms(loss, params, layer, sam_rho),
-        "asam": _neurons.gradient_norms(loss, params, layer, rho, adaptive=True),
+        "ft": _neurons.neuron_gradient_norms(loss, params, layer),
+        "sam": _neurons.neuron_gradient_norms(loss, params, layer, sam_rho),
+        "asam": _neurons.neuron_gradient_norms(loss, params, layer, rho, adaptive=True),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +15,7 @@ from bdjax.parametrizations import NeuronMasks
 from bdjax.report import layout
 from bdjax.runs.subject import Findings, Subject
 from bdjax.structure import Path
+from bdjax.types import Params
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,9 +53,10 @@ class Masks:
         depth = structure.flat(frozen["depth"])
         paths = sorted(structure.flat(tuned), key=lambda path: float(depth[path]))
         found = factors(subject.victim["params"], subject.defended["params"], paths)
+        sizes = [found[path].shape[0] for path in paths]
         return {
             "mask": np.concatenate([np.asarray(found[path]) for path in paths]),
-            "layer": np.repeat(np.arange(1, len(paths) + 1), [found[path].shape[0] for path in paths]),
+            "layer": np.repeat(np.arange(1, len(paths) + 1), sizes),
             "layers": np.asarray(["/".join(path[:-1]) for path in paths]),
         }
 
@@ -64,20 +66,26 @@ class Masks:
 
         most = max(len(findings["layers"]) for findings in found.values())
         page, panels = layout.panels(
-            found, "Factor of each neuron's scale, after the defense over before it", height=max(1.0, 0.11 * most)
+            found,
+            "Factor of each neuron's scale, after the defense over before it",
+            height=max(1.0, 0.11 * most),
         )
         colors = matplotlib.colormaps["RdBu"].with_extremes(bad=_UNKNOWN)
         for findings, ax in zip(found.values(), panels, strict=True):
             rows, count = _rows(findings), len(findings["layers"])
             place = (-0.5, rows.shape[1] - 0.5, count + 0.5, 0.5)  # layers count from 1
-            image = ax.imshow(rows, colors, extent=place, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+            image = ax.imshow(
+                rows, colors, extent=place, vmin=0, vmax=2, aspect="auto", interpolation="nearest"
+            )
             _label(ax, rows.shape[1])
         bar = layout.axes(page, layout.WIDTH / 2 - 1, page.get_figheight() - layout.KEY, 2, 0.08)
-        page.colorbar(image, cax=bar, orientation="horizontal", extend="both", ticks=(0, 0.5, 1, 1.5, 2))
+        page.colorbar(
+            image, cax=bar, orientation="horizontal", extend="both", ticks=(0, 0.5, 1, 1.5, 2)
+        )
         return page
 
 
-def factors(before: Any, after: Any, paths: list[Path]) -> dict[Path, Float[Array, " k"]]:
+def factors(before: Params, after: Params, paths: list[Path]) -> dict[Path, Float[Array, " k"]]:
     """Return for the neurons of each parameter the factor m_k that makes m_k w̄_k nearest to w_k: ⟨w_k, w̄_k⟩ / ‖w̄_k‖².
 
     Args:
@@ -92,17 +100,25 @@ def factors(before: Any, after: Any, paths: list[Path]) -> dict[Path, Float[Arra
 
 def _factor(old: Array, new: Array) -> Array:
     others = tuple(range(old.ndim - 1))
-    largest = jnp.abs(old).max(others, initial=0)  # divided out first, so that no square of a small number is zero
+    largest = jnp.abs(old).max(
+        others, initial=0
+    )  # divided out first, so that no square of a small number is zero
     unit = old / jnp.where(largest > 0, largest, 1)
     length = largest * jnp.square(unit).sum(others)
-    return jnp.where(largest > 0, (unit * new).sum(others) / jnp.where(largest > 0, length, 1), jnp.nan)
+    factor = (unit * new).sum(others) / jnp.where(largest > 0, length, 1)
+    return jnp.where(largest > 0, factor, jnp.nan)
 
 
 def _rows(findings: Findings) -> np.ndarray:
     """Return one row for each layer, stretched to the widest one, its factors falling and unknown ones at the end."""
-    layers = [findings["mask"][findings["layer"] == number] for number in range(1, len(findings["layers"]) + 1)]
+    numbers = range(1, len(findings["layers"]) + 1)
+    layers = [findings["mask"][findings["layer"] == number] for number in numbers]
     widest = max(map(len, layers))
-    return np.stack([-np.sort(-factors)[np.arange(widest) * len(factors) // widest] for factors in layers])
+    rows: list[np.ndarray] = []
+    for factors in layers:
+        stretched = np.arange(widest) * len(factors) // widest
+        rows.append(-np.sort(-factors)[stretched])
+    return np.stack(rows)
 
 
 def _label(ax: Axes, width: int) -> None:

@@ -12,14 +12,14 @@ from jaxtyping import Array, Float
 
 from bdjax import optim, structure
 from bdjax.analysis import _neurons
-from bdjax.analysis._neurons import Loss, Params, norms
+from bdjax.analysis._neurons import Loss, norms
 from bdjax.checks import integer, positive
 from bdjax.devices import compilation
 from bdjax.report import layout
 from bdjax.report.layout import BLUE, ORANGE
 from bdjax.runs.subject import Findings, Subject, convolution
 from bdjax.structure import Path
-from bdjax.types import HParam, Model, Split, Variables
+from bdjax.types import HParam, Model, Params, Split, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _RULES = {"sam": "SAM, T = 1", "asam": "FT-SAM, T = |w|"}
 
 
-def perturbations(rho: float = 2.0, batch_size: int = 256, layer: str | None = None) -> Perturbations:
+def perturbations(
+    rho: float = 2.0, batch_size: int = 256, layer: str | None = None
+) -> Perturbations:
     """Draw, for each neuron of the victim, the norm of its perturbation by SAM and FT-SAM against its weight norm.
 
     ε = ρ T² g / ‖T g‖₂ with T = 1 (SAM) or T = diag(|θ|) (FT-SAM), the gradient g that of one clean batch of the
@@ -65,7 +67,8 @@ class Perturbations:
         batch = _neurons.first_batch(subject.key, subject.holdout, self.batch_size)
         norm = norms(structure.flat(subject.victim["params"])[layer])
         found = _both(subject.model, subject.victim, batch, self.rho, layer)
-        found |= {f"{rule}_rank": _neurons.correlation(norm, found[rule]).rank for rule in _RULES}
+        for rule in _RULES:
+            found[f"{rule}_rank"] = _neurons.correlation(norm, found[rule]).rank
         found |= {"norm": norm, "batch": len(batch.label), "layer": "/".join(layer[:-1])}
         return jax.tree.map(np.asarray, found)
 
@@ -73,9 +76,8 @@ class Perturbations:
         """Draw a panel for each run, each neuron as two dots; those that do not move are left out."""
         page, panels = layout.panels(found, f"Perturbation of neurons at ρ = {self.rho:g}")
         dot = {"marker": "o", "ms": 2.8, "mew": 0, "ls": "", "alpha": 0.65}
-        styles = [
-            {**dot, "color": color, "label": word} for color, word in zip((BLUE, ORANGE), _RULES.values(), strict=True)
-        ]
+        sam, asam = _RULES.values()
+        styles = [{**dot, "color": BLUE, "label": sam}, {**dot, "color": ORANGE, "label": asam}]
         for findings, ax in zip(found.values(), panels, strict=True):
             for rule, style in zip(_RULES, styles, strict=True):
                 moved = findings[rule] > 0
@@ -83,7 +85,12 @@ class Perturbations:
             ax.set_yscale("log")
             ax.set_xlabel(f"{layout.WEIGHT_NORM} in {findings['layer']}")
             ax.set_ylabel(r"perturbation $\|\epsilon_k\|_2$")
-            layout.remark(ax, "rank correlation {:.2f}, {:.2f}".format(*(findings[f"{rule}_rank"] for rule in _RULES)))
+            layout.remark(
+                ax,
+                "rank correlation {:.2f}, {:.2f}".format(
+                    *(findings[f"{rule}_rank"] for rule in _RULES)
+                ),
+            )
         layout.legend(page, layout.key(*styles), page.get_figheight() - layout.KEY)
         return page
 
@@ -100,7 +107,10 @@ def _of_network(
     model: Model, variables: Variables, batch: Split, rho: HParam, layer: Path
 ) -> dict[str, Float[Array, " k"]]:
     params, loss = variables["params"], _neurons.training_loss(model, variables, batch)
-    return {rule: perturbation_norms(loss, params, layer, rho, adaptive=rule == "asam") for rule in _RULES}
+    return {
+        rule: perturbation_norms(loss, params, layer, rho, adaptive=rule == "asam")
+        for rule in _RULES
+    }
 
 
 _both = compilation.jit(_of_network, static_argnames=("model", "layer"))

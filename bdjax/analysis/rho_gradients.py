@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def rho_gradients(
-    rho: str = "0,0.5,1,2,4,8", adaptive: bool = True, batch_size: int = 256, layer: str | None = None
+    rho: str = "0,0.5,1,2,4,8",
+    adaptive: bool = True,
+    batch_size: int = 256,
+    layer: str | None = None,
 ) -> RhoGradients:
     """Draw the mean gradient norm of a layer's neurons at θ + ε against the radius ρ, before and after the defense.
 
@@ -52,7 +55,8 @@ def _radii(words: str) -> tuple[float, ...]:
     try:
         radii = tuple(sorted({float(word) for word in words.split(",")}))
     except ValueError as error:
-        raise InputError(f"rho must be numbers with commas between them, such as 0,1,2; got {words!r}.") from error
+        right = "numbers with commas between them, such as 0,1,2"
+        raise InputError(f"rho must be {right}; got {words!r}.") from error
     for radius in radii:
         non_negative(rho=radius)
     if len(radii) < 2:
@@ -84,27 +88,36 @@ class RhoGradients:
     def draw(self, found: Mapping[str, Findings]) -> Figure:
         """Draw a panel for each run, all with the same axes."""
         page, panels = layout.panels(found, "Mean gradient norm of neurons at perturbed weights")
-        before, after = ({**style, "ls": "-", "lw": 1.2, "ms": 4, "mew": 1} for style in (BEFORE, AFTER))
+        line = {"ls": "-", "lw": 1.2, "ms": 4, "mew": 1}
+        before, after = {**BEFORE, **line}, {**AFTER, **line}
         for findings, ax in zip(found.values(), panels, strict=True):
             ax.plot(findings["rho"], findings["victim"], **before)
             ax.plot(findings["rho"], findings["defended"], **after)
             ax.sharey(panels[0])
             ax.set_yscale("log")
-            ax.set_xlabel(f"radius ρ of {'FT-SAM' if self.adaptive else 'SAM'}; neurons of {findings['layer']}")
+            rule = "FT-SAM" if self.adaptive else "SAM"
+            ax.set_xlabel(f"radius ρ of {rule}; neurons of {findings['layer']}")
             ax.set_ylabel("mean gradient norm")
         layout.legend(page, layout.key(before, after), page.get_figheight() - layout.KEY)
         return page
 
 
 def _mean_norms_of_network(
-    model: Model, variables: Variables, batch: Split, radii: Float[Array, " r"], adaptive: bool, layer: Path
+    model: Model,
+    variables: Variables,
+    batch: Split,
+    radii: Float[Array, " r"],
+    adaptive: bool,
+    layer: Path,
 ) -> Float[Array, " r"]:
     params, loss = variables["params"], _neurons.training_loss(model, variables, batch)
 
     def mean(rho: Array) -> Array:
-        return _neurons.gradient_norms(loss, params, layer, rho, adaptive=adaptive).mean()
+        return _neurons.neuron_gradient_norms(loss, params, layer, rho, adaptive=adaptive).mean()
 
     return jax.lax.map(mean, radii)
 
 
-_mean_norms = compilation.jit(_mean_norms_of_network, static_argnames=("model", "adaptive", "layer"))
+_mean_norms = compilation.jit(
+    _mean_norms_of_network, static_argnames=("model", "adaptive", "layer")
+)

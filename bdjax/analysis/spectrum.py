@@ -29,7 +29,9 @@ _NETWORKS = (("victim", "before", ORANGE), ("defended", "after", BLUE))
 _FLOOR = 1e-7  # the density's smallest print, so that a logarithm is there where it is 0
 
 
-def spectrum(images: int = 200, steps: int = 100, starts: int = 1, variant: str = "mixed") -> SpectrumOfRuns:
+def spectrum(
+    images: int = 200, steps: int = 100, starts: int = 1, variant: str = "mixed"
+) -> SpectrumOfRuns:
     """Draw the density of the Hessian's eigenvalues before and after a defense, by stochastic Lanczos quadrature.
 
     Of the mean cross-entropy of a fixed sample, as `bdjax.curvature.loss_surface.measure` takes it, each Ritz value a
@@ -64,18 +66,24 @@ class SpectrumOfRuns:
     def measure(self, subject: Subject) -> Findings:
         """Return nodes and weights [starts, steps] of both networks' spectra: ``victim_nodes`` and so on."""
         rows_key, key = jax.random.split(subject.key)
-        chosen = sample(rows_key, subject.test, subject.triggered, variant=self.variant, images=self.images)
+        chosen = sample(
+            rows_key, subject.test, subject.triggered, variant=self.variant, images=self.images
+        )
         found = {}
         for name, variables in (("victim", subject.victim), ("defended", subject.defended)):
-            find = functools.partial(_spectrum, key, subject.model, variables, chosen, self.steps, self.starts)
+            size = self.steps, self.starts
+            find = functools.partial(_spectrum, key, subject.model, variables, chosen, *size)
             of = subject.once(self, find) if name == "victim" else find()
             found |= {f"{name}_{part}": np.asarray(values) for part, values in of._asdict().items()}
         return found
 
     def draw(self, found: Mapping[str, Findings]) -> Figure:
         """Draw two panels with the same axes for each run: the logarithmic density before and after the defense."""
-        titles = [title for run in found for title in (run, "")]
-        page, panels = layout.panels(titles, f"Spectral density of the Hessian on {self.variant} test images")
+        titles: list[str] = []
+        for run in found:
+            titles += (run, "")
+        heading = f"Spectral density of the Hessian on {self.variant} test images"
+        page, panels = layout.panels(titles, heading)
         for findings, before, after in zip(found.values(), panels[::2], panels[1::2], strict=True):
             after.sharex(before)
             after.sharey(before)
@@ -92,7 +100,14 @@ def _draw(ax: Axes, findings: Findings, name: str, when: str, color: str) -> Non
     ax.set_xlabel("eigenvalue")
     corner: dict[str, Any] = {"ha": "right", "va": "top"}  # where few eigenvalues are
     if not jnp.isfinite(of.nodes).all():
-        ax.text(0.98, 0.95, f"{when}: the loss is not finite", transform=ax.transAxes, color=color, **corner)
+        ax.text(
+            0.98,
+            0.95,
+            f"{when}: the loss is not finite",
+            transform=ax.transAxes,
+            color=color,
+            **corner,
+        )
         return
     grid, density = map(np.asarray, smoothed(of))
     ax.fill_between(grid, _FLOOR, density + _FLOOR, color=color, alpha=0.25, lw=0)
@@ -105,7 +120,8 @@ def _draw(ax: Axes, findings: Findings, name: str, when: str, color: str) -> Non
 def _of_sample(
     key: Key[Array, ""], model: Model, variables: Variables, split: Split, steps: int, starts: int
 ) -> Spectrum:
-    return spectral_density(key, mean_loss(model, variables, split), variables["params"], steps=steps, starts=starts)
+    loss = mean_loss(model, variables, split)
+    return spectral_density(key, loss, variables["params"], steps=steps, starts=starts)
 
 
 _spectrum = compilation.jit(_of_sample, static_argnames=("model", "steps", "starts"))

@@ -105,20 +105,24 @@ class Tac:
 
     def draw(self, found: Mapping[str, Findings]) -> Figure:
         """Draw a panel for each run, each neuron as two dots."""
-        page, panels = layout.panels(found, f"Weight norm and trigger-activated change ({self.form})")
+        page, panels = layout.panels(
+            found, f"Weight norm and trigger-activated change ({self.form})"
+        )
         for findings, ax in zip(found.values(), panels, strict=True):
             change = findings[f"victim_{self.form}"]
             ax.plot(change, findings["victim_norm"], **BEFORE)
             ax.plot(change, findings["defended_norm"], **AFTER)
             ax.set_xlabel(f"victim's TAC in {findings['layer']}, {findings['images']} images")
             ax.set_ylabel(layout.WEIGHT_NORM)
-            before, after = (float(findings[f"{when}_rank"]) for when in ("victim", "defended"))
+            before, after = float(findings["victim_rank"]), float(findings["defended_rank"])
             layout.remark(ax, f"rank correlation {before:.2f}, after {after:.2f}")
         layout.legend(page, layout.key(BEFORE, AFTER), page.get_figheight() - layout.KEY)
         return page
 
 
-def change(clean: Float[Array, "n *positions k"], triggered: Float[Array, "n *positions k"]) -> Change:
+def change(
+    clean: Float[Array, "n *positions k"], triggered: Float[Array, "n *positions k"]
+) -> Change:
     """Return the ℓ1 and ℓ2 norms over positions of the difference of two stacks of feature maps, [n, k].
 
     >>> import jax.numpy as jnp
@@ -128,7 +132,9 @@ def change(clean: Float[Array, "n *positions k"], triggered: Float[Array, "n *po
     """
     difference = triggered - clean
     positions = tuple(range(1, difference.ndim - 1))
-    return Change(jnp.abs(difference).sum(positions), jnp.sqrt(jnp.square(difference).sum(positions)))
+    return Change(
+        jnp.abs(difference).sum(positions), jnp.sqrt(jnp.square(difference).sum(positions))
+    )
 
 
 def of_network(
@@ -160,11 +166,19 @@ def pairs(subject: Subject, images: int) -> Pairs:
     rows = splits.balanced(subject.key, visible._replace(label=label), images)
     if not rows.size:
         classes = len(np.unique(np.asarray(label)[np.asarray(visible.valid)]))
-        raise InputError(f"images must be {classes} or more, one of each class that the attack changes; got {images}.")
-    return Pairs(*(np.asarray(array)[rows] for array in (subject.test.input, visible.input, visible.label)))
+        least = f"{classes} or more, one of each class that the attack changes"
+        raise InputError(f"images must be {least}; got {images}.")
+    clean = np.asarray(subject.test.input)[rows]
+    return Pairs(clean, np.asarray(visible.input)[rows], np.asarray(visible.label)[rows])
 
 
-def _mean_change(model: ProbedModel, variables: Variables, clean: Array, triggered: Array, layer: Path) -> Change:
+def _mean_change(
+    model: ProbedModel,
+    variables: Variables,
+    clean: Array,
+    triggered: Array,
+    layer: Path,
+) -> Change:
     def total(some: tuple[Array, Array], weight: Array) -> Change:
         outputs = [model.probe(variables, as_float(image), layer)[1] for image in some]
         return jax.tree.map(lambda values: weighted_sum(weight, values), change(*outputs))

@@ -14,6 +14,8 @@ from bdjax.checks import integer, one_of
 from bdjax.report import layout
 from bdjax.report.layout import AFTER, BEFORE
 from bdjax.runs.subject import Findings, Subject, convolution
+from bdjax.structure import Path
+from bdjax.types import Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +24,9 @@ _MOST_BINS = 100_000
 _WORDS = {"norms": layout.WEIGHT_NORM, "weights": "weight $w$"}
 
 
-def weight_histogram(of: str = "norms", bins: int = 30, layer: str | None = None) -> WeightHistogram:
+def weight_histogram(
+    of: str = "norms", bins: int = 30, layer: str | None = None
+) -> WeightHistogram:
     """Draw how a layer's weights, or the norms of its neurons, are distributed before and after the defense.
 
     Args:
@@ -53,8 +57,8 @@ class WeightHistogram:
     def measure(self, subject: Subject) -> Findings:
         """Return ``edges`` [bins + 1], counts ``victim`` and ``defended`` [bins], and their deviations (``_std``)."""
         layer = convolution(subject.model, subject.victim, self.layer)
-        kernels = [structure.flat(variables["params"])[layer] for variables in (subject.victim, subject.defended)]
-        victim, defended = (np.ravel(norms(kernel) if self.of == "norms" else kernel) for kernel in kernels)
+        victim = self._values(subject.victim, layer)
+        defended = self._values(subject.defended, layer)
         edges = np.histogram_bin_edges(np.concatenate([victim, defended]), self.bins)
         found = {"edges": edges, "layer": np.asarray("/".join(layer[:-1]))}
         for when, values in (("victim", victim), ("defended", defended)):
@@ -62,22 +66,29 @@ class WeightHistogram:
             found[f"{when}_std"] = np.asarray(values.std())
         return found
 
+    def _values(self, variables: Variables, layer: Path) -> np.ndarray:
+        kernel = structure.flat(variables["params"])[layer]
+        return np.ravel(norms(kernel) if self.of == "norms" else kernel)
+
     def draw(self, found: Mapping[str, Findings]) -> Figure:
         """Draw a panel for each run with both outlines."""
         from matplotlib.patches import Patch
         from matplotlib.ticker import MaxNLocator
 
-        page, panels = layout.panels(found, f"Distribution of {'weight norms' if self.of == 'norms' else 'weights'}")
+        what = "weight norms" if self.of == "norms" else "weights"
+        page, panels = layout.panels(found, f"Distribution of {what}")
         key = [
             Patch(fc=BEFORE["color"], alpha=0.4, label=BEFORE["label"]),
             Patch(fc="none", ec=AFTER["color"], label=AFTER["label"]),
         ]
         for findings, ax in zip(found.values(), panels, strict=True):
-            ax.stairs(findings["victim"], findings["edges"], fill=True, color=BEFORE["color"], alpha=0.4)
+            ax.stairs(
+                findings["victim"], findings["edges"], fill=True, color=BEFORE["color"], alpha=0.4
+            )
             ax.stairs(findings["defended"], findings["edges"], color=AFTER["color"], lw=1.4)
             ax.set_xlabel(f"{_WORDS[self.of]} in {findings['layer']}")
             ax.set_ylabel("neurons" if self.of == "norms" else "weights")
-            before, after = (float(findings[f"{when}_std"]) for when in ("victim", "defended"))
+            before, after = float(findings["victim_std"]), float(findings["defended_std"])
             layout.remark(ax, f"standard deviation {before:.2g}, after {after:.2g}")
             ax.set_ylim(bottom=0)
             ax.xaxis.set_major_locator(MaxNLocator(5))

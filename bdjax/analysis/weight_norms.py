@@ -45,8 +45,8 @@ class WeightNorms:
     def measure(self, subject: Subject) -> Findings:
         """Return the norms ``victim`` and ``defended`` [k], in the network's order, and the name of the ``layer``."""
         layer = convolution(subject.model, subject.victim, self.layer)
-        both = (structure.flat(variables["params"])[layer] for variables in (subject.victim, subject.defended))
-        victim, defended = (np.asarray(norms(kernel)) for kernel in both)
+        victim = np.asarray(norms(structure.flat(subject.victim["params"])[layer]))
+        defended = np.asarray(norms(structure.flat(subject.defended["params"])[layer]))
         return {"victim": victim, "defended": defended, "layer": np.asarray("/".join(layer[:-1]))}
 
     def draw(self, found: Mapping[str, Findings]) -> Figure:
@@ -59,7 +59,10 @@ class WeightNorms:
             ax.plot(place, findings["defended"][order], **AFTER)
             ax.set_xlabel(f"neurons of {findings['layer']}, by falling norm")
             ax.set_ylabel(layout.WEIGHT_NORM)
-            means = [f"{findings[when].mean():.3g} ± {findings[when].std():.2g}" for when in ("victim", "defended")]
+            means = [
+                f"{findings[when].mean():.3g} ± {findings[when].std():.2g}"
+                for when in ("victim", "defended")
+            ]
             layout.remark(ax, "mean {}, after {}".format(*means))
         layout.legend(page, layout.key(BEFORE, AFTER), page.get_figheight() - layout.KEY)
         return page

@@ -58,7 +58,10 @@ def _run_sections(session: Session, out: Path) -> measure.Row:
     for name in SECTIONS:
         if name not in settings.sections:
             continue
-        results["load_average"][name], started = measure.machine()["load_average"], time.perf_counter()
+        results["load_average"][name], started = (
+            measure.machine()["load_average"],
+            time.perf_counter(),
+        )
         try:
             results[name] = _MEASURES[name](session)
         except (RuntimeError, MemoryError) as error:

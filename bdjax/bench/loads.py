@@ -24,7 +24,10 @@ def section(session: Session) -> measure.Row:
     else:
         rates["cifar10_cached"] = _load_rate("cifar10", session)
     count = 2_000 if jax.default_backend() == "cpu" else 50_000
-    return {"load_images_per_second": rates, "poison_images_per_second": _poison_rates(session, count)}
+    return {
+        "load_images_per_second": rates,
+        "poison_images_per_second": _poison_rates(session, count),
+    }
 
 
 def _load_rate(name: str, session: Session) -> float:

@@ -25,7 +25,13 @@ from bdjax.train.loop import Epoch
 
 OPERATIONS = "operations.json"
 COUNT = 10
-_CONTROL = ("while", "conditional", "call", "async-start", "async-done")  # their time is that of what they call
+_CONTROL = (
+    "while",
+    "conditional",
+    "call",
+    "async-start",
+    "async-done",
+)  # their time is that of what they call
 _DEVICE = re.compile(r"/device:(GPU|TPU|CUSTOM):\d+")
 _WIDEST = 60  # characters of where an operation comes from that a table shows, the last ones
 _UNKNOWN = Origin("", "", "")
@@ -64,9 +70,14 @@ def trace(folder: Path) -> Iterator[None]:
     Raises:
       OSError: it cannot be written.
     """
-    (folder / "plugins" / "profile").mkdir(parents=True, exist_ok=True)  # before JAX finds out at the end
+    (folder / "plugins" / "profile").mkdir(
+        parents=True, exist_ok=True
+    )  # before JAX finds out at the end
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level, options.host_tracer_level = 0, 1  # a device's operations are told of at any level
+    options.python_tracer_level, options.host_tracer_level = (
+        0,
+        1,
+    )  # a device's operations are told of at any level
     jax.profiler.start_trace(folder, profiler_options=options)
     try:
         yield
@@ -74,7 +85,8 @@ def trace(folder: Path) -> Iterator[None]:
         try:
             jax.profiler.stop_trace()
         except (RuntimeError, OSError) as error:
-            raise OSError(f"the trace cannot be written to {folder}: {str(error).splitlines()[0]}") from error
+            why = str(error).splitlines()[0]
+            raise OSError(f"the trace cannot be written to {folder}: {why}") from error
 
 
 def costliest(trace_dir: Path, count: int = COUNT) -> list[Operation]:
@@ -113,13 +125,17 @@ class Traces:
         Raises:
           InputError: it cannot be a folder, or cannot be written, or its `OPERATIONS` are damaged.
         """
-        self.folder = places.check_folder("profile", folder, Path(100 * "n", "plugins", "profile", 100 * "f"))
+        deepest = Path(100 * "n", "plugins", "profile", 100 * "f")
+        self.folder = places.check_folder("profile", folder, deepest)
         self._made: dict[str, Path] = {}
-        above = next(place for place in (self.folder, *self.folder.absolute().parents) if place.is_dir())
+        above = self.folder.absolute()
+        while not above.is_dir():
+            above = above.parent
         if not os.access(above, os.W_OK):
             raise InputError(f"profile must be a folder that can be written; {above} cannot.")
         with failures.blaming_the_path(f"cannot read what is in {folder}"):
-            self._earlier = (atomic.read_json(self.folder / OPERATIONS, {"traces": dict}) or {}).get("traces", {})
+            content = atomic.read_json(self.folder / OPERATIONS, {"traces": dict})
+            self._earlier = (content or {}).get("traces", {})
 
     def of(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Return the context in which one trace is taken; a name that was there gets a number."""
@@ -160,7 +176,9 @@ def second_epochs(traces: Traces, on_epoch: OnEpoch | None) -> Iterator[OnEpoch]
       an ``on_epoch`` of `bdjax.runs.run.Execution`. What has one epoch alone is not traced.
     """
     open_trace = contextlib.ExitStack()
-    before: list[tuple[str, int, int]] = []  # what was trained, its epochs, and the number of the last one
+    before: list[
+        tuple[str, int, int]
+    ] = []  # what was trained, its epochs, and the number of the last one
 
     def call(label: str, epochs: int, report: Epoch) -> None:
         open_trace.close()
@@ -212,7 +230,8 @@ def _files(trace_dir: Path) -> list[Path]:
     """Return the files of the newest trace: one, or one of each host."""
     files = sorted(trace_dir.glob("plugins/profile/*/*.xplane.pb"))
     if not files:
-        raise InputError(f"trace_dir must hold a trace, plugins/profile/*/*.xplane.pb; {trace_dir} has none.")
+        wanted = "a trace, plugins/profile/*/*.xplane.pb"
+        raise InputError(f"trace_dir must hold {wanted}; {trace_dir} has none.")
     newest = max(file.parent.name for file in files)
     return [file for file in files if file.parent.name == newest]
 

@@ -84,7 +84,9 @@ def _batch(asked: Settings, model: Model, size: int, count: int) -> measure.Work
     return epoch if epoch.fits else None
 
 
-def _rows(session: Session, axis: str, kind: str, sizes: dict[int, int], made: _Made) -> list[measure.Row]:
+def _rows(
+    session: Session, axis: str, kind: str, sizes: dict[int, int], made: _Made
+) -> list[measure.Row]:
     """Time what there is of one kind in turn; efficiency is 1 where another device costs nothing."""
     work: dict[str, measure.Work] = {}
     for count, size in sizes.items():
@@ -96,7 +98,12 @@ def _rows(session: Session, axis: str, kind: str, sizes: dict[int, int], made: _
     rows: list[measure.Row] = []
     for name, total in calls.items():
         ideal = calls["1"] if kind == WEAK else calls["1"] / int(name)
-        row: measure.Row = {"axis": axis, "kind": kind, "devices": int(name), "size": sizes[int(name)]}
+        row: measure.Row = {
+            "axis": axis,
+            "kind": kind,
+            "devices": int(name),
+            "size": sizes[int(name)],
+        }
         row["seconds_per_step"] = total / session.settings.steps
         row["efficiency"] = ideal / total
         rows.append(row)

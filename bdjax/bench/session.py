@@ -16,9 +16,21 @@ from bdjax.data.modalities.images import image_spec
 from bdjax.devices import numerics
 from bdjax.types import Model
 
-SECTIONS = ("loads", "startup", "steps", "sweeps", "scaling")  # in this order: what is short comes first
+SECTIONS = (
+    "loads",
+    "startup",
+    "steps",
+    "sweeps",
+    "scaling",
+)  # in this order: what is short comes first
 _CPU = {"widths": (8, 16), "batch_sizes": (128,), "steps": 1, "rounds": 3, "minutes": 5.0}
-_ACCELERATOR = {"widths": (16, 64), "batch_sizes": (128, 256, 1024), "steps": 10, "rounds": 5, "minutes": 8.0}
+_ACCELERATOR = {
+    "widths": (16, 64),
+    "batch_sizes": (128, 256, 1024),
+    "steps": 10,
+    "rounds": 5,
+    "minutes": 8.0,
+}
 _QUICK = {"rounds": 1, "points": (1, 2, 4)}
 
 
@@ -79,7 +91,9 @@ def settings(*, quick: bool = False, **given: object) -> Settings:
         "dtype": None,
         "matmul_precision": None,
         "points": (1, 2, 4, 8, 16),
-        "maps": (4,) if cpu else (4, 8),  # a compilation on a CPU takes longer than the difference is worth
+        "maps": (4,)
+        if cpu
+        else (4, 8),  # a compilation on a CPU takes longer than the difference is worth
         "devices": jax.device_count(),
         "sections": SECTIONS,
         "data_dir": None,
@@ -102,7 +116,13 @@ def _check(asked: Settings) -> None:
             raise InputError(f"{name} needs at least one number.")
         for number in numbers:
             integer(1, **{name: number})
-    integer(1, image_size=asked.image_size, steps=asked.steps, rounds=asked.rounds, devices=asked.devices)
+    integer(
+        1,
+        image_size=asked.image_size,
+        steps=asked.steps,
+        rounds=asked.rounds,
+        devices=asked.devices,
+    )
     positive(minutes=asked.minutes)
     if asked.matmul_precision is not None:
         one_of(get_args(numerics.MatmulPrecision), matmul_precision=asked.matmul_precision)

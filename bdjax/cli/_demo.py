@@ -27,7 +27,11 @@ class Story:
 STORIES = {
     "digits": Story(
         common={"data": "digits"},
-        defenses=({"name": "none"}, {"name": "ft"}, *({"name": "ft_sam", "rho": rho} for rho in (1.0, 2.0, 4.0))),
+        defenses=(
+            {"name": "none"},
+            {"name": "ft"},
+            *({"name": "ft_sam", "rho": rho} for rho in (1.0, 2.0, 4.0)),
+        ),
         seeds=3,
     ),
     "cifar10": Story(
@@ -38,7 +42,12 @@ STORIES = {
 }
 
 
-def plan(dataset: str = "digits", *, seeds: int | None = None, data_dir: str | None = None) -> list[Config]:
+def plan(
+    dataset: str = "digits",
+    *,
+    seeds: int | None = None,
+    data_dir: str | None = None,
+) -> list[Config]:
     """Return the runs of the demonstration, victims of one seed after another.
 
     Raises:
@@ -51,8 +60,9 @@ def plan(dataset: str = "digits", *, seeds: int | None = None, data_dir: str | N
     found = []
     for seed in range(seeds):
         for attack in ATTACKS:
+            victim = {"seed": seed, "attack": attack, "data": {"data_dir": data_dir}}
+            common = schema.merge(story.common, victim)
             for defense in story.defenses:
-                common = schema.merge(story.common, {"seed": seed, "attack": attack, "data": {"data_dir": data_dir}})
                 found.append(configs.resolve(schema.merge(common, {"defense": defense})))
     return found
 

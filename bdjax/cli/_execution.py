@@ -33,14 +33,17 @@ def execution_options(
     option(flag, default=out, metavar="DIR", help=f"folder of the run folders (default: {out})")
     option("--devices", type=int, help=devices)
     option(
-        "--checkpoint-seconds", type=float, default=1.0, help="least seconds between checkpoints; 0: after every epoch"
+        "--checkpoint-seconds",
+        type=float,
+        default=1.0,
+        help="least seconds between checkpoints; 0: after every epoch",
     )
     option(
         "--changed-data",
         default="refuse",
         metavar="WHAT",
-        help="where a run was begun with other data than are there now: refuse (default), or rerun it, the old one "
-        "set aside in a folder that is named after its data",
+        help="where a run was begun with other data than are there now: refuse (default), or "
+        "rerun it, the old one set aside in a folder that is named after its data",
     )
     option(
         "--deterministic",
@@ -62,7 +65,7 @@ def execution_options(
     option("--quiet", action="store_true", help="no progress")
 
 
-def check(options: argparse.Namespace) -> Path:
+def check_execution(options: argparse.Namespace) -> Path:
     """Return the folder of the run folders; refuse options of an execution that cannot be."""
     from bdjax.devices import hosts
     from bdjax.runs import folder
@@ -76,7 +79,8 @@ def check(options: argparse.Namespace) -> Path:
     if options.name == "run":
         hosts.check_options(options.hosts, options.host, options.coordinator, options.host_timeout)
         if options.hosts is not None and sys.platform == "win32":
-            raise InputError("hosts must not be given on Windows, where JAX computes on one host alone.")
+            why = "where JAX computes on one host alone"
+            raise InputError(f"hosts must not be given on Windows, {why}.")
     return places.check_folder("out", options.out, folder.DEEPEST)
 
 
@@ -87,7 +91,7 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     from bdjax.runs import run
     from bdjax.train import loop
 
-    out, every = check(options), getattr(options, "smoothness_every", 0)
+    out, every = check_execution(options), getattr(options, "smoothness_every", 0)
     compilation.enable_cache()
     asked = _join(options)
     compilation.require_devices()
@@ -96,7 +100,9 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     try:
         with _signals.stop_on_signal() as signaled, _progress.bar(quiet=quiet) as on_epoch:
             should_stop = lambda: signaled() or asked()  # noqa: E731
-            execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
+            execution = run.Execution(
+                out, devices, options.checkpoint_seconds, on_epoch, should_stop, every
+            )
             more = {"data_on": getattr(options, "data_on", "auto"), "changed": options.changed_data}
             more["deterministic"] = options.deterministic
             fed = {"prepare": options.prepare, "unroll": _number(options.unroll)}
@@ -148,7 +154,11 @@ def values_of(files: list[str], rest: list[str]) -> dict[str, Any]:
         return schema.merge(values, schema.overrides(rest))
 
 
-def values_of_attacks(names: Sequence[str], files: list[str], rest: list[str]) -> Iterator[dict[str, Any]]:
+def values_of_attacks(
+    names: Sequence[str],
+    files: list[str],
+    rest: list[str],
+) -> Iterator[dict[str, Any]]:
     """Yield, for attacks that a command names by themselves, what `values_of` returns for each.
 
     An option that some of them have is left out for the others; one that none has stays, to be refused.
@@ -161,7 +171,8 @@ def values_of_attacks(names: Sequence[str], files: list[str], rest: list[str]) -
         given = schema.overrides(rest[first:])
         options = schema.as_mapping("attack", given.get("attack"))
         if "name" in options:
-            raise InputError(f"attack.name must be left out where the attack is named: {', '.join(names)}.")
+            named = ", ".join(names)
+            raise InputError(f"attack.name must be left out where the attack is named: {named}.")
         known = {name: schema.parameters("bdjax.attacks", name) for name in names}
         for name, own in known.items():
             of_others = {option for other in known.values() for option in other} - set(own)

@@ -44,12 +44,22 @@ def bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, Epoch], None]]:
 
 
 @contextlib.contextmanager
-def count(noun: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def counter(noun: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Give a function to call with how many are done and how many there are; where there is no terminal, once each."""
     if quiet or not sys.stderr.isatty():
-        yield lambda done, whole: None if quiet or done < whole else print(f"{whole} {noun}", file=sys.stderr)
+
+        def print_last(done: int, whole: int) -> None:
+            if done >= whole and not quiet:
+                print(f"{whole} {noun}", file=sys.stderr)
+
+        yield print_last
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(noun, total=None)
         yield lambda done, whole: progress.update(task, completed=done, total=whole)
@@ -57,7 +67,10 @@ def count(noun: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], No
 
 def _print_last(label: str, epochs: int, epoch: Epoch) -> None:
     if epoch.epoch == epochs:
-        print(f"{label}: {epochs} epochs, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}", file=sys.stderr)
+        print(
+            f"{label}: {epochs} epochs, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}",
+            file=sys.stderr,
+        )
 
 
 class _Bar:
@@ -67,9 +80,18 @@ class _Bar:
 
     def __call__(self, label: str, epochs: int, epoch: Epoch) -> None:
         if self._task is None:
-            self._task = self._progress.add_task(label, total=epochs, loss=epoch.loss, accuracy=epoch.accuracy)
+            self._task = self._progress.add_task(
+                label,
+                total=epochs,
+                loss=epoch.loss,
+                accuracy=epoch.accuracy,
+            )
         self._progress.update(
-            self._task, description=label, completed=epoch.epoch, loss=epoch.loss, accuracy=epoch.accuracy
+            self._task,
+            description=label,
+            completed=epoch.epoch,
+            loss=epoch.loss,
+            accuracy=epoch.accuracy,
         )
         if epoch.epoch == epochs:
             self._progress.remove_task(self._task)

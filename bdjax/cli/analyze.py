@@ -14,8 +14,8 @@ def add(commands: Commands) -> None:
         "analyze",
         usage="bdjax analyze ANALYSIS RUNS [RUNS ...] [--option VALUE ...] [--figures DIR] [--format FORMAT] ...",
         help="look into the networks of finished runs, and draw what is there",
-        description="Measure finished runs and draw a figure of them. Needs their checkpoints and data; what has been "
-        "measured is kept beside the record and not measured again.",
+        description="Measure finished runs and draw a figure of them. Needs their checkpoints "
+        "and data; what has been measured is kept beside the record and not measured again.",
         epilog="An analysis' options are its own: see bdjax list analyses ANALYSIS.",
         allow_abbrev=False,
     )

@@ -15,8 +15,8 @@ def add(commands: Commands) -> None:
         "compare",
         usage="bdjax compare RUNS [RUNS ...] --defenses FIRST SECOND [--metric METRIC ...] [--format FORMAT]",
         help="two defenses on the same victims and seeds",
-        description="Compare two defenses over the runs that differ in nothing else, and test their differences by "
-        "flipping signs.",
+        description="Compare two defenses over the runs that differ in nothing else, and test "
+        "their differences by flipping signs.",
         allow_abbrev=False,
     )
     option = parser.add_argument

@@ -13,9 +13,17 @@ from bdjax.cli._parser import Commands
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser("demo", help="plant and remove two backdoors; table and picture", allow_abbrev=False)
+    parser = commands.add_parser(
+        "demo",
+        help="plant and remove two backdoors; table and picture",
+        allow_abbrev=False,
+    )
     option = parser.add_argument
-    option("--dataset", default="digits", help="digits (a minute on a laptop) or cifar10 (full size)")
+    option(
+        "--dataset",
+        default="digits",
+        help="digits (a minute on a laptop) or cifar10 (full size)",
+    )
     option("--seeds", type=int, help="how often to repeat everything (3 on digits, 1 on cifar10)")
     option("--data-dir", help="where prepared data sets lie")
     execution_options(parser, "demo")

@@ -12,12 +12,18 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "export",
         help="records of finished runs as one file",
-        description="Write the records of finished runs to one file, a line of JSON each, without checkpoints, images "
-        "and the epochs' losses. bdjax report and bdjax compare read it like the runs.",
+        description="Write the records of finished runs to one file, a line of JSON each, "
+        "without checkpoints, images and the epochs' losses. bdjax report and bdjax compare read "
+        "it like the runs.",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUNS", help=RUNS)
-    parser.add_argument("--out", default="records.jsonl", metavar="FILE", help="replaced if there (records.jsonl)")
+    parser.add_argument(
+        "--out",
+        default="records.jsonl",
+        metavar="FILE",
+        help="replaced if there (records.jsonl)",
+    )
     parser.set_defaults(call=call)
 
 

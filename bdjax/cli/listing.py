@@ -19,10 +19,17 @@ KINDS = {
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "list", help="the attacks, defenses, networks, data and analyses that there are", allow_abbrev=False
+        "list",
+        help="the attacks, defenses, networks, data and analyses that there are",
+        allow_abbrev=False,
     )
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("method", nargs="?", metavar="NAME", help="show this one's description and options")
+    parser.add_argument(
+        "method",
+        nargs="?",
+        metavar="NAME",
+        help="show this one's description and options",
+    )
     parser.set_defaults(call=call)
 
 
@@ -37,7 +44,8 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         for name, values in registry.strengths(package, options.method).items():
             print(f"auto for {name} tries: " + ", ".join(f"{value:g}" for value in values))
         for name, values in registry.presets(package, options.method).items():
-            print(f"preset {name}: " + (", ".join(f"{key}={value}" for key, value in values.items()) or "the defaults"))
+            words = ", ".join(f"{key}={value}" for key, value in values.items())
+            print(f"preset {name}: {words or 'the defaults'}")
         return 0
     names = registry.names(package)
     width = max(map(len, names))

@@ -17,10 +17,11 @@ def add(commands: Commands) -> None:
         "poison",
         usage="bdjax poison ATTACK --out DIR [--config CONFIG] [--section.key VALUE ...] [options]",
         help="write a poisoned data set, to train on it elsewhere",
-        description="Write the training images as the attack poisons them and the test images without and with its "
-        "trigger, as PNG in folders of their classes and as one .npz, with their labels, the attacker's and the true "
-        "ones, and which are poisoned. A trigger that is learned needs its victim: that of the same config in --runs, "
-        "which is trained if there is none.",
+        description="Write the training images as the attack poisons them and the test images "
+        "without and with its trigger, as PNG in folders of their classes and as one .npz, with "
+        "their labels, the attacker's and the true ones, and which are poisoned. A trigger that "
+        "is learned needs its victim: that of the same config in --runs, which is trained if "
+        "there is none.",
         epilog="Every field of a config is an option, as for bdjax run: --section.key value.",
         allow_abbrev=False,
     )
@@ -48,11 +49,18 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
     made: list[poisoned_folder.PoisonedSet] = []
     training = argparse.Namespace(**{**vars(options), "out": options.runs})
-    if code := carry_out(training, lambda execution: made.append(poisoned_folder.make(config, execution))):
+    if code := carry_out(
+        training, lambda execution: made.append(poisoned_folder.make(config, execution))
+    ):
         return code
-    writing = argparse.Namespace(**{**vars(training), "quiet": True})  # it has a progress of its own
-    with _progress.count("images", quiet=options.quiet) as tell:
-        code = carry_out(writing, lambda execution: poisoned_folder.write(made[0], folder, tell, execution.should_stop))
+    writing = argparse.Namespace(
+        **{**vars(training), "quiet": True}
+    )  # it has a progress of its own
+    with _progress.counter("images", quiet=options.quiet) as tell:
+        code = carry_out(
+            writing,
+            lambda execution: poisoned_folder.write(made[0], folder, tell, execution.should_stop),
+        )
     if not code:
         print(f"{folder}: {poisoned_folder.summary(made[0])}")
     return code

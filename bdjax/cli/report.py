@@ -13,14 +13,34 @@ from bdjax.runs.folder import RunFolder
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser("report", help="tables and figures of finished runs", allow_abbrev=False)
+    parser = commands.add_parser(
+        "report",
+        help="tables and figures of finished runs",
+        allow_abbrev=False,
+    )
     option = parser.add_argument
     option("runs", nargs="+", metavar="RUNS", help=RUNS)
     option("--format", default="console", help="console, markdown, csv or latex")
-    option("--figures", metavar="DIR", help="also draw the figures here, with a curve of each swept option")
-    option("--html", metavar="FILE", help="also write one page with tables, charts, triggers and records")
-    option("--smoothness", action="store_true", help="add λ_max, Tr(H), Tr(F) where they were measured")
-    option("--stealth", action="store_true", help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2")
+    option(
+        "--figures",
+        metavar="DIR",
+        help="also draw the figures here, with a curve of each swept option",
+    )
+    option(
+        "--html",
+        metavar="FILE",
+        help="also write one page with tables, charts, triggers and records",
+    )
+    option(
+        "--smoothness",
+        action="store_true",
+        help="add λ_max, Tr(H), Tr(F) where they were measured",
+    )
+    option(
+        "--stealth",
+        action="store_true",
+        help="add how visible the trigger is: PSNR, SSIM, ℓ∞, ℓ2",
+    )
     option(
         "--statistics",
         action="store_true",
@@ -49,6 +69,8 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         draw_figures(records, Path(options.figures))
     if file:
         analyzed = any(RunFolder(record.folder).analyses() for record in records)
-        pictures = _findings.pictures(records) if analyzed and may_draw("the figures of analyses") else {}
+        pictures: dict[str, bytes] = {}
+        if analyzed and may_draw("the figures of analyses"):
+            pictures = _findings.pictures(records)
         print(page.write(records, file, pictures))
     return 0

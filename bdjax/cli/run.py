@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdjax.cli._execution import carry_out, check, execution_options, shallow, values_of
+from bdjax.cli._execution import carry_out, check_execution, execution_options, shallow, values_of
 from bdjax.cli._output import print_profile, print_table, profile_option
-from bdjax.cli._parser import Commands, tell
+from bdjax.cli._parser import Commands, Parser, tell
 
 if TYPE_CHECKING:
     from bdjax.runs.config import Config
@@ -25,8 +25,9 @@ def add(commands: Commands) -> None:
         usage="bdjax run [CONFIG] [--section.key VALUE ...] [options]",
         help="one attack and one defense, with its control rows",
         description="Carry out a run: plant the attack, then no defense, plain fine-tuning, and the defense.",
-        epilog="Every field of a config is an option: --section.key value; --defense NAME is short for "
-        "--defense.name NAME. Add --show to print the config, every field with its value, and stop.",
+        epilog="Every field of a config is an option: --section.key value; --defense NAME is "
+        "short for --defense.name NAME. Add --show to print the config, every field with its "
+        "value, and stop.",
         allow_abbrev=False,
     )
     option = parser.add_argument
@@ -53,22 +54,39 @@ def add(commands: Commands) -> None:
     )
     execution_options(parser, "runs")
     profile_option(parser, "the second epoch of all that is trained")
+    _host_options(parser)
+    parser.set_defaults(call=call, takes_more=True)
+
+
+def _host_options(parser: Parser) -> None:
     several = parser.add_argument_group(
         "several hosts",
-        "Start the same command on each host, with folders that they share. One that is lost ends the others; the same "
-        "command continues, also on another number of hosts.",
+        "Start the same command on each host, with folders that they share. One that is lost "
+        "ends the others; the same command continues, also on another number of hosts.",
     )
     several.add_argument(
         "--hosts",
         metavar="auto|N",
         help="split each batch over N processes; auto: as SLURM, MPI or a TPU pod says",
     )
-    several.add_argument("--host", type=int, metavar="I", help="which one this is, from 0 (not with auto)")
-    several.add_argument("--coordinator", metavar="ADDRESS:PORT", help="where host 0 is to listen (not with auto)")
     several.add_argument(
-        "--host-timeout", type=int, default=60, metavar="SECONDS", help="when a silent one counts as lost (default: 60)"
+        "--host",
+        type=int,
+        metavar="I",
+        help="which one this is, from 0 (not with auto)",
     )
-    parser.set_defaults(call=call, takes_more=True)
+    several.add_argument(
+        "--coordinator",
+        metavar="ADDRESS:PORT",
+        help="where host 0 is to listen (not with auto)",
+    )
+    several.add_argument(
+        "--host-timeout",
+        type=int,
+        default=60,
+        metavar="SECONDS",
+        help="when a silent one counts as lost (default: 60)",
+    )
 
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
@@ -86,7 +104,8 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     if options.show:
         with shallow():
             _check(config, options)
-            shown = schema.flatten({**config.to_dict(), "matmul_precision": config.matmul_precision})
+            resolved = {**config.to_dict(), "matmul_precision": config.matmul_precision}
+            shown = schema.flatten(resolved)
         for key, value in shown.items():
             print(f"{key}: {'null' if value is None else value}")
         return 0
@@ -119,7 +138,7 @@ def _check(config: Config, options: argparse.Namespace) -> None:
     from bdjax.files import places
     from bdjax.runs import plans, run
 
-    check(options)
+    check_execution(options)
     if options.profile is not None:
         places.check_folder("profile", options.profile)
     compilation.require_devices()
@@ -127,16 +146,22 @@ def _check(config: Config, options: argparse.Namespace) -> None:
         for row in reversed(run.with_controls(config)):
             plans.prepare(row, options.devices or 1, options.data_on)
     else:
-        tell(f"{config.data.name} is not on this machine yet, so that what depends on the data was not checked.")
+        unchecked = "what depends on the data was not checked"
+        tell(f"{config.data.name} is not on this machine yet, so that {unchecked}.")
 
 
 def _print_selection(selection: Mapping[str, Any] | None) -> None:
     """Tell which strength was chosen, where it was ``auto``, and what each cost."""
     if selection:
-        tried = ", ".join(f"{trial['value']:g} → {trial['accuracy']:.1%}" for trial in selection["trials"])
-        beyond = "" if selection["within_budget"] else ", the weakest, though it costs more than the budget"
+        tried: list[str] = []
+        for trial in selection["trials"]:
+            tried.append(f"{trial['value']:g} → {trial['accuracy']:.1%}")
+        beyond = ""
+        if not selection["within_budget"]:
+            beyond = ", the weakest, though it costs more than the budget"
         count = selection["aside_count"]
         print(
-            f"{selection['option']} = {selection['chosen']:g}{beyond}; accuracy on {count} images kept aside "
-            f"(one is {1 / count:.1%}): {selection['accuracy_before']:.1%} before, {tried}"
+            f"{selection['option']} = {selection['chosen']:g}{beyond}; "
+            f"accuracy on {count} images kept aside (one is {1 / count:.1%}): "
+            f"{selection['accuracy_before']:.1%} before, {', '.join(tried)}"
         )

@@ -10,6 +10,7 @@ from bdjax.cli._parser import Commands, check_values
 
 if TYPE_CHECKING:
     from bdjax.runs import show
+    from bdjax.runs.run import Execution
 
 
 def add(commands: Commands) -> None:
@@ -18,15 +19,20 @@ def add(commands: Commands) -> None:
         "show",
         usage="bdjax show ATTACK [ATTACK ...] [--config CONFIG] [--section.key VALUE ...] [options]",
         help="draw what triggers look like",
-        description="Draw test images without and with each attack's trigger, and what it changes. A trigger that is "
-        "learned needs its victim: that of the same config in --out, which is trained if there is none.",
+        description="Draw test images without and with each attack's trigger, and what it "
+        "changes. A trigger that is learned needs its victim: that of the same config in --out, "
+        "which is trained if there is none.",
         epilog="Every field of a config is an option, as for bdjax run: --section.key value.",
         allow_abbrev=False,
     )
     option = parser.add_argument
     option("attacks", nargs="+", metavar="ATTACK", help="as bdjax list attacks names them, or all")
     option("--config", metavar="CONFIG", action="append", default=[], help="a YAML file")
-    option("--file", metavar="FILE", help="png, pdf or svg (default: the attack's name, or attacks, .png)")
+    option(
+        "--file",
+        metavar="FILE",
+        help="png, pdf or svg (default: the attack's name, or attacks, .png)",
+    )
     execution_options(parser, "runs")
     parser.set_defaults(call=call, takes_more=True)
 
@@ -41,11 +47,16 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     check_values(rest, "ATTACK")
     names = registry.names("bdjax.attacks") if options.attacks == ["all"] else options.attacks
     with shallow():
-        wanted = [configs.resolve(values) for values in values_of_attacks(names, options.config, rest)]
+        wanted = list(map(configs.resolve, values_of_attacks(names, options.config, rest)))
     usual = f"{names[0] if len(names) == 1 else 'attacks'}.png"
     file = contact_sheet.check(usual if options.file is None else options.file)
     shown: list[show.Shown] = []
-    code = carry_out(options, lambda execution: shown.extend(show.show(config, execution) for config in wanted))
+
+    def work(execution: Execution) -> None:
+        for config in wanted:
+            shown.append(show.show(config, execution))
+
+    code = carry_out(options, work)
     if code:
         return code
     print(contact_sheet.draw(shown, file, heading=_heading(wanted[0].data.folder_name, shown)))

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from bdjax.checks import RUNS, InputError, integer
-from bdjax.cli._execution import carry_out, check, execution_options, shallow, values_of
+from bdjax.cli._execution import carry_out, check_execution, execution_options, shallow, values_of
 from bdjax.cli._output import draw_figures, may_draw, print_table
-from bdjax.cli._parser import EXIT_FAILED, Commands, complain
+from bdjax.cli._parser import EXIT_FAILED, Commands, Parser, complain
 
 
 def add(commands: Commands) -> None:
@@ -17,14 +17,21 @@ def add(commands: Commands) -> None:
         "sweep",
         usage="bdjax sweep [CONFIG] --over KEY=V1,V2,... [--over ...] [--seeds N] [--section.key VALUE ...] [options]",
         help="many runs as few programs, with a sensitivity curve",
-        description="Carry out a run for each combination of the values, and the control rows of all. Runs that differ "
-        "in numbers alone are trained together. What is finished is not done again: the same command continues, and "
-        "several of them, in one folder, share the work.",
+        description="Carry out a run for each combination of the values, and the control rows of "
+        "all. Runs that differ in numbers alone are trained together. What is finished is not "
+        "done again: the same command continues, and several of them, in one folder, share the "
+        "work.",
         epilog="Every field of a config is an option, as for bdjax run: --section.key value.",
         allow_abbrev=False,
     )
     option = parser.add_argument
-    option("--config", metavar="CONFIG", action="append", default=[], help="a YAML file, defaults where it is silent")
+    option(
+        "--config",
+        metavar="CONFIG",
+        action="append",
+        default=[],
+        help="a YAML file, defaults where it is silent",
+    )
     option(
         "--over",
         metavar="KEY=V1,V2,...",
@@ -33,19 +40,33 @@ def add(commands: Commands) -> None:
         help="values of a key, such as defense.rho=0.5,1,2 or attack=badnets,blended; may be repeated",
     )
     option("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 for each combination")
-    option(
-        "--form",
-        default="auto",
-        help="how the runs of one device are computed: loop, one after another; vmap, all at once; map:k, k at once; "
-        "auto times them on a few steps (default)",
-    )
-    option("--at-once", type=int, metavar="N", help="most runs in one program (default: 32, or each job's share)")
-    option(
-        "--batch-devices", type=int, default=1, metavar="N", help="devices that share the batches of a run (default: 1)"
-    )
+    _form_options(parser)
     _job_options(parser)
     execution_options(parser, "runs", devices="spread the runs over this many devices (default: 1)")
     parser.set_defaults(call=call, takes_more=True)
+
+
+def _form_options(parser: Parser) -> None:
+    option = parser.add_argument
+    option(
+        "--form",
+        default="auto",
+        help="how the runs of one device are computed: loop, one after another; vmap, all at "
+        "once; map:k, k at once; auto times them on a few steps (default)",
+    )
+    option(
+        "--at-once",
+        type=int,
+        metavar="N",
+        help="most runs in one program (default: 32, or each job's share)",
+    )
+    option(
+        "--batch-devices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices that share the batches of a run (default: 1)",
+    )
 
 
 def call(options: argparse.Namespace, rest: list[str]) -> int:
@@ -59,7 +80,8 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     for word in options.over:
         path, equals, listed = word.partition("=")
         if not (path and equals):
-            raise InputError(f"--over must be KEY=V1,V2,..., such as defense.rho=0.5,1,2; got {word!r}.")
+            form = "KEY=V1,V2,..., such as defense.rho=0.5,1,2"
+            raise InputError(f"--over must be {form}; got {word!r}.")
         if path in axes:
             raise InputError(f"--over {path} stands twice; list all of its values in one.")
         axes[path] = [value.strip() for value in listed.split(",") if value.strip()]
@@ -84,7 +106,10 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     folders = [folder.path for folder in of_rows if folder.finished() is not None]
     if len(folders) < len(rows):
         count = len(rows) - len(folders)
-        complain(f"{count} of {len(rows)} runs diverged; the reason stands in their record.json.", EXIT_FAILED)
+        complain(
+            f"{count} of {len(rows)} runs diverged; the reason stands in their record.json.",
+            EXIT_FAILED,
+        )
     if not folders:
         return EXIT_FAILED
     records = report.load(folders)
@@ -105,7 +130,7 @@ def _submit(options: argparse.Namespace, at_once: int) -> int:
     """Submit the same command, less what submits it, as jobs."""
     from bdjax.runs import launch
 
-    out = check(options)
+    out = check_execution(options)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _job_options(own)
     words = own.parse_known_args(options.words)[1]
@@ -124,8 +149,17 @@ def _submit(options: argparse.Namespace, at_once: int) -> int:
 
 def _job_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    option("--jobs", type=int, metavar="N", help="submit N jobs that share the sweep, and return at once")
-    option("--cluster", default="slurm", help="where: slurm (default), or local, processes of this machine")
+    option(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="submit N jobs that share the sweep, and return at once",
+    )
+    option(
+        "--cluster",
+        default="slurm",
+        help="where: slurm (default), or local, processes of this machine",
+    )
     option(
         "--job",
         action="append",

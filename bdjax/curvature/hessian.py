@@ -82,7 +82,12 @@ def hessian_vector_product(loss_fn: Loss, params: Params, vector: Params) -> Par
 
 @_precise
 def largest_eigenvalue(
-    key: Key[Array, ""], loss_fn: Loss, params: Params, *, iterations: HParam = 100, tolerance: HParam = 1e-3
+    key: Key[Array, ""],
+    loss_fn: Loss,
+    params: Params,
+    *,
+    iterations: HParam = 100,
+    tolerance: HParam = 1e-3,
 ) -> Eigenvalue:
     """Return the eigenvalue of largest magnitude of the Hessian, with its sign, by power iteration.
 
@@ -97,7 +102,9 @@ def largest_eigenvalue(
 
     def unsettled(state: tuple[Array, Eigenvalue]) -> Array:
         _, found = state
-        return (found.iterations < iterations) & (found.residual > limit(found.value))  # false for NaN
+        return (found.iterations < iterations) & (
+            found.residual > limit(found.value)
+        )  # false for NaN
 
     def limit(value: Array) -> Array:
         return jnp.sqrt(tolerance) * jnp.abs(value)
@@ -107,7 +114,8 @@ def largest_eigenvalue(
         image = multiply(vector)
         value = vector @ image
         residual = jnp.linalg.norm(image - value * vector)
-        return _unit(image), Eigenvalue(value, residual, found.iterations + 1, residual <= limit(value))
+        settled = residual <= limit(value)
+        return _unit(image), Eigenvalue(value, residual, found.iterations + 1, settled)
 
     vector = _unit(jax.random.normal(key, start.shape, start.dtype))
     zero = jnp.zeros((), start.dtype)
@@ -133,7 +141,9 @@ def trace(key: Key[Array, ""], loss_fn: Loss, params: Params, *, draws: int = 10
         return vector @ multiply(vector)
 
     values = jax.lax.map(draw, jax.random.split(key, draws))
-    error = values.std(ddof=1) / math.sqrt(draws) if draws > 1 else jnp.full_like(values[0], jnp.nan)
+    error = jnp.full_like(values[0], jnp.nan)
+    if draws > 1:
+        error = values.std(ddof=1) / math.sqrt(draws)
     return Trace(values.mean(), error, values)
 
 
@@ -199,7 +209,9 @@ def _unit(vector: Array) -> Array:
     return vector / jnp.where(length > 0, length, 1)
 
 
-def _tridiagonal(multiply: Callable[[Array], Array], start: Array, steps: int) -> tuple[Array, Array]:
+def _tridiagonal(
+    multiply: Callable[[Array], Array], start: Array, steps: int
+) -> tuple[Array, Array]:
     """Take Lanczos steps from a vector; return the diagonal and, shifted by one, what stands beside it.
 
     Each new vector is made orthogonal to all earlier ones, twice. One that is rounding error and nothing else becomes

@@ -112,7 +112,12 @@ def measure(
 
 
 def sample(
-    key: Key[Array, ""], clean: Split, triggered: PoisonedSplit, *, variant: str = "mixed", images: int = 200
+    key: Key[Array, ""],
+    clean: Split,
+    triggered: PoisonedSplit,
+    *,
+    variant: str = "mixed",
+    images: int = 200,
 ) -> Split:
     """Draw valid rows without replacement, with their true labels: clean, triggered, or ⌈k/2⌉ clean, ⌊k/2⌋ triggered.
 
@@ -125,7 +130,8 @@ def sample(
     wanted = (("clean", clean, images - of_triggered), ("triggered", true, of_triggered))
     parts = []
     for purpose, (kind, split, count) in enumerate(wanted):
-        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, purpose), len(split.label)))
+        own_key = jax.random.fold_in(key, purpose)
+        order = np.asarray(jax.random.permutation(own_key, len(split.label)))
         rows = order[np.asarray(split.valid)[order]]
         if count > rows.size:
             there = f"{count} {kind} ones of them are drawn, and the test split has {rows.size}"
@@ -145,7 +151,9 @@ def mean_loss(model: Model, variables: Variables, split: Split, *, chunk: int = 
     def loss(params: Params) -> Array:
         def of_chunk(part: tuple[Array, Array], weight: Array) -> Array:
             image, label = part
-            logits, _ = model.apply({**variables, "params": params}, model.spec.modality.load(image))
+            logits, _ = model.apply(
+                {**variables, "params": params}, model.spec.modality.load(image)
+            )
             return weight @ model.spec.task.negative_log_likelihood(logits, label)
 
         total = accumulate(jax.checkpoint(of_chunk), (image, label), chunk=chunk, valid=valid)
@@ -166,13 +174,23 @@ def _measure_sample(
     hessian = trace(trace_key, loss, params, draws=settings.draws)
 
     def example_loss(params: Params, example: Split) -> Array:
-        logits, _ = model.apply({**variables, "params": params}, model.spec.modality.load(example.input[None]))
+        input = model.spec.modality.load(example.input[None])
+        logits, _ = model.apply({**variables, "params": params}, input)
         return model.spec.task.negative_log_likelihood(logits, example.label[None])[0]
 
     examples, chunk = jax.tree.map(jnp.asarray, split), min(32, settings.chunk)
     with jax.default_matmul_precision("highest"):
-        information = fisher.trace(example_loss, params, examples, valid=examples.valid, chunk=chunk)
-    return Smoothness(eigenvalue.value, eigenvalue.converged, hessian.mean, hessian.error, information, loss(params))
+        information = fisher.trace(
+            example_loss, params, examples, valid=examples.valid, chunk=chunk
+        )
+    return Smoothness(
+        eigenvalue.value,
+        eigenvalue.converged,
+        hessian.mean,
+        hessian.error,
+        information,
+        loss(params),
+    )
 
 
 _measure = compilation.jit(_measure_sample, static_argnames=("model", "settings"))

@@ -92,7 +92,9 @@ def load(
     if on_disk:
         reason = "it is not in records of one size"
         raise checks.InputError(f"image folder {root} cannot stay on the disk: {reason}.")
-    from bdjax.data.sources import _image_folder  # Pillow is imported only where there are images to read
+    from bdjax.data.sources import (
+        _image_folder,
+    )  # Pillow is imported only where there are images to read
 
     return _image_folder.image_folder(root, image_size)
 
@@ -215,7 +217,9 @@ def _image_folder_root(name: str, folder: Path) -> Path:
     if plain and Path(plain).name == plain and (folder / plain).is_dir():
         return folder / plain
     near = checks.did_you_mean(name, names())
-    here = f"; the folder ./{plain} is named by --data ./{plain}" if plain and Path(plain).is_dir() else ""
+    here = ""
+    if plain and Path(plain).is_dir():
+        here = f"; the folder ./{plain} is named by --data ./{plain}"
     raise checks.InputError(
         f"no data set {name!r}{near}; known: {', '.join(names())}, and there is no image folder "
         f"{folder}/{plain or name}/train/<class>/ (name another data_dir, or set BDJAX_DATA_DIR{here})."
@@ -225,7 +229,12 @@ def _image_folder_root(name: str, folder: Path) -> Path:
 def _tell_namesake(name: str, folder: Path) -> None:
     """Say so where a folder of images has the name of a data set that bdjax knows, which is the one that is meant."""
     if (folder / name / "train").is_dir():
-        _log.warning("data %s is bdjax's own; the image folder %s is named by ./%s.", name, folder / name, name)
+        _log.warning(
+            "data %s is bdjax's own; the image folder %s is named by ./%s.",
+            name,
+            folder / name,
+            name,
+        )
 
 
 def _resized(dataset: Dataset, image_size: int | None) -> Dataset:

@@ -8,7 +8,16 @@ from jaxtyping import Array, Float, Key, Num
 
 from bdjax.types import HParam
 
-AUGMENTATIONS = ("standard", "none", "mixup", "cutmix", "randaugment", "augmix", "cutout", "adversarial")
+AUGMENTATIONS = (
+    "standard",
+    "none",
+    "mixup",
+    "cutmix",
+    "randaugment",
+    "augmix",
+    "cutout",
+    "adversarial",
+)
 MOVING = ("standard", "none")  # those that compute no pixel
 MIXING = ("mixup", "cutmix")  # those whose rows have two labels
 

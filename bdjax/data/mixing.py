@@ -45,7 +45,10 @@ def mixup(key: Key[Array, ""], image: Float[Array, "n ..."], alpha: HParam = 1.0
 
 
 def cutmix(
-    key: Key[Array, ""], image: Float[Array, "n h w c"], alpha: HParam = 1.0, probability: HParam = 0.5
+    key: Key[Array, ""],
+    image: Float[Array, "n h w c"],
+    alpha: HParam = 1.0,
+    probability: HParam = 0.5,
 ) -> Mixed:
     """Put a box of another image of the batch into each: the same box, and one partner, for each row.
 

@@ -26,7 +26,8 @@ R = TypeVar("R", covariant=True)
 _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([\w<>.-]+)'")
 _LARGE = 2**18  # bytes, more than most programs have
 _log = logging.getLogger(__name__)
-_ALSO: contextvars.ContextVar[flags.Options] = contextvars.ContextVar("also", default=MappingProxyType({}))
+_NONE: flags.Options = MappingProxyType({})
+_ALSO: contextvars.ContextVar[flags.Options] = contextvars.ContextVar("also", default=_NONE)
 _DURATIONS = (
     "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -95,7 +96,9 @@ def _mend(folder: Path) -> None:
         for entry in folder.glob(f"{found[1]}-*-cache"):
             with contextlib.suppress(OSError):
                 entry.unlink()
-        _log.info("The compiled program %s in %s was damaged, and is compiled again.", found[1], folder)
+        _log.info(
+            "The compiled program %s in %s was damaged, and is compiled again.", found[1], folder
+        )
 
     warnings.showwarning = look
 

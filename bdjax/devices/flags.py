@@ -51,7 +51,9 @@ USED: dict[str, tuple[Flag, ...]] = {
     "cpu": (
         Flag(
             "own convolutions",
-            {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
+            {
+                "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+            },
             "XLA sends convolutions to a library that is slower than its own kernels for training",
             measured="two CPU cores, jax 0.10 and 0.11; the XLA of jax 0.12 knows the option, too",
         ),
@@ -72,7 +74,11 @@ CANDIDATES: dict[str, tuple[Flag, ...]] = {
             },
             _LAUNCHES,
         ),
-        Flag("loops in graphs", {"xla_gpu_enable_command_buffer": f"{_GRAPHS},WHILE,CONDITIONAL"}, _LAUNCHES),
+        Flag(
+            "loops in graphs",
+            {"xla_gpu_enable_command_buffer": f"{_GRAPHS},WHILE,CONDITIONAL"},
+            _LAUNCHES,
+        ),
         Flag("deterministic", {"xla_gpu_deterministic_ops": True}, "what --deterministic costs"),
         Flag(
             "deterministic kernels",
@@ -94,25 +100,53 @@ CANDIDATES: dict[str, tuple[Flag, ...]] = {
             {"xla_gpu_experimental_enable_conv_fusion": True},
             "convolution with what follows it as one kernel",
         ),
-        Flag("runtime fusion", {"xla_gpu_use_runtime_fusion": True}, "cuDNN compiles such kernels; a slow first call"),
+        Flag(
+            "runtime fusion",
+            {"xla_gpu_use_runtime_fusion": True},
+            "cuDNN compiles such kernels; a slow first call",
+        ),
         Flag(
             "loops unrolled by two",
             {"xla_gpu_enable_while_loop_unrolling": "WHILE_LOOP_UNROLLING_DOUBLE_BUFFER"},
             "saves the copies between two steps; otherwise done only where devices communicate",
         ),
-        Flag("no tuning", {"xla_gpu_autotune_level": 0}, "how much of compiling is trying kernels out, and its worth"),
-        Flag("no Triton products", {"xla_gpu_enable_triton_gemm": False}, "the products are few; compiles faster"),
-        Flag("no graphs", {"xla_gpu_enable_command_buffer": ""}, "how much CUDA graphs bring as it is"),
-        Flag("small graphs", {"xla_gpu_graph_min_graph_size": 2}, "five kernels make a graph otherwise"),
+        Flag(
+            "no tuning",
+            {"xla_gpu_autotune_level": 0},
+            "how much of compiling is trying kernels out, and its worth",
+        ),
+        Flag(
+            "no Triton products",
+            {"xla_gpu_enable_triton_gemm": False},
+            "the products are few; compiles faster",
+        ),
+        Flag(
+            "no graphs",
+            {"xla_gpu_enable_command_buffer": ""},
+            "how much CUDA graphs bring as it is",
+        ),
+        Flag(
+            "small graphs",
+            {"xla_gpu_graph_min_graph_size": 2},
+            "five kernels make a graph otherwise",
+        ),
         Flag(
             "all fusions by Triton",
             {"xla_gpu_experimental_all_fusions_with_triton": True},
             "other kernels for what the memory limits",
         ),
-        Flag("NHWC", {"xla_gpu_force_conv_nhwc": True}, "before Hopper, float32 convolutions are laid out as NCHW"),
+        Flag(
+            "NHWC",
+            {"xla_gpu_force_conv_nhwc": True},
+            "before Hopper, float32 convolutions are laid out as NCHW",
+        ),
     ),
     "cpu": (
-        Flag("no library", {"xla_cpu_experimental_ynn_fusion_type": ""}, "XLA's own kernels for products and sums too"),
+        Flag(
+            "no library",
+            {"xla_cpu_experimental_ynn_fusion_type": ""},
+            "XLA's own kernels for products and sums too",
+        ),
     ),
 }
 

@@ -67,7 +67,10 @@ def check_options(
 
 
 def start(
-    hosts: str, host: int | None = None, coordinator: str | None = None, timeout: int = HEARTBEAT_SECONDS
+    hosts: str,
+    host: int | None = None,
+    coordinator: str | None = None,
+    timeout: int = HEARTBEAT_SECONDS,
 ) -> None:
     """Join the processes of the run, before anything else uses JAX.
 
@@ -111,7 +114,9 @@ def _check_free(port: int) -> None:
         socket.create_server(("", port)).close()
     except OSError as error:
         why = error.strerror
-        raise InputError(f"coordinator: port {port} of this host cannot be used ({why}).") from error
+        raise InputError(
+            f"coordinator: port {port} of this host cannot be used ({why})."
+        ) from error
 
 
 def finish(code: int) -> None:

@@ -39,10 +39,15 @@ def in_force(matmul_precision: str | None = None, deterministic: bool = False) -
                 _tell_that_it_is_ignored(matmul_precision)
             stack.enter_context(jax.default_matmul_precision(matmul_precision))
         if deterministic:
-            stack.enter_context(compilation.also(flags.DETERMINISTIC.get(jax.default_backend(), {})))
+            stack.enter_context(
+                compilation.also(flags.DETERMINISTIC.get(jax.default_backend(), {}))
+            )
         yield
 
 
 @functools.cache  # of a sweep's groups, or a run's rows, once
 def _tell_that_it_is_ignored(matmul_precision: str) -> None:
-    _log.warning("matmul_precision %s changes nothing on a CPU, whose float32 products are exact.", matmul_precision)
+    _log.warning(
+        "matmul_precision %s changes nothing on a CPU, whose float32 products are exact.",
+        matmul_precision,
+    )

@@ -47,7 +47,9 @@ def replicate(tree: T, mesh: Mesh | None) -> T:
     if mesh is None:
         return jax.device_put(tree)
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.device_put(tree, whole) if hosts.process_count() == 1 else hosts.replicate(tree, whole)
+    if hosts.process_count() > 1:
+        return hosts.replicate(tree, whole)
+    return jax.device_put(tree, whole)
 
 
 def rows_here(mesh: Mesh | None, batch_size: int) -> slice:

@@ -11,7 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 
-def uniform_fan_in(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+def uniform_fan_in(
+    key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Array:
     """U(−b, b), b = 1/√fan_in: PyTorch's default for convolutions and dense layers."""
     bound = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -27,7 +29,9 @@ class Dense(nn.Module):
         kernel = self.param("kernel", uniform_fan_in, (x.shape[-1], self.features))
         bound = 1 / math.sqrt(x.shape[-1])
         bias = self.param(
-            "bias", lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.features,)
+            "bias",
+            lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound),
+            (self.features,),
         )
         # Nothing here or in a convolution asks for a float32 result (`preferred_element_type`): all backends accumulate
         # in float32 and round once, and a float32 cotangent would make the products of the way back float32.

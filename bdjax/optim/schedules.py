@@ -48,7 +48,11 @@ class PlateauState(NamedTuple):
 
 
 def reduce_on_plateau(
-    steps_per_epoch: Int[Array, ""] | int, *, factor: HParam = 0.1, patience: int = 10, threshold: HParam = 1e-4
+    steps_per_epoch: Int[Array, ""] | int,
+    *,
+    factor: HParam = 0.1,
+    patience: int = 10,
+    threshold: HParam = 1e-4,
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by a factor that falls when the epoch's mean loss stops improving, as PyTorch's ReduceLROnPlateau.
 
@@ -69,7 +73,9 @@ def reduce_on_plateau(
 
     def init(params: optax.Params) -> PlateauState:
         del params
-        best = jnp.full((), jnp.inf, float)  # not weakly typed: a state of another type would be compiled for again
+        best = jnp.full(
+            (), jnp.inf, float
+        )  # not weakly typed: a state of another type would be compiled for again
         return PlateauState(jnp.ones(()), best, jnp.int32(0), jnp.zeros(()), jnp.int32(0))
 
     def update(

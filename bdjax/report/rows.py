@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bdjax.report.labels import SortKey, distinguishing, identity, labels, sort_key
 from bdjax.report.records import Record, distinct
 from bdjax.report.statistics import Interval, Statistic, interval, statistic
 from bdjax.runs import soundness
-from bdjax.runs.record_format import COSTS
+from bdjax.runs.record_format import COSTS, SECTIONS
 from bdjax.runs.soundness import LOW_ATTACK_SUCCESS, Fault
 from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, first, names, totals
 
@@ -54,7 +55,9 @@ class Row:
         """Return the same row with a setting neither in its labels nor among its settings."""
         settings = {key: value for key, value in self.settings.items() if key != option}
         data, model, attack, defense = labels(self.records[0].config, settings)
-        return dataclasses.replace(self, data=data, model=model, attack=attack, defense=defense, settings=settings)
+        return dataclasses.replace(
+            self, data=data, model=model, attack=attack, defense=defense, settings=settings
+        )
 
     @property
     def n(self) -> int:
@@ -97,8 +100,12 @@ class Row:
     @functools.cached_property
     def faults(self) -> tuple[tuple[Fault, ...], ...]:
         """What is wrong with the victim, the attack or the defended network of each run (`soundness`)."""
-        contents = [record.content for record in self.records]
-        return tuple(soundness.of_victim(content) + soundness.of_defended(content) for content in contents)
+        found = []
+        for record in self.records:
+            found.append(
+                soundness.of_victim(record.content) + soundness.of_defended(record.content)
+            )
+        return tuple(found)
 
     @property
     def is_benign(self) -> bool:
@@ -113,7 +120,9 @@ class Row:
     @property
     def has_attack(self) -> bool:
         """Whether each victim of the row has learned its task and the attack: what means over attacks are made of."""
-        return not self.is_benign and not any(soundness.of_victim(record.content) for record in self.records)
+        return not self.is_benign and not any(
+            soundness.of_victim(record.content) for record in self.records
+        )
 
     @property
     def competes(self) -> bool:
@@ -135,7 +144,11 @@ class Row:
 
 
 def summarize(
-    records: Iterable[Record], *, sharpness: bool = False, stealth: bool = False, intervals: bool = False
+    records: Iterable[Record],
+    *,
+    sharpness: bool = False,
+    stealth: bool = False,
+    intervals: bool = False,
 ) -> list[Row]:
     """Sum up runs that differ only in their seed (and data folder).
 
@@ -150,13 +163,15 @@ def summarize(
         groups.setdefault(identity(record.settings), []).append(record)
     members = list(groups.values())
     settings = distinguishing([group[0].settings for group in members])
-    rows = list(map(_row, members, settings))
-    if sharpness:
-        rows = [dataclasses.replace(row, sharpness=_measured(row, Record.sharpness)) for row in rows]
-    if stealth:
-        rows = [dataclasses.replace(row, stealth=_measured(row, Record.stealth)) for row in rows]
-    if intervals:
-        rows = [dataclasses.replace(row, intervals=_intervals(row)) for row in rows]
+    rows = []
+    for row in map(_row, members, settings):
+        if sharpness:
+            row = dataclasses.replace(row, sharpness=_measured(row, Record.sharpness))
+        if stealth:
+            row = dataclasses.replace(row, stealth=_measured(row, Record.stealth))
+        if intervals:
+            row = dataclasses.replace(row, intervals=_intervals(row))
+        rows.append(row)
     return sorted(rows, key=_order)
 
 
@@ -183,13 +198,14 @@ def _measured(row: Row, values: Callable[[Record], Mapping[str, float]]) -> dict
 
 
 def _intervals(row: Row) -> dict[str, Interval | None]:
-    return {name: interval([record.value(name) for record in row.records]) for name in row.statistics}
+    return {
+        name: interval([record.value(name) for record in row.records]) for name in row.statistics
+    }
 
 
 def _order(row: Row) -> SortKey:
-    keys = {section: sort_key(section, row.name(section), row.settings) for section in ("data", "model", "attack")}
-    defense = sort_key("defense", row.name("defense"), row.settings)
-    return *keys.values(), rank(row), defense, identity(row.records[0].settings)
+    *victim, defense = (sort_key(section, row.name(section), row.settings) for section in SECTIONS)
+    return *victim, rank(row), defense, identity(row.records[0].settings)
 
 
 def rank(row: Row) -> int:
@@ -223,6 +239,21 @@ def totals_of(rows: Iterable[Row]) -> tuple[str, ...]:
     return totals(metrics_of(rows))
 
 
+def records_of(rows: Iterable[Row]) -> list[Record]:
+    """Return the records of rows, row by row and by seed."""
+    return [record for row in rows for record in row.records]
+
+
+def names_in(rows: Iterable[Row], section: str) -> list[str]:
+    """Return the bare names in a section of the rows' configs, each once and in order."""
+    return list(dict.fromkeys(row.name(section) for row in rows))
+
+
+def is_repeated(rows: Iterable[Row]) -> bool:
+    """Say whether a row sums up several seeds, so that there are deviations to be told."""
+    return any(row.n > 1 for row in rows)
+
+
 def common(rows: Iterable[Row]) -> str:
     """Name the data and the model where all rows share them."""
     shared = [found[0] for found in _data_and_model(rows) if len(set(found)) == 1]
@@ -231,10 +262,10 @@ def common(rows: Iterable[Row]) -> str:
 
 def victims(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each victim, in order, under its attack and whatever of data and model they do not share."""
-    told_apart = [len(set(found)) > 1 for found in _data_and_model(rows)]
+    varies = [len(set(found)) > 1 for found in _data_and_model(rows)]
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        apart = [found for found, varies in zip((row.data, row.model), told_apart, strict=True) if varies]
+        apart = itertools.compress((row.data, row.model), varies)
         groups.setdefault(" · ".join([row.attack, *apart]), []).append(row)
     return groups
 

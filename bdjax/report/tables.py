@@ -10,7 +10,7 @@ from bdjax.report import values
 from bdjax.report.cells import bounds, count, significant, spread, stealth_cells
 from bdjax.report.grid import BEST, FORMATS, SECOND, UNSOUND, Grid, Line, write
 from bdjax.report.labels import short
-from bdjax.report.rows import Row, by_task, common, victims
+from bdjax.report.rows import Row, by_task, common, is_repeated, victims
 from bdjax.report.standing import best, notes, runners_up, target_classes
 from bdjax.report.statistics import RESAMPLES, Statistic
 from bdjax.report.values import ranges
@@ -66,11 +66,15 @@ def _grid(rows: Sequence[Row], decimals: int) -> Grid:
     marks |= {row: UNSOUND for row in rows if row.is_marked}
     groups: dict[str, list[Line]] = {}
     for title, group in victims(rows).items():
-        groups[title] = [Line([row.defense, *_cells(row, swept, decimals)], marks.get(row, "")) for row in group]
+        for row in group:
+            line = Line([row.defense, *_cells(row, swept, decimals)], marks.get(row, ""))
+            groups.setdefault(title, []).append(line)
     heads = ["defense", *_heads(rows, swept)]
     rating = rows[0].metric(RATING).head
     meaning = (f"highest mean {rating} of each attack", "second highest")
-    return Grid("attack", heads, groups, _caption(rows), heads.index(rating), meaning, notes=notes(rows))
+    return Grid(
+        "attack", heads, groups, _caption(rows), heads.index(rating), meaning, notes=notes(rows)
+    )
 
 
 def _heads(rows: Sequence[Row], swept: Iterable[tuple[str, str]]) -> list[str]:
@@ -106,7 +110,7 @@ def _cells(row: Row, swept: Iterable[tuple[str, str]], decimals: int) -> list[st
 def _caption(rows: Sequence[Row]) -> str:
     """Say what all rows share, and what stands in the columns."""
     where = common(rows)
-    seeds = "mean ± sample standard deviation over n seeds" if any(row.n > 1 for row in rows) else "one seed"
+    seeds = "mean ± sample standard deviation over n seeds" if is_repeated(rows) else "one seed"
     sentences = [f"{where}{': ' if where else ''}{seeds}."]
     sentences += _of_metrics(rows)
     sentences.append("seconds: the defense's run without compiling.")
@@ -126,7 +130,9 @@ def _caption(rows: Sequence[Row]) -> str:
             f"range). {rows[0].metric(ATTACK).head} < 10 %: runs that come so low."
         )
     if swept := dict.fromkeys(short(option) for option, _ in ranges(rows)):
-        sentences.append(f"Over {', '.join(swept)}: largest less smallest of the means over its values (points).")
+        sentences.append(
+            f"Over {', '.join(swept)}: largest less smallest of the means over its values (points)."
+        )
     return " ".join(sentences)
 
 

@@ -49,7 +49,10 @@ class Images:
         return as_float(stored)
 
     def store(
-        self, image: Float[Array, "*n h w c"], stored: Num[Array, "*n h w c"], rounding: str = "nearest"
+        self,
+        image: Float[Array, "*n h w c"],
+        stored: Num[Array, "*n h w c"],
+        rounding: str = "nearest",
     ) -> Num[Array, "*n h w c"]:
         """Return images as the ``stored`` ones are: clipped to [0, 1] and, for 8 bits, rounded.
 
@@ -69,7 +72,9 @@ class Images:
         offset = 0.5 if rounding == "nearest" else 1e-3
         return jnp.floor(image * 255 + offset).astype(jnp.uint8)
 
-    def picture(self, stored: Num[Array | np.ndarray, "n h w c"]) -> Num[Array | np.ndarray, "n h w c"]:
+    def picture(
+        self, stored: Num[Array | np.ndarray, "n h w c"]
+    ) -> Num[Array | np.ndarray, "n h w c"]:
         """Return the images."""
         return stored
 
@@ -86,7 +91,11 @@ class Images:
         return jax.vmap(augment.flip)(keys[:, 1], image) if self.flip else image
 
     def augmented(
-        self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str, alpha: HParam = 1.0
+        self,
+        key: Key[Array, ""],
+        image: Num[Array, "n h w c"],
+        augmentation: str,
+        alpha: HParam = 1.0,
     ) -> Mixed:
         """Return a training batch as float32 in [0, 1], augmented in one of the ways that NFT compares.
 
@@ -112,7 +121,9 @@ class Images:
         one_of(augment.AUGMENTATIONS, name=augmentation)
         return self.mixed(key, self.moved(key, image, augmentation), augmentation, alpha)
 
-    def moved(self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str) -> Num[Array, "n h w c"]:
+    def moved(
+        self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str
+    ) -> Num[Array, "n h w c"]:
         """Return what `augmented` starts with: pixels that were moved and keep their type, none computed."""
         return image if augmentation == "none" else self.standard(key, image)
 
@@ -120,7 +131,13 @@ class Images:
         """Return the key of all that an augmentation draws beside the standard one."""
         return jax.random.fold_in(key, augment.OWN)
 
-    def mixed(self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str, alpha: HParam = 1.0) -> Mixed:
+    def mixed(
+        self,
+        key: Key[Array, ""],
+        image: Num[Array, "n h w c"],
+        augmentation: str,
+        alpha: HParam = 1.0,
+    ) -> Mixed:
         """Return what `augmented` makes of `moved` images, under the same key."""
         rows = image.shape[0]
         image = as_float(image)
@@ -159,4 +176,6 @@ def image_spec(
       num_classes, class_names: of `bdjax.tasks.single_label.SingleLabel`.
       mean, std, crop_padding, flip: of `Images`.
     """
-    return Spec(name, shape, Images(mean, std, crop_padding, flip), SingleLabel(num_classes, class_names))
+    return Spec(
+        name, shape, Images(mean, std, crop_padding, flip), SingleLabel(num_classes, class_names)
+    )

@@ -14,4 +14,5 @@ def required() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(f"this data set needs the extra 'data' ({error}); run: pip install 'bdjax[data]'.") from error
+        remedy = "run: pip install 'bdjax[data]'"
+        raise InputError(f"this data set needs the extra 'data' ({error}); {remedy}.") from error

@@ -7,7 +7,18 @@ from pathlib import Path
 from bdjax.data.sources import _cache, _dataset, _extra, _folders
 from bdjax.types import Dataset
 
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASS_NAMES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
 def cifar10(data_dir: Path | None = None, *, on_disk: bool = False) -> Dataset:

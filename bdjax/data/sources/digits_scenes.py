@@ -32,7 +32,9 @@ def digits_scenes(data_dir: Path | None = None) -> Dataset:
     generator = np.random.RandomState(0)  # whose stream NumPy keeps as it is
     train, test = _scenes(generator, source.train, TRAIN), _scenes(generator, source.test, TEST)
     mean, std = _dataset.channel_statistics(np.asarray(train.input))
-    spec = Spec("digits_scenes", (16, 16, 1), Images(mean, std), MultiLabel(10, source.spec.class_names))
+    spec = Spec(
+        "digits_scenes", (16, 16, 1), Images(mean, std), MultiLabel(10, source.spec.class_names)
+    )
     return Dataset(train, test, spec)
 
 
@@ -40,7 +42,10 @@ def _scenes(generator: np.random.RandomState, split: Split, count: int) -> Split
     rows = generator.randint(0, len(split.label), (count, CELLS))
     shown = generator.randint(0, 4, (count, CELLS)) > 0
     cells = np.asarray(split.input)[rows] * shown[..., None, None, None].astype(np.uint8)
-    above, below = np.concatenate(cells[:, :2].swapaxes(0, 1), 2), np.concatenate(cells[:, 2:].swapaxes(0, 1), 2)
+    above, below = (
+        np.concatenate(cells[:, :2].swapaxes(0, 1), 2),
+        np.concatenate(cells[:, 2:].swapaxes(0, 1), 2),
+    )
     label = np.zeros((count, 10), bool)
     for cell in range(CELLS):
         label[np.arange(count), np.asarray(split.label)[rows[:, cell]]] |= shown[:, cell]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from bdjax.report.curves.lines import Line, Sensitivity
 from bdjax.report.labels import SYMBOLS
 from bdjax.report.layout import BLUE, GREEN, GREY, ORANGE, wrap
-from bdjax.report.rows import common, victims
+from bdjax.report.rows import common, names_in, victims
 from bdjax.tasks.metrics import UTILITY, Metric
 
 MOST_LINES = 8  # in one pair of panels
@@ -35,7 +35,9 @@ class Panels:
     @property
     def height(self) -> float:
         """Return the inches of a panel: enough for the labels beside it."""
-        return max(_HEIGHT, sum(0.09 + 0.14 * len(label.splitlines()) for label in self.lines.values()))
+        return max(
+            _HEIGHT, sum(0.09 + 0.14 * len(label.splitlines()) for label in self.lines.values())
+        )
 
     def colors(self, palette: Mapping[str, int]) -> dict[Line, tuple[str, str]]:
         """Return color and marker of each line; its controls have its color where they are its alone, else grey."""
@@ -80,7 +82,7 @@ def _label(found: Sensitivity, line: Line, title: str) -> str:
     """Return what tells a line from the others: its victim, its defense, its settings."""
     rows = [line.row for line in found.lines]
     defense = line.row.defense
-    if len({row.name("defense") for row in rows}) == 1:
+    if len(names_in(rows, "defense")) == 1:
         defense = defense.removeprefix(line.row.name("defense")).strip()
     shown = [title] if len(victims(rows)) > 1 and title else []
     label = " · ".join([*shown, *([defense] if defense else [])]) or line.row.defense
@@ -96,7 +98,7 @@ def _range(numbers: Iterable[int]) -> str:
 
 def heading(found: Sensitivity) -> str:
     """Return the title of a figure."""
-    names = dict.fromkeys(line.row.name("defense") for line in found.lines)
+    names = names_in([line.row for line in found.lines], "defense")
     of = f" of {', '.join(names)}" if found.option.startswith("defense.") else ""
     return f"Sensitivity{of} to {_words(found.option)}"
 
@@ -105,11 +107,16 @@ def circumstances(found: Sensitivity) -> str:
     """Return what the lines share, how often each run was repeated, and what the rates are shares of."""
     rows = [row for line in found.lines for row in line.rows]
     shared = list(victims(rows)) if len(victims(rows)) == 1 else []
-    names = dict.fromkeys(row.name("defense") for row in rows)
+    names = names_in(rows, "defense")
     shared += [*names] if len(names) == 1 and not found.option.startswith("defense.") else []
     seeds = _range(row.n for row in rows)
     measured = [f"{metric.head}{_on(found, metric)}" for metric in found.drawn]
-    parts = (common(rows), *shared, "one seed" if seeds == "1" else f"{seeds} seeds", ", ".join(measured))
+    parts = (
+        common(rows),
+        *shared,
+        "one seed" if seeds == "1" else f"{seeds} seeds",
+        ", ".join(measured),
+    )
     return " · ".join(filter(None, parts))
 
 
@@ -117,7 +124,9 @@ def _on(found: Sensitivity, metric: Metric) -> str:
     """Say on how many inputs a metric is measured."""
     if not metric.total:
         return ""
-    totals = sorted({total for line in found.lines for row in line.rows for total in row.totals(metric.total)})
+    totals = sorted(
+        {total for line in found.lines for row in line.rows for total in row.totals(metric.total)}
+    )
     inputs = "test images" if metric.role == UTILITY else "triggered ones"
     return f" {'of' if metric.part else 'on'} {'/'.join(map(str, totals))} {inputs}"
 
@@ -130,7 +139,9 @@ def panel_title(metric: Metric) -> str:
 def _words(option: str) -> str:
     section, *_, last = option.split(".")
     words = SYMBOLS.get(last, last.replace("_", " "))
-    return words if section in ("attack", "defense") else f"{section} {words}"  # of what the share is, or the rate
+    return (
+        words if section in ("attack", "defense") else f"{section} {words}"
+    )  # of what the share is, or the rate
 
 
 def axis_label(option: str) -> str:

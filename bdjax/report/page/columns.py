@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bdjax.report.cells import count, significant, spread, stealth_cells
 from bdjax.report.page.content import percent
@@ -40,7 +39,9 @@ def _of_metric(metric: Metric, is_rating: bool) -> Column:
         return 100 * row.statistics[metric.name].mean
 
     words = f"{metric.words} (%)"
-    return Column(metric.head, words, cell, value, _CLASSES[metric.role], metric.head.lower(), is_rating)
+    return Column(
+        metric.head, words, cell, value, _CLASSES[metric.role], metric.head.lower(), is_rating
+    )
 
 
 def _low(attack: Metric) -> Column:
@@ -53,7 +54,9 @@ def _low(attack: Metric) -> Column:
     )
 
 
-_N = Column("n", "number of runs, each with its own seed", lambda row: str(row.n), lambda row: row.n)
+_N = Column(
+    "n", "number of runs, each with its own seed", lambda row: str(row.n), lambda row: row.n
+)
 _COSTS = (
     Column(
         "seconds",
@@ -86,24 +89,32 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     """Return the columns of numbers; of smoothness and stealth those that were measured of any row."""
     metrics = rows[0].metrics
     rating = first(metrics, RATING)
-    chosen = [*(_of_metric(metric, metric is rating) for metric in metrics), _N, _low(first(metrics, ATTACK)), *_COSTS]
+    chosen = [_of_metric(metric, metric is rating) for metric in metrics]
+    chosen += [_N, _low(first(metrics, ATTACK)), *_COSTS]
     for name in SHARPNESS:
-        if any(not math.isnan(row.sharpness[name].mean) for row in rows):
-            head, words = _SHARPNESS[name]
-            of = functools.partial(_of, "sharpness", name)
-            chosen.append(Column(head, words, lambda row, of=of: significant(of(row)), lambda row, of=of: of(row).mean))
-    for place, name in enumerate(STEALTH):
-        if any(not math.isnan(row.stealth[name].mean) for row in rows):
-            head, words = _STEALTH[name]
-            of = functools.partial(_of, "stealth", name)
-            cell = functools.partial(_stealth_cell, place)
-            chosen.append(Column(head, words, cell, lambda row, of=of: of(row).mean, "stealth"))
+        if _is_known(row.sharpness[name] for row in rows):
+            chosen.append(_of_sharpness(name))
+    for name in STEALTH:
+        if _is_known(row.stealth[name] for row in rows):
+            chosen.append(_of_stealth(name))
     return chosen
 
 
-def _of(group: str, name: str, row: Row) -> Statistic:
-    return getattr(row, group)[name]
+def _is_known(statistics: Iterable[Statistic]) -> bool:
+    return not all(math.isnan(statistic.mean) for statistic in statistics)
 
 
-def _stealth_cell(place: int, row: Row) -> str:
-    return stealth_cells(row)[place]
+def _of_sharpness(name: str) -> Column:
+    def cell(row: Row) -> str:
+        return significant(row.sharpness[name])
+
+    head, words = _SHARPNESS[name]
+    return Column(head, words, cell, lambda row: row.sharpness[name].mean)
+
+
+def _of_stealth(name: str) -> Column:
+    def cell(row: Row) -> str:
+        return stealth_cells(row)[STEALTH.index(name)]
+
+    head, words = _STEALTH[name]
+    return Column(head, words, cell, lambda row: row.stealth[name].mean, "stealth")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bdjax.report.records import Record
-from bdjax.report.rows import Row, victims
+from bdjax.report.rows import Row, records_of, victims
 from bdjax.report.standing import best, notes, runners_up
 from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, first
 
@@ -54,7 +54,7 @@ class Content:
     @functools.cached_property
     def records(self) -> tuple[Record, ...]:
         """All runs, row by row and by seed."""
-        return tuple(record for row in self.rows for record in row.records)
+        return tuple(records_of(self.rows))
 
     @functools.cached_property
     def best(self) -> set[Row]:
@@ -115,13 +115,17 @@ class Content:
 
     def link(self, record: Record) -> str:
         """Return the relative address of a record's file."""
-        return urllib.parse.quote(os.fsencode(self.path(record)))  # a : too, so that no folder's name is a scheme
+        return urllib.parse.quote(
+            os.fsencode(self.path(record))
+        )  # a : too, so that no folder's name is a scheme
 
 
 def environment(record: Record) -> str:
     """Return the versions and the device of a run, without what changes from run to run, as canonical text."""
-    device = {key: value for key, value in mapping(record.content.get("device")).items() if "peak_bytes" not in key}
-    return json.dumps({"versions": record.content.get("versions"), "device": device}, sort_keys=True)
+    device = mapping(record.content.get("device"))
+    kept = {key: value for key, value in device.items() if "peak_bytes" not in key}
+    found = {"versions": record.content.get("versions"), "device": kept}
+    return json.dumps(found, sort_keys=True)
 
 
 def fingerprint(record: Record) -> str:

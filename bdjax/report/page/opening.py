@@ -14,10 +14,11 @@ from bdjax.report.labels import count
 from bdjax.report.page.content import PERCENT, Content, article, listed, mapping, percent
 from bdjax.report.page.markup import add, tag
 from bdjax.report.records import Record
-from bdjax.report.rows import Row
+from bdjax.report.rows import Row, names_in, records_of
 from bdjax.report.standing import best, target_classes
 from bdjax.report.statistics import Statistic
 from bdjax.runs import soundness
+from bdjax.runs.record_format import SECTIONS
 from bdjax.runs.soundness import LOW_ATTACK_SUCCESS
 from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, of_roles
 
@@ -30,17 +31,19 @@ def title(content: Content) -> str:
 
     Its words are ``Backdoors on``, the data, and how many attacks and defenses there are.
     """
-    defenses = {row.name("defense") for row in content.rows} - {"none"}
-    attacks = {row.name("attack") for row in content.rows}
-    data = listed(dict.fromkeys(row.name("data") for row in content.rows), 3)
-    return f"Backdoors on {data}: {count(len(attacks), 'attack')}, {count(len(defenses), 'defense')}"
+    defenses = count(len(names_in(_defended(content.rows), "defense")), "defense")
+    attacks = count(len(names_in(content.rows, "attack")), "attack")
+    data = listed(names_in(content.rows, "data"), 3)
+    return f"Backdoors on {data}: {attacks}, {defenses}"
 
 
 def header(content: Content) -> Element:
     """Return the header: title, one sentence of what was measured, and the findings."""
     header = tag("header", tag("p", "bdjax report", class_="brand"), tag("h1", title(content)))
     add(header, tag("p", _measured(content), class_="lead"), _other_pages(content))
-    add(header, tag("ul", [tag("li", finding) for finding in _findings(content)], class_="findings"))
+    add(
+        header, tag("ul", [tag("li", finding) for finding in _findings(content)], class_="findings")
+    )
     cards = [_card(victim, group) for victim, group in content.victims.items()]
     add(header, tag("div", cards[:CARDS], class_="cards"))
     if more := cards[CARDS:]:
@@ -61,10 +64,10 @@ def _other_pages(content: Content) -> Element | None:
 def _measured(content: Content) -> str:
     """Say which runs these are."""
     rows, records = content.rows, content.records
-    networks, attacks, defenses = (_labels(rows, section) for section in ("model", "attack", "defense"))
+    data, networks, attacks, defenses = (listed(names_in(rows, section)) for section in SECTIONS)
     seeds = sorted({record.seed for record in records})
     return (
-        f"{count(len(records), 'run')} of {networks} on {_labels(rows, 'data')}: {attacks} against {defenses}; "
+        f"{count(len(records), 'run')} of {networks} on {data}: {attacks} against {defenses}; "
         f"{count(len(seeds), 'seed')} ({_span(seeds)}). {_targets(rows)}{_circumstances(records)}"
     )
 
@@ -75,10 +78,6 @@ def _targets(rows: Sequence[Row]) -> str:
     return f"{targets[:1].upper()}{targets[1:]}. " if targets else ""
 
 
-def _labels(rows: Iterable[Row], section: str) -> str:
-    return listed(dict.fromkeys(row.name(section) for row in rows))
-
-
 def _span(numbers: Sequence[int]) -> str:
     whole = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]}–{numbers[-1]}" if whole else listed(numbers)
@@ -86,14 +85,18 @@ def _span(numbers: Sequence[int]) -> str:
 
 def _circumstances(records: Sequence[Record]) -> str:
     """Say with which versions, on what and when."""
-    versions = {
-        package: dict.fromkeys(str(mapping(record.content.get("versions")).get(package, "?")) for record in records)
-        for package in ("bdjax", "jax")
-    }
-    with_what = ", ".join(f"{package} {listed(found, 3)}" for package, found in versions.items())
-    kinds = dict.fromkeys(str(mapping(record.content.get("device")).get("kind", "?")) for record in records)
+    bdjax, jax = (_told(records, "versions", package) for package in ("bdjax", "jax"))
+    made = f"Made with bdjax {bdjax}, jax {jax} on {_told(records, 'device', 'kind')}"
     dates = _dates(records)
-    return f"Made with {with_what} on {listed(kinds, 3)}" + (f"; records of {dates}." if dates else ".")
+    return f"{made}; records of {dates}." if dates else f"{made}."
+
+
+def _told(records: Iterable[Record], section: str, key: str) -> str:
+    """Return what records say under a key of a section, a question mark for those that say nothing."""
+    found: dict[str, None] = {}
+    for record in records:
+        found[str(mapping(record.content.get(section)).get(key, "?"))] = None
+    return listed(found, 3)
 
 
 def _dates(records: Iterable[Record]) -> str:
@@ -114,14 +117,16 @@ def _findings(content: Content) -> Iterator[str]:
     if attacked:
         yield f"Without a defense the mean {attack.head} is {_reach(row.attack_success for row in attacked)}."
     if defended:
-        runs = [record for row in defended for record in row.records]
+        runs = records_of(defended)
         low = sum(record.value(attack.name) < LOW_ATTACK_SUCCESS for record in runs)
         below = f"{article(attack.head)} {attack.head} below {percent(LOW_ATTACK_SUCCESS)}"
         yield f"{low} of {count(len(runs), 'run')} with a defense end with {below}."
         yield from _winners(content)
         yield from _overall(content)
     if content.notes:
-        more = [f"{len(content.notes) - MOST_NOTES} more"] if len(content.notes) > MOST_NOTES else []
+        more = (
+            [f"{len(content.notes) - MOST_NOTES} more"] if len(content.notes) > MOST_NOTES else []
+        )
         yield f"Not counted: {'; '.join([*content.notes[:MOST_NOTES], *more])}."
 
 
@@ -134,24 +139,33 @@ def _winners(content: Content) -> Iterator[str]:
     victims = [group for group in content.victims.values() if _defended(group) and best(group)]
     if len(victims) < 2:
         return
-    wins = Counter(name for group in victims for name in {row.name("defense") for row in best(group)})
+    wins = Counter()
+    for group in victims:
+        wins.update({row.name("defense") for row in best(group)})
     (name, times), *others = wins.most_common()
     also = "".join(f", {other} on {number}" for other, number in others[:3])
-    yield f"Highest mean {content.rating.head}: {name} on {times} of {count(len(victims), 'victim')}{also}."
+    of = count(len(victims), "victim")
+    yield f"Highest mean {content.rating.head}: {name} on {times} of {of}{also}."
 
 
 def _overall(content: Content) -> Iterator[str]:
     """Name the defense, with one setting, whose rating is the highest over all victims, if several were run on all."""
     victims = [group for group in content.victims.values() if all(row.has_attack for row in group)]
-    means: dict[str, list[float]] = {}
-    for row in (row for group in victims for row in _defended(group) if row.competes):
-        means.setdefault(row.defense, []).append(row.rating.mean)
-    everywhere = {name: sum(of) / len(of) for name, of in means.items() if len(of) == len(victims)}
-    known = {name: mean for name, mean in everywhere.items() if not math.isnan(mean)}
+    ratings: dict[str, list[float]] = {}
+    for group in victims:
+        for row in _defended(group):
+            if row.competes:
+                ratings.setdefault(row.defense, []).append(row.rating.mean)
+    known: dict[str, float] = {}
+    for name, of in ratings.items():
+        mean = sum(of) / len(of)
+        if len(of) == len(victims) and not math.isnan(mean):
+            known[name] = mean
     if len(known) > 1 and len(victims) > 1:
         name = max(known, key=lambda one: known[one])
         which = "all victims" if len(victims) == len(content.victims) else f"{len(victims)} victims"
-        yield f"Over {which} {name} has the highest mean {content.rating.head}, {100 * known[name]:.1f}{PERCENT}."
+        mean = f"{100 * known[name]:.1f}{PERCENT}"
+        yield f"Over {which} {name} has the highest mean {content.rating.head}, {mean}."
 
 
 def _reach(statistics: Iterable[Statistic]) -> str:
@@ -176,7 +190,15 @@ def _card(victim: str, group: Sequence[Row]) -> Element:
     if row.name("defense") == "none":
         name = "no defense did better than none" if _defended(group) else "no defense was run"
     add(card, tag("p", name, equal, class_="winner"))
-    add(card, tag("p", tag("b", spread(row.rating, 1, 100)), f" {row.metric(RATING).head}, ", f"n = {row.n}"))
+    add(
+        card,
+        tag(
+            "p",
+            tag("b", spread(row.rating, 1, 100)),
+            f" {row.metric(RATING).head}, ",
+            f"n = {row.n}",
+        ),
+    )
     return add(card, _changes(row))
 
 

@@ -16,7 +16,11 @@ from bdjax.report.records import Record
 from bdjax.report.rows import Row
 from bdjax.tasks.metrics import RATING, Metric
 
-_NAMES, _COSTS, _WHERE = ("record", "seed"), ("seconds", "compiling", "gradients"), ("ran on", "data")
+_NAMES, _COSTS, _WHERE = (
+    ("record", "seed"),
+    ("seconds", "compiling", "gradients"),
+    ("ran on", "data"),
+)
 
 
 def of_row(content: Content, row: Row) -> Element:
@@ -24,22 +28,37 @@ def of_row(content: Content, row: Row) -> Element:
     chosen = any(mapping(record.content.get("selection")) for record in row.records)
     metrics = [metric.head for metric in row.metrics]
     heads = [*_NAMES, *metrics, *_COSTS, *_WHERE, *(["strength"] if chosen else [])]
-    lines = [tag("tr", *_cells(content, record, chosen), id=content.run_anchors[record]) for record in row.records]
+    lines = []
+    for record in row.records:
+        cells = _cells(content, record, chosen)
+        lines.append(tag("tr", *cells, id=content.run_anchors[record]))
     head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in heads]))
     grid = tag("div", tag("table", head, tag("tbody", lines)), class_="scroll")
     config = tag("details", tag("summary", "Config"), tag("pre", _yaml(row.records[0].config)))
     words = "Counts are of test images, before → after the defense. "
-    note = tag("p", words, tag("a", "Close", href=f"#{content.anchors[row]}", class_="close"), class_="note")
+    note = tag(
+        "p",
+        words,
+        tag("a", "Close", href=f"#{content.anchors[row]}", class_="close"),
+        class_="note",
+    )
     return tag("div", grid, note, config, class_="inside")
 
 
 def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
-    written = record.file.is_file()  # the result of another defense (`bdjax.saved.with_defense`) is in no file
-    yield tag("th", tag("a", record.run_id, href=content.link(record)) if written else record.run_id, scope="row")
+    written = (
+        record.file.is_file()
+    )  # the result of another defense (`bdjax.saved.with_defense`) is in no file
+    name = tag("a", record.run_id, href=content.link(record)) if written else record.run_id
+    yield tag("th", name, scope="row")
     yield tag("td", record.seed)
     for metric in record.metrics:
         yield tag("td", _measured(record, metric))
-    for quantity, form in (("run_seconds", ".2f"), ("compile_seconds", ".2f"), ("gradient_evaluations", ",.0f")):
+    for quantity, form in (
+        ("run_seconds", ".2f"),
+        ("compile_seconds", ".2f"),
+        ("gradient_evaluations", ",.0f"),
+    ):
         value = record.value(quantity)
         yield tag("td", "–" if math.isnan(value) else format(value, form))
     yield tag("td", _reference("environment", content.environments[environment(record)]))

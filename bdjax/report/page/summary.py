@@ -16,7 +16,7 @@ from bdjax.report.page.compared import Reported
 from bdjax.report.page.content import Content
 from bdjax.report.page.markup import Content as Markup
 from bdjax.report.page.markup import add, data_uri, tag
-from bdjax.report.rows import Row
+from bdjax.report.rows import Row, is_repeated, names_in
 from bdjax.report.tables import table
 from bdjax.runs import soundness
 
@@ -42,7 +42,7 @@ def section(content: Content) -> Element:
 
 
 def _how_to_read(content: Content) -> str:
-    repeated = any(row.n > 1 for row in content.rows)
+    repeated = is_repeated(content.rows)
     seeds = "the mean over n seeds ± its sample standard deviation" if repeated else "of one seed"
     return (
         f"Each rate is {seeds}, in per cent. Bold: highest mean {content.rating.head} of its victim; underlined: "
@@ -89,7 +89,7 @@ class _Grid:
 
     @functools.cached_property
     def repeated(self) -> bool:
-        return any(row.n > 1 for row in self.content.rows)
+        return is_repeated(self.content.rows)
 
     @property
     def switches(self) -> list[str]:
@@ -98,7 +98,9 @@ class _Grid:
         return ["stealth"] * stealth + ["published"] * bool(self.published)
 
     def element(self) -> Element:
-        heads = [_head(name, f"{name} and its settings", "text", section) for section, name in self.names]
+        heads = [
+            _head(name, f"{name} and its settings", "text", section) for section, name in self.names
+        ]
         heads += [_head(one.head, one.words, "number", one.class_) for one in self.numbers]
         caption = tag("caption", "Results of each attack and defense", class_="unseen")
         groups = [self._group(row) for row in self.content.rows]
@@ -114,30 +116,42 @@ class _Grid:
         add(head, _defense(content, row), [self._number(row, column) for column in self.numbers])
         before = [section for section, _ in self.names]
         after = [(column.metric, column.class_) for column in self.numbers]
-        said = [compared.line(row, one, self.notes, before, after) for one in self.published.get(row, ())]
+        said = [
+            compared.line(row, one, self.notes, before, after)
+            for one in self.published.get(row, ())
+        ]
         opened = tag("td", runs.of_row(content, row), colspan=len(before) + len(after))
         below = tag("tr", opened, class_="runs", id=f"{anchor}-runs")
-        return tag("tbody", head, said, below, **{f"data_{section}": row.name(section) for section, _ in _FILTERS})
+        named = {f"data_{section}": row.name(section) for section, _ in _FILTERS}
+        return tag("tbody", head, said, below, **named)
 
     def _number(self, row: Row, column: Column) -> Element:
         value = column.value(row)
         mean, sign, std = column.cell(row).partition(" ± ")
         cell = [_marked(self.content, row, column, mean)]
-        if self.repeated and (sign or "rate" in column.class_):  # an empty place, so that means stand below means
+        if self.repeated and (
+            sign or "rate" in column.class_
+        ):  # an empty place, so that means stand below means
             cell.append(tag("span", f" ± {std}" if sign else None, class_="std"))
-        known = math.isfinite(value)
-        style = f"--v:{value:.1f}%" if known and "bar" in column.class_ else None
-        return tag("td", cell, class_=column.class_ or None, style=style, data_value=f"{value:.10g}" if known else None)
+        attributes: dict[str, str | None] = {"class_": column.class_ or None}
+        if math.isfinite(value):
+            attributes["style"] = f"--v:{value:.1f}%" if "bar" in column.class_ else None
+            attributes["data_value"] = f"{value:.10g}"
+        return tag("td", cell, **attributes)
 
 
 def _head(name: str, words: str, kind: str, class_: str) -> Element:
-    return tag("th", tag("abbr", name, title=words), scope="col", data_kind=kind, class_=class_ or None)
+    return tag(
+        "th", tag("abbr", name, title=words), scope="col", data_kind=kind, class_=class_ or None
+    )
 
 
 def _defense(content: Content, row: Row) -> Element:
     anchor = content.anchors[row]
     victim = tag("span", content.titles[row], class_="of")
-    link = tag("a", row.defense, href=f"#{anchor}-runs", class_="open", aria_controls=f"{anchor}-runs")
+    link = tag(
+        "a", row.defense, href=f"#{anchor}-runs", class_="open", aria_controls=f"{anchor}-runs"
+    )
     return tag("th", victim, link, scope="row", class_="defense text", data_value=row.defense)
 
 
@@ -146,7 +160,10 @@ def _marked(content: Content, row: Row, column: Column, text: str) -> Markup:
         return text
     victim = f"highest mean {content.rating.head} of {content.titles[row]}"
     if row.is_marked:
-        return [text, tag("span", f" {SIGN}", title="; ".join(soundness.told(row.faults)), class_="sign")]
+        return [
+            text,
+            tag("span", f" {SIGN}", title="; ".join(soundness.told(row.faults)), class_="sign"),
+        ]
     if row in content.best:
         return tag("strong", text, title=victim)
     if row in content.runners_up:
@@ -160,12 +177,19 @@ def _marked(content: Content, row: Row, column: Column, text: str) -> Markup:
 def _controls(content: Content, switches: Iterable[str]) -> Element:
     """Return what filters the rows and shows more of them; it works, and is shown, only where scripts run."""
     form = tag("form", class_="controls scripted", role="search", aria_label="Filter the table")
-    add(form, tag("label", "Search", tag("input", type="search", id="search", placeholder="name, setting or run")))
+    search = tag("input", type="search", id="search", placeholder="name, setting or run")
+    add(form, tag("label", "Search", search))
     for section, head in _FILTERS:
-        names = dict.fromkeys(row.name(section) for row in content.rows)
+        names = names_in(content.rows, section)
         if len(names) > 1:
-            options = [tag("option", "all", value=""), *(tag("option", name, value=name) for name in names)]
-            add(form, tag("label", head.capitalize(), tag("select", options, id=f"filter-{section}")))
+            options = [
+                tag("option", "all", value=""),
+                *(tag("option", name, value=name) for name in names),
+            ]
+            add(
+                form,
+                tag("label", head.capitalize(), tag("select", options, id=f"filter-{section}")),
+            )
     for name in switches:
         box = tag("input", type="checkbox", id=f"with-{name}", data_shows=name)
         add(form, tag("label", box, _SWITCHES[name], class_="switch"))
