@@ -18,11 +18,18 @@ from bdjax.tasks.single_label import SingleLabel
 from bdjax.types import Metrics, Model, PoisonedSplit, Split, Task, Variables
 
 BATCH = 500
-Function: TypeAlias = Callable[[np.ndarray], Any]  # float32 images [n, h, w, c] in [0, 1] → logits [n, k]
+Function: TypeAlias = Callable[
+    [np.ndarray], Any
+]  # float32 images [n, h, w, c] in [0, 1] → logits [n, k]
 
 
 def evaluate(
-    model: Model, variables: Variables, clean: Split, triggered: PoisonedSplit, *, batch_size: int = BATCH
+    model: Model,
+    variables: Variables,
+    clean: Split,
+    triggered: PoisonedSplit,
+    *,
+    batch_size: int = BATCH,
 ) -> Metrics:
     """Count right answers on clean test images, and hits and right answers on triggered ones, in evaluation mode.
 
@@ -105,19 +112,27 @@ def count(
     """
     clean, visible = jax.tree.map(jnp.asarray, (clean, triggered.visible))
     if not bool(clean.valid.any()) or not bool(visible.valid.any()):
-        raise InputError("there is no test image to count: the test split is empty, or the label map changes no label.")
+        raise InputError(
+            "there is no test image to count: the test split is empty, or the label map changes no label."
+        )
     return task.count(clean_answer, triggered_answer, clean, triggered._replace(visible=visible))
 
 
 def predict(
-    model: Model, variables: Variables, input: Shaped[Array | np.ndarray, "n ..."], *, batch_size: int = BATCH
+    model: Model,
+    variables: Variables,
+    input: Shaped[Array | np.ndarray, "n ..."],
+    *,
+    batch_size: int = BATCH,
 ) -> Shaped[Array, "n ..."]:
     """Return the network's answer to each input, in evaluation mode: the class with the largest logit, say."""
     integer(1, batch_size=batch_size)
     return _predict(model, variables, jnp.asarray(input), max(1, min(batch_size, input.shape[0])))
 
 
-def defense_effectiveness_rating(before: Any, after: Any, metrics: Sequence[Metric] = SINGLE_LABEL) -> Any:
+def defense_effectiveness_rating(
+    before: Any, after: Any, metrics: Sequence[Metric] = SINGLE_LABEL
+) -> Any:
     """Return DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2, Δ = before − after, as `bdjax.tasks.metrics.effectiveness`.
 
     In [0, 1]; 0.5 where nothing changed. A gain in accuracy is never rewarded (FT-SAM, sec. 5.1; Zhu et al., 2023).
@@ -133,7 +148,9 @@ def defense_effectiveness_rating(before: Any, after: Any, metrics: Sequence[Metr
     return effectiveness(attack_drop, utility_drop, jnp.maximum)
 
 
-def predictions(model: Model, variables: Variables, input: Array, batch_size: int) -> Shaped[Array, "n ..."]:
+def predictions(
+    model: Model, variables: Variables, input: Array, batch_size: int
+) -> Shaped[Array, "n ..."]:
     """Return what `predict` returns, as a pure function to be compiled with more around it."""
     rows = input.shape[0]
     steps = -(-rows // batch_size)
@@ -159,13 +176,17 @@ class _Ask:
         for start in range(0, len(valid), self._size):
             image = as_float(jnp.asarray(split.input[start : start + self._size]))
             rows = len(image)
-            batch = np.empty((self._size, *image.shape[1:]), np.float32)  # its own, to be written to
+            batch = np.empty(
+                (self._size, *image.shape[1:]), np.float32
+            )  # its own, to be written to
             batch[:rows], batch[rows:] = image, image[-1]
             logits = self._checked(self._function(batch))[:rows]
             undefined = np.isnan(logits).any(-1) & valid[start : start + rows]
             if undefined.any():
                 first = start + int(undefined.argmax())
-                raise InputError(f"function must return numbers, got NaN for {kind} test image {first}.")
+                raise InputError(
+                    f"function must return numbers, got NaN for {kind} test image {first}."
+                )
             found.append(logits.argmax(-1).astype(np.int32))
         return jnp.asarray(np.concatenate(found))
 
@@ -174,16 +195,24 @@ class _Ask:
             logits = np.asarray(returned)
         except Exception as error:  # whatever a foreign array raises
             reason = " ".join(str(error).split())
-            raise InputError(f"function must return an array, got {type(returned).__name__} ({reason}).") from error
-        if not (jnp.issubdtype(logits.dtype, jnp.floating) or jnp.issubdtype(logits.dtype, jnp.integer)):
+            raise InputError(
+                f"function must return an array, got {type(returned).__name__} ({reason})."
+            ) from error
+        if not (
+            jnp.issubdtype(logits.dtype, jnp.floating) or jnp.issubdtype(logits.dtype, jnp.integer)
+        ):
             what = f"{type(returned).__name__} of {logits.dtype}"
             raise InputError(f"function must return an array of real numbers, got {what}.")
         if logits.ndim != 2 or logits.shape[0] != self._size:
             wanted = f"({self._size}, classes) for {self._size} images"
-            raise InputError(f"function must return logits of the shape {wanted}, got {logits.shape}.")
+            raise InputError(
+                f"function must return logits of the shape {wanted}, got {logits.shape}."
+            )
         if logits.shape[1] not in self._classes:
             wanted = f"{self._classes.start}{'' if len(self._classes) == 1 else ' or more'}"
-            raise InputError(f"function must return logits of {wanted} classes, got {logits.shape[1]}.")
+            raise InputError(
+                f"function must return logits of {wanted} classes, got {logits.shape[1]}."
+            )
         return logits
 
 

@@ -59,7 +59,9 @@ def files(package: str, name: str) -> dict[str, tuple[str, ...]]:
     return _table(package, name, "FILES")
 
 
-def create(package: str, name: str, /, *args: object, preset: str = "paper", **options: object) -> Any:
+def create(
+    package: str, name: str, /, *args: object, preset: str = "paper", **options: object
+) -> Any:
     """Call the factory of that name with the preset's options and, over them, the given ones.
 
     Raises:

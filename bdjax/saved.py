@@ -51,7 +51,9 @@ def one(record: Record | str | os.PathLike[str]) -> Record:
         raise InputError(f"record must be {what}; got {type(record).__name__}.")
     found = report.load([record])
     if len(found) > 1:
-        raise InputError(f"record must be one run; there are {len(found)} under {os.fspath(record)}.")
+        raise InputError(
+            f"record must be one run; there are {len(found)} under {os.fspath(record)}."
+        )
     return found[0]
 
 
@@ -63,7 +65,9 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
         is of a bundle.
     """
     if record.line is not None:
-        raise InputError(f"{record.source} is a record alone; its networks are in the run's folder {record.run_id}.")
+        raise InputError(
+            f"{record.source} is a record alone; its networks are in the run's folder {record.run_id}."
+        )
     values = {
         **record.config,
         "data": {**record.config["data"], **({"data_dir": data_dir} if data_dir else {})},
@@ -71,9 +75,13 @@ def config_of(record: Record, data_dir: str | None = None) -> Config:
     try:
         config = configs.resolve(values)
     except InputError as error:
-        raise InputError(f"{record.folder} has a config that this bdjax does not read: {error}") from error
+        raise InputError(
+            f"{record.folder} has a config that this bdjax does not read: {error}"
+        ) from error
     if config.run_id != record.run_id:
-        raise InputError(f"{record.folder} was made by another bdjax, whose name for its config is {record.run_id}.")
+        raise InputError(
+            f"{record.folder} was made by another bdjax, whose name for its config is {record.run_id}."
+        )
     if record.folder.resolve().name != record.run_id:
         raise InputError(f"{record.folder} must be named {record.run_id}, as when it was made.")
     return config
@@ -103,7 +111,9 @@ def _restore(record: Record, data_dir: str | None) -> Networks:
     runs = _runs_of(record)
     plan = plans.prepare(config)
     if (made_of := record.content["data"].get("fingerprint")) is None:
-        raise InputError(f"{record.source} does not say of which data it is, so that its networks cannot be measured.")
+        raise InputError(
+            f"{record.source} does not say of which data it is, so that its networks cannot be measured."
+        )
     provenance.check(made_of, config, plan.inputs, record.folder)
     _check_trained(record, plan, runs)
     execution = run.Execution(runs.path)
@@ -122,7 +132,9 @@ def _check_trained(record: Record, plan: plans.Plan, runs: RunsFolder) -> None:
     """Refuse a run of which a last checkpoint is not there."""
     of_victim, of_run = runs.victim(plan.config.victim_id), runs.run(plan.config.run_id)
     stages = [(of_victim.stage(stage.name), stage.learner.epochs) for stage in plan.stages]
-    stages += [(of_run.stage(number), stage.epochs) for number, stage in enumerate(plan.defense_stages)]
+    stages += [
+        (of_run.stage(number), stage.epochs) for number, stage in enumerate(plan.defense_stages)
+    ]
     for folder, epochs in stages:
         if epochs and not folder.has(epochs):
             raise InputError(
@@ -147,7 +159,9 @@ def subject(
     def replay(on_variables: OnVariables) -> None:
         def options(number: int) -> dict[str, Any]:
             earlier = sum(lengths[:number])
-            return {"on_variables": lambda epoch, variables: on_variables(earlier + epoch, variables)}
+            return {
+                "on_variables": lambda epoch, variables: on_variables(earlier + epoch, variables)
+            }
 
         on_variables(0, lambda: victim)
         key = plans.key_for(plan.config, "defense")
@@ -216,7 +230,10 @@ def with_defense(
     content |= {
         "run_id": f"{record.content['victim_id']}-{name}",
         "config": {**kept, "defense": {"name": name, **(options or {})}},
-        "metrics": {**metrics_between(record.metrics, before, after, chance), "before": record.before},
+        "metrics": {
+            **metrics_between(record.metrics, before, after, chance),
+            "before": record.before,
+        },
         "cost": {
             "run_seconds": run_seconds,
             "compile_seconds": compile_seconds,
@@ -237,7 +254,9 @@ def _of_the_same_images(record: Record, after: Any) -> Any:
     needed = [metric for metric in record.metrics if metric.role != RATING]
     for metric in needed:
         if not hasattr(after, metric.name):
-            raise InputError(f"after must have the run's metric {metric.name}, got {type(after).__name__}.")
+            raise InputError(
+                f"after must have the run's metric {metric.name}, got {type(after).__name__}."
+            )
     for total in totals(needed):
         if (got := int(getattr(after, total))) != record.before[total]:
             wanted = f"{total} is {record.before[total]}, got {got}"
@@ -298,7 +317,11 @@ class Failures:
     def tell(self) -> None:
         """Raise the first reason, with the number of the others, if there is one."""
         if self._reasons:
-            others = f" (and {report.count(len(self._reasons) - 1, 'more run')})" if self._reasons[1:] else ""
+            others = (
+                f" (and {report.count(len(self._reasons) - 1, 'more run')})"
+                if self._reasons[1:]
+                else ""
+            )
             raise InputError(f"{self._reasons[0]}{others}") from self._reasons[0]
 
 
@@ -341,7 +364,11 @@ class _Measure:
         return folder.smoothness_file
 
     def _done(self, content: Mapping[str, Any]) -> bool:
-        has = all(variant in content.get(when, {}) for when in ("before", "after") for variant in self._variants)
+        has = all(
+            variant in content.get(when, {})
+            for when in ("before", "after")
+            for variant in self._variants
+        )
         return has and content.get("settings") == self._settings.identity()
 
     def _network(self, plan: plans.Plan, triggered: Any, variables: Variables) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def measure(
 
 
 @jax.jit
-def _compare(clean: Num[Array, "n h w c"], triggered: Num[Array, "n h w c"]) -> tuple[Float[Array, " n"], ...]:
+def _compare(
+    clean: Num[Array, "n h w c"], triggered: Num[Array, "n h w c"]
+) -> tuple[Float[Array, " n"], ...]:
     def one(pair: tuple[Array, Array]) -> tuple[Array, ...]:
         image, other = map(as_float, pair)
         change = _difference(*pair)

@@ -33,7 +33,9 @@ class FactoredKernel:
 
     def multiplied(self) -> Float[Array, "*window out"]:
         """Return W."""
-        return jnp.matmul(self.v * self.scale, self.u.T, precision="highest")  # it is what is exported
+        return jnp.matmul(
+            self.v * self.scale, self.u.T, precision="highest"
+        )  # it is what is exported
 
 
 def flat(tree: Tree) -> dict[Path, Leaf]:

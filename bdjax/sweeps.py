@@ -70,8 +70,13 @@ def grid(create: Callable[..., T], **axes: Sequence[float]) -> Sweep[T]:
     for setting, point in zip(settings, points, strict=True):
         if jax.tree.structure(point) != jax.tree.structure(points[0]):
             changed = [name for name in axes if setting[name] != settings[0][name]]
-            raise InputError(f"{' or '.join(changed)} cannot be an axis: it changes the program, not a number in it.")
-    return Sweep(jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *points), tuple(settings))
+            raise InputError(
+                f"{' or '.join(changed)} cannot be an axis: it changes the program, not a number in it."
+            )
+    return Sweep(
+        jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *points),
+        tuple(settings),
+    )
 
 
 def check_axes(axes: Mapping[str, Sequence[object]]) -> None:
@@ -155,10 +160,14 @@ def purify(
                 results[place] = outcome
                 continue
             results[place] = outcome.result(point, model, alive[place].history)
-    return [results[start : start + keys.shape[0]] for start in range(0, len(results), keys.shape[0])]
+    return [
+        results[start : start + keys.shape[0]] for start in range(0, len(results), keys.shape[0])
+    ]
 
 
-def _point(key: Key[Array, ""], stage: DefenseStage, model: Model, variables: Variables, given: Given) -> group.Point:
+def _point(
+    key: Key[Array, ""], stage: DefenseStage, model: Model, variables: Variables, given: Given
+) -> group.Point:
     """Return a stage as it is trained with others."""
     learner, split = defenses.handed(stage, given)
     batches.check(learner, split, "training" if stage.sees == defenses.TRAINING else "holdout")

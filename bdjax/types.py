@@ -43,7 +43,9 @@ class Modality(Protocol):
         self, input: Num[Array, "..."], stored: Num[Array, "..."], /, rounding: str = "nearest"
     ) -> Num[Array, "..."]: ...
 
-    def picture(self, stored: Num[Array | np.ndarray, "n ..."], /) -> Num[Array | np.ndarray, "n h w c"]:
+    def picture(
+        self, stored: Num[Array | np.ndarray, "n ..."], /
+    ) -> Num[Array | np.ndarray, "n h w c"]:
         """Return an image of each input, to be looked at and compared with others."""
         ...
 
@@ -51,11 +53,20 @@ class Modality(Protocol):
         """Return what a network computes with."""
         ...
 
-    def moved(self, key: Key[Array, ""], input: Num[Array, "n ..."], /, augmentation: str) -> Num[Array, "n ..."]:
+    def moved(
+        self, key: Key[Array, ""], input: Num[Array, "n ..."], /, augmentation: str
+    ) -> Num[Array, "n ..."]:
         """Return what an augmentation starts with: what moves parts of an input and computes none."""
         ...
 
-    def mixed(self, key: Key[Array, ""], input: Num[Array, "n ..."], /, augmentation: str, alpha: HParam = 1.0) -> Any:
+    def mixed(
+        self,
+        key: Key[Array, ""],
+        input: Num[Array, "n ..."],
+        /,
+        augmentation: str,
+        alpha: HParam = 1.0,
+    ) -> Any:
         """Return the augmented inputs, worked on, with their partners (`bdjax.data.mixing.Mixed`)."""
         ...
 
@@ -87,7 +98,9 @@ class Task(Protocol):
         """Number of groups of ``stratum``."""
         ...
 
-    def loss(self, output: Array, label: Array, label_smoothing: HParam = 0.0) -> Float[Array, " n"]: ...
+    def loss(
+        self, output: Array, label: Array, label_smoothing: HParam = 0.0
+    ) -> Float[Array, " n"]: ...
 
     def negative_log_likelihood(self, output: Array, label: Array) -> Float[Array, " n"]: ...
 
@@ -113,7 +126,9 @@ class Task(Protocol):
         """Return what a guess gives of the metrics on inputs with these labels, where a record's classes do not say."""
         ...
 
-    def count(self, clean_answer: Array, triggered_answer: Array, clean: Split, triggered: PoisonedSplit) -> Any:
+    def count(
+        self, clean_answer: Array, triggered_answer: Array, clean: Split, triggered: PoisonedSplit
+    ) -> Any:
         """Return a NamedTuple of what the metrics are made from, with a property or field for each of them."""
         ...
 
@@ -243,7 +258,12 @@ class ProbedModel(Model, Protocol):
     """A network whose layers can be looked at, as some analyses need."""
 
     def probe(
-        self, variables: Variables, input: Num[Array, "n ..."], /, layer: tuple[str, ...], shift: Any = 0.0
+        self,
+        variables: Variables,
+        input: Num[Array, "n ..."],
+        /,
+        layer: tuple[str, ...],
+        shift: Any = 0.0,
     ) -> tuple[Float[Array, "n k"], Float[Array, "n *d"]]:
         """Return the logits, and what a layer puts out, ``shift`` added to it, in evaluation mode.
 
@@ -317,7 +337,9 @@ class Trigger:
         """Return one input, worked on, with the trigger."""
         raise NotImplementedError
 
-    def apply_part(self, key: Key[Array, ""], state: TriggerState, position: Int[Array, ""], input: Array, /) -> Array:
+    def apply_part(
+        self, key: Key[Array, ""], state: TriggerState, position: Int[Array, ""], input: Array, /
+    ) -> Array:
         """Return the input with one of several parts, which is up to its position; ``apply`` alone draws a part.
 
         The position is the row's among the poisoned ones, or among those that count at test time, so that the parts
@@ -326,7 +348,13 @@ class Trigger:
         raise NotImplementedError
 
     def fit(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: TriggerState, batch: Split, /
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        state: TriggerState,
+        batch: Split,
+        /,
     ) -> tuple[TriggerState, Info]:
         """Return the state after a batch of the attacker's clean inputs, before anything is poisoned.
 
@@ -336,7 +364,13 @@ class Trigger:
         raise NotImplementedError
 
     def learn(
-        self, key: Key[Array, ""], model: Model, variables: Variables, state: TriggerState, batch: Split, /
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        state: TriggerState,
+        batch: Split,
+        /,
     ) -> tuple[TriggerState, Info]:
         """Return the state after a clean batch, before each step of a victim whose training the attacker controls.
 
@@ -366,7 +400,9 @@ class TriggerSource(Protocol):
     A pytree whose leaves are its floats and arrays. Inputs keep their type.
     """
 
-    def __call__(self, key: Key[Array, ""], input: Num[Array, "n ..."], /) -> Num[Array, "n ..."]: ...
+    def __call__(
+        self, key: Key[Array, ""], input: Num[Array, "n ..."], /
+    ) -> Num[Array, "n ..."]: ...
 
 
 class SplitAndTrigger(NamedTuple):
@@ -443,9 +479,14 @@ def _check_hooks(trigger: Trigger, option: str) -> None:
             near = did_you_mean(hook, vars(kind))
             raise InputError(f"{name} must have the method {hook}, which its hooks declare{near}.")
         if defined and not declared:
-            raise InputError(f"{name}.hooks must hold {hook!r} for that method to be called; got {trigger.hooks!r}.")
+            raise InputError(
+                f"{name}.hooks must hold {hook!r} for that method to be called; got {trigger.hooks!r}."
+            )
     for method in ("init", "apply", *trigger.hooks):
-        takes(inspect.signature(getattr(Trigger, method)), **{f"{name}.{method}": getattr(kind, method)})
+        takes(
+            inspect.signature(getattr(Trigger, method)),
+            **{f"{name}.{method}": getattr(kind, method)},
+        )
     for needed in ("epochs", "batch_size"):
         if "fit" in trigger.hooks and not hasattr(trigger, needed):
             raise InputError(f"{name} must have {needed}, by which the loop feeds its hook 'fit'.")
@@ -456,15 +497,23 @@ def _check_calls(attack: Attack) -> None:
     hooks, name = attack.trigger.hooks, type(attack.trigger).__name__
     for hook in ("learn", "cover"):
         if hook in hooks and not attack.controls_training:
-            raise InputError(f"controls_training must be True for the hook {hook!r} of {name} to be called.")
+            raise InputError(
+                f"controls_training must be True for the hook {hook!r} of {name} to be called."
+            )
     if "pace" in hooks and attack.by_formula:
-        raise InputError(f"{name}.hooks must hold 'fit' or 'learn' for 'pace' to be called; got {hooks!r}.")
+        raise InputError(
+            f"{name}.hooks must hold 'fit' or 'learn' for 'pace' to be called; got {hooks!r}."
+        )
     # A rate that is no plain number is swept or traced, and was checked before.
     if "cover" not in hooks and isinstance(attack.cover_rate, int | float) and attack.cover_rate:
-        raise InputError(f"cover_rate must be 0, as {name} has no hook 'cover'; got {attack.cover_rate!r}.")
+        raise InputError(
+            f"cover_rate must be 0, as {name} has no hook 'cover'; got {attack.cover_rate!r}."
+        )
     for hook in attack.trigger_at_test.hooks:
         if hook not in ("apply_part", *hooks):
-            raise InputError(f"test_trigger must learn along with the trigger, which has no hook {hook!r}.")
+            raise InputError(
+                f"test_trigger must learn along with the trigger, which has no hook {hook!r}."
+            )
 
 
 @runtime_checkable
@@ -484,7 +533,9 @@ class Learner(Protocol):
     @property
     def drop_last(self) -> bool: ...
 
-    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> LearnerState: ...
+    def init(
+        self, key: Key[Array, ""], model: Model, variables: Variables, split: Split
+    ) -> LearnerState: ...
 
     def update(
         self, key: Key[Array, ""], model: Model, state: LearnerState, batch: Split

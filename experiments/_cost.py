@@ -79,7 +79,9 @@ def _time(one: Config) -> float:
     spec = data.load(one.data.name, data_dir=one.data.data_dir, image_size=one.data.image_size).spec
     model = models.create(one.model.name, spec, **one.model.options)
     size = one.training["batch_size"]
-    epoch = measure.TimedEpoch(supervised(batch_size=size), model, measure.random_split(spec, size * _STEPS))
+    epoch = measure.TimedEpoch(
+        supervised(batch_size=size), model, measure.random_split(spec, size * _STEPS)
+    )
     return measure.interleaved({"plain": epoch}, rounds=1)["plain"] / (size * _STEPS)
 
 
@@ -93,7 +95,11 @@ def _images(one: Config, sizes: Mapping[str, tuple[int, int]]) -> int:
 
 
 def _holdout(one: Config, images: int, classes: int) -> float:
-    return one.holdout.per_class * classes if one.holdout.per_class else (one.holdout.share or 0) * images
+    return (
+        one.holdout.per_class * classes
+        if one.holdout.per_class
+        else (one.holdout.share or 0) * images
+    )
 
 
 def _of_victim(one: Config, images: int) -> float:
@@ -113,7 +119,10 @@ def _of_defense(one: Config, holdout: float) -> float:
     paths = config.stage_paths(one)
     names = [_at(one.to_dict(), path)["name"] for path in paths]
     learners = config.build_defense(one).stages
-    return sum(holdout * each.epochs * _GRADIENTS.get(name, 1) for name, each in zip(names, learners, strict=True))
+    return sum(
+        holdout * each.epochs * _GRADIENTS.get(name, 1)
+        for name, each in zip(names, learners, strict=True)
+    )
 
 
 def _at(values: Mapping[str, Any], path: str) -> Any:

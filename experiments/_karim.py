@@ -23,13 +23,26 @@ from bdjax.report.published import Value
 
 # What the tables of both papers have in common, as arguments of `_paper_configs.Paper`.
 SHARED: dict[str, Any] = {
-    "attacks": {"badnets": {"preset": "sft"}, "sig": {"preset": "sft"}, "trojan": {"form": "watermark"}},
+    "attacks": {
+        "badnets": {"preset": "sft"},
+        "sig": {"preset": "sft"},
+        "trojan": {"form": "watermark"},
+    },
     "clean_data": {"cifar10": "1%", "gtsrb": "3%", "tiny_imagenet": "5%", "imagenet": "3%"},
     "held_out": True,
     "of_target_class": True,
     "own_rate": ("lira", "cba"),
     "averaged": (
-        *("badnets_a2o", "blended", "trojan", "trojan_a2a", "sig", "input_aware", "input_aware_a2a", "lc"),
+        *(
+            "badnets_a2o",
+            "blended",
+            "trojan",
+            "trojan_a2a",
+            "sig",
+            "input_aware",
+            "input_aware_a2a",
+            "lc",
+        ),
         *("cba", "fba", "lira", "wanet", "ssba", "bpp"),
     ),
 }
@@ -37,7 +50,12 @@ _STEP: Options = {"kind": "step", "factor": 0.1}
 _TRAINING: dict[str, Options] = {
     "cifar10": {"epochs": 250, "schedule": {**_STEP, "period": 100}},
     "gtsrb": {"epochs": 200, "schedule": {"kind": "constant"}},
-    "tiny_imagenet": {"epochs": 150, "learning_rate": 0.005, "weight_decay": 1e-4, "schedule": {**_STEP, "period": 60}},
+    "tiny_imagenet": {
+        "epochs": 150,
+        "learning_rate": 0.005,
+        "weight_decay": 1e-4,
+        "schedule": {**_STEP, "period": 60},
+    },
     "imagenet": {
         "epochs": 200,
         "learning_rate": 0.02,
@@ -57,7 +75,10 @@ def training(dataset: str, attack: str) -> Options:
 def baseline(value: Value, part: Options) -> Options:
     """Return the options of FT and FT-SAM."""
     if part["name"] == "ft":
-        return {"epochs": {"tiny_imagenet": 25, "imagenet": 3}.get(value.dataset, 125), "batch_size": 128}
+        return {
+            "epochs": {"tiny_imagenet": 25, "imagenet": 3}.get(value.dataset, 125),
+            "batch_size": 128,
+        }
     if part["name"] == "ft_sam":
         return {"rho": 2 if value.dataset == "cifar10" else 8, "batch_size": 128}
     return {}

@@ -16,7 +16,9 @@ from bdjax.files import atomic
 def arguments(description: str | None, **options: Any) -> argparse.Namespace:
     """Read ``--out FILE`` and the given options (name: default); a tuple default takes several numbers."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, help="write the JSON to this file instead of printing it")
+    parser.add_argument(
+        "--out", type=Path, help="write the JSON to this file instead of printing it"
+    )
     for name, default in options.items():
         flag = "--" + name.replace("_", "-")
         if isinstance(default, tuple):

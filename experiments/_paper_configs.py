@@ -44,11 +44,19 @@ DEFENSES: dict[str, Options] = {
     **{f"nft:{name}": {"name": "nft", "augment": name} for name in ("cutmix", "augmix", "cutout")},
     "nft:bias_frozen": {"name": "nft"},
 }
-_VARIED = {"lr": "learning_rate", "bs": "batch_size", "eta_c": "eta_c"}  # after the colon, with a value
+_VARIED = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "eta_c": "eta_c",
+}  # after the colon, with a value
 # What makes attacks cheap enough to try out, as in the two `configs/*_attacks.yaml`, and a wave of SIG that fits into
 # eight pixels.
 _SMALL_ATTACKS: dict[str, dict[str, Options]] = {
-    "cifar10": {"ssba": {"width": 8}, "input_aware": {"width": 8, "epochs": 10}, "lc": {"steps": 20}},
+    "cifar10": {
+        "ssba": {"width": 8},
+        "input_aware": {"width": 8, "epochs": 10},
+        "lc": {"steps": 20},
+    },
     "digits": {
         "bpp": {"levels": 2},
         "cba": {"poison_rate": 0.08},
@@ -105,7 +113,9 @@ class Paper(NamedTuple):
 
 def protocol(*descriptions: str | None) -> str:
     """Return what descriptions of scripts say from the word Protocol on."""
-    return "\n".join("Protocol" + (text or "").partition("\nProtocol")[2].rstrip() for text in descriptions)
+    return "\n".join(
+        "Protocol" + (text or "").partition("\nProtocol")[2].rstrip() for text in descriptions
+    )
 
 
 class Size(NamedTuple):
@@ -134,7 +144,10 @@ class Size(NamedTuple):
 
 
 FULL = Size()
-DEBUG = {"cifar10": Size("cifar10", 4_000, 8, 15, 30), "digits": Size("digits", SIZES["digits"][0], 16, 40, 60)}
+DEBUG = {
+    "cifar10": Size("cifar10", 4_000, 8, 15, 30),
+    "digits": Size("digits", SIZES["digits"][0], 16, 40, 60),
+}
 
 
 def values_of(paper: Paper, value: Value, size: Size, data_dir: str | None) -> Options:
@@ -149,10 +162,18 @@ def values_of(paper: Paper, value: Value, size: Size, data_dir: str | None) -> O
     if network not in models.names():
         raise Missing(f"no network {network}")
     planted = _attack(paper, value)
-    hidden = {"start": "clean", "frozen_convolutions": 5} if value.attack.startswith("adaptive:") else {}
+    hidden = (
+        {"start": "clean", "frozen_convolutions": 5} if value.attack.startswith("adaptive:") else {}
+    )
     small = size.data is not None
-    sizes = (size.train_count, SIZES[size.data][1]) if size.data and size.train_count else SIZES[value.dataset]
-    holdout = _holdout(value.clean_data or paper.clean_data.get(value.dataset, "5%"), *sizes, exact=not small)
+    sizes = (
+        (size.train_count, SIZES[size.data][1])
+        if size.data and size.train_count
+        else SIZES[value.dataset]
+    )
+    holdout = _holdout(
+        value.clean_data or paper.clean_data.get(value.dataset, "5%"), *sizes, exact=not small
+    )
     values: Options = {
         "data": {"name": value.dataset, "data_dir": data_dir},
         "model": {"name": network},
@@ -162,7 +183,11 @@ def values_of(paper: Paper, value: Value, size: Size, data_dir: str | None) -> O
         "defense": _defense(paper, value),
     }
     values = _shrunk(values, size) if small else values
-    rows = holdout["per_class"] * sizes[1] if "per_class" in holdout else int(holdout["share"] * sizes[0])
+    rows = (
+        holdout["per_class"] * sizes[1]
+        if "per_class" in holdout
+        else int(holdout["share"] * sizes[0])
+    )
     varies_batch = value.defense.startswith("nft:bs=")
     defense = _batched(values["defense"], rows, by_share=small and not varies_batch)
     if varies_batch and defense["batch_size"] < values["defense"]["batch_size"]:
@@ -193,12 +218,16 @@ def _attack(paper: Paper, value: Value) -> Options:
         options["parts"] = rest
     if kind.endswith("_a2a"):
         options["label_map"] = "all_to_all"
-    rate = float((value.poison_rate or ("80%" if base in ("sig", "lc") else "10%")).rstrip("%")) / 100
+    rate = (
+        float((value.poison_rate or ("80%" if base in ("sig", "lc") else "10%")).rstrip("%")) / 100
+    )
     if base in ("sig", "lc") and paper.of_target_class:
         return {**options, "target_class_rate": rate}
     if base in paper.own_rate and rate == 0.1:
         return options
-    if base == "wanet" and 3 * rate > 1:  # no more cover samples than there are rows left in a batch
+    if (
+        base == "wanet" and 3 * rate > 1
+    ):  # no more cover samples than there are rows left in a batch
         options["cover_ratio"] = (1 - rate) / rate
     return {**options, "poison_rate": rate}
 
@@ -240,7 +269,9 @@ def _holdout(clean_data: str, images: int, classes: int, *, exact: bool) -> Opti
     kind, _, number = clean_data.rpartition("=")
     if kind == "spc":
         return {"per_class": int(number)}
-    share = int(number) / SIZES["cifar10"][0] if kind == "n" else float(clean_data.rstrip("%")) / 100
+    share = (
+        int(number) / SIZES["cifar10"][0] if kind == "n" else float(clean_data.rstrip("%")) / 100
+    )
     if kind == "n" and exact:
         return {"per_class": int(number) // classes}
     return {"share": share} if exact else {"per_class": max(1, int(share * images / classes))}
@@ -274,7 +305,12 @@ def _shrunk(values: Options, size: Size) -> Options:
     digits, name = size.data == "digits", values["attack"]["name"]
     network = "small_cnn" if digits else values["model"]["name"]
     rate = 0.05 if digits else 0.1
-    training = {**values["training"], "epochs": size.epochs, "batch_size": 64 if digits else 100, "learning_rate": rate}
+    training = {
+        **values["training"],
+        "epochs": size.epochs,
+        "batch_size": 64 if digits else 100,
+        "learning_rate": rate,
+    }
     if name == "input_aware" and digits:
         training["epochs"] = 60
 
@@ -289,9 +325,16 @@ def _shrunk(values: Options, size: Size) -> Options:
         "data": {
             "name": size.data,
             "data_dir": values["data"]["data_dir"],
-            **({} if digits else {"train_count": size.train_count, "crop_padding": 0, "flip": False}),
+            **(
+                {}
+                if digits
+                else {"train_count": size.train_count, "crop_padding": 0, "flip": False}
+            ),
         },
-        "model": {"name": network, **schema.shared_options(network, {"width": size.width}, "bdjax.models")},
+        "model": {
+            "name": network,
+            **schema.shared_options(network, {"width": size.width}, "bdjax.models"),
+        },
         "attack": {**values["attack"], **_SMALL_ATTACKS[size.data].get(name, {})},
         "training": {**training, "schedule": "cosine"},
         "defense": _each_part(values["defense"], shorter),

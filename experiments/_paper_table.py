@@ -39,7 +39,12 @@ class Plan(NamedTuple):
     why: str
 
 
-def main(paper: Paper, tables: Tables, arguments: Sequence[str] | None = None, description: str | None = None) -> None:
+def main(
+    paper: Paper,
+    tables: Tables,
+    arguments: Sequence[str] | None = None,
+    description: str | None = None,
+) -> None:
     """Read the command line, run what is missing and print the table."""
     options = _parser(tables, description).parse_args(arguments)
     compilation.enable_cache()
@@ -50,17 +55,26 @@ def main(paper: Paper, tables: Tables, arguments: Sequence[str] | None = None, d
 
 
 def _parser(tables: Tables, description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     only = next(iter(tables)) if len(tables) == 1 else None
     parser.add_argument("table", nargs="?" if only else None, default=only, help=", ".join(tables))
-    parser.add_argument("--debug", action="store_true", help="minutes on two CPU cores, to see that it runs")
-    parser.add_argument("--estimate", action="store_true", help="print what it would cost, and stop")
+    parser.add_argument(
+        "--debug", action="store_true", help="minutes on two CPU cores, to see that it runs"
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="print what it would cost, and stop"
+    )
     parser.add_argument("--attacks", nargs="+", help="only these, as the table's values name them")
     parser.add_argument("--defenses", nargs="+", help="only these, likewise")
     parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2, and with --debug 0")
     parser.add_argument("--data-dir", help="where prepared data sets lie")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs"), help="folder of the runs; what it has is not run again"
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        help="folder of the runs; what it has is not run again",
     )
     parser.add_argument("--format", default="console", help=", ".join(FORMATS))
     return parser
@@ -69,7 +83,9 @@ def _parser(tables: Tables, description: str | None) -> argparse.ArgumentParser:
 def _print(paper: Paper, tables: Tables, options: argparse.Namespace) -> None:
     one_of(tables, table=options.table)
     one_of(FORMATS, format=options.format)
-    seeds = dict.fromkeys(options.seeds if options.seeds is not None else [0] if options.debug else [0, 1, 2])
+    seeds = dict.fromkeys(
+        options.seeds if options.seeds is not None else [0] if options.debug else [0, 1, 2]
+    )
     for seed in seeds:
         integer(seeds=seed)
     source, number = tables[options.table]
@@ -79,9 +95,13 @@ def _print(paper: Paper, tables: Tables, options: argparse.Namespace) -> None:
     asked = [value for value in values if value.attack in attacks and value.defense in defenses]
     planned = [_plan(paper, values, value, seeds, size, options) for value in asked]
     setting = f"{size.describe()} {paper.source}{_left_out(values, asked)}"
-    configs = {config.run_id: config for plan in planned for group in plan.groups for config in group}
+    configs = {
+        config.run_id: config for plan in planned for group in plan.groups for config in group
+    }
     unfinished = [
-        config for config in configs.values() if RunsFolder(options.out).run(config.run_id).finished() is None
+        config
+        for config in configs.values()
+        if RunsFolder(options.out).run(config.run_id).finished() is None
     ]
     refused = _refused(unfinished)
     print(f"{setting}\n{paper.protocol}", file=sys.stderr)
@@ -109,7 +129,11 @@ def _asked(values: Sequence[Value], options: argparse.Namespace) -> tuple[list[s
 def _left_out(values: Sequence[Value], asked: Sequence[Value]) -> str:
     """Say what of the table was not asked for."""
     gone = {
-        name: [x for x in dict.fromkeys(getattr(v, name) for v in values) if x not in {getattr(v, name) for v in asked}]
+        name: [
+            x
+            for x in dict.fromkeys(getattr(v, name) for v in values)
+            if x not in {getattr(v, name) for v in asked}
+        ]
         for name in ("attack", "defense")
     }
     said = [f"{name}s {', '.join(words)}" for name, words in gone.items() if words]
@@ -117,13 +141,21 @@ def _left_out(values: Sequence[Value], asked: Sequence[Value]) -> str:
 
 
 def _plan(
-    paper: Paper, values: Sequence[Value], value: Value, seeds: Iterable[int], size: Size, options: argparse.Namespace
+    paper: Paper,
+    values: Sequence[Value],
+    value: Value,
+    seeds: Iterable[int],
+    size: Size,
+    options: argparse.Namespace,
 ) -> Plan:
     if value.attack == "benign" and value.metric == "asr":
         return Plan(value, (), "no trigger")
     attacks = _averaged(paper, values, value) if value.attack == "avg" else [value]
     try:
-        groups = [[resolve(values_of(paper, one, size, options.data_dir), seed) for seed in seeds] for one in attacks]
+        groups = [
+            [resolve(values_of(paper, one, size, options.data_dir), seed) for seed in seeds]
+            for one in attacks
+        ]
     except Missing as missing:
         return Plan(value, (), str(missing))
     return Plan(value, tuple(map(tuple, groups)), "")
@@ -132,9 +164,12 @@ def _plan(
 def _averaged(paper: Paper, values: Sequence[Value], value: Value) -> list[Value]:
     """Return a mean's values, one for each attack: those of the same defense, or the paper's where none is printed."""
     rows = {
-        (one.attack, one.poison_rate): value._replace(attack=one.attack, poison_rate=one.poison_rate)
+        (one.attack, one.poison_rate): value._replace(
+            attack=one.attack, poison_rate=one.poison_rate
+        )
         for one in values
-        if one.attack not in ("avg", "benign") and (one.dataset, one.defense) == (value.dataset, value.defense)
+        if one.attack not in ("avg", "benign")
+        and (one.dataset, one.defense) == (value.dataset, value.defense)
     }
     return list(rows.values()) or [value._replace(attack=attack) for attack in paper.averaged]
 
@@ -159,7 +194,11 @@ def _refused(configs: Sequence[Config]) -> dict[str, str]:
 def _tell(configs: Sequence[Config], options: argparse.Namespace) -> None:
     """Print what is still to be done, on standard error unless that is all that was asked for."""
     cost = _cost.of(configs, SIZES, options.out)
-    missing = [config for config in configs if RunsFolder(options.out).run(config.run_id).finished() is None]
+    missing = [
+        config
+        for config in configs
+        if RunsFolder(options.out).run(config.run_id).finished() is None
+    ]
     told = cost.describe(_cost.seconds(missing))
     print(told, file=sys.stdout if options.estimate else sys.stderr, flush=True)
 

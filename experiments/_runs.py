@@ -10,7 +10,15 @@ from bdjax.runs.config import Config
 from bdjax.train import loop
 
 # Parts of the holdout that make a batch, so that an epoch has as many steps on a small holdout as on a large one.
-BATCHES_PER_HOLDOUT = {"ft": 2, "ft_sam": 2, "fine_pruning": 2, "l2_ft": 2, "sft": 4, "fast_sft": 4, "nft": 4}
+BATCHES_PER_HOLDOUT = {
+    "ft": 2,
+    "ft_sam": 2,
+    "fine_pruning": 2,
+    "l2_ft": 2,
+    "sft": 4,
+    "fast_sft": 4,
+    "nft": 4,
+}
 
 
 def carry_out(config: Config, execution: run.Execution, file: Any = None) -> dict[str, Any] | None:
@@ -18,7 +26,9 @@ def carry_out(config: Config, execution: run.Execution, file: Any = None) -> dic
     try:
         record = run.run(config, execution)
     except loop.Diverged as diverged:
-        print(f"{config.run_id} seed {config.seed}: {diverged}", file=file or sys.stdout, flush=True)
+        print(
+            f"{config.run_id} seed {config.seed}: {diverged}", file=file or sys.stdout, flush=True
+        )
         run.mark_diverged(config, execution.out, str(diverged))
         return None
     after, cost = record["metrics"]["after"], record["cost"]

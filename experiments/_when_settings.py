@@ -103,7 +103,9 @@ WEIGHTS = [
     Level("weights", "η_F = 1e-5", own={"sft": {"eta_f": 1e-5}}),
     Level("weights", "η_F = 1e-6", own={"sft": {"eta_f": 1e-6}}),
     Level("weights", "η_F = 0.1", own={"sft": {"eta_f": 0.1}, "fast_sft": {"eta_f": 0.1}}),
-    Level("weights", "η_r = 0", own={"sft": {"eta_r": 0.0, "eta_f": 1e-5}, "fast_sft": {"eta_r": 0.0}}),
+    Level(
+        "weights", "η_r = 0", own={"sft": {"eta_r": 0.0, "eta_f": 1e-5}, "fast_sft": {"eta_r": 0.0}}
+    ),
     Level("weights", "η_r = 0, rate × 25", own={"fast_sft": {"eta_r": 0.0}}, rate=25),
     Level("weights", "η_c = 0", own={"nft": {"eta_c": 0.0}}),
     Level("weights", "η_c = 0, μ = 0", own={"nft": {"eta_c": 0.0, "alpha": 0.0}}),
@@ -127,9 +129,19 @@ def _around(papers: Options, own: Sequence[Level]) -> list[Level]:
         Level("both, tuned", "batch norms too", theirs, norms=True),
         Level("both, tuned", "batch norms too, rate × 5", theirs, norms=True, rate=5),
         Level("both, weights", "no penalty, rate × 25", theirs, own=FREE, rate=25),
-        Level("both, weights", "no penalty, rate × 25, steps × 5", theirs, own=FREE, rate=25, steps=5),
-        Level("both, trigger known", "", theirs, own=dict.fromkeys(("ft", "fast_sft", "nft"), NOTHING), knows=True),
-        Level("both, trigger known", "no penalty, rate × 25", theirs, own=FREE, rate=25, knows=True),
+        Level(
+            "both, weights", "no penalty, rate × 25, steps × 5", theirs, own=FREE, rate=25, steps=5
+        ),
+        Level(
+            "both, trigger known",
+            "",
+            theirs,
+            own=dict.fromkeys(("ft", "fast_sft", "nft"), NOTHING),
+            knows=True,
+        ),
+        Level(
+            "both, trigger known", "no penalty, rate × 25", theirs, own=FREE, rate=25, knows=True
+        ),
         Level("rate", "× 5", rate=5),
         Level("rate", "× 25", rate=25),
         Level("steps", "× 5", steps=5),
@@ -138,7 +150,9 @@ def _around(papers: Options, own: Sequence[Level]) -> list[Level]:
         Level("statistics", "batch", statistics="batch"),
         Level("tuned", "batch norms too", norms=True),
         Level("augmentation", "none", every={"augment": "none"}),
-        Level("augmentation", "mixup", own=dict.fromkeys(("ft", "ft_sam", "sft", "fast_sft"), MIXUP)),
+        Level(
+            "augmentation", "mixup", own=dict.fromkeys(("ft", "ft_sam", "sft", "fast_sft"), MIXUP)
+        ),
         Level("poison rate", "1 %", {"attack": {"poison_rate": 0.01}}),
         Level("poison rate", "5 %", {"attack": {"poison_rate": 0.05}}),
         *own,
@@ -150,7 +164,9 @@ _NETWORKS = (
     Level("network", "width 4", {"model": {"width": 4}}),
     Level("network", "width 32", {"model": {"width": 32}}),
     Level("network", "preact_resnet18, width 8", RESIDUAL),
-    Level("both, network", "preact_resnet18, width 8", {"training": PAPERS, **HELD_OUT, **RESIDUAL}),
+    Level(
+        "both, network", "preact_resnet18, width 8", {"training": PAPERS, **HELD_OUT, **RESIDUAL}
+    ),
 )
 _DIGITS = Size(
     base={
@@ -203,7 +219,9 @@ FULL = Size(
         [
             Level("network", "width 16", {"model": {"width": 16}}),
             Level(
-                "images", "10,000, of which 500 are clean", {"data": {"train_count": 10000}, "holdout": {"share": 0.05}}
+                "images",
+                "10,000, of which 500 are clean",
+                {"data": {"train_count": 10000}, "holdout": {"share": 0.05}},
             ),
             Level("holdout", "2,500", {"holdout": {"share": 0.05}}),
         ],
@@ -234,12 +252,20 @@ DEBUG = _DIGITS._replace(
 SIZES = {"debug": DEBUG, "digits": _DIGITS, "cifar10": _CIFAR10, "full": FULL}
 
 
-def resolved(size: Size, level: Level, attack: str, defense: str, seed: int, data_dir: str | None = None) -> Config:
+def resolved(
+    size: Size, level: Level, attack: str, defense: str, seed: int, data_dir: str | None = None
+) -> Config:
     """Return the config of one run."""
-    changes = {"seed": seed, "attack": {"name": attack}, **({"data": {"data_dir": data_dir}} if data_dir else {})}
+    changes = {
+        "seed": seed,
+        "attack": {"name": attack},
+        **({"data": {"data_dir": data_dir}} if data_dir else {}),
+    }
     values = schema.merge(schema.merge(size.base, level.changes), changes)
     images = plans.holdout_size(configs.resolve({**values, "defense": "none"}))
-    return configs.resolve({**values, "defense": {"name": defense, **_options(size, level, defense, images)}})
+    return configs.resolve(
+        {**values, "defense": {"name": defense, **_options(size, level, defense, images)}}
+    )
 
 
 def _options(size: Size, level: Level, defense: str, images: int) -> dict[str, Any]:

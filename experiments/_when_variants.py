@@ -52,7 +52,9 @@ class OfTheBatch(Evaluating):
         if not train:
             return logits, changed
         before = variables["batch_stats"]
-        return logits, jax.tree.map(lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), changed, before)
+        return logits, jax.tree.map(
+            lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), changed, before
+        )
 
 
 MODELS = {"train": lambda model: model, "eval": Evaluating, "batch": OfTheBatch}
@@ -64,7 +66,9 @@ class SingularValuesAndRest(SingularValues):
 
     def init(self, model: Model, variables: Variables) -> tuple[Any, Any]:
         shifts, frozen = SingularValues.init(self, model, variables)
-        return structure.nested({**structure.flat(variables["params"]), **structure.flat(shifts)}), frozen
+        return structure.nested(
+            {**structure.flat(variables["params"]), **structure.flat(shifts)}
+        ), frozen
 
     def apply(self, tuned: Any, frozen: Any) -> Any:
         shifts, rest = _parted(tuned)

@@ -30,10 +30,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", help="where prepared data sets lie")
     parser.add_argument("--out", type=Path, default=Path("sheets"), help="folder of the victims")
-    parser.add_argument("--file", type=Path, default=ROOT / "experiments" / "results" / "attacks.png")
+    parser.add_argument(
+        "--file", type=Path, default=ROOT / "experiments" / "results" / "attacks.png"
+    )
     options = parser.parse_args()
     compilation.enable_cache()
     base = schema.read(ROOT / "configs" / "cifar10_attacks.yaml")
@@ -44,7 +48,9 @@ def main() -> None:
         shown = []
         for name in ATTACKS:
             attack = {"attack": {"name": name, **OPTIONS.get(name, {})}}
-            shown.append(show.show(config.resolve(schema.merge(schema.merge(base, less), attack)), execution))
+            shown.append(
+                show.show(config.resolve(schema.merge(schema.merge(base, less), attack)), execution)
+            )
     print(contact_sheet.draw(shown, options.file, heading="Triggers on CIFAR-10 test images"))
 
 

@@ -71,24 +71,40 @@ def step_ratios(model: Model, batch_size: int, steps: int, rounds: int) -> dict[
         for name, (defense, changes) in learners.items()
     }
     seconds = {name: total / steps for name, total in interleaved(work, rounds).items()}
-    ratios = {f"{name}_to_plain": value / seconds["plain"] for name, value in seconds.items() if name != "plain"}
+    ratios = {
+        f"{name}_to_plain": value / seconds["plain"]
+        for name, value in seconds.items()
+        if name != "plain"
+    }
     for name in ("fast_sft", "sft"):
-        without, with_trace = ratios[f"{name}_without_trace_to_plain"], ratios[f"{name}_with_trace_to_plain"]
+        without, with_trace = (
+            ratios[f"{name}_without_trace_to_plain"],
+            ratios[f"{name}_with_trace_to_plain"],
+        )
         ratios[f"{name}_every_10_to_plain"] = 0.9 * without + 0.1 * with_trace
     return {"plain_seconds": seconds["plain"], **ratios}
 
 
-def diagonal_ratios(model: Model, variables: Variables, batch_size: int, rounds: int) -> dict[str, float]:
+def diagonal_ratios(
+    model: Model, variables: Variables, batch_size: int, rounds: int
+) -> dict[str, float]:
     """Return the seconds of a plain epoch over 500 images, and of the exact diagonal in plain epochs."""
     split = random_split(SPEC, DIAGONAL_IMAGES)
     examples = (split.input, split.label)
-    work: dict[str, Callable[[], Any]] = {"plain_epoch": TimedEpoch(create("ft", batch_size=batch_size), model, split)}
+    work: dict[str, Callable[[], Any]] = {
+        "plain_epoch": TimedEpoch(create("ft", batch_size=batch_size), model, split)
+    }
     for name, (tuned, loss_fn) in fisher_problems(model, variables).items():
-        diagonal = compilation.jit(lambda at, f=loss_fn: fisher.diagonal(f, at, examples, chunk=CHUNK))
+        diagonal = compilation.jit(
+            lambda at, f=loss_fn: fisher.diagonal(f, at, examples, chunk=CHUNK)
+        )
         work[name] = lambda diagonal=diagonal, tuned=tuned: diagonal(tuned)
     seconds = interleaved(work, rounds)
     epoch = seconds.pop("plain_epoch")
-    return {"plain_epoch_seconds": epoch, **{f"{name}_to_epoch": value / epoch for name, value in seconds.items()}}
+    return {
+        "plain_epoch_seconds": epoch,
+        **{f"{name}_to_epoch": value / epoch for name, value in seconds.items()},
+    }
 
 
 def fisher_problems(model: Model, variables: Variables) -> dict[str, tuple[Any, Any]]:
@@ -97,7 +113,9 @@ def fisher_problems(model: Model, variables: Variables) -> dict[str, tuple[Any, 
     for name, parametrization in (("weights", Identity()), ("singular_values", SingularValues())):
         tuned, frozen = jax.jit(parametrization.init, static_argnums=0)(model, variables)
 
-        def loss_fn(at: Any, example: Any, parametrization: Any = parametrization, frozen: Any = frozen) -> Any:
+        def loss_fn(
+            at: Any, example: Any, parametrization: Any = parametrization, frozen: Any = frozen
+        ) -> Any:
             image, label = example
             whole = {**variables, "params": parametrization.factored(at, frozen)}
             logits, _ = model.apply(whole, image[None].astype(jnp.float32) / 255)
@@ -107,7 +125,9 @@ def fisher_problems(model: Model, variables: Variables) -> dict[str, tuple[Any, 
     return problems
 
 
-def pruning_ratios(model: Model, variables: Variables, batch_size: int, rounds: int) -> dict[str, float]:
+def pruning_ratios(
+    model: Model, variables: Variables, batch_size: int, rounds: int
+) -> dict[str, float]:
     """Return the seconds of a round of Grad-Prune (400 images, 100 aside) and of its ranking alone."""
     split = random_split(SPEC, 500)
     rest, aside = (
@@ -116,9 +136,17 @@ def pruning_ratios(model: Model, variables: Variables, batch_size: int, rounds: 
     )
 
     def defense(count: int) -> Any:
-        return create("grad_prune", rounds=count, prune_patience=10**6, accuracy_drop=1.0, batch_size=batch_size)
+        return create(
+            "grad_prune",
+            rounds=count,
+            prune_patience=10**6,
+            accuracy_drop=1.0,
+            batch_size=batch_size,
+        )
 
-    prune = compilation.jit(lambda v, count: defense(count).prune(model, v, rest, aside), static_argnums=1)
+    prune = compilation.jit(
+        lambda v, count: defense(count).prune(model, v, rest, aside), static_argnums=1
+    )
     rank = compilation.jit(lambda v: saliency(model, v, rest, batch_size))
     work = {
         "few": lambda: prune(variables, 1),
@@ -127,7 +155,11 @@ def pruning_ratios(model: Model, variables: Variables, batch_size: int, rounds: 
     }
     seconds = interleaved(work, rounds)
     one = (seconds["more"] - seconds["few"]) / 3
-    return {"round_seconds": one, "ranking_seconds": seconds["ranking"], "round_to_ranking": one / seconds["ranking"]}
+    return {
+        "round_seconds": one,
+        "ranking_seconds": seconds["ranking"],
+        "round_to_ranking": one / seconds["ranking"],
+    }
 
 
 def memory(model: Model, variables: Variables, batch_size: int) -> dict[str, float]:
@@ -144,7 +176,11 @@ def memory(model: Model, variables: Variables, batch_size: int) -> dict[str, flo
 
         compiled = compilation.jit(gradient).lower(tuned).compile()
         sizes[f"exact_trace_{name}"] = _temporary_bytes(compiled)
-    ratios = {f"{name}_to_plain": size / sizes["plain_step"] for name, size in sizes.items() if name != "plain_step"}
+    ratios = {
+        f"{name}_to_plain": size / sizes["plain_step"]
+        for name, size in sizes.items()
+        if name != "plain_step"
+    }
     return {**sizes, **ratios}
 
 

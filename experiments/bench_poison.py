@@ -25,7 +25,9 @@ from bdjax.data.modalities.images import image_spec
 from bdjax.devices import compilation
 from bdjax.types import Attack, Split
 
-SPEC = image_spec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
+SPEC = image_spec(
+    "cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True
+)
 DITHERED = "bpp_dithered"
 SHARE = {DITHERED: 0.01}  # of the loop's images, for the loop that goes through the pixels
 KEY = jax.random.key(0)
@@ -37,7 +39,10 @@ def main() -> None:
     options = _measure.arguments(__doc__, images=10_000, loop_images=1_000, rounds=5)
     split = benchmarks.random_split(SPEC, options.images)
     rows = measure(split, min(options.loop_images, options.images), options.rounds)
-    _measure.write({"shape": SPEC.shape, "images": options.images, "rounds": options.rounds, **rows}, options.out)
+    _measure.write(
+        {"shape": SPEC.shape, "images": options.images, "rounds": options.rounds, **rows},
+        options.out,
+    )
 
 
 def measure(split: Split, loop_images: int, rounds: int) -> dict[str, Any]:
@@ -112,7 +117,9 @@ def in_numpy(name: str, attack: Attack, state: Any) -> OneImage | None:
             picture = np.asarray(state)
             return lambda image: (1 - trigger.alpha) * image + trigger.alpha * picture
         case "sig":
-            return lambda image: image + trigger.delta * np.sin(2 * np.pi * 6 * np.arange(32) / 32)[:, None]
+            return lambda image: (
+                image + trigger.delta * np.sin(2 * np.pi * 6 * np.arange(32) / 32)[:, None]
+            )
         case "bpp":
             return lambda image: np.round(image * 7) / 7
         case "bpp_dithered":
@@ -157,7 +164,10 @@ def warped(trigger: Warp, state: Any) -> OneImage:
     """Return WaNet's warp; corners and weights are worked out once, as the field is the same for all images."""
     places = np.asarray(trigger.places(state))
     corner = np.clip(np.floor(places), 0, 30).astype(int)
-    (column, row), (right, down) = np.moveaxis(corner, -1, 0), np.moveaxis((places - corner)[..., None], 2, 0)
+    (column, row), (right, down) = (
+        np.moveaxis(corner, -1, 0),
+        np.moveaxis((places - corner)[..., None], 2, 0),
+    )
 
     def one(image: np.ndarray) -> np.ndarray:
         above = (1 - right) * image[row, column] + right * image[row, column + 1]

@@ -28,14 +28,20 @@ print(time.perf_counter() - t, len(dataset.train.label), len(dataset.test.label)
 
 
 def main() -> None:
-    options = _measure.arguments(__doc__, rounds=3, width=16, data_dir=os.environ.get("BDJAX_DATA_DIR", ""))
+    options = _measure.arguments(
+        __doc__, rounds=3, width=16, data_dir=os.environ.get("BDJAX_DATA_DIR", "")
+    )
     imports = {"bdjax": "bdjax", "everything": startup.MODULES}
-    seconds = {name: startup.import_seconds(options.rounds, modules) for name, modules in imports.items()}
+    seconds = {
+        name: startup.import_seconds(options.rounds, modules) for name, modules in imports.items()
+    }
     settings = session.settings(widths=(options.width,), batch_sizes=(32,), steps=2)
     results: dict[str, Any] = {"import_seconds": seconds}
     results["compile_seconds"] = startup.compile_seconds(settings, options.rounds)
     if options.data_dir:
-        results["load_cifar10_seconds"] = load_seconds(options.rounds, Path(options.data_dir).expanduser())
+        results["load_cifar10_seconds"] = load_seconds(
+            options.rounds, Path(options.data_dir).expanduser()
+        )
     _measure.write(results, options.out)
 
 
@@ -45,7 +51,12 @@ def load_seconds(rounds: int, source: Path) -> dict[str, float]:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             ignore = shutil.ignore_patterns("bdjax-cache")
-            shutil.copytree(source / "cifar10", Path(folder) / "cifar10", ignore=ignore, copy_function=shutil.copyfile)
+            shutil.copytree(
+                source / "cifar10",
+                Path(folder) / "cifar10",
+                ignore=ignore,
+                copy_function=shutil.copyfile,
+            )
             cold.append(startup.child(LOAD.format(folder=folder), XDG_CACHE_HOME=folder)[0])
             cached.append(startup.child(LOAD.format(folder=folder), XDG_CACHE_HOME=folder)[0])
     return {"cold": statistics.median(cold), "cached": statistics.median(cached)}

@@ -24,14 +24,22 @@ from bdjax.devices import compilation, environment
 from bdjax.train import supervised
 from bdjax.types import Learner, Model, Split
 
-SPEC = image_spec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
+SPEC = image_spec(
+    "cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True
+)
 
 
 def main() -> None:
     options = _measure.arguments(__doc__, widths=(16, 64), batch_size=128, steps=6, rounds=5)
     matmul = benchmarks.Peak().rates()["matmul_flops_per_second"]
-    rows = [measure(width, options.batch_size, options.steps, options.rounds, matmul) for width in options.widths]
-    _measure.write({"matmul_flops_per_second": matmul, "steps": rows, "memory": environment.memory()}, options.out)
+    rows = [
+        measure(width, options.batch_size, options.steps, options.rounds, matmul)
+        for width in options.widths
+    ]
+    _measure.write(
+        {"matmul_flops_per_second": matmul, "steps": rows, "memory": environment.memory()},
+        options.out,
+    )
 
 
 def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float) -> dict[str, Any]:
@@ -59,11 +67,16 @@ def measure(width: int, batch_size: int, steps: int, rounds: int, matmul: float)
     row["sam_to_plain"] = seconds["sam_epoch"] / seconds["plain_epoch"]
     for name in learners:
         of_layout = {
-            layout: seconds[f"torch_{name}_{layout}"] for layout in LAYOUTS if f"torch_{name}_{layout}" in seconds
+            layout: seconds[f"torch_{name}_{layout}"]
+            for layout in LAYOUTS
+            if f"torch_{name}_{layout}" in seconds
         }
         if of_layout:
             best = min(of_layout, key=lambda layout: of_layout[layout])
-            row[f"{name}_to_torch"], row[f"{name}_torch_layout"] = seconds[f"{name}_epoch"] / of_layout[best], best
+            row[f"{name}_to_torch"], row[f"{name}_torch_layout"] = (
+                seconds[f"{name}_epoch"] / of_layout[best],
+                best,
+            )
     return row
 
 
@@ -95,7 +108,9 @@ def torch_calls(width: int, batch_size: int, steps: int) -> dict[str, Callable[[
     from accelerator import torch_steps
 
     return {
-        f"torch_{name}_{layout}": torch_steps.steps(width, batch_size, steps, name == "sam", Way(layout))
+        f"torch_{name}_{layout}": torch_steps.steps(
+            width, batch_size, steps, name == "sam", Way(layout)
+        )
         for name in ("plain", "sam")
         for layout in LAYOUTS
     }

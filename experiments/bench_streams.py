@@ -30,7 +30,9 @@ from bdjax.data.modalities.images import image_spec
 from bdjax.train import loop, streamed, supervised
 from bdjax.types import Model, Split
 
-SPEC = image_spec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True)
+SPEC = image_spec(
+    "cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), (), 4, True
+)
 KEY = jax.random.key(0)
 
 
@@ -39,14 +41,20 @@ def main() -> None:
         __doc__, widths=(4, 16), batch_size=128, steps=24, rounds=5, chunk_bytes=2**20, data_dir=""
     )
     places = sources(options.batch_size * options.steps, options.data_dir)
-    rows = [measure(width, places, options.batch_size, options.rounds, options.chunk_bytes) for width in options.widths]
+    rows = [
+        measure(width, places, options.batch_size, options.rounds, options.chunk_bytes)
+        for width in options.widths
+    ]
     _measure.write({"chunk_bytes": options.chunk_bytes, "epochs": rows}, options.out)
 
 
 def sources(rows: int, data_dir: str) -> dict[str, Split]:
     """Return random images on the host, and those of CIFAR-10 on the disk if they are there."""
     rng = np.random.default_rng(0)
-    image, label = rng.integers(0, 256, (rows, *SPEC.shape), np.uint8), rng.integers(0, 10, rows, np.int32)
+    image, label = (
+        rng.integers(0, 256, (rows, *SPEC.shape), np.uint8),
+        rng.integers(0, 10, rows, np.int32),
+    )
     found = {"host": Split(image, label, np.ones(rows, bool))}  # type: ignore[arg-type]
     try:
         train = data.load("cifar10", data_dir=data_dir or None, on_disk=True).train
@@ -55,7 +63,9 @@ def sources(rows: int, data_dir: str) -> dict[str, Split]:
     return {**found, "disk": splits.exclude(train, np.arange(rows, len(train.label)))}
 
 
-def measure(width: int, places: dict[str, Split], batch_size: int, rounds: int, chunk_bytes: int) -> dict[str, Any]:
+def measure(
+    width: int, places: dict[str, Split], batch_size: int, rounds: int, chunk_bytes: int
+) -> dict[str, Any]:
     """Return the figures of one width."""
     model = models.create("preact_resnet18", SPEC, width=width)
     learner = supervised.supervised(batch_size=batch_size)
@@ -63,7 +73,9 @@ def measure(width: int, places: dict[str, Split], batch_size: int, rounds: int, 
     trigger = attack.trigger.init(KEY, SPEC)
     first = next(iter(places.values()))
     calls: dict[str, Callable[[], Any]] = {
-        "device": resident(learner, model, jax.jit(poison.poison_train)(KEY, attack, trigger, first).visible)
+        "device": resident(
+            learner, model, jax.jit(poison.poison_train)(KEY, attack, trigger, first).visible
+        )
     }
     waits: dict[str, list[list[float]]] = {}
     for place, split in places.items():
@@ -72,9 +84,12 @@ def measure(width: int, places: dict[str, Split], batch_size: int, rounds: int, 
         calls[place] = streaming(learner, model, visible, chunk_bytes, waits[place])
     processor: dict[str, list[float]] = {name: [] for name in calls}
     seconds = interleaved(
-        {name: functools.partial(counted, call, processor[name]) for name, call in calls.items()}, rounds
+        {name: functools.partial(counted, call, processor[name]) for name, call in calls.items()},
+        rounds,
     )
-    cpu = {name: statistics.median(values[1:]) for name, values in processor.items()}  # the first compiles
+    cpu = {
+        name: statistics.median(values[1:]) for name, values in processor.items()
+    }  # the first compiles
     images = len(first.label) // batch_size * batch_size
     row: dict[str, Any] = {"width": width, "batch_size": batch_size, "images": images}
     row |= {"seconds_per_epoch": seconds, "cpu_seconds_per_epoch": cpu}
@@ -114,7 +129,11 @@ def resident(learner: supervised.Supervised, model: Model, split: Split) -> Call
 
 
 def streaming(
-    learner: supervised.Supervised, model: Model, split: Split, chunk_bytes: int, waits: list[list[float]]
+    learner: supervised.Supervised,
+    model: Model,
+    split: Split,
+    chunk_bytes: int,
+    waits: list[list[float]],
 ) -> Callable[[], Any]:
     """Return a call that runs one epoch over streamed images, as `bdjax.train.streamed.run` does."""
     state = start(learner, model, split)

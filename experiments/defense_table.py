@@ -53,17 +53,30 @@ ABLATION: list[dict[str, Any]] = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "cifar10_small.yaml")
     parser.add_argument("--data-dir", help="where prepared data sets lie")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--attacks", nargs="+", default=["badnets", "blended"], help="or all")
-    parser.add_argument("--options", nargs="+", default=[], metavar="ATTACK.KEY=VALUE", help="of single attacks")
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="ATTACK.KEY=VALUE", help="of single attacks"
+    )
     parser.add_argument("--holdouts", nargs="+", type=float, default=[0.01, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--defenses", nargs="+", help="only these; all by default")
-    parser.add_argument("--no-auto", action="store_true", help="without the strengths that are chosen on clean images")
-    parser.add_argument("--steps-of", type=float, metavar="SHARE", help="batches and steps of a holdout of this share")
+    parser.add_argument(
+        "--no-auto",
+        action="store_true",
+        help="without the strengths that are chosen on clean images",
+    )
+    parser.add_argument(
+        "--steps-of",
+        type=float,
+        metavar="SHARE",
+        help="batches and steps of a holdout of this share",
+    )
     parser.add_argument("--ablation", action="store_true", help="the variants of SFT instead")
     options = parser.parse_args()
     compilation.enable_cache()
@@ -80,7 +93,10 @@ def main() -> None:
                 own = {"name": attack, **given.get(attack, {})}
                 changes = {"seed": seed, "attack": own, "holdout": {"share": share}}
                 for defense in rows:
-                    carry_out(resolved(base, changes, options.data_dir, defense, options.steps_of), execution)
+                    carry_out(
+                        resolved(base, changes, options.data_dir, defense, options.steps_of),
+                        execution,
+                    )
     except (InputError, loop.Stopped) as reason:
         raise SystemExit(f"defense_table: {reason}") from None
 

@@ -32,14 +32,20 @@ def training(dataset: str, attack: str) -> Options:
     if dataset == "tiny_imagenet":
         schedule = {"kind": "plateau"}
     if attack in ("input_aware", "wanet"):
-        schedule = {"kind": "step", "period": 100} if dataset == "tiny_imagenet" else {"kind": "constant"}
+        schedule = (
+            {"kind": "step", "period": 100} if dataset == "tiny_imagenet" else {"kind": "constant"}
+        )
     return {"epochs": epochs, "schedule": schedule}
 
 
 def defense(value: Value, part: Options) -> Options:
     """Return the options of a defense that the paper has changed for a data set or a network."""
     name, changed = part["name"], {}
-    if name in ("ft", "ft_sam", "l2_ft", "fine_pruning") and part.get("epochs") != 0 and value.dataset == "gtsrb":
+    if (
+        name in ("ft", "ft_sam", "l2_ft", "fine_pruning")
+        and part.get("epochs") != 0
+        and value.dataset == "gtsrb"
+    ):
         changed["epochs"] = 50
     if name == "ft_sam":
         adaptive = 6 if value.model == "vgg19_bn" else 2 if value.dataset == "cifar10" else 8

@@ -18,7 +18,12 @@ from _paper_table import main
 
 from bdjax.report.published import Value
 
-NETWORKS = {"cifar10": "preact_resnet18", "gtsrb": "resnet18", "tiny_imagenet": "resnet34", "imagenet": "resnet50"}
+NETWORKS = {
+    "cifar10": "preact_resnet18",
+    "gtsrb": "resnet18",
+    "tiny_imagenet": "resnet34",
+    "imagenet": "resnet50",
+}
 SCHEDULES: dict[str, Options] = {
     "tiny_imagenet": {
         "epochs": 200,
@@ -41,7 +46,9 @@ def training(dataset: str, attack: str) -> Options:
 
 def defense(value: Value, part: Options) -> Options:
     """Return the options of NFT on a data set, or a baseline's."""
-    return SCHEDULES.get(value.dataset, {}) if part["name"] == "nft" else _karim.baseline(value, part)
+    return (
+        SCHEDULES.get(value.dataset, {}) if part["name"] == "nft" else _karim.baseline(value, part)
+    )
 
 
 NFT = Paper(

@@ -30,7 +30,14 @@ from accelerator.session import LOG, Part, Row, Session, Settings, check_only, w
 
 from bdjax import data
 from bdjax.checks import InputError
-from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED, Parser, check_folders, one_line
+from bdjax.cli._parser import (
+    EXIT_FAILED,
+    EXIT_MISTAKE,
+    EXIT_STOPPED,
+    Parser,
+    check_folders,
+    one_line,
+)
 from bdjax.devices import compilation
 from bdjax.files import failures, locks
 
@@ -61,11 +68,16 @@ def _carry_out(settings: Settings) -> int:
     _check_data(settings, todo)
     with locks.claimed([settings.work]) as taken:  # two at a time would measure each other
         if taken is not None:
-            raise InputError(f"work must be a folder that no other call is using; {taken} is in use.")
+            raise InputError(
+                f"work must be a folder that no other call is using; {taken} is in use."
+            )
         failed = Session(settings).carry_out(todo, summary)
     if failed:
         log = settings.out / LOG
-        return _complain(f"failed: {', '.join(failed)}; {log} says why, the same command tries again.", EXIT_FAILED)
+        return _complain(
+            f"failed: {', '.join(failed)}; {log} says why, the same command tries again.",
+            EXIT_FAILED,
+        )
     return 0
 
 
@@ -75,7 +87,9 @@ def _check_data(settings: Settings, todo: Sequence[Part]) -> None:
     if not needing or settings.debug or data.is_ready("cifar10", settings.data_dir):
         return
     without = "leave out what needs it with --only right/ speed/ flags/"
-    raise InputError(f"data-dir must be a folder with a prepared CIFAR-10, or {without}; got {settings.data_dir!r}.")
+    raise InputError(
+        f"data-dir must be a folder with a prepared CIFAR-10, or {without}; got {settings.data_dir!r}."
+    )
 
 
 def _complain(what: object, code: int) -> int:
@@ -114,13 +128,19 @@ def _table(subject: ModuleType, rows: Sequence[Row]) -> str:
 
 
 def _settings(words: Sequence[str] | None) -> Settings:
-    parser = Parser("on_accelerator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        "on_accelerator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, help="folder of the results, few and small files")
     parser.add_argument("--work", help="folder of runs and victims; <out>-work unless given")
     parser.add_argument("--minutes", type=float, default=9.0, help="of the whole call")
     parser.add_argument("--data-dir", help="where CIFAR-10 lies prepared; else BDJAX_DATA_DIR")
-    parser.add_argument("--only", nargs="+", default=(), help="beginnings of the names of parts, such as speed/")
-    parser.add_argument("--debug", action="store_true", help="all of it in miniature, to try it out")
+    parser.add_argument(
+        "--only", nargs="+", default=(), help="beginnings of the names of parts, such as speed/"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="all of it in miniature, to try it out"
+    )
     asked = parser.parse_args(words)
     check_folders(out=asked.out, work=asked.work)
     out = Path(asked.out)

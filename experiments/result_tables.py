@@ -64,7 +64,9 @@ def main() -> None:
 
 def read_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--demo", type=Path, help="folder of a finished demonstration; without it its table stays")
     add("--cifar", type=Path, help="finished runs of every defense, or their `bdjax export`")
@@ -92,19 +94,36 @@ def holdout_tables(records: list[report.Record], smoothness: bool) -> str:
     texts = []
     for share, members in sorted(of_share.items()):
         images = max(record.content["data"]["holdout_count"] for record in members)
-        rows = report.summarize(members, sharpness=smoothness and any(record.smoothness() for record in members))
-        texts.append(f"With {images} clean images ({share:.0%}):\n\n{tables.table(rows, 'markdown')}")
+        rows = report.summarize(
+            members, sharpness=smoothness and any(record.smoothness() for record in members)
+        )
+        texts.append(
+            f"With {images} clean images ({share:.0%}):\n\n{tables.table(rows, 'markdown')}"
+        )
     return "\n\n".join(text.strip() for text in texts) + "\n"
 
 
 def attack_table(rows: Sequence[report.Row]) -> str:
     """Write what each attack makes, beside what was published of it at full size, and how visible it is."""
-    heads = ("attack", "published ACC / ASR", "ACC", "ASR", "PSNR", "SSIM", "ℓ∞", "ℓ2", "changed", "seconds to plant")
+    heads = (
+        "attack",
+        "published ACC / ASR",
+        "ACC",
+        "ASR",
+        "PSNR",
+        "SSIM",
+        "ℓ∞",
+        "ℓ2",
+        "changed",
+        "seconds to plant",
+    )
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for row in rows:
         if row.name("defense") == "none":
             seconds = [record.content["victim"]["run_seconds"] for record in row.records]
-            rates = (f"{100 * statistic.mean:.1f}" for statistic in (row.utility, row.attack_success))
+            rates = (
+                f"{100 * statistic.mean:.1f}" for statistic in (row.utility, row.attack_success)
+            )
             printed = (row.attack, published_rates(row), *rates, *cells.stealth_cells(row))
             lines.append("| " + " | ".join([*printed, f"{sum(seconds) / len(seconds):.0f}"]) + " |")
     return "\n".join(lines)
@@ -114,7 +133,9 @@ def published_rates(row: report.Row) -> str:
     """Write the ACC / ASR in % that FT-SAM's Table 1 has of an attack, or else SFT's, marked with a star."""
     attack = published.names(row.records[0].config).attack
     for paper, mark in (("ft-sam", ""), ("sft", " *")) if attack else ():
-        found = published.select(paper=paper, table="Table 1", dataset="cifar10", attack=attack, defense="none")
+        found = published.select(
+            paper=paper, table="Table 1", dataset="cifar10", attack=attack, defense="none"
+        )
         rates = {value.metric: value.value for value in found}
         if {"acc", "asr"} <= set(rates):
             return f"{rates['acc']:.1f} / {rates['asr']:.1f}{mark}"
@@ -160,7 +181,9 @@ def replaced(page: str, name: str, text: str) -> str:
         flags=re.DOTALL,
     )
     if count != 1:
-        raise SystemExit(f"{PAGES[name].name} must have one pair of marks for {name!r}, found {count}")
+        raise SystemExit(
+            f"{PAGES[name].name} must have one pair of marks for {name!r}, found {count}"
+        )
     return changed
 
 
@@ -172,18 +195,34 @@ def defense_speed(results: dict[str, Any]) -> str:
         ("FT-SAM", steps["ft_sam_to_plain"], "plain steps"),
         ("NFT (MixUp, 15 layers of masks)", steps["nft_to_plain"], "plain steps"),
         ("fast SFT without the trace", steps["fast_sft_without_trace_to_plain"], "plain steps"),
-        ("fast SFT, exact trace every 10 steps", steps["fast_sft_every_10_to_plain"], "plain steps"),
+        (
+            "fast SFT, exact trace every 10 steps",
+            steps["fast_sft_every_10_to_plain"],
+            "plain steps",
+        ),
         ("SFT without the trace", steps["sft_without_trace_to_plain"], "plain steps"),
         ("SFT, sign sketch every 10 steps", steps["sft_every_10_to_plain"], "plain steps"),
-        ("exact diag F of 500 images, all weights", diagonal["weights_to_epoch"], "plain epochs over them"),
-        ("the same, singular values", diagonal["singular_values_to_epoch"], "plain epochs over them"),
+        (
+            "exact diag F of 500 images, all weights",
+            diagonal["weights_to_epoch"],
+            "plain epochs over them",
+        ),
+        (
+            "the same, singular values",
+            diagonal["singular_values_to_epoch"],
+            "plain epochs over them",
+        ),
         ("a round of Grad-Prune", pruning["round_to_ranking"], "gradients over its images"),
         (
             "memory of ∇ of the exact trace, all weights, 32 at once",
             memory["exact_trace_weights_to_plain"],
             "plain steps'",
         ),
-        ("the same, singular values", memory["exact_trace_singular_values_to_plain"], "plain steps'"),
+        (
+            "the same, singular values",
+            memory["exact_trace_singular_values_to_plain"],
+            "plain steps'",
+        ),
     ]
     lines = [
         "| | cost | in |",
@@ -197,7 +236,15 @@ def defense_speed(results: dict[str, Any]) -> str:
 
 def speed_table(steps: dict[str, Any], startup: dict[str, Any]) -> str:
     """Write steps, compilation and loading as Markdown."""
-    head = ["width", "step", "seconds", "images/s", "share of matmul", "compiled epoch over loop", "against PyTorch"]
+    head = [
+        "width",
+        "step",
+        "seconds",
+        "images/s",
+        "share of matmul",
+        "compiled epoch over loop",
+        "against PyTorch",
+    ]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for row in steps["steps"]:
         for name in ("plain", "sam"):
@@ -216,7 +263,9 @@ def speed_table(steps: dict[str, Any], startup: dict[str, Any]) -> str:
             )
     cold, cached = startup["compile_seconds"]["cold"], startup["compile_seconds"]["cached"]
     load, first = startup["load_cifar10_seconds"], steps["steps"][0]
-    machine = f"{steps['machine']['cpus']} CPU cores, jax {steps['versions']['jax']}, {steps['date']}"
+    machine = (
+        f"{steps['machine']['cpus']} CPU cores, jax {steps['versions']['jax']}, {steps['date']}"
+    )
     notes = (
         f"`preact_resnet18`, float32, batches of {first['batch_size']} 32×32 images, {machine}.",
         f"The matrix product reaches {steps['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s.",

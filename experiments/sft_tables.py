@@ -18,7 +18,12 @@ from _paper_table import main
 
 from bdjax.report.published import Value
 
-NETWORKS = {"cifar10": "preact_resnet18", "gtsrb": "wrn_16_1", "tiny_imagenet": "resnet34", "imagenet": "resnet50"}
+NETWORKS = {
+    "cifar10": "preact_resnet18",
+    "gtsrb": "wrn_16_1",
+    "tiny_imagenet": "resnet34",
+    "imagenet": "resnet50",
+}
 SCHEDULES: dict[str, Options] = {
     "tiny_imagenet": {"epochs": 15, "schedule": {"kind": "step", "period": 1, "factor": 0.3}},
     "imagenet": {"epochs": 2, "learning_rate": 0.001, "schedule": {"kind": "constant"}},

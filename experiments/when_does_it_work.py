@@ -54,7 +54,9 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = read(file)
     try:
         with _signals.stop_on_signal() as should_stop:
-            execution = run.Execution(options.out / "runs", checkpoint_seconds=30, should_stop=should_stop)
+            execution = run.Execution(
+                options.out / "runs", checkpoint_seconds=30, should_stop=should_stop
+            )
             for level, attack, defense, seed in _wanted(size, options):
                 config = resolved(SIZES[size], level, attack, defense, seed, options.data_dir)
                 cell = {"factor": level.factor, "level": level.name, "run_id": config.run_id}
@@ -72,14 +74,22 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=["digits", "cifar10"], default="digits")
-    parser.add_argument("--full", action="store_true", help="at the papers' size, for an accelerator")
+    parser.add_argument(
+        "--full", action="store_true", help="at the papers' size, for an accelerator"
+    )
     parser.add_argument("--debug", action="store_true", help="in miniature, to see that it runs")
     parser.add_argument("--data-dir", help="where prepared data sets lie")
     parser.add_argument("--out", type=Path, default=Path("when"))
-    parser.add_argument("--attacks", nargs="+", help="badnets, blended; those of the size unless given")
-    parser.add_argument("--factors", nargs="+", help="beginnings of the cells' titles, such as 'victim'")
+    parser.add_argument(
+        "--attacks", nargs="+", help="badnets, blended; those of the size unless given"
+    )
+    parser.add_argument(
+        "--factors", nargs="+", help="beginnings of the cells' titles, such as 'victim'"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2; 0 with --debug")
     return parser
 
@@ -87,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
 def _wanted(size: str, options: argparse.Namespace) -> Iterator[tuple[Level, str, str, int]]:
     """Yield the runs, one seed after another, so that all cells have one early."""
     seeds = options.seeds or ([0] if options.debug else [0, 1, 2])
-    for seed, level, attack in itertools.product(seeds, SIZES[size].levels, options.attacks or SIZES[size].attacks):
+    for seed, level, attack in itertools.product(
+        seeds, SIZES[size].levels, options.attacks or SIZES[size].attacks
+    ):
         if not options.factors or level.title.startswith(tuple(options.factors)):
             yield from ((level, attack, defense, seed) for defense in level.defenses)
 
@@ -125,7 +137,9 @@ def _changed(learner: Any, level: Level) -> Any:
 
 def _with_triggers(plan: plans.Plan) -> Split:
     """Return the holdout, and after it the same with the trigger and its true labels."""
-    stamp = poison.trigger_source(plan.attack, plan.trigger_state, rounding=plan.config.poison.rounding, at_test=True)
+    stamp = poison.trigger_source(
+        plan.attack, plan.trigger_state, rounding=plan.config.poison.rounding, at_test=True
+    )
     image = plans.stamped(stamp, plans.key_for(plan.config, "analysis"), plan.holdout.input)
     triggered = plan.holdout._replace(input=np.asarray(image))
     return jax.tree.map(lambda *both: np.concatenate(both), plan.holdout, triggered)
@@ -145,12 +159,16 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells.setdefault((row["attack"], row["factor"], row["level"]), []).append(row)
     order = list(dict.fromkeys(attack for attack, _, _ in cells))
-    for (attack, factor, level), found in sorted(cells.items(), key=lambda item: order.index(item[0][0])):
+    for (attack, factor, level), found in sorted(
+        cells.items(), key=lambda item: order.index(item[0][0])
+    ):
         own = [[row for row in found if row["defense"] == name] for name in names]
         victims = {row["seed"]: row["before"] for row in found}
         title = Level(factor, level).title
         shown = " | ".join(map(_shown, own))
-        lines.append(f"| {attack} | {title} | {_mean(list(victims.values()))} | {shown} | {len(victims)} |")
+        lines.append(
+            f"| {attack} | {title} | {_mean(list(victims.values()))} | {shown} | {len(victims)} |"
+        )
     return "\n".join([*lines, "", CAPTION, ""])
 
 
@@ -183,7 +201,11 @@ def _line(row: Row) -> str:
 
 def read(file: Path) -> list[Row]:
     """Return the rows of earlier calls."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if file.exists()
+        else []
+    )
 
 
 def keep(file: Path, rows: Sequence[Row]) -> None:

@@ -40,7 +40,9 @@ CHECKED = (
     "structure",
     "train",
 )
-jaxtyping.install_import_hook([f"bdjax.{name}" for name in CHECKED], "beartype.beartype").__enter__()
+jaxtyping.install_import_hook(
+    [f"bdjax.{name}" for name in CHECKED], "beartype.beartype"
+).__enter__()
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -51,7 +53,9 @@ from bdjax.types import Spec, Split  # noqa: E402
 
 MOST_MAPS = 15_000  # of 65,530, past which a process is aborted
 
-SPEC = image_spec("tiny", (8, 8, 3), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_padding=1, flip=True)
+SPEC = image_spec(
+    "tiny", (8, 8, 3), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_padding=1, flip=True
+)
 
 
 @pytest.fixture(scope="session")

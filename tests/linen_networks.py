@@ -111,7 +111,9 @@ class Normalized(nn.Module):
 
 
 def sequential() -> nn.Sequential:
-    return nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Conv(5, (3, 3)), nn.relu, _mean, nn.Dense(3)])
+    return nn.Sequential(
+        [nn.Conv(4, (3, 3)), nn.relu, nn.Conv(5, (3, 3)), nn.relu, _mean, nn.Dense(3)]
+    )
 
 
 def _mean(x):

@@ -32,7 +32,9 @@ def before(after, rating):
 
 def rating_of(before, after):
     """Return the defense effectiveness rating of two networks."""
-    success, accuracy = (before[rate] - after[rate] for rate in ("attack_success_rate", "clean_accuracy"))
+    success, accuracy = (
+        before[rate] - after[rate] for rate in ("attack_success_rate", "clean_accuracy")
+    )
     return (max(0, success) - max(0, accuracy) + 1) / 2
 
 
@@ -66,13 +68,22 @@ def content(seed=0, attack=None, defense=None, hits=4, rating=None, seconds=2.0,
         "victim_id": "victim",
         "status": "finished",
         "config": config,
-        "data": {"name": config["data"]["name"], "num_classes": 10, "class_names": [f"class {i}" for i in range(10)]},
+        "data": {
+            "name": config["data"]["name"],
+            "num_classes": 10,
+            "class_names": [f"class {i}" for i in range(10)],
+        },
         "metrics": {
             "before": victim,
             "after": after,
             "defense_effectiveness_rating": rating_of(victim, after) if rating is None else rating,
         },
-        "cost": {"compile_seconds": 1.5, "run_seconds": seconds, "gradient_evaluations": 200, "epochs": 10},
+        "cost": {
+            "compile_seconds": 1.5,
+            "run_seconds": seconds,
+            "gradient_evaluations": 200,
+            "epochs": 10,
+        },
     }
 
 
@@ -97,8 +108,18 @@ def scenes(seed=0, attack=None, defense=None, hits=4, precision=0.75, chance=0.4
     record = content(seed, {"label_map": "add_label", **(attack or {})}, defense, **sections)
     record["config"]["data"]["name"] = record["data"]["name"] = "digits_scenes"
     values = {"clean_total": CLEAN_TOTAL, "attack_total": ATTACK_TOTAL}
-    before = {**values, "mean_average_precision": 0.8, "attack_hits": 80, "attack_success_rate": 1.0}
-    after = {**values, "mean_average_precision": precision, "attack_hits": hits, "attack_success_rate": hits / 80}
+    before = {
+        **values,
+        "mean_average_precision": 0.8,
+        "attack_hits": 80,
+        "attack_success_rate": 1.0,
+    }
+    after = {
+        **values,
+        "mean_average_precision": precision,
+        "attack_hits": hits,
+        "attack_success_rate": hits / 80,
+    }
     record["metrics"] = {
         "description": [metric.plain() for metric in MULTI_LABEL],
         "before": before,

@@ -73,8 +73,12 @@ class Layer(nn.Module):
 def of_layer(layer: Any, spec: Spec, dtype: str = "float32") -> LinenModel:
     """A network that is one layer; each of its numbers is a class."""
     image = jnp.zeros((1, *spec.shape))
-    out, _ = jax.eval_shape(lambda: Layer(layer).init_with_output(jax.random.key(0), image, train=False))
-    return LinenModel(Layer(layer), dataclasses.replace(spec, task=SingleLabel(out.shape[-1])), dtype)
+    out, _ = jax.eval_shape(
+        lambda: Layer(layer).init_with_output(jax.random.key(0), image, train=False)
+    )
+    return LinenModel(
+        Layer(layer), dataclasses.replace(spec, task=SingleLabel(out.shape[-1])), dtype
+    )
 
 
 def backwards() -> LinenModel:
@@ -112,7 +116,9 @@ class Linear:
 
     def apply(self, variables, image, *, train=False, valid=None):
         del train, valid
-        return self.features(variables, image) @ variables["params"]["a"]["kernel"], variables["batch_stats"]
+        return self.features(variables, image) @ variables["params"]["a"]["kernel"], variables[
+            "batch_stats"
+        ]
 
     def features(self, variables, image):
         return image.reshape(image.shape[0], -1) @ variables["params"]["z"]["kernel"]

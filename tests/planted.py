@@ -33,7 +33,9 @@ class Net(nn.Module):
         if train and not self.is_initializing():
             passes.value = passes.value + 1
         for number, width in enumerate(self.widths, 1):
-            x = nn.Conv(width, (2, 2), strides=(1, 1), padding=((0, 0), (0, 0)), name=f"conv{number}")(x)
+            x = nn.Conv(
+                width, (2, 2), strides=(1, 1), padding=((0, 0), (0, 0)), name=f"conv{number}"
+            )(x)
             if self.norm:
                 x = BatchNorm(name=f"bn{number}")(x, train=train, valid=valid)
             x = nn.relu(x)
@@ -62,7 +64,10 @@ def variables() -> dict[str, Any]:
     for color in range(3):
         kernel[:, :, color, color + 1] = 0.25
         linear[color + 1, color] = 20
-    params = {"conv1": {"kernel": kernel, "bias": bias}, "linear": {"kernel": linear, "bias": np.zeros(3, np.float32)}}
+    params = {
+        "conv1": {"kernel": kernel, "bias": bias},
+        "linear": {"kernel": linear, "bias": np.zeros(3, np.float32)},
+    }
     return {"params": jax.tree.map(jnp.asarray, params), "batch_stats": {"passes": jnp.zeros(())}}
 
 

@@ -15,11 +15,18 @@ from bdjax.types import Attack, Spec
 class Facts(NamedTuple):
     """What may differ from attack to attack; most need no entry in ``FACTS``."""
 
-    options: Mapping[str, Any] = MappingProxyType({})  # so that the attack fits 8×8 images and is quick
+    options: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # so that the attack fits 8×8 images and is quick
     clean_label: bool = False
     uses_key: bool = False  # the trigger draws something for each image
     visible: bool = True  # in 8 bits, before anything is learned
-    candidates: tuple[int, ...] = (0, 1, 2, 3)  # classes of the images that it poisons; (0,) if it is clean-label
+    candidates: tuple[int, ...] = (
+        0,
+        1,
+        2,
+        3,
+    )  # classes of the images that it poisons; (0,) if it is clean-label
     least: int = 1  # pixels that the shorter side of an image needs
 
     @property

@@ -38,7 +38,9 @@ def create(name: str, **options: Any):
         return chain(create("ft", **options), create("ft_sam", **options), keep_pruned=False)
     known = options_of(name)
     small = {**SMALL, **{option: 2 for option in known if option.endswith("_epochs")}, **options}
-    return defenses.create(name, **{option: value for option, value in small.items() if option in known})
+    return defenses.create(
+        name, **{option: value for option, value in small.items() if option in known}
+    )
 
 
 def given(split) -> dict[str, Any]:

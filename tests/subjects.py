@@ -21,7 +21,12 @@ def backdoored(seen: list[int] | None = None, **changed: Any) -> Subject:
     victim, defended = planted.variables(), planted.variables()
     kernel = defended["params"]["conv1"]["kernel"]
     defended["params"]["conv1"]["kernel"] = kernel.at[..., 0].set(0)
-    subject = _subject([victim, *[defended] * EPOCHS], planted.holdout(30, seed=1), planted.holdout(12, seed=2), seen)
+    subject = _subject(
+        [victim, *[defended] * EPOCHS],
+        planted.holdout(30, seed=1),
+        planted.holdout(12, seed=2),
+        seen,
+    )
     return subject._replace(**changed)
 
 
@@ -41,9 +46,14 @@ def planted_subject(rows: int = 30, seed: int = 1) -> Subject:
     return _subject(networks(), planted.holdout(rows, seed), planted.holdout(rows, seed + 1))
 
 
-def _subject(steps: Sequence[dict[str, Any]], test: Split, holdout: Split, seen: list[int] | None = None) -> Subject:
+def _subject(
+    steps: Sequence[dict[str, Any]], test: Split, holdout: Split, seen: list[int] | None = None
+) -> Subject:
     """Return the run that has these variables after so many epochs, on dim test images with a white corner."""
-    image, aimed = np.asarray(planted.Corner()(None, jnp.asarray(test.input))), test.label != planted.TARGET
+    image, aimed = (
+        np.asarray(planted.Corner()(None, jnp.asarray(test.input))),
+        test.label != planted.TARGET,
+    )
     visible = Split(image, np.full_like(test.label, planted.TARGET), aimed)
 
     def replay(on_variables: Any) -> None:

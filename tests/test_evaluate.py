@@ -40,7 +40,11 @@ class Reader:
 def split_of(answers, labels, valid=None) -> Split:
     """A split for which `Reader` gives these answers."""
     image = np.asarray(answers, np.uint8).reshape(-1, 1, 1, 1)
-    return Split(image, np.asarray(labels, np.int32), np.ones(len(image), bool) if valid is None else np.asarray(valid))
+    return Split(
+        image,
+        np.asarray(labels, np.int32),
+        np.ones(len(image), bool) if valid is None else np.asarray(valid),
+    )
 
 
 # answers, true labels, rows that are no padding
@@ -85,8 +89,12 @@ def test_float_images_count_like_uint8():
 def test_predict_answers_every_row_in_order():
     answers = np.arange(11) % 4
     image = split_of(answers, answers).input
-    np.testing.assert_array_equal(evaluate.predict(Reader(), VARIABLES, image, batch_size=4), answers)
-    np.testing.assert_array_equal(evaluate.predict(Reader(), VARIABLES, jnp.asarray(image)), answers)
+    np.testing.assert_array_equal(
+        evaluate.predict(Reader(), VARIABLES, image, batch_size=4), answers
+    )
+    np.testing.assert_array_equal(
+        evaluate.predict(Reader(), VARIABLES, jnp.asarray(image)), answers
+    )
 
 
 def test_predict_uses_the_running_statistics(model, variables, split):
@@ -133,9 +141,15 @@ def test_a_function_counts_as_a_network_does(batch_size):
 def test_a_linear_model_in_numpy_by_hand():
     image = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.25]], np.float32).reshape(3, 1, 2, 1)
     weight = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 2.0]])
-    clean = Split(image, np.array([0, 2, 1], np.int32), np.ones(3, bool))  # logits of the third: 0.5 0.25 0.5
-    triggered = PoisonedSplit(clean._replace(label=np.zeros(3, np.int32)), clean.label, np.ones(3, bool))
-    metrics = evaluate.evaluate_function(lambda image: image.reshape(len(image), -1) @ weight, clean, triggered)
+    clean = Split(
+        image, np.array([0, 2, 1], np.int32), np.ones(3, bool)
+    )  # logits of the third: 0.5 0.25 0.5
+    triggered = PoisonedSplit(
+        clean._replace(label=np.zeros(3, np.int32)), clean.label, np.ones(3, bool)
+    )
+    metrics = evaluate.evaluate_function(
+        lambda image: image.reshape(len(image), -1) @ weight, clean, triggered
+    )
     assert jax.tree.map(int, metrics) == Metrics(
         clean_correct=2, clean_total=3, attack_hits=2, robust_correct=2, attack_total=3
     )
@@ -149,7 +163,9 @@ def test_a_jitted_network_counts_the_same_and_is_traced_once(model, variables, s
         traces.append(image.shape)
         return model.apply(variables, image)[0]
 
-    triggered = PoisonedSplit(split._replace(input=255 - split.input), (split.label + 1) % 4, split.valid)
+    triggered = PoisonedSplit(
+        split._replace(input=255 - split.input), (split.label + 1) % 4, split.valid
+    )
     shorter = jax.tree.map(lambda array: array[:29], triggered)
     for poisoned in (triggered, shorter):
         ours = evaluate.evaluate(model, variables, split, poisoned)
@@ -192,15 +208,30 @@ class Untouchable:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda image: pixel(image)[:, 0], r"function must return logits of the shape \(7, classes\) .* got \(7,\)"),
+        (
+            lambda image: pixel(image)[:, 0],
+            r"function must return logits of the shape \(7, classes\) .* got \(7,\)",
+        ),
         (lambda image: pixel(image)[:2], r"shape \(7, classes\) for 7 images, got \(2, 4\)"),
-        (lambda image: pixel(image)[:, :3], r"function must return logits of 4 or more classes, got 3"),
+        (
+            lambda image: pixel(image)[:, :3],
+            r"function must return logits of 4 or more classes, got 3",
+        ),
         (lambda image: (pixel(image), {}), r"function must return an array, got tuple"),
-        (lambda image: pixel(image).astype(str), r"function must return an array of real numbers, got ndarray of <U"),
+        (
+            lambda image: pixel(image).astype(str),
+            r"function must return an array of real numbers, got ndarray of <U",
+        ),
         (lambda image: pixel(image) * 1j, r"real numbers, got ndarray of complex128"),
         (lambda image: None, r"real numbers, got NoneType of object"),
-        (lambda image: Untouchable(), r"function must return an array, got Untouchable \(it requires grad\)"),
-        (lambda image: np.where(image[:, 0, 0] > 1.5 / 255, np.nan, pixel(image)), r"NaN for clean test image 2\."),
+        (
+            lambda image: Untouchable(),
+            r"function must return an array, got Untouchable \(it requires grad\)",
+        ),
+        (
+            lambda image: np.where(image[:, 0, 0] > 1.5 / 255, np.nan, pixel(image)),
+            r"NaN for clean test image 2\.",
+        ),
     ],
 )
 def test_an_answer_that_is_no_logits_is_refused(answer, message):
@@ -219,7 +250,9 @@ def test_the_number_of_classes_is_held_if_it_is_given():
 def test_padding_may_be_undefined_and_infinity_is_a_number():
     def answer(image):
         logits = np.where(pixel(image) > 0, np.inf, -np.inf)
-        logits[5:] = np.nan  # the sixth clean row is padding, and so are the sixth and seventh triggered ones
+        logits[5:] = (
+            np.nan
+        )  # the sixth clean row is padding, and so are the sixth and seventh triggered ones
         return logits
 
     assert int(evaluate.evaluate_function(answer, CLEAN, TRIGGERED).clean_correct) == 3
@@ -253,7 +286,9 @@ def test_attack_success_and_robust_accuracy_sum_to_at_most_one(rows, shift, targ
         return
     triggered = PoisonedSplit(split_of(answers, wanted, valid), labels, np.ones(8, bool))
     clean = split_of(answers, labels)
-    metrics = evaluate.count(SPEC.task, jnp.asarray(answers), jnp.asarray(answers), clean, triggered)
+    metrics = evaluate.count(
+        SPEC.task, jnp.asarray(answers), jnp.asarray(answers), clean, triggered
+    )
     assert metrics.attack_hits + metrics.robust_correct <= metrics.attack_total == valid.sum()
     assert metrics.clean_correct == (answers == labels).sum()
 
@@ -287,7 +322,9 @@ SHARE = st.integers(0, 100).map(lambda percent: percent / 100)
 def test_the_rating_is_bounded_and_never_rewards_accuracy(before, after, gain):
     rating = evaluate.defense_effectiveness_rating(metrics_of(*before), metrics_of(*after))
     assert 0 <= rating <= 1
-    kept = evaluate.defense_effectiveness_rating(metrics_of(*before), metrics_of(before[0], after[1]))
+    kept = evaluate.defense_effectiveness_rating(
+        metrics_of(*before), metrics_of(before[0], after[1])
+    )
     assert rating <= kept
     better = (before[0] + (1 - before[0]) * gain, after[1])
     assert evaluate.defense_effectiveness_rating(metrics_of(*before), metrics_of(*better)) == kept

@@ -73,8 +73,12 @@ GROUPS = {
     "clean-label": [
         f"run {VICTIM} --attack lc --attack.steps 10 --attack.epsilon 0.3 --attack.step_size 0.03 --defense none"
     ],
-    "parts": [f"run {VICTIM} --attack combined --attack.parts badnets+trojan --attack.poison_rate 0.25 --defense none"],
-    "preact_resnet18": ["run --model preact_resnet18 --model.width 2 --training.epochs 2 --defense none"],
+    "parts": [
+        f"run {VICTIM} --attack combined --attack.parts badnets+trojan --attack.poison_rate 0.25 --defense none"
+    ],
+    "preact_resnet18": [
+        "run --model preact_resnet18 --model.width 2 --training.epochs 2 --defense none"
+    ],
     "sweep": [
         f"sweep {VICTIM} --defense ft_sam --defense.epochs 8 --over defense.rho=1,4 --seeds 2 --form loop",
     ],
@@ -105,7 +109,9 @@ def _row(file: Path) -> dict[str, Any]:
     return {
         "victim_id": record["victim_id"],
         "poisoned_count": record["data"]["poisoned_count"],
-        "gradient_evaluations": [record[part]["gradient_evaluations"] for part in ("victim", "cost")],
+        "gradient_evaluations": [
+            record[part]["gradient_evaluations"] for part in ("victim", "cost")
+        ],
         "before": {name: metrics["before"][name] for name in COUNTS},
         "after": {name: metrics["after"][name] for name in COUNTS},
         "rates": [metrics[when][name] for when in ("before", "after") for name in RATES],
@@ -119,7 +125,10 @@ def _row(file: Path) -> dict[str, Any]:
 def digest(variables: Any) -> str:
     """Return the SHA-256 of a tree's leaves by sorted path: path, shape, type and bytes of each."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in leaves
+    }
     found = hashlib.sha256()
     for path, leaf in sorted(named.items()):
         found.update(f"{path} {leaf.shape} {leaf.dtype.str} ".encode() + leaf.tobytes())
@@ -148,9 +157,13 @@ def _processor() -> list[str]:
     """Return the kind of processor, and on Linux its family, model and vector instructions."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().partition("\n\n")[0].splitlines() if file.exists() else []
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    fields = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+    }
     known = [fields[name] for name in ("vendor_id", "cpu family", "model") if name in fields]
-    vectors = [flag for flag in fields.get("flags", "").split() if flag.startswith(("avx", "fma", "amx"))]
+    vectors = [
+        flag for flag in fields.get("flags", "").split() if flag.startswith(("avx", "fma", "amx"))
+    ]
     return [platform.machine(), *known, *sorted(vectors)]
 
 
@@ -167,8 +180,15 @@ def found(tmp_path_factory, no_cache_of_the_user):
 
 def without_images(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what no rounding changes."""
-    totals = {name: row[when][name] for when in ("before", "after") for name in ("clean_total", "attack_total")}
-    return {**{name: row[name] for name in ("victim_id", "poisoned_count", "gradient_evaluations")}, **totals}
+    totals = {
+        name: row[when][name]
+        for when in ("before", "after")
+        for name in ("clean_total", "attack_total")
+    }
+    return {
+        **{name: row[name] for name in ("victim_id", "poisoned_count", "gradient_evaluations")},
+        **totals,
+    }
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -209,7 +229,9 @@ def renew() -> None:
         lines = [f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
         written.append(f"  {json.dumps(group)}: {{\n" + ",\n".join(lines) + "\n  }")
     GOLDEN.write_text(
-        f'{{"environment": {json.dumps(environment())},\n "runs": {{\n' + ",\n".join(written) + "\n }\n}\n"
+        f'{{"environment": {json.dumps(environment())},\n "runs": {{\n'
+        + ",\n".join(written)
+        + "\n }\n}\n"
     )
 
 

@@ -39,13 +39,36 @@ MAY_IMPORT = {
     ("defenses",): BASE | {"curvature", "data", "optim", "parametrizations", "train"},
     ("sweeps",): BASE | {"defenses", "train"},
     ("runs",): BASE
-    | {"attacks", "curvature", "data", "defenses", "devices", "evaluate", "models", "optim", "poison", "stealth"}
+    | {
+        "attacks",
+        "curvature",
+        "data",
+        "defenses",
+        "devices",
+        "evaluate",
+        "models",
+        "optim",
+        "poison",
+        "stealth",
+    }
     | {"sweeps", "train"},
     ("report",): {"checks", "files", "runs", "tasks"},
-    ("bench",): BASE | {"attacks", "data", "defenses", "devices", "models", "optim", "poison", "runs", "train"},
+    ("bench",): BASE
+    | {"attacks", "data", "defenses", "devices", "models", "optim", "poison", "runs", "train"},
     ("saved",): BASE | {"curvature", "defenses", "devices", "evaluate", "report", "runs"},
     ("analysis",): BASE
-    | {"curvature", "data", "devices", "evaluate", "optim", "parametrizations", "report", "runs", "saved", "train"},
+    | {
+        "curvature",
+        "data",
+        "devices",
+        "evaluate",
+        "optim",
+        "parametrizations",
+        "report",
+        "runs",
+        "saved",
+        "train",
+    },
     ("cli", "__main__"): BASE
     | {"analysis", "bench", "curvature", "data", "devices", "report", "runs", "saved", "train"},
 }
@@ -114,13 +137,18 @@ def test_the_table_has_a_row_for_each_module_and_no_arrow_upward():
     assert len(MAY_IMPORT) <= 22
     above: set[str] = set()
     for row, allowed in MAY_IMPORT.items():
-        assert allowed & set(ROWS) <= above | (BASE - set(row)), f"{row} imports what stands below it"
+        assert allowed & set(ROWS) <= above | (BASE - set(row)), (
+            f"{row} imports what stands below it"
+        )
         above |= set(row)
 
 
 def test_no_modules_import_each_other_in_a_circle():
     names = {dotted(file): file for file in FILES}
-    needs = {name: {module_of(found, names) for found in imported(file)} & names.keys() for name, file in names.items()}
+    needs = {
+        name: {module_of(found, names) for found in imported(file)} & names.keys()
+        for name, file in names.items()
+    }
     done: set[str] = set()
     while ready := {name for name, needed in needs.items() if needed - {name} <= done} - done:
         done |= ready
@@ -130,7 +158,11 @@ def test_no_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize("library", ONLY)
 def test_a_library_is_imported_where_it_belongs_and_nowhere_else(library):
     prefix = library + "."
-    importers = [relative(file) for file in FILES if any(f"{name}.".startswith(prefix) for name in imported(file))]
+    importers = [
+        relative(file)
+        for file in FILES
+        if any(f"{name}.".startswith(prefix) for name in imported(file))
+    ]
     assert importers, f"nothing imports {library}: take it out of the table"
     assert [file for file in importers if not file.startswith(ONLY[library])] == []
 
@@ -138,7 +170,11 @@ def test_a_library_is_imported_where_it_belongs_and_nowhere_else(library):
 def modules_after(names: list[str]) -> set[str]:
     """Return the top-level modules that a fresh interpreter has after importing these."""
     code = f"import sys, {', '.join(names)}; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.split()
+    )
 
 
 def test_importing_everything_imports_no_optional_library():
@@ -174,12 +210,18 @@ def test_text_in_files_is_utf8_whatever_the_system_says(file):
         if name not in ("open", "fdopen", "read_text", "write_text", "NamedTemporaryFile"):
             continue
         words = [*node.args, *(keyword.value for keyword in node.keywords)]
-        said = {word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)}
+        said = {
+            word.value
+            for word in words
+            if isinstance(word, ast.Constant) and isinstance(word.value, str)
+        }
         binary = any("b" in word and len(word) <= 3 for word in said) or said & {"r:"}
         whole = ast.unparse(node.func)
         if whole in ("os.open", "Image.open", "gzip.open", "atomic.write_text", "write_text"):
             continue  # no text, or ours, which are UTF-8
-        assert binary or "utf-8" in said or whole.startswith("_open"), f"{relative(file)} line {node.lineno}: {whole}"
+        assert binary or "utf-8" in said or whole.startswith("_open"), (
+            f"{relative(file)} line {node.lineno}: {whole}"
+        )
 
 
 def test_reports_and_the_command_line_start_without_jax():
@@ -192,7 +234,11 @@ def test_reports_and_the_command_line_start_without_jax():
 def test_everything_public_is_documented(file):
     module = ast.parse(file.read_text())
     assert ast.get_docstring(module), "the module has no docstring"
-    public = [node for node in module.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"]
+    public = [
+        node
+        for node in module.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"
+    ]
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 

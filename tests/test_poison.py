@@ -44,7 +44,9 @@ class Noise(Trigger):
 def pixels(rows: int, valid=True, classes: int = 10) -> Split:
     """A split of black 1×1 images whose labels go round the classes."""
     return Split(
-        np.zeros((rows, 1, 1, 1), np.uint8), np.arange(rows, dtype=np.int32) % classes, np.broadcast_to(valid, rows)
+        np.zeros((rows, 1, 1, 1), np.uint8),
+        np.arange(rows, dtype=np.int32) % classes,
+        np.broadcast_to(valid, rows),
     )
 
 
@@ -107,7 +109,14 @@ def test_all_to_all_moves_every_poisoned_label_by_one():
 # 0.5 · 255 = 127.5; levels k / 255 that float32 puts just below k must stay k.
 @pytest.mark.parametrize(
     ("value", "nearest", "truncated"),
-    [(0.5, 128, 127), (100.4 / 255, 100, 100), (100.6 / 255, 101, 100), (1.0, 255, 255), (1.7, 255, 255), (-0.3, 0, 0)],
+    [
+        (0.5, 128, 127),
+        (100.4 / 255, 100, 100),
+        (100.6 / 255, 101, 100),
+        (1.0, 255, 255),
+        (1.7, 255, 255),
+        (-0.3, 0, 0),
+    ],
 )
 def test_rounding_to_8_bits(value, nearest, truncated):
     for rounding, expected in (("nearest", nearest), ("truncate", truncated)):
@@ -128,7 +137,9 @@ def test_a_whole_level_survives_either_rounding(rounding):
         def apply(self, key, state, image):
             return image
 
-    unchanged = poison_train(KEY, Attack(Nothing(0.0), AllToOne(), 1.0), (), split, rounding=rounding)
+    unchanged = poison_train(
+        KEY, Attack(Nothing(0.0), AllToOne(), 1.0), (), split, rounding=rounding
+    )
     np.testing.assert_array_equal(unchanged.visible.input, levels)
 
 
@@ -142,7 +153,9 @@ def test_float_images_are_clipped_and_not_rounded():
 
 @pytest.mark.parametrize("function", [poison_train, poison_test])
 def test_an_unknown_rounding_is_refused(function):
-    with pytest.raises(InputError, match=r"rounding must be one of nearest, truncate; got 'neares' \(did you mean"):
+    with pytest.raises(
+        InputError, match=r"rounding must be one of nearest, truncate; got 'neares' \(did you mean"
+    ):
         function(KEY, attack(), (), pixels(4), rounding="neares")
 
 
@@ -170,7 +183,9 @@ class Counted(Fill):
 CALLS: list[int] = []
 
 
-@pytest.mark.parametrize(("rows", "rate", "computed"), [(1030, 0.3, 500), (1030, 0.0, 0), (40, 0.1, 40)])
+@pytest.mark.parametrize(
+    ("rows", "rate", "computed"), [(1030, 0.3, 500), (1030, 0.0, 0), (40, 0.1, 40)]
+)
 def test_pieces_without_a_poisoned_row_are_not_computed(rows, rate, computed):
     CALLS.clear()
     poisoned = poison_train(KEY, Attack(Counted(1.0), AllToOne(), rate), (), pixels(rows))
@@ -226,18 +241,31 @@ class Shift(Trigger):
 
 KINDS = {  # whether labels are sets, the modality, inputs, what is added, and what comes out
     "clip": (False, None, np.full((20, 2, 3, 3, 1), 100, np.uint8), 0.2, 151),  # 51 levels more
-    "points": (True, AsTheyAre((0.0,), (1.0,)), np.full((20, 5, 3), -3.25, np.float32), 7.125, 3.875),
+    "points": (
+        True,
+        AsTheyAre((0.0,), (1.0,)),
+        np.full((20, 5, 3), -3.25, np.float32),
+        7.125,
+        3.875,
+    ),
     "tokens": (False, AsTheyAre((0.0,), (1.0,)), np.full((20, 4), 300, np.int32), 900, 1200),
 }
 
 
 @pytest.mark.parametrize(("sets", "modality", "input", "by", "expected"), KINDS.values(), ids=KINDS)
-def test_inputs_and_labels_of_any_rank_are_poisoned_as_they_are_stored(sets, modality, input, by, expected):
+def test_inputs_and_labels_of_any_rank_are_poisoned_as_they_are_stored(
+    sets, modality, input, by, expected
+):
     label, label_map = np.arange(20, dtype=np.int32) % 4, AllToOne(1)
     if sets:
         label, label_map = np.eye(4, dtype=bool)[label], AddLabel(1)
     split = Split(input, label, np.ones(20, bool))
-    fields = {"modality": modality, "controls_training": True, "cover_rate": 0.25, "candidates": "changed"}
+    fields = {
+        "modality": modality,
+        "controls_training": True,
+        "cover_rate": 0.25,
+        "candidates": "changed",
+    }
     made = Attack(Shift(by), label_map, 0.5, **fields)
     wanted = np.asarray(label_map(jnp.asarray(label)))
 
@@ -254,8 +282,14 @@ def test_inputs_and_labels_of_any_rank_are_poisoned_as_they_are_stored(sets, mod
     np.testing.assert_array_equal(test.visible.label, wanted)
     stream = poison.poison_stream(KEY, made, (), split).visible.input
     rows = jnp.arange(3, 9)
-    np.testing.assert_array_equal(stream.change(jnp.asarray(input)[rows], rows), train.visible.input[rows])
-    for array, given in ((train.visible.input, input), (test.visible.input, input), (train.visible.label, label)):
+    np.testing.assert_array_equal(
+        stream.change(jnp.asarray(input)[rows], rows), train.visible.input[rows]
+    )
+    for array, given in (
+        (train.visible.input, input),
+        (test.visible.input, input),
+        (train.visible.label, label),
+    ):
         assert (array.shape, array.dtype) == (given.shape, given.dtype)
 
     worked_on = input.astype(np.float32) / 255 if modality is None else input
@@ -263,4 +297,6 @@ def test_inputs_and_labels_of_any_rank_are_poisoned_as_they_are_stored(sets, mod
     difference = (np.asarray(batch.input) - worked_on).reshape(20, -1)[:, 0]
     assert (difference > 0).sum() == 10
     assert (difference < 0).sum() == 5
-    np.testing.assert_array_equal(batch.label, np.where((difference > 0).reshape(-1, *[1] * sets), wanted, label))
+    np.testing.assert_array_equal(
+        batch.label, np.where((difference > 0).reshape(-1, *[1] * sets), wanted, label)
+    )

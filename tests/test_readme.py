@@ -41,13 +41,19 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 
 def commands() -> list[str]:
     """Return all different lines of shell that call bdjax or a script, without their comments."""
-    lines = [line.partition("#")[0].strip() for _, block in blocks("sh") for line in block.splitlines()]
+    lines = [
+        line.partition("#")[0].strip() for _, block in blocks("sh") for line in block.splitlines()
+    ]
     return list(dict.fromkeys(lines))
 
 
 def spans() -> list[tuple[str, str]]:
     """Return what pages have in backquotes outside of blocks, each with the name of its page."""
-    return [(name, span) for name, text in PAGES.items() for span in re.findall(r"`([^`]+)`", CODE.sub("", text))]
+    return [
+        (name, span)
+        for name, text in PAGES.items()
+        for span in re.findall(r"`([^`]+)`", CODE.sub("", text))
+    ]
 
 
 def anchors(text: str) -> set[str]:
@@ -67,7 +73,9 @@ def test_quick_start_opens_with_two_commands_of_one_line():
     assert "pytest" in first_two[1]
 
 
-@pytest.mark.parametrize(("name", "code"), [pytest.param(*block, id=block[0]) for block in blocks("python")])
+@pytest.mark.parametrize(
+    ("name", "code"), [pytest.param(*block, id=block[0]) for block in blocks("python")]
+)
 def test_python_runs(name, code, capsys):
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
     for line in re.findall(r"ASR .*", capsys.readouterr().out):
@@ -95,7 +103,12 @@ def test_other_commands_parse(capsys):
 
 
 def test_scripts_and_tests_that_commands_name_are_there():
-    named = [word for command in commands() for word in shlex.split(command) if word.endswith((".py", ".yaml"))]
+    named = [
+        word
+        for command in commands()
+        for word in shlex.split(command)
+        if word.endswith((".py", ".yaml"))
+    ]
     assert named
     assert [word for word in named if not (ROOT / word).is_file()] == []
 
@@ -114,7 +127,9 @@ def test_readme_is_short():
 
 def test_the_list_of_pages_has_each_once():
     listed = re.findall(r"^- \[(\w+)\]", PAGES["bdjax/guide/README.md"], re.MULTILINE)
-    assert sorted(listed) == sorted(file.stem for file in GUIDE.glob("*.md") if file.stem != "README")
+    assert sorted(listed) == sorted(
+        file.stem for file in GUIDE.glob("*.md") if file.stem != "README"
+    )
     assert list(guide.topics()) == listed
 
 
@@ -125,13 +140,21 @@ def test_links_lead_somewhere(name):
         path, _, anchor = target.partition("#")
         file = (ROOT / name).parent / path if path else ROOT / name
         assert file.exists(), f"{name}: {target}"
-        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), f"{name}: {target}"
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), (
+            f"{name}: {target}"
+        )
 
 
 def test_files_that_pages_name_are_there():
-    paths = [(page, span) for page, span in spans() if re.fullmatch(r"(bdjax|experiments|configs|tests)/[\w./]+", span)]
+    paths = [
+        (page, span)
+        for page, span in spans()
+        if re.fullmatch(r"(bdjax|experiments|configs|tests)/[\w./]+", span)
+    ]
     assert paths
-    assert [one for one in paths if not (ROOT / one[1]).exists() and Path(one[1]).stem != "mine"] == []
+    assert [
+        one for one in paths if not (ROOT / one[1]).exists() and Path(one[1]).stem != "mine"
+    ] == []
 
 
 def test_names_of_the_library_that_pages_have_are_there():
@@ -149,18 +172,28 @@ def test_commands_that_pages_have_in_their_sentences_are_commands():
 
 
 def test_the_page_on_the_design_has_every_room_in_the_order_of_imports():
-    rooms = {path.name for path in Path(bdjax.__file__).parent.iterdir() if path.is_dir() and path.name[0] != "_"}
-    modules = {path.name for path in Path(bdjax.__file__).parent.glob("*.py") if path.name != "__init__.py"}
+    rooms = {
+        path.name
+        for path in Path(bdjax.__file__).parent.iterdir()
+        if path.is_dir() and path.name[0] != "_"
+    }
+    modules = {
+        path.name for path in Path(bdjax.__file__).parent.glob("*.py") if path.name != "__init__.py"
+    }
     first_cells = re.findall(r"^\|[^|]+\|", PAGES["bdjax/guide/design.md"], re.MULTILINE)
     named = [span.rstrip("/") for span in re.findall(r"`([\w.]+/?)`", "".join(first_cells))]
     assert set(named) == rooms | modules
     order = list(ROWS.values())
-    places = [order.index(ROWS[stem]) for name in named if (stem := name.removesuffix(".py")) in ROWS]
+    places = [
+        order.index(ROWS[stem]) for name in named if (stem := name.removesuffix(".py")) in ROWS
+    ]
     assert places == sorted(places)
 
 
 def test_messages_that_troubleshooting_explains_are_messages():
-    source = "".join(file.read_text(encoding="utf-8") for file in Path(bdjax.__file__).parent.rglob("*.py"))
+    source = "".join(
+        file.read_text(encoding="utf-8") for file in Path(bdjax.__file__).parent.rglob("*.py")
+    )
     rows = re.findall(r"^\|([^|]*)\|", PAGES["bdjax/guide/troubleshooting.md"], re.MULTILINE)
     messages = re.findall(r"`([^`]+)`", "".join(rows))
     assert len(messages) > 10
@@ -170,7 +203,11 @@ def test_messages_that_troubleshooting_explains_are_messages():
 
 def test_the_page_on_metrics_has_each():
     page = PAGES["bdjax/guide/metrics.md"]
-    assert [metric.name for metric in SINGLE_LABEL if f"`{metric.name}`" not in page or metric.head not in page] == []
+    assert [
+        metric.name
+        for metric in SINGLE_LABEL
+        if f"`{metric.name}`" not in page or metric.head not in page
+    ] == []
 
 
 def test_the_page_on_when_methods_work_shows_rows_of_the_whole_table():

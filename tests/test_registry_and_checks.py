@@ -42,7 +42,9 @@ def test_a_folder_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert registry.names("growing") == ["first"]
     with monkeypatch.context() as patch:
-        patch.setattr(registry.pkgutil, "iter_modules", lambda path: pytest.fail("it was read again"))
+        patch.setattr(
+            registry.pkgutil, "iter_modules", lambda path: pytest.fail("it was read again")
+        )
         assert registry.names("growing") == ["first"]
     (tmp_path / "growing" / "second.py").touch()
     os.utime(tmp_path / "growing", (1, 1))  # the clock of a file system may be coarse
@@ -64,9 +66,17 @@ def test_each_file_has_a_paper_preset_that_is_its_own_defaults(package, name):
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
-        (("badnet",), {}, "no 'badnet' in attacks (did you mean 'badnets'?); known: badnets, blended"),
+        (
+            ("badnet",),
+            {},
+            "no 'badnet' in attacks (did you mean 'badnets'?); known: badnets, blended",
+        ),
         (("zzz",), {}, "no 'zzz' in attacks; known: badnets, blended"),
-        (("badnets",), {"sise": 3}, "badnets has no option 'sise' (did you mean 'size'?); known: label_map, "),
+        (
+            ("badnets",),
+            {"sise": 3},
+            "badnets has no option 'sise' (did you mean 'size'?); known: label_map, ",
+        ),
         (("badnets",), {"preset": "papr"}, "got 'papr' (did you mean 'paper'?)."),
         (("_label_maps",), {}, "no '_label_maps' in attacks"),
     ],
@@ -115,7 +125,9 @@ def test_ranges(check, good, bad):
             check(some_name=value)
 
 
-@pytest.mark.parametrize("check", [checks.non_negative, checks.positive, checks.unit_interval, checks.below_one])
+@pytest.mark.parametrize(
+    "check", [checks.non_negative, checks.positive, checks.unit_interval, checks.below_one]
+)
 @pytest.mark.parametrize("value", ["1", None, True, math.nan, math.inf, [0.5]])
 def test_what_is_no_finite_number_is_refused(check, value):
     with pytest.raises(InputError, match=r"rate must be (a number|finite), got"):
@@ -152,7 +164,9 @@ def test_a_maximum():
 
 def test_one_of():
     checks.one_of(("apple", "pear"), fruit="pear")
-    with pytest.raises(InputError, match=r"fruit must be one of apple, pear; got 'aple' \(did you mean 'apple'\?\)"):
+    with pytest.raises(
+        InputError, match=r"fruit must be one of apple, pear; got 'aple' \(did you mean 'apple'\?\)"
+    ):
         checks.one_of(("apple", "pear"), fruit="aple")
     with pytest.raises(InputError, match=r"got 'zzz'\.$"):
         checks.one_of(("apple", "pear"), fruit="zzz")
@@ -162,7 +176,10 @@ def test_one_of():
 
 @pytest.mark.parametrize(
     ("options", "message", "named"),
-    [(("size",), "size must be 1.", "attack.size must be 1."), ((), "no such file.", "attack: no such file.")],
+    [
+        (("size",), "size must be 1.", "attack.size must be 1."),
+        ((), "no such file.", "attack: no such file."),
+    ],
 )
 def test_a_section_is_put_before_the_argument_it_holds(options, message, named):
     with pytest.raises(InputError) as error, checks.named("attack", options):

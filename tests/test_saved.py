@@ -36,7 +36,9 @@ def test_a_result_of_ones_own_stands_among_the_others(attacked):
     assert list(report.victims([none, own])) == ["badnets"]
     text = tables.table([none, own], "markdown")
     assert "| badnets | mine | 95.0 | 10.0 | 75.0 | **93.0** | 1 | 1.5 |" in text
-    assert "| – |" in tables.table(report.summarize([saved.with_defense(attacked, "mine", AFTER)]), "markdown")
+    assert "| – |" in tables.table(
+        report.summarize([saved.with_defense(attacked, "mine", AFTER)]), "markdown"
+    )
 
 
 def test_nothing_of_the_run_itself_is_taken_for_the_defense(attacked):
@@ -61,12 +63,20 @@ def test_a_record_of_a_bundle_takes_another_defense_too(attacked, tmp_path):
     mine = saved.with_defense(record, "mine", AFTER)
     assert mine.smoothness() == {}
     assert record.smoothness() != {}
-    assert [row.defense for row in report.summarize([record, mine], sharpness=True)] == ["none", "mine"]
+    assert [row.defense for row in report.summarize([record, mine], sharpness=True)] == [
+        "none",
+        "mine",
+    ]
 
 
 def test_options_tell_rows_apart(attacked):
-    swept = [saved.with_defense(attacked, "mine", AFTER, options={"strength": value}) for value in (1, 2)]
-    assert [row.defense for row in report.summarize(swept)] == ["mine strength=1", "mine strength=2"]
+    swept = [
+        saved.with_defense(attacked, "mine", AFTER, options={"strength": value}) for value in (1, 2)
+    ]
+    assert [row.defense for row in report.summarize(swept)] == [
+        "mine strength=1",
+        "mine strength=2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +106,10 @@ def test_a_run_is_loaded_and_measured_in_its_own_precision(tmp_path, monkeypatch
 
 def test_a_path_is_as_good_as_a_record(attacked):
     for path in (attacked.folder, str(attacked.folder), attacked.folder / "record.json"):
-        assert (saved.one(path).folder, saved.one(path).content) == (attacked.folder, attacked.content)
+        assert (saved.one(path).folder, saved.one(path).content) == (
+            attacked.folder,
+            attacked.content,
+        )
         mine, same = (saved.with_defense(of, "mine", AFTER) for of in (path, attacked))
         assert (mine.folder, mine.after) == (same.folder, same.after)
     assert saved.one(attacked) is attacked
@@ -106,7 +119,10 @@ def test_a_path_is_as_good_as_a_record(attacked):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"run_id": "x"}, "record must be a record of bdjax.report.load, or the path of a run's folder; got dict"),
+        (
+            {"run_id": "x"},
+            "record must be a record of bdjax.report.load, or the path of a run's folder; got dict",
+        ),
         (None, "record must be .*; got NoneType"),
         ([], "record must be .*; got list"),
         ("nowhere", "There is no file or folder nowhere"),
@@ -160,10 +176,16 @@ def test_a_result_of_another_task_stands_in_its_table(tmp_path):
     (record,) = report.load(write(tmp_path, scenes(hits=80, precision=0.8)))
     own = saved.with_defense(record, "mine", Scenes(0.7, 100, 8, 80))
     assert own.metrics == record.metrics
-    assert [own.value(name) for name in names(own.metrics)] == pytest.approx([0.7, 0.1, (0.9 - 0.1 + 1) / 2])
+    assert [own.value(name) for name in names(own.metrics)] == pytest.approx(
+        [0.7, 0.1, (0.9 - 0.1 + 1) / 2]
+    )
     assert own.content["metrics"]["chance"] == {"mean_average_precision": 0.4}
     assert [row.defense for row in report.summarize([record, own])] == ["none", "mine"]
-    with pytest.raises(InputError, match=r"after must count the run's test images: clean_total is 100, got 99\."):
+    with pytest.raises(
+        InputError, match=r"after must count the run's test images: clean_total is 100, got 99\."
+    ):
         saved.with_defense(record, "mine", Scenes(0.7, 99, 8, 80))
-    with pytest.raises(InputError, match="after must have the run's metric mean_average_precision, got Metrics"):
+    with pytest.raises(
+        InputError, match="after must have the run's metric mean_average_precision, got Metrics"
+    ):
         saved.with_defense(record, "mine", Metrics(90, 100, 4, 60, 80))

@@ -34,7 +34,10 @@ def variables(model):
 def test_a_grid_is_the_product_with_the_last_axis_fastest():
     sweep = sweeps.grid(ft_sam, rho=[0.5, 1.0], learning_rate=[0.1, 0.2, 0.3])
     assert len(sweep) == 6
-    assert sweep.settings[:2] == ({"rho": 0.5, "learning_rate": 0.1}, {"rho": 0.5, "learning_rate": 0.2})
+    assert sweep.settings[:2] == (
+        {"rho": 0.5, "learning_rate": 0.1},
+        {"rho": 0.5, "learning_rate": 0.2},
+    )
     for index, setting in enumerate(sweep.settings):
         point, made = jax.tree.leaves(sweep[index]), jax.tree.leaves(ft_sam(**setting))
         np.testing.assert_array_equal(point, np.asarray(made, np.float32))
@@ -43,14 +46,22 @@ def test_a_grid_is_the_product_with_the_last_axis_fastest():
 
 def test_an_attack_is_swept_by_mapping_over_it(spec, split):
     """Of Blended: the rates decide how many images are changed, the strengths how much."""
-    sweep = sweeps.grid(functools.partial(attacks.create, "blended"), poison_rate=[0.25, 0.5], alpha=[0.1, 0.3])
+    sweep = sweeps.grid(
+        functools.partial(attacks.create, "blended"), poison_rate=[0.25, 0.5], alpha=[0.1, 0.3]
+    )
     key, first = jax.random.key(3), sweep[0]
     state = first.trigger.init(key, spec)
-    together = quick_jit(jax.vmap(lambda attack: poison.poison_train(key, attack, state, split)))(sweep.points)
+    together = quick_jit(jax.vmap(lambda attack: poison.poison_train(key, attack, state, split)))(
+        sweep.points
+    )
     for index, setting in enumerate(sweep.settings):
-        alone = quick_jit(poison.poison_train)(key, attacks.create("blended", **setting), state, split)
+        alone = quick_jit(poison.poison_train)(
+            key, attacks.create("blended", **setting), state, split
+        )
         assert isinstance(alone, PoisonedSplit)
-        jax.tree.map(lambda x, y, index=index: np.testing.assert_array_equal(x[index], y), together, alone)
+        jax.tree.map(
+            lambda x, y, index=index: np.testing.assert_array_equal(x[index], y), together, alone
+        )
     assert together.is_poisoned.sum(1).tolist() == [12, 12, 24, 24]
 
 
@@ -75,7 +86,9 @@ def test_purifying_at_every_point_is_purifying_one_by_one(form, model, variables
 
 def test_one_key_is_one_seed_and_a_point_may_diverge(model, variables, split):
     create = functools.partial(defenses.create, "ft", epochs=1, batch_size=24, augment="none")
-    results = sweeps.purify(KEYS[0], sweeps.grid(create, learning_rate=[0.1, 1e30]), model, variables, split)
+    results = sweeps.purify(
+        KEYS[0], sweeps.grid(create, learning_rate=[0.1, 1e30]), model, variables, split
+    )
     assert [type(row[0]) for row in results] == [loop.Result, loop.Diverged]
 
 
@@ -83,14 +96,18 @@ def test_purifying_can_be_stopped(model, variables, split):
     create = functools.partial(defenses.create, "ft", epochs=2, batch_size=24, augment="none")
     sweep = sweeps.grid(create, learning_rate=[0.1, 0.2])
     with pytest.raises(loop.Stopped, match="stopped after epoch 1 of 2"):
-        sweeps.purify(KEYS[0], sweep, model, variables, split, form="loop", should_stop=lambda: True)
+        sweeps.purify(
+            KEYS[0], sweep, model, variables, split, form="loop", should_stop=lambda: True
+        )
 
 
 def test_where_all_diverge_the_stages_that_follow_are_left_out(model, variables, split):
     def create(learning_rate):
         return chain(ft_sam(learning_rate=learning_rate), ft_sam())
 
-    results = sweeps.purify(KEYS, sweeps.grid(create, learning_rate=[1e30]), model, variables, split)
+    results = sweeps.purify(
+        KEYS, sweeps.grid(create, learning_rate=[1e30]), model, variables, split
+    )
     assert [type(result) for result in results[0]] == [loop.Diverged] * 2
 
 

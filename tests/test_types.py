@@ -69,8 +69,16 @@ LERN = {"lern": lambda self, key, model, variables, state, batch: (state, None)}
 @pytest.mark.parametrize(
     ("trigger", "fields", "words"),
     [
-        (made("lern", **LERN), {}, r"Made.hooks must be one of .*; got 'lern' \(did you mean 'learn'\?\)"),
-        (made("learn", without=("learn",), **LERN), {}, r"must have the method learn, .* \(did you mean 'lern'\?\)"),
+        (
+            made("lern", **LERN),
+            {},
+            r"Made.hooks must be one of .*; got 'lern' \(did you mean 'learn'\?\)",
+        ),
+        (
+            made("learn", without=("learn",), **LERN),
+            {},
+            r"must have the method learn, .* \(did you mean 'lern'\?\)",
+        ),
         (
             made(cover=lambda self, key, state, batch: 0),
             {},
@@ -81,14 +89,38 @@ LERN = {"lern": lambda self, key, model, variables, state, batch: (state, None)}
             {},
             r"Made.fit must take \(self, key, model, variables, state, batch\), got \(self, key, state, batch\)",
         ),
-        (made(apply=lambda self, state, input: input), {}, r"Made.apply must take \(self, key, state, input\), got"),
-        (made("fit", without=("epochs",)), {}, "Made must have epochs, by which the loop feeds its hook 'fit'"),
+        (
+            made(apply=lambda self, state, input: input),
+            {},
+            r"Made.apply must take \(self, key, state, input\), got",
+        ),
+        (
+            made("fit", without=("epochs",)),
+            {},
+            "Made must have epochs, by which the loop feeds its hook 'fit'",
+        ),
         (made("fit", without=("batch_size",)), {}, "Made must have batch_size, by which"),
-        (made("learn"), {}, "controls_training must be True for the hook 'learn' of Made to be called"),
+        (
+            made("learn"),
+            {},
+            "controls_training must be True for the hook 'learn' of Made to be called",
+        ),
         (made("cover"), {"cover_rate": 0.1}, "controls_training must be True for the hook 'cover'"),
-        (made("pace"), {}, r"Made.hooks must hold 'fit' or 'learn' for 'pace' to be called; got \('pace',\)"),
-        (Plain(), {"cover_rate": 0.1}, "cover_rate must be 0, as Plain has no hook 'cover'; got 0.1"),
-        (Plain(), {"test_trigger": made("fit")}, "test_trigger must learn along with the trigger, .* no hook 'fit'"),
+        (
+            made("pace"),
+            {},
+            r"Made.hooks must hold 'fit' or 'learn' for 'pace' to be called; got \('pace',\)",
+        ),
+        (
+            Plain(),
+            {"cover_rate": 0.1},
+            "cover_rate must be 0, as Plain has no hook 'cover'; got 0.1",
+        ),
+        (
+            Plain(),
+            {"test_trigger": made("fit")},
+            "test_trigger must learn along with the trigger, .* no hook 'fit'",
+        ),
         (Plain(), {"test_trigger": made("lern")}, "Made.hooks must be one of"),
         (object(), {}, "trigger must be a bdjax.types.Trigger, got <object"),
     ],
@@ -102,7 +134,9 @@ def test_leaves_may_be_whatever_jax_puts_there():
     built = attack(pytree.dataclass(Plain)(), poison_rate=0.5)
     assert jax.tree.unflatten(jax.tree.structure(built), [None, 3]).poison_rate is None
     axes = jax.tree.map(
-        lambda _: 0, dataclasses.replace(built, trigger=made()), is_leaf=lambda x: isinstance(x, Trigger)
+        lambda _: 0,
+        dataclasses.replace(built, trigger=made()),
+        is_leaf=lambda x: isinstance(x, Trigger),
     )
     assert axes.trigger == axes.cover_rate == 0
     swept = jax.vmap(lambda one: dataclasses.replace(one, poison_rate=0.1).cover_rate, in_axes=(0,))

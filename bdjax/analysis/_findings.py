@@ -72,7 +72,9 @@ def titles(runs: Sequence[Record]) -> dict[str, Record]:
     return found
 
 
-def draw_findings(name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200.0) -> bytes:
+def draw_findings(
+    name: str, found: Mapping[str, Found], format: str = "png", dpi: float = 200.0
+) -> bytes:
     """Return the figure of findings that were made with the same options, by titles, as a file in a format."""
     need_matplotlib()
     import matplotlib

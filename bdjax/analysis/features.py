@@ -36,12 +36,16 @@ Points = Float[np.ndarray, "n d"]
 # --- Any features ----------------------------------------------------------------------------------------------------
 
 
-def features_of(model: Model, variables: Variables, image: Num[Array | np.ndarray, "n h w c"]) -> Points:
+def features_of(
+    model: Model, variables: Variables, image: Num[Array | np.ndarray, "n h w c"]
+) -> Points:
     """Return what the classifier takes in, for each image, in evaluation mode; a chunk at a time."""
     return np.asarray(_features(model, variables, jnp.asarray(image)))
 
 
-def embed(points: Points, *, method: str = "tsne", seed: int = 0, perplexity: float = 30.0) -> Float[np.ndarray, "n 2"]:
+def embed(
+    points: Points, *, method: str = "tsne", seed: int = 0, perplexity: float = 30.0
+) -> Float[np.ndarray, "n 2"]:
     """Return points in two dimensions, near ones near each other: the first 50 principal components, embedded.
 
     t-SNE (van der Maaten and Hinton, 2008) by openTSNE, from the first two principal components (the papers on
@@ -76,7 +80,9 @@ def principal(points: Points, components: int = _COMPONENTS) -> Float[np.ndarray
     return (left * values)[:, :components]
 
 
-def neighbors(points: Points, rows: Int[np.ndarray, " k"], count: int = NEIGHBORS) -> Int[np.ndarray, "k count"]:
+def neighbors(
+    points: Points, rows: Int[np.ndarray, " k"], count: int = NEIGHBORS
+) -> Int[np.ndarray, "k count"]:
     """Return for some rows the ``count`` rows nearest to each, by Euclidean distance, without itself; in any order."""
     squares = (points**2).sum(1)
     distance = squares - 2 * points[rows] @ points.T  # but for the row's own square
@@ -118,7 +124,9 @@ def _tsne(points: Points, seed: int, perplexity: float) -> Any:
 def _umap(points: Points, seed: int, perplexity: float) -> Any:
     del perplexity
     neighbors = min(15, len(points) - 1)
-    return require_embedding("umap")(n_neighbors=neighbors, random_state=seed, n_jobs=1).fit_transform(points)
+    return require_embedding("umap")(
+        n_neighbors=neighbors, random_state=seed, n_jobs=1
+    ).fit_transform(points)
 
 
 def _of_images(model: Model, variables: Variables, image: Array) -> Array:
@@ -134,7 +142,9 @@ _features = compilation.jit(_of_images, static_argnames="model")
 # --- Runs ------------------------------------------------------------------------------------------------------------
 
 
-def features(images: int = 2000, method: str = "tsne", seed: int = 0, perplexity: float = 30.0) -> Features:
+def features(
+    images: int = 2000, method: str = "tsne", seed: int = 0, perplexity: float = 30.0
+) -> Features:
     """Draw the features of test images, clean ones by class and triggered ones in black, before and after a defense.
 
     After figures 1 and 2 of FT-SAM (Zhu et al., 2023). Each network has an embedding of its own, in which distances and

@@ -34,7 +34,9 @@ _HEAT = 0.75  # how much of the color covers the image where a map is 1
 # --- Any network -----------------------------------------------------------------------------------------------------
 
 
-def class_activation(output: Float[Array, "n h w k"], gradient: Float[Array, "n h w k"]) -> Float[Array, "n h w"]:
+def class_activation(
+    output: Float[Array, "n h w k"], gradient: Float[Array, "n h w k"]
+) -> Float[Array, "n h w"]:
     """Return relu(Σ_k α_k A_k), α_k the mean over positions of ∂y/∂A_k (Selvaraju et al., 2017, eq. 1 and 2).
 
     Args:
@@ -45,7 +47,9 @@ def class_activation(output: Float[Array, "n h w k"], gradient: Float[Array, "n 
     return jax.nn.relu((weight * output).sum(-1))
 
 
-def as_heat(maps: Float[Array, "n h w"], height: int, width: int) -> Float[Array, "n {height} {width}"]:
+def as_heat(
+    maps: Float[Array, "n h w"], height: int, width: int
+) -> Float[Array, "n {height} {width}"]:
     """Return maps at the size of the images, bilinearly, each scaled to [0, 1]; one that is the same everywhere is 0.
 
     So a map without any evidence stays black, and one of a single position, which tells no places apart, becomes so.
@@ -253,8 +257,12 @@ def _draw(ax: Axes, findings: Findings, height: float) -> None:
             )
             middle = {"x": left + across / 2, "ha": "center", "va": "center", "size": 7}
             if kind == 0:
-                ax.text(y=top - _LINE / 2, s=("image", "before", "after")[place], color=GREY, **middle)
-            ax.text(y=top + down + _LINE / 2, s=layout.cut(name, 1.25 * across), color=color, **middle)
+                ax.text(
+                    y=top - _LINE / 2, s=("image", "before", "after")[place], color=GREY, **middle
+                )
+            ax.text(
+                y=top + down + _LINE / 2, s=layout.cut(name, 1.25 * across), color=color, **middle
+            )
 
 
 def _content(findings: Findings, kind: int, number: int, place: int) -> tuple[np.ndarray, str, str]:

@@ -98,7 +98,9 @@ class GradientNorms:
             at = variables()
             row = _norms(subject.model, at, batch, self.rho, self.sam_rho, layer)
             hits = evaluate.predict(subject.model, at, triggered) == wanted
-            rows.append({**row, "rank": _neurons.correlation(tac, row["asam"]).rank, RATE.name: hits.mean()})
+            rows.append(
+                {**row, "rank": _neurons.correlation(tac, row["asam"]).rank, RATE.name: hits.mean()}
+            )
             if epoch + 1 == min(self.epochs, max(subject.epochs, 1)):
                 raise _Enough
 
@@ -110,7 +112,9 @@ class GradientNorms:
             "batch": len(batch.label),
             "layer": "/".join(layer[:-1]),
         }
-        return jax.tree.map(np.asarray, found) | jax.tree.map(lambda *of_epochs: np.stack(of_epochs), *rows)
+        return jax.tree.map(np.asarray, found) | jax.tree.map(
+            lambda *of_epochs: np.stack(of_epochs), *rows
+        )
 
     def draw(self, found: Mapping[str, Findings]) -> Figure:
         """Draw a panel for each run, its epochs side by side."""

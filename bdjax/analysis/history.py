@@ -48,7 +48,9 @@ class History:
 
         def measure(epoch: int, variables: Callable[[], Variables]) -> None:
             if epoch % self.every == 0 or epoch == subject.epochs:
-                found = evaluate.evaluate(subject.model, variables(), subject.test, subject.triggered)
+                found = evaluate.evaluate(
+                    subject.model, variables(), subject.test, subject.triggered
+                )
                 rows[epoch] = [float(getattr(found, metric.name)) for metric in metrics]
 
         subject.replay(measure)
@@ -60,7 +62,9 @@ class History:
         from matplotlib.lines import Line2D
         from matplotlib.ticker import MaxNLocator
 
-        drawn = {metric.name: metric for findings in found.values() for metric in metrics_of(findings)}
+        drawn = {
+            metric.name: metric for findings in found.values() for metric in metrics_of(findings)
+        }
         utility, attack = of_roles(list(drawn.values()), UTILITY, ATTACK)
         what = f"{utility.brief[:1].upper()}{utility.brief[1:]} and {attack.brief}"
         page, panels = layout.panels(found, f"{what} over the epochs of the defense")
@@ -68,7 +72,14 @@ class History:
         for findings, ax in zip(found.values(), panels, strict=True):
             for metric in metrics_of(findings):
                 style = dict(zip(("color", "ls"), _STYLES[metric.role], strict=True))
-                ax.plot(findings["epoch"], 100 * findings[metric.name], marker="o", ms=2.5, lw=1.4, **style)
+                ax.plot(
+                    findings["epoch"],
+                    100 * findings[metric.name],
+                    marker="o",
+                    ms=2.5,
+                    lw=1.4,
+                    **style,
+                )
             ax.set_xlim(-0.02 * max(last, 1), 1.02 * max(last, 1))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_ylim(-3, 103)

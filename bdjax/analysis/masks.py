@@ -74,10 +74,14 @@ class Masks:
         for findings, ax in zip(found.values(), panels, strict=True):
             rows, count = _rows(findings), len(findings["layers"])
             place = (-0.5, rows.shape[1] - 0.5, count + 0.5, 0.5)  # layers count from 1
-            image = ax.imshow(rows, colors, extent=place, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+            image = ax.imshow(
+                rows, colors, extent=place, vmin=0, vmax=2, aspect="auto", interpolation="nearest"
+            )
             _label(ax, rows.shape[1])
         bar = layout.axes(page, layout.WIDTH / 2 - 1, page.get_figheight() - layout.KEY, 2, 0.08)
-        page.colorbar(image, cax=bar, orientation="horizontal", extend="both", ticks=(0, 0.5, 1, 1.5, 2))
+        page.colorbar(
+            image, cax=bar, orientation="horizontal", extend="both", ticks=(0, 0.5, 1, 1.5, 2)
+        )
         return page
 
 
@@ -96,7 +100,9 @@ def factors(before: Params, after: Params, paths: list[Path]) -> dict[Path, Floa
 
 def _factor(old: Array, new: Array) -> Array:
     others = tuple(range(old.ndim - 1))
-    largest = jnp.abs(old).max(others, initial=0)  # divided out first, so that no square of a small number is zero
+    largest = jnp.abs(old).max(
+        others, initial=0
+    )  # divided out first, so that no square of a small number is zero
     unit = old / jnp.where(largest > 0, largest, 1)
     length = largest * jnp.square(unit).sum(others)
     factor = (unit * new).sum(others) / jnp.where(largest > 0, length, 1)

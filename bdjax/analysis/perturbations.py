@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _RULES = {"sam": "SAM, T = 1", "asam": "FT-SAM, T = |w|"}
 
 
-def perturbations(rho: float = 2.0, batch_size: int = 256, layer: str | None = None) -> Perturbations:
+def perturbations(
+    rho: float = 2.0, batch_size: int = 256, layer: str | None = None
+) -> Perturbations:
     """Draw, for each neuron of the victim, the norm of its perturbation by SAM and FT-SAM against its weight norm.
 
     ε = ρ T² g / ‖T g‖₂ with T = 1 (SAM) or T = diag(|θ|) (FT-SAM), the gradient g that of one clean batch of the
@@ -85,7 +87,9 @@ class Perturbations:
             ax.set_ylabel(r"perturbation $\|\epsilon_k\|_2$")
             layout.remark(
                 ax,
-                "rank correlation {:.2f}, {:.2f}".format(*(findings[f"{rule}_rank"] for rule in _RULES)),
+                "rank correlation {:.2f}, {:.2f}".format(
+                    *(findings[f"{rule}_rank"] for rule in _RULES)
+                ),
             )
         layout.legend(page, layout.key(*styles), page.get_figheight() - layout.KEY)
         return page
@@ -103,7 +107,10 @@ def _of_network(
     model: Model, variables: Variables, batch: Split, rho: HParam, layer: Path
 ) -> dict[str, Float[Array, " k"]]:
     params, loss = variables["params"], _neurons.training_loss(model, variables, batch)
-    return {rule: perturbation_norms(loss, params, layer, rho, adaptive=rule == "asam") for rule in _RULES}
+    return {
+        rule: perturbation_norms(loss, params, layer, rho, adaptive=rule == "asam")
+        for rule in _RULES
+    }
 
 
 _both = compilation.jit(_of_network, static_argnames=("model", "layer"))

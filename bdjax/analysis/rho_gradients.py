@@ -118,4 +118,6 @@ def _mean_norms_of_network(
     return jax.lax.map(mean, radii)
 
 
-_mean_norms = compilation.jit(_mean_norms_of_network, static_argnames=("model", "adaptive", "layer"))
+_mean_norms = compilation.jit(
+    _mean_norms_of_network, static_argnames=("model", "adaptive", "layer")
+)

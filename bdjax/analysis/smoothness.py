@@ -33,7 +33,9 @@ _COLORS = {UTILITY: BLUE, ATTACK: ORANGE}  # of the metrics that are drawn
 # --- Over the epochs of a defense ------------------------------------------------------------------------------------
 
 
-def smoothness(every: int = 10, images: int = 200, draws: int = 100, variant: str = "mixed") -> Curves:
+def smoothness(
+    every: int = 10, images: int = 200, draws: int = 100, variant: str = "mixed"
+) -> Curves:
     """Draw λ_max, Tr(H) and Tr(F), with ACC and ASR, over the epochs of a defense, which is carried out again.
 
     The same images and random vectors at each epoch, after figure 2 of SFT (Karim et al., 2023). One point costs up to
@@ -74,7 +76,10 @@ class Curves:
             of = (subject.model, jax.device_get(variables()), subject.test, subject.triggered)
             rates = evaluate.evaluate(*of)
             surface = measure(subject.key, *of, variant=self.variant, settings=self.settings)
-            rows[epoch] = {**surface._asdict(), **{name: getattr(rates, name) for name in names(metrics)}}
+            rows[epoch] = {
+                **surface._asdict(),
+                **{name: getattr(rates, name) for name in names(metrics)},
+            }
 
         subject.replay(row)
         findings = {"epoch": np.asarray(list(rows)), METRICS: np.asarray(to_text(metrics))}
@@ -88,9 +93,13 @@ class Curves:
         from matplotlib.ticker import MaxNLocator
 
         titles = [title for run in found for title in (run, "")]
-        page, panels = layout.panels(titles, f"Sharpness of the loss on {self.variant} test images during the defense")
+        page, panels = layout.panels(
+            titles, f"Sharpness of the loss on {self.variant} test images during the defense"
+        )
         last = max(1, *(int(findings["epoch"][-1]) for findings in found.values()))
-        limits = _limits([_positive(findings[name]) for findings in found.values() for name, *_ in _SHARPNESS])
+        limits = _limits(
+            [_positive(findings[name]) for findings in found.values() for name, *_ in _SHARPNESS]
+        )
         for findings, left, right in zip(found.values(), panels[::2], panels[1::2], strict=True):
             _draw_sharpness(left, findings)
             left.set_ylim(*limits)
@@ -104,10 +113,17 @@ class Curves:
                 ax.set_xlim(-0.02 * last, 1.02 * last)
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True))
                 ax.set_xlabel("epochs")
-        key = [Line2D([], [], color=color, marker=mark, ms=3, label=words) for _, words, color, mark in _SHARPNESS]
-        drawn = {metric.name: metric for findings in found.values() for metric in metrics_of(findings)}
+        key = [
+            Line2D([], [], color=color, marker=mark, ms=3, label=words)
+            for _, words, color, mark in _SHARPNESS
+        ]
+        drawn = {
+            metric.name: metric for findings in found.values() for metric in metrics_of(findings)
+        }
         for metric in drawn.values():
-            key.append(Line2D([], [], color=_COLORS[metric.role], marker="", ms=3, label=metric.head))
+            key.append(
+                Line2D([], [], color=_COLORS[metric.role], marker="", ms=3, label=metric.head)
+            )
         layout.legend(page, key, page.get_figheight() - layout.KEY)
         return page
 
@@ -117,7 +133,11 @@ def _draw_sharpness(ax: Axes, findings: Findings) -> None:
     epoch = findings["epoch"]
     for name, _, color, mark in _SHARPNESS:
         shown = _positive(findings[name])
-        settled = findings["eigenvalue_converged"] if name == "largest_eigenvalue" else np.ones(len(epoch), bool)
+        settled = (
+            findings["eigenvalue_converged"]
+            if name == "largest_eigenvalue"
+            else np.ones(len(epoch), bool)
+        )
         ax.plot(epoch, shown, color=color, lw=1.4)
         for fill, rows in ((color, settled), ("white", ~settled)):
             ax.plot(epoch[rows], shown[rows], mark, color=color, ms=3, mfc=fill)

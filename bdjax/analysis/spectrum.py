@@ -29,7 +29,9 @@ _NETWORKS = (("victim", "before", ORANGE), ("defended", "after", BLUE))
 _FLOOR = 1e-7  # the density's smallest print, so that a logarithm is there where it is 0
 
 
-def spectrum(images: int = 200, steps: int = 100, starts: int = 1, variant: str = "mixed") -> SpectrumOfRuns:
+def spectrum(
+    images: int = 200, steps: int = 100, starts: int = 1, variant: str = "mixed"
+) -> SpectrumOfRuns:
     """Draw the density of the Hessian's eigenvalues before and after a defense, by stochastic Lanczos quadrature.
 
     Of the mean cross-entropy of a fixed sample, as `bdjax.curvature.loss_surface.measure` takes it, each Ritz value a
@@ -64,7 +66,9 @@ class SpectrumOfRuns:
     def measure(self, subject: Subject) -> Findings:
         """Return nodes and weights [starts, steps] of both networks' spectra: ``victim_nodes`` and so on."""
         rows_key, key = jax.random.split(subject.key)
-        chosen = sample(rows_key, subject.test, subject.triggered, variant=self.variant, images=self.images)
+        chosen = sample(
+            rows_key, subject.test, subject.triggered, variant=self.variant, images=self.images
+        )
         found = {}
         for name, variables in (("victim", subject.victim), ("defended", subject.defended)):
             size = self.steps, self.starts

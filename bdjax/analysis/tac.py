@@ -105,7 +105,9 @@ class Tac:
 
     def draw(self, found: Mapping[str, Findings]) -> Figure:
         """Draw a panel for each run, each neuron as two dots."""
-        page, panels = layout.panels(found, f"Weight norm and trigger-activated change ({self.form})")
+        page, panels = layout.panels(
+            found, f"Weight norm and trigger-activated change ({self.form})"
+        )
         for findings, ax in zip(found.values(), panels, strict=True):
             change = findings[f"victim_{self.form}"]
             ax.plot(change, findings["victim_norm"], **BEFORE)
@@ -118,7 +120,9 @@ class Tac:
         return page
 
 
-def change(clean: Float[Array, "n *positions k"], triggered: Float[Array, "n *positions k"]) -> Change:
+def change(
+    clean: Float[Array, "n *positions k"], triggered: Float[Array, "n *positions k"]
+) -> Change:
     """Return the ℓ1 and ℓ2 norms over positions of the difference of two stacks of feature maps, [n, k].
 
     >>> import jax.numpy as jnp
@@ -128,7 +132,9 @@ def change(clean: Float[Array, "n *positions k"], triggered: Float[Array, "n *po
     """
     difference = triggered - clean
     positions = tuple(range(1, difference.ndim - 1))
-    return Change(jnp.abs(difference).sum(positions), jnp.sqrt(jnp.square(difference).sum(positions)))
+    return Change(
+        jnp.abs(difference).sum(positions), jnp.sqrt(jnp.square(difference).sum(positions))
+    )
 
 
 def of_network(

@@ -24,7 +24,9 @@ _MOST_BINS = 100_000
 _WORDS = {"norms": layout.WEIGHT_NORM, "weights": "weight $w$"}
 
 
-def weight_histogram(of: str = "norms", bins: int = 30, layer: str | None = None) -> WeightHistogram:
+def weight_histogram(
+    of: str = "norms", bins: int = 30, layer: str | None = None
+) -> WeightHistogram:
     """Draw how a layer's weights, or the norms of its neurons, are distributed before and after the defense.
 
     Args:
@@ -80,7 +82,9 @@ class WeightHistogram:
             Patch(fc="none", ec=AFTER["color"], label=AFTER["label"]),
         ]
         for findings, ax in zip(found.values(), panels, strict=True):
-            ax.stairs(findings["victim"], findings["edges"], fill=True, color=BEFORE["color"], alpha=0.4)
+            ax.stairs(
+                findings["victim"], findings["edges"], fill=True, color=BEFORE["color"], alpha=0.4
+            )
             ax.stairs(findings["defended"], findings["edges"], color=AFTER["color"], lw=1.4)
             ax.set_xlabel(f"{_WORDS[self.of]} in {findings['layer']}")
             ax.set_ylabel("neurons" if self.of == "norms" else "weights")

@@ -59,7 +59,10 @@ class WeightNorms:
             ax.plot(place, findings["defended"][order], **AFTER)
             ax.set_xlabel(f"neurons of {findings['layer']}, by falling norm")
             ax.set_ylabel(layout.WEIGHT_NORM)
-            means = [f"{findings[when].mean():.3g} ± {findings[when].std():.2g}" for when in ("victim", "defended")]
+            means = [
+                f"{findings[when].mean():.3g} ± {findings[when].std():.2g}"
+                for when in ("victim", "defended")
+            ]
             layout.remark(ax, "mean {}, after {}".format(*means))
         layout.legend(page, layout.key(BEFORE, AFTER), page.get_figheight() - layout.KEY)
         return page

@@ -89,7 +89,9 @@ class UShape(nn.Module):
             sizes.append(x.shape[1:3])
             x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
         x = block(x, widths[-1])
-        for size, features, after in zip(sizes[::-1], widths[::-1], [*widths[1::-1], 0], strict=True):
+        for size, features, after in zip(
+            sizes[::-1], widths[::-1], [*widths[1::-1], 0], strict=True
+        ):
             x = block(_resized(x, size, "bilinear"), features)
             x = block(x, after) if after else block(x, self.channels, then=lambda x: x)
         return x

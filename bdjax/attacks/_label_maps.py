@@ -81,7 +81,9 @@ def create(
     if name != "all_to_all":
         return AllToOne(target) if name == "all_to_one" else AddLabel(target)
     if spec is None:
-        raise InputError("label_map 'all_to_all' needs the number of classes: pass the data set's spec.")
+        raise InputError(
+            "label_map 'all_to_all' needs the number of classes: pass the data set's spec."
+        )
     return AllToAll(spec.num_classes)
 
 
@@ -103,7 +105,9 @@ def class_number(label: ClassLabel, spec: Spec | None, option: str) -> int:
 
 def _by_name(label: str, spec: Spec | None, option: str) -> int:
     if spec is None:
-        raise InputError(f"{option} {label!r} is the name of a class, which needs the names: pass the data set's spec.")
+        raise InputError(
+            f"{option} {label!r} is the name of a class, which needs the names: pass the data set's spec."
+        )
     name = unicodedata.normalize("NFC", label)
     if name not in spec.class_names:
         listed = ", ".join(spec.class_names[:_LISTED]) or "none has a name"
@@ -122,7 +126,9 @@ def namesake(number: int, spec: Spec) -> str:
     """
     if str(number) not in spec.class_names or spec.class_names.index(str(number)) == number:
         return ""
-    return f" (the class named {str(number)!r} has the number {spec.class_names.index(str(number))})"
+    return (
+        f" (the class named {str(number)!r} has the number {spec.class_names.index(str(number))})"
+    )
 
 
 def target_class(label_map: LabelMap, spec: Spec) -> str | None:
@@ -142,7 +148,9 @@ def check_labels(label_map: LabelMap, spec: Spec) -> None:
     labels = spec.task.labels
     if getattr(label_map, "labels", labels) != labels:
         wanted = _MADE_FOR.get(labels, f"what is called a {labels} to another")
-        raise InputError(f"label_map must map {wanted}, for the labels of {spec.name}; got {label_map!r}.")
+        raise InputError(
+            f"label_map must map {wanted}, for the labels of {spec.name}; got {label_map!r}."
+        )
 
 
 def check_clean_label(label_map: LabelMap) -> None:
@@ -152,4 +160,6 @@ def check_clean_label(label_map: LabelMap) -> None:
       InputError: it is all-to-all.
     """
     if isinstance(label_map, AllToAll):
-        raise InputError("label_map must be 'all_to_one' for a clean-label attack: all_to_all keeps no image's label.")
+        raise InputError(
+            "label_map must be 'all_to_one' for a clean-label attack: all_to_all keeps no image's label."
+        )

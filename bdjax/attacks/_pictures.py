@@ -42,11 +42,17 @@ def read(path: str, shape: tuple[int, ...], option: str) -> Picture:
         if _images.is_deep(mode):
             raise ValueError(f"it has more than 8 bits a channel, mode {mode}")
         pixels, opacity = _images.read_masked(file, shape)
-    except Exception as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error, its own, …
+    except (
+        Exception
+    ) as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error, its own, …
         reason = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"{option} must be a readable image file; {path!r} is not ({reason}).") from error
+        raise InputError(
+            f"{option} must be a readable image file; {path!r} is not ({reason})."
+        ) from error
     if opacity is not None and not opacity.any():
-        raise InputError(f"{option} must be a picture that is to be seen; {path!r} is wholly transparent.")
+        raise InputError(
+            f"{option} must be a picture that is to be seen; {path!r} is wholly transparent."
+        )
     return Picture(
         pixels.astype(np.float32) / 255,
         None if opacity is None else opacity.astype(np.float32) / 255,

@@ -62,7 +62,13 @@ def floyd_steinberg(image: Image, levels: int) -> Image:
         now: tuple[Array, Array],
     ) -> tuple[tuple[Array, Array, Array], Array]:
         (last, second, third), (pixels, time) = errors, now
-        old = pixels + above(third) / 16 + above(second) * (5 / 16) + above(last) * (3 / 16) + last * (7 / 16)
+        old = (
+            pixels
+            + above(third) / 16
+            + above(second) * (5 / 16)
+            + above(last) * (3 / 16)
+            + last * (7 / 16)
+        )
         new = quantize(old, levels)
         column = time - 2 * jnp.arange(height)[:, None]
         error = jnp.where((column >= 0) & (column < width), old - new, 0)

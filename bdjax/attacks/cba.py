@@ -53,7 +53,9 @@ class HalfMixer(Trigger):
           InputError: images of one pixel a side, or fewer classes than ``second_class`` needs.
         """
         if min(spec.shape[:2]) < 2:
-            raise InputError(f"the images must be 2 pixels a side or more to have halves; got {spec.shape[:2]}.")
+            raise InputError(
+                f"the images must be 2 pixels a side or more to have halves; got {spec.shape[:2]}."
+            )
         if self.second_class >= spec.num_classes:
             number = f"{spec.num_classes}, the number of classes"
             raise InputError(f"second_class must be below {number}; got {self.second_class}.")
@@ -167,13 +169,19 @@ def cba(
     integer(jitter=jitter)
     integer(1, bank=bank)
     if jitter >= _SIDE // 2:
-        raise InputError(f"jitter must be below {_SIDE // 2}, half of the images it is given for; got {jitter}.")
+        raise InputError(
+            f"jitter must be below {_SIDE // 2}, half of the images it is given for; got {jitter}."
+        )
     if not isinstance(label_map, AllToOne | OneToOne):
-        raise InputError("label_map must be 'all_to_one' for the composite attack: it changes the label of one class.")
+        raise InputError(
+            "label_map must be 'all_to_one' for the composite attack: it changes the label of one class."
+        )
     target = label_map.target_label
     if len({first, second, target}) < 3:
         classes = f"{first}, {second} and {target}"
-        raise InputError(f"first_class, second_class and the target label must be three classes; got {classes}.")
+        raise InputError(
+            f"first_class, second_class and the target label must be three classes; got {classes}."
+        )
     return Attack(
         HalfMixer(second, bank, jitter),
         OneToOne(first, target),

@@ -131,7 +131,9 @@ def combined(
     trigger, surrogate = Mixture(triggers), "none"
     fitted = [number for number, part in enumerate(triggers) if part.hooks]
     if len(fitted) > 1:
-        raise InputError(f"parts must hold one attack at most whose trigger is fitted first; got {parts!r}.")
+        raise InputError(
+            f"parts must hold one attack at most whose trigger is fitted first; got {parts!r}."
+        )
     if fitted:
         trigger, surrogate = FittedMixture(triggers, fitted[0]), made[fitted[0]].surrogate
     test_trigger = None
@@ -155,7 +157,9 @@ def _names(parts: str) -> list[str]:
     for name in names:
         one_of(known, parts=name)
     if len(set(names)) < max(2, len(names)):
-        raise InputError(f"parts must be two different attacks or more, such as 'badnets+blended'; got {parts!r}.")
+        raise InputError(
+            f"parts must be two different attacks or more, such as 'badnets+blended'; got {parts!r}."
+        )
     return names
 
 
@@ -164,4 +168,6 @@ def _check_part(name: str, attack: Attack, parts: str) -> None:
     if attack.controls_training:
         raise InputError(f"parts must not control the training, as {name} does; got {parts!r}.")
     if further := set(attack.trigger.hooks) - {"fit"}:
-        raise InputError(f"parts must have no hook but 'fit', and {name} has {further}; got {parts!r}.")
+        raise InputError(
+            f"parts must have no hook but 'fit', and {name} has {further}; got {parts!r}."
+        )

@@ -71,7 +71,9 @@ class InputAware(Trigger):
         """Return untrained networks."""
         channels = spec.shape[2]
         pattern_key, mask_key = jax.random.split(key)
-        pattern = _generators.init(UShape(channels, self.width), pattern_key, spec.shape, train=False)
+        pattern = _generators.init(
+            UShape(channels, self.width), pattern_key, spec.shape, train=False
+        )
         mask = _generators.init(UShape(1, self.width), mask_key, spec.shape, train=False)
         gradient: Params = {}
         if self.accumulate_gradient:

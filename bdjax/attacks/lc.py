@@ -52,7 +52,9 @@ class Corners(Trigger):
         del key
         height, width, _ = spec.shape
         if min(height, width) < 6:
-            raise InputError(f"the four corners need images of 6 × 6 pixels or more, got {height} × {width}.")
+            raise InputError(
+                f"the four corners need images of 6 × 6 pixels or more, got {height} × {width}."
+            )
         cell = max(min(height, width) // 32, 1)
         left = np.kron(_LEFT, np.ones((cell, cell), np.float32))
         signs, size = np.zeros((height, width, 1), np.float32), 3 * cell
@@ -156,10 +158,14 @@ def lc(
       Turner, Tsipras & Madry, Label-Consistent Backdoor Attacks, 2019, sections 3 and 4; SFT and NFT, "CLB".
     """
     if not isinstance(label_map, AllToOne):
-        raise InputError("label_map must be 'all_to_one' for a clean-label attack: lc ascends the one target's loss.")
+        raise InputError(
+            "label_map must be 'all_to_one' for a clean-label attack: lc ascends the one target's loss."
+        )
     unit_interval(amplitude=amplitude)
     non_negative(epsilon=epsilon, step_size=step_size)
     integer(steps=steps)
     corners = Corners(amplitude)
     trigger = PerturbedCorners(corners, epsilon, step_size, steps, label_map.target_label, model)
-    return clean_label(trigger, label_map, poison_rate, target_class_rate, corners, surrogate="robust")
+    return clean_label(
+        trigger, label_map, poison_rate, target_class_rate, corners, surrogate="robust"
+    )

@@ -242,7 +242,9 @@ def lf(
     positive(amplitude=amplitude)
     non_negative(overshoot=overshoot)
     if isinstance(label_map, AddLabel):
-        raise InputError(f"label_map must map a class to a class: the search moves images to one; got {label_map!r}.")
+        raise InputError(
+            f"label_map must map a class to a class: the search moves images to one; got {label_map!r}."
+        )
     target = label_map.target_label if isinstance(label_map, AllToOne) else 0
     trigger = LowFrequency(amplitude, overshoot, fooling_rate, passes, images, iterations, target)
     return Attack(trigger, label_map, poison_rate, surrogate="clean")

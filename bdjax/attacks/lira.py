@@ -61,7 +61,9 @@ class Noise(Trigger):
           InputError: images too small to be halved once, of which the network would have no layer.
         """
         if not _generators.levels(*spec.shape[:2]):
-            raise InputError(f"the images must be 4 pixels a side or more to be halved; got {spec.shape[:2]}.")
+            raise InputError(
+                f"the images must be 4 pixels a side or more to be halved; got {spec.shape[:2]}."
+            )
         fresh = _generators.init(Autoencoder(self.width), key, spec.shape, train=False)
         return NoiseState(
             learning=fresh,

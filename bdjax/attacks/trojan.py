@@ -38,7 +38,9 @@ _PATCH = np.array(
 )  # SFT's and NFT's, levels of red, green and blue
 _TOP = 25 / 32  # where it begins, from the top and from the left
 _ENOUGH = 1e-3
-_Search: TypeAlias = tuple[Array, tuple[Array, Array], Array]  # picture, its loss and slope, steps so far
+_Search: TypeAlias = tuple[
+    Array, tuple[Array, Array], Array
+]  # picture, its loss and slope, steps so far
 
 
 def added(image: Image, trigger: Image, addition: str) -> Image:
@@ -64,7 +66,9 @@ class Watermark(Trigger):
         del key
         height, width, channels = spec.shape
         if min(height, width) < 3:
-            raise InputError(f"the watermark needs images of 3 × 3 pixels or more, got {height} × {width}.")
+            raise InputError(
+                f"the watermark needs images of 3 × 3 pixels or more, got {height} × {width}."
+            )
         patch = _PATCH if channels == 3 else np.round(_PATCH.mean(-1, keepdims=True))
         top, left = (min(round(_TOP * side), side - 3) for side in (height, width))
         picture = np.zeros(spec.shape, np.float32)

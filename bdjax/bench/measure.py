@@ -79,7 +79,9 @@ class Peak:
         """Choose sizes of which starting the call is no part, and which no cache holds."""
         cpu = jax.default_backend() == "cpu"
         size, length = (2048, 2**26) if cpu else (8192, 2**28)
-        self._times = 1 if cpu else 8  # an accelerator is given the next before it has done the last
+        self._times = (
+            1 if cpu else 8
+        )  # an accelerator is given the next before it has done the last
         self._precision = precision
         self._matrix = _random((size, size), dtype)
         self._array = _random((length,), jnp.float32)
@@ -143,7 +145,9 @@ def random_state(learner: Learner, model: Model, split: Split) -> LearnerState:
 
     def fill(index: int, leaf: jax.ShapeDtypeStruct) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.ones(leaf.shape, leaf.dtype)  # zero steps in an epoch would be a schedule of no length
+            return jnp.ones(
+                leaf.shape, leaf.dtype
+            )  # zero steps in an epoch would be a schedule of no length
         values = np.random.default_rng(index).random(leaf.shape, np.float32)
         return jnp.asarray(0.1 * values + 0.01, leaf.dtype)
 
@@ -201,10 +205,14 @@ class TimedEpoch:
         """Compile it, and run nothing."""
         self._arguments = (jax.random.key(1), learner, model)
         self._options, self._precision = {"mesh": mesh, "feeding": feeding}, precision
-        self._split, self.state = sharding.replicate((split, random_state(learner, model, split)), mesh)
+        self._split, self.state = sharding.replicate(
+            (split, random_state(learner, model, split)), mesh
+        )
         started = time.perf_counter()
         with numerics.in_force(precision):
-            lowered = loop.train_epoch.lower(*self._arguments, self.state, self._split, **self._options)
+            lowered = loop.train_epoch.lower(
+                *self._arguments, self.state, self._split, **self._options
+            )
             compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - started
         self.fits, self.held_bytes = group.fits(compiled, 1), group.held_bytes(compiled)
@@ -213,7 +221,9 @@ class TimedEpoch:
     def __call__(self) -> loop.Summary:
         """Take the steps of the next epoch."""
         with numerics.in_force(self._precision):
-            self.state, summary = loop.train_epoch(*self._arguments, self.state, self._split, **self._options)
+            self.state, summary = loop.train_epoch(
+                *self._arguments, self.state, self._split, **self._options
+            )
         return summary
 
 

@@ -84,7 +84,9 @@ def _batch(asked: Settings, model: Model, size: int, count: int) -> measure.Work
     return epoch if epoch.fits else None
 
 
-def _rows(session: Session, axis: str, kind: str, sizes: dict[int, int], made: _Made) -> list[measure.Row]:
+def _rows(
+    session: Session, axis: str, kind: str, sizes: dict[int, int], made: _Made
+) -> list[measure.Row]:
     """Time what there is of one kind in turn; efficiency is 1 where another device costs nothing."""
     work: dict[str, measure.Work] = {}
     for count, size in sizes.items():

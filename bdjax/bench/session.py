@@ -91,7 +91,9 @@ def settings(*, quick: bool = False, **given: object) -> Settings:
         "dtype": None,
         "matmul_precision": None,
         "points": (1, 2, 4, 8, 16),
-        "maps": (4,) if cpu else (4, 8),  # a compilation on a CPU takes longer than the difference is worth
+        "maps": (4,)
+        if cpu
+        else (4, 8),  # a compilation on a CPU takes longer than the difference is worth
         "devices": jax.device_count(),
         "sections": SECTIONS,
         "data_dir": None,

@@ -70,7 +70,10 @@ def compile_here(written: str) -> None:
 def _compile(asked: Settings) -> None:
     model, batch_size = asked.create(asked.widths[0]), asked.batch_sizes[0]
     split = measure.random_split(model.spec, batch_size * asked.steps)
-    for learner in (supervised(batch_size=batch_size), defenses.create("ft_sam", batch_size=batch_size).learner):
+    for learner in (
+        supervised(batch_size=batch_size),
+        defenses.create("ft_sam", batch_size=batch_size).learner,
+    ):
         state = measure.random_state(learner, model, split)  # type: ignore[arg-type]
         with compilation.count_seconds() as seconds:
             loop.train_epoch.lower(jax.random.key(0), learner, model, state, split).compile()

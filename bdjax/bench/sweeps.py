@@ -48,7 +48,9 @@ def points(count: int, model: Model, split: Split, batch_size: int) -> list[grou
     return made
 
 
-def _row(session: Session, wanted: list[group.Point], model: Model, single: measure.TimedEpoch) -> measure.Row:
+def _row(
+    session: Session, wanted: list[group.Point], model: Model, single: measure.TimedEpoch
+) -> measure.Row:
     asked, count = session.settings, len(wanted)
     forms = [group.LOOP]
     if count > 1:

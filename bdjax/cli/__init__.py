@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 failed, 2 a mistake in what was asked, 143 stopped."""
     if arguments is None:  # the process is ours
         _streams.hush_helpers()
-        logging.basicConfig(format="%(message)s")  # before orbax does it, with names that say nothing to a user
+        logging.basicConfig(
+            format="%(message)s"
+        )  # before orbax does it, with names that say nothing to a user
     words = list(sys.argv[1:] if arguments is None else arguments)
     with _streams.writable():
         return _of_several(words) if guard.is_watched() else _answer(words)
@@ -121,7 +123,9 @@ def _is_passable(word: str) -> bool:
 
 
 def _parser() -> Parser:
-    parser = Parser("bdjax", description="Plant backdoors in image classifiers, remove them, and measure both.")
+    parser = Parser(
+        "bdjax", description="Plant backdoors in image classifiers, remove them, and measure both."
+    )
     parser.add_argument("--version", action="version", version=f"bdjax {__version__}")
     parser.set_defaults(takes_more=False)
     commands = parser.add_subparsers(

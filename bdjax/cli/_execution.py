@@ -100,7 +100,9 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     try:
         with _signals.stop_on_signal() as signaled, _progress.bar(quiet=quiet) as on_epoch:
             should_stop = lambda: signaled() or asked()  # noqa: E731
-            execution = run.Execution(out, devices, options.checkpoint_seconds, on_epoch, should_stop, every)
+            execution = run.Execution(
+                out, devices, options.checkpoint_seconds, on_epoch, should_stop, every
+            )
             more = {"data_on": getattr(options, "data_on", "auto"), "changed": options.changed_data}
             more["deterministic"] = options.deterministic
             fed = {"prepare": options.prepare, "unroll": _number(options.unroll)}

@@ -53,7 +53,9 @@ def hush_helpers() -> None:
     Where TensorStore cannot write, its threads print hundreds of lines on their way out, some when Python ends.
     """
 
-    def of_main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def of_main_thread(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
         if threading.current_thread() is threading.main_thread():
             sys.__excepthook__(kind, error, trace)
 
@@ -98,7 +100,9 @@ def _occupy() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # the lowest number that is free: this one
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115

@@ -49,9 +49,13 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
     made: list[poisoned_folder.PoisonedSet] = []
     training = argparse.Namespace(**{**vars(options), "out": options.runs})
-    if code := carry_out(training, lambda execution: made.append(poisoned_folder.make(config, execution))):
+    if code := carry_out(
+        training, lambda execution: made.append(poisoned_folder.make(config, execution))
+    ):
         return code
-    writing = argparse.Namespace(**{**vars(training), "quiet": True})  # it has a progress of its own
+    writing = argparse.Namespace(
+        **{**vars(training), "quiet": True}
+    )  # it has a progress of its own
     with _progress.counter("images", quiet=options.quiet) as tell:
         code = carry_out(
             writing,

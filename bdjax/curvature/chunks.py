@@ -14,7 +14,9 @@ from bdjax.types import Examples
 T = TypeVar("T")  # a tree of arrays
 
 
-def weighted_sum(weight: Float[Array, " n"], values: Num[Array, "n *rest"]) -> Float[Array, "*rest"]:
+def weighted_sum(
+    weight: Float[Array, " n"], values: Num[Array, "n *rest"]
+) -> Float[Array, "*rest"]:
     """Return Σ_i weight_i values_i, not as a matrix product, which accelerators round to a few digits."""
     return (weight.reshape(-1, *(1,) * (values.ndim - 1)) * values).sum(0)
 

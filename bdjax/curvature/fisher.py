@@ -61,7 +61,9 @@ def trace(
             norms = jax.vmap(lambda example: _square(jax.grad(loss_fn)(params, example)))(some)
             return weighted_sum(weight, norms)
 
-        return accumulate(squares, examples, chunk=chunk, valid=valid) / jnp.maximum(weight.sum(), 1)
+        return accumulate(squares, examples, chunk=chunk, valid=valid) / jnp.maximum(
+            weight.sum(), 1
+        )
     mix, count = _mix(estimator, key, weight)
     return _square(jax.grad(lambda at: _mixed_loss(loss_fn, at, examples, mix))(params)) / count
 
@@ -98,7 +100,9 @@ def trace_gradient(
     return jax.tree.map(lambda x: 2 * x / count, total)
 
 
-def diagonal(loss_fn: LossFn, params: Params, examples: Examples, *, valid: Valid = None, chunk: int = 32) -> Params:
+def diagonal(
+    loss_fn: LossFn, params: Params, examples: Examples, *, valid: Valid = None, chunk: int = 32
+) -> Params:
     """Return diag F = (1/n) Σ_i (∇ℓ_i)², a tree like ``params``.
 
     The gradients of ``chunk`` examples are in memory at once. Arguments as for `trace`; not for differentiation.
@@ -136,7 +140,9 @@ def _mix(
     return weight * jax.random.rademacher(key, weight.shape, weight.dtype), count
 
 
-def _mixed_loss(loss_fn: LossFn, params: Params, examples: Examples, mix: Float[Array, " n"]) -> Float[Array, ""]:
+def _mixed_loss(
+    loss_fn: LossFn, params: Params, examples: Examples, mix: Float[Array, " n"]
+) -> Float[Array, ""]:
     return jnp.sum(mix * jax.vmap(loss_fn, (None, 0))(params, examples))
 
 

@@ -102,7 +102,9 @@ def largest_eigenvalue(
 
     def unsettled(state: tuple[Array, Eigenvalue]) -> Array:
         _, found = state
-        return (found.iterations < iterations) & (found.residual > limit(found.value))  # false for NaN
+        return (found.iterations < iterations) & (
+            found.residual > limit(found.value)
+        )  # false for NaN
 
     def limit(value: Array) -> Array:
         return jnp.sqrt(tolerance) * jnp.abs(value)
@@ -207,7 +209,9 @@ def _unit(vector: Array) -> Array:
     return vector / jnp.where(length > 0, length, 1)
 
 
-def _tridiagonal(multiply: Callable[[Array], Array], start: Array, steps: int) -> tuple[Array, Array]:
+def _tridiagonal(
+    multiply: Callable[[Array], Array], start: Array, steps: int
+) -> tuple[Array, Array]:
     """Take Lanczos steps from a vector; return the diagonal and, shifted by one, what stands beside it.
 
     Each new vector is made orthogonal to all earlier ones, twice. One that is rounding error and nothing else becomes

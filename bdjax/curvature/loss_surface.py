@@ -151,7 +151,9 @@ def mean_loss(model: Model, variables: Variables, split: Split, *, chunk: int = 
     def loss(params: Params) -> Array:
         def of_chunk(part: tuple[Array, Array], weight: Array) -> Array:
             image, label = part
-            logits, _ = model.apply({**variables, "params": params}, model.spec.modality.load(image))
+            logits, _ = model.apply(
+                {**variables, "params": params}, model.spec.modality.load(image)
+            )
             return weight @ model.spec.task.negative_log_likelihood(logits, label)
 
         total = accumulate(jax.checkpoint(of_chunk), (image, label), chunk=chunk, valid=valid)
@@ -178,7 +180,9 @@ def _measure_sample(
 
     examples, chunk = jax.tree.map(jnp.asarray, split), min(32, settings.chunk)
     with jax.default_matmul_precision("highest"):
-        information = fisher.trace(example_loss, params, examples, valid=examples.valid, chunk=chunk)
+        information = fisher.trace(
+            example_loss, params, examples, valid=examples.valid, chunk=chunk
+        )
     return Smoothness(
         eigenvalue.value,
         eigenvalue.converged,

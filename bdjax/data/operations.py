@@ -218,8 +218,12 @@ def apply(names: tuple[str, ...], choice: Int[Array, ""], amount: HParam, image:
     matrices = [_MATRICES[name] for name in names if name in _MATRICES]
 
     def warped(image: Array, amount: Array) -> Array:
-        branches = [lambda amount, f=f: jnp.array(f(amount, image.shape), image.dtype) for f in matrices]
+        branches = [
+            lambda amount, f=f: jnp.array(f(amount, image.shape), image.dtype) for f in matrices
+        ]
         return warp(image, tuple(jax.lax.switch(choice - len(values), branches, amount)))
 
     branches = [*values, warped] if matrices else values
-    return jax.lax.switch(jnp.minimum(choice, len(values)), branches, image, jnp.asarray(amount, image.dtype))
+    return jax.lax.switch(
+        jnp.minimum(choice, len(values)), branches, image, jnp.asarray(amount, image.dtype)
+    )

@@ -77,7 +77,9 @@ def randaugment(
     """
     which, side = jax.random.uniform(key, (2, num_ops))
     choice = _below(len(RANDAUGMENT), which)
-    return _sequence(RANDAUGMENT, choice, _amounts(RANDAUGMENT, choice, magnitude / 30, side), image)
+    return _sequence(
+        RANDAUGMENT, choice, _amounts(RANDAUGMENT, choice, magnitude / 30, side), image
+    )
 
 
 def augmix(
@@ -106,11 +108,17 @@ def augmix(
     depth = 1 + _below(_DEPTH, rest[:, :1])
     choice = jnp.where(jnp.arange(_DEPTH) < depth, 1 + _below(len(AUGMIX) - 1, which), 0)
     amount = _amounts(AUGMIX, choice, (0.1 + (severity - 0.1) * strength) / 10, side)
-    chains = jax.vmap(lambda choice, amount: _sequence(AUGMIX, choice, amount, image))(choice, amount)
-    weight = jnp.maximum(-jnp.log1p(-rest[:, 1]), 1e-9)  # exponential: Dirichlet(1, …, 1) once divided by their sum
+    chains = jax.vmap(lambda choice, amount: _sequence(AUGMIX, choice, amount, image))(
+        choice, amount
+    )
+    weight = jnp.maximum(
+        -jnp.log1p(-rest[:, 1]), 1e-9
+    )  # exponential: Dirichlet(1, …, 1) once divided by their sum
     mixture = jnp.sum((weight / weight.sum())[:, None, None, None] * chains, axis=0)
     share = rest[0, 2]
-    return jnp.clip(share * mixture + (1 - share) * image, 0, 1)  # the weights' sum is 1 but for rounding
+    return jnp.clip(
+        share * mixture + (1 - share) * image, 0, 1
+    )  # the weights' sum is 1 but for rounding
 
 
 def _below(count: int, uniform: Float[Array, "*k"]) -> Int[Array, "*k"]:
@@ -122,7 +130,9 @@ def _amounts(
     scales: dict[str, Scale], choice: Int[Array, "*k"], level: HParam, side: Float[Array, "*k"]
 ) -> Float[Array, "*k"]:
     """Return what the chosen operations take at a level in [0, 1]; the sign is minus where ``side`` is below ½."""
-    start, span, signed = (jnp.array(column, jnp.float32)[choice] for column in zip(*scales.values(), strict=True))
+    start, span, signed = (
+        jnp.array(column, jnp.float32)[choice] for column in zip(*scales.values(), strict=True)
+    )
     return start + jnp.where((signed > 0) & (side < 0.5), -1, 1) * span * level
 
 

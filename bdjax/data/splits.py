@@ -71,7 +71,9 @@ def holdout(
             raise InputError("balanced=False has no meaning with per_class; give share instead.")
         checks.integer(1, per_class=per_class)
         each = per_class
-        _check_smallest(each, counts, class_names, f"per_class must be at most {counts.min()}", per_class)
+        _check_smallest(
+            each, counts, class_names, f"per_class must be at most {counts.min()}", per_class
+        )
     else:
         given = f"share={share!r} and per_class={per_class!r}"
         raise InputError(f"give exactly one of share and per_class, got {given}.")
@@ -181,7 +183,9 @@ def _check_not_empty(share: float, classes: int, rows: int) -> None:
         raise InputError("share cannot draw from a split without images.")
     if rows < classes:
         remedy = f"with {_OF_ANY_CLASS} it draws images whatever their class"
-        raise InputError(f"share cannot draw an image of each of {classes} classes from {rows}; {remedy}.")
+        raise InputError(
+            f"share cannot draw an image of each of {classes} classes from {rows}; {remedy}."
+        )
     if _whole(share * rows / classes) < 1:
         each = "" if classes == 1 else f" of each of {classes} classes"
         least = _share(classes / rows)
@@ -189,7 +193,9 @@ def _check_not_empty(share: float, classes: int, rows: int) -> None:
         raise InputError(f"share must be at least {least}, which is {one}; got {share!r}.")
 
 
-def _check_smallest(each: int, counts: np.ndarray, class_names: Sequence[str], bound: str, got: float) -> None:
+def _check_smallest(
+    each: int, counts: np.ndarray, class_names: Sequence[str], bound: str, got: float
+) -> None:
     """Refuse to draw more of each class than the smallest has."""
     number, least = int(counts.argmin()), int(counts.min())
     if each <= least:

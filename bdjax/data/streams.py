@@ -84,7 +84,9 @@ class ReadAhead:
     def __init__(self, images: ReadByRow, chunks: Int[np.ndarray, "chunks k"]):
         grain = require_grain()
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
-        self._iterator = iter(grain.MapDataset.source(_Chunks(images, chunks)).to_iter_dataset(options))
+        self._iterator = iter(
+            grain.MapDataset.source(_Chunks(images, chunks)).to_iter_dataset(options)
+        )
         self._iterator.start_prefetch()
 
     def __iter__(self) -> Iterator[np.ndarray]:

@@ -28,7 +28,9 @@ def validation_size(rows: int, share: float, num_classes: int) -> int:
     return size
 
 
-def validation_split(examples: T, label: Int[Array, " n"], share: float, num_classes: int) -> tuple[T, T]:
+def validation_split(
+    examples: T, label: Int[Array, " n"], share: float, num_classes: int
+) -> tuple[T, T]:
     """Divide examples into the rest and `validation_size` for validation, as many of each of C classes.
 
     Which of a class is decided by the order. Where a class has too few, others give more, so that both sizes depend on

@@ -58,7 +58,9 @@ def least_loss(
         better = loss < search.least
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, search.best)
         waited = jnp.where(better, 0, search.waited + 1)
-        return Search(state, best, jnp.where(better, loss, search.least), waited, search.number + 1, ended)
+        return Search(
+            state, best, jnp.where(better, loss, search.least), waited, search.number + 1, ended
+        )
 
     start = Search(state, best, least, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
     return jax.lax.while_loop(unfinished, one, start)

@@ -40,10 +40,14 @@ def check(defense: Defense, given: Given) -> None:
     """
     for name in ("holdout", "training"):
         if isinstance(getattr(given, name), PoisonedSplit):
-            raise InputError(f"{name} must be a Split: a defender cannot see which images are poisoned.")
+            raise InputError(
+                f"{name} must be a Split: a defender cannot see which images are poisoned."
+            )
     if TRIGGER in defense.sees and not callable(given.trigger):
         what = "a function (key, images) → images"
-        raise InputError(f"trigger must be given to a defense that sees it: {what}; got {given.trigger!r}.")
+        raise InputError(
+            f"trigger must be given to a defense that sees it: {what}; got {given.trigger!r}."
+        )
     if TRAINING in defense.sees and given.training is None:
         what = "the images that the attacker delivered, as a Split"
         raise InputError(f"training must be given to a defense that sees it: {what}; got None.")
@@ -55,9 +59,9 @@ def handed(stage: DefenseStage, given: Given) -> tuple[Learner, Split]:
     What the loop feeds are splits; a learner that sees something else is given that by an adapter.
     """
     if stage.sees == NOTHING:
-        return Blind(stage.learner), jax.tree.map(lambda rows: jnp.zeros_like(rows[:1]), given.holdout)._replace(
-            valid=jnp.ones(1, bool)
-        )
+        return Blind(stage.learner), jax.tree.map(
+            lambda rows: jnp.zeros_like(rows[:1]), given.holdout
+        )._replace(valid=jnp.ones(1, bool))
     if stage.sees == TRIGGER:
         return WithTrigger(stage.learner, _as_tree(given.trigger)), given.holdout
     seen = given.holdout if stage.sees == HOLDOUT else given.training

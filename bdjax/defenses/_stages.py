@@ -15,7 +15,9 @@ NOTHING, HOLDOUT, TRIGGER, TRAINING = "nothing", "holdout", "trigger", "training
 SEES = (NOTHING, HOLDOUT, TRIGGER, TRAINING)
 VICTIM, SCRATCH = "victim", "scratch"
 STARTS = (VICTIM, SCRATCH)
-_FRESH = 2**32 - 2  # a child of a stage's key that no epoch folds in, nor `bdjax.train.loop.init_key`
+_FRESH = (
+    2**32 - 2
+)  # a child of a stage's key that no epoch folds in, nor `bdjax.train.loop.init_key`
 
 
 @pytree.dataclass
@@ -66,7 +68,9 @@ class Defense:
           InputError: there are several.
         """
         if len(self.stages) != 1:
-            raise InputError(f"defense must have one stage to have one learner; it has {len(self.stages)}.")
+            raise InputError(
+                f"defense must have one stage to have one learner; it has {len(self.stages)}."
+            )
         return self.stages[0].learner
 
     @property

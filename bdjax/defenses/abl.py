@@ -32,6 +32,7 @@ PRESETS = {
         "augment": "cutout",
     },
 }
+STRENGTHS = {"unlearning_rate": (1e-5, 1e-4, 5e-4, 2e-3)}  # what ``auto`` tries
 _CHUNK = 100  # examples whose losses are computed at once
 
 

@@ -42,9 +42,14 @@ class FeaturePruning(Operation):
         """Prune, given the whole holdout. What is reported is measured on the validation part of it."""
         del key
         load, task = model.spec.modality.load, model.spec.task
-        features = jax.lax.map(lambda x: model.features(state, load(x)[None])[0], batch.input, batch_size=_CHUNK)
+        features = jax.lax.map(
+            lambda x: model.features(state, load(x)[None])[0], batch.input, batch_size=_CHUNK
+        )
         (seen, *_), (features, label, validation) = validation_split(
-            (features, batch.label, batch.input), task.stratum(batch.label), self.aside, task.num_classes
+            (features, batch.label, batch.input),
+            task.stratum(batch.label),
+            self.aside,
+            task.num_classes,
         )
         path, flat = structure.classifier(model, state), structure.flat(state["params"])
         bias = flat.get((*path[:-1], "bias"), 0)
@@ -78,7 +83,9 @@ def _accuracy(task: Task, output: Array, label: Array) -> Float[Array, ""]:
 
 def _logits(model: Model, variables: Variables, image: Array) -> Float[Array, "n k"]:
     return jax.lax.map(
-        lambda x: model.apply(variables, model.spec.modality.load(x)[None])[0][0], image, batch_size=_CHUNK
+        lambda x: model.apply(variables, model.spec.modality.load(x)[None])[0][0],
+        image,
+        batch_size=_CHUNK,
     )
 
 

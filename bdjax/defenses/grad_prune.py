@@ -45,7 +45,9 @@ class GradPrune(Operation):
         (clean, label, _), trigger = batch
         images = Images(clean, trigger(jax.random.fold_in(key, 0), clean), label)
         task = model.spec.task
-        rest, validation = validation_split(images, task.stratum(label), self.aside, task.num_classes)
+        rest, validation = validation_split(
+            images, task.stratum(label), self.aside, task.num_classes
+        )
         state, pruning = self.prune(model, state, rest, validation)
         state, tuning = self.tune(jax.random.fold_in(key, 1), model, state, rest, validation)
         found = score(model, state, validation, self.tuning.batch_size)
@@ -81,7 +83,12 @@ class GradPrune(Operation):
         return with_filters(found.best), found.number * -(-rest.label.shape[0] // chunk)
 
     def tune(
-        self, key: Key[Array, ""], model: Model, variables: Variables, rest: Images, validation: Images
+        self,
+        key: Key[Array, ""],
+        model: Model,
+        variables: Variables,
+        rest: Images,
+        validation: Images,
     ) -> tuple[Variables, Int[Array, ""]]:
         """Fine-tune on clean and triggered images until the loss in validation stops falling; return the best."""
         image, label = jnp.concatenate(rest[:2]), jnp.concatenate([rest.label] * 2)
@@ -95,9 +102,13 @@ class GradPrune(Operation):
 
         def one_epoch(number: Array, carry: tuple[Any, Array]) -> Step:
             state, spent = carry
-            state, summary = programs.epoch(jax.random.fold_in(key, number), learner, model, state, split)
+            state, summary = programs.epoch(
+                jax.random.fold_in(key, number), learner, model, state, split
+            )
             tuned = learner.finalize(model, state)
-            return Step((state, spent + summary.gradient_evaluations), tuned, loss(tuned), jnp.bool_(False))
+            return Step(
+                (state, spent + summary.gradient_evaluations), tuned, loss(tuned), jnp.bool_(False)
+            )
 
         start, least = (learner.init(key, model, variables, split), jnp.int32(0)), loss(variables)
         most, patience = learner.epochs, self.tune_patience

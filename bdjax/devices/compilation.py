@@ -96,7 +96,9 @@ def _mend(folder: Path) -> None:
         for entry in folder.glob(f"{found[1]}-*-cache"):
             with contextlib.suppress(OSError):
                 entry.unlink()
-        _log.info("The compiled program %s in %s was damaged, and is compiled again.", found[1], folder)
+        _log.info(
+            "The compiled program %s in %s was damaged, and is compiled again.", found[1], folder
+        )
 
     warnings.showwarning = look
 

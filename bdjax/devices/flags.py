@@ -51,7 +51,9 @@ USED: dict[str, tuple[Flag, ...]] = {
     "cpu": (
         Flag(
             "own convolutions",
-            {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
+            {
+                "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+            },
             "XLA sends convolutions to a library that is slower than its own kernels for training",
             measured="two CPU cores, jax 0.10 and 0.11; the XLA of jax 0.12 knows the option, too",
         ),

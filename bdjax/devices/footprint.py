@@ -69,7 +69,9 @@ def check_images(count: int, shape: tuple[int, ...]) -> None:
     needed, memory = count * math.prod(shape), machine_bytes()
     if memory is not None and needed > memory:
         images = f"{count} images of {shape[0]}×{shape[1]} pixels take {_gibibytes(needed)}"
-        raise InputError(f"image_size must be less: {images}, and the machine has {_gibibytes(memory)}.")
+        raise InputError(
+            f"image_size must be less: {images}, and the machine has {_gibibytes(memory)}."
+        )
 
 
 def machine_bytes() -> int | None:

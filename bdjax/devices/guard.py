@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
 
-LOST = "another host was lost, or failed; the same command continues, on another number of hosts too"
+LOST = (
+    "another host was lost, or failed; the same command continues, on another number of hosts too"
+)
 _VARIABLE = "BDJAX_WATCHED"
 _EXIT_FAILED, _EXIT_STOPPED = 1, 143
 # What `signal.signal` takes and returns; None is one that was not set from Python.
@@ -32,7 +34,9 @@ def watch(module: str, words: Sequence[str]) -> int:
 
     SIGTERM and Ctrl-C are passed on as a question (`listen`); a second one ends both.
     """
-    path = os.pathsep.join(filter(None, sys.path))  # exactly what is imported here, whatever lies in this folder
+    path = os.pathsep.join(
+        filter(None, sys.path)
+    )  # exactly what is imported here, whatever lies in this folder
     environment = {**os.environ, _VARIABLE: "1", "PYTHONPATH": path}
     command = [sys.executable, "-P", "-m", module, *words]
     received: list[int] = []

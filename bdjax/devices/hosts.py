@@ -114,7 +114,9 @@ def _check_free(port: int) -> None:
         socket.create_server(("", port)).close()
     except OSError as error:
         why = error.strerror
-        raise InputError(f"coordinator: port {port} of this host cannot be used ({why}).") from error
+        raise InputError(
+            f"coordinator: port {port} of this host cannot be used ({why})."
+        ) from error
 
 
 def finish(code: int) -> None:

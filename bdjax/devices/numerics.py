@@ -39,7 +39,9 @@ def in_force(matmul_precision: str | None = None, deterministic: bool = False) -
                 _tell_that_it_is_ignored(matmul_precision)
             stack.enter_context(jax.default_matmul_precision(matmul_precision))
         if deterministic:
-            stack.enter_context(compilation.also(flags.DETERMINISTIC.get(jax.default_backend(), {})))
+            stack.enter_context(
+                compilation.also(flags.DETERMINISTIC.get(jax.default_backend(), {}))
+            )
         yield
 
 

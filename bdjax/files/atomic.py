@@ -39,7 +39,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a mapping as JSON as `write_text` does, with a digest that `read_json` looks at."""
     content = {key: value for key, value in content.items() if key != _DIGEST}
-    write_text(path, json.dumps({**content, _DIGEST: digest(content)}, indent=1, allow_nan=False) + "\n")
+    write_text(
+        path, json.dumps({**content, _DIGEST: digest(content)}, indent=1, allow_nan=False) + "\n"
+    )
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
@@ -86,11 +88,15 @@ def parse_json(text: str) -> Any:
         end, or has half a character.
     """
     try:
-        content = json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_whole)
+        content = json.loads(
+            text, parse_constant=_not_finite, parse_float=_finite, parse_int=_whole
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if "\\u" in text:
-        json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair can be neither printed nor written
+        json.dumps(
+            content, ensure_ascii=False
+        ).encode()  # half of a surrogate pair can be neither printed nor written
     seal = content.pop(_DIGEST, None) if isinstance(content, dict) else None
     if seal is not None and seal != digest(content):
         raise ValueError("its digest differs")
@@ -127,7 +133,9 @@ def read_arrays(path: Path) -> dict[str, Any] | None:
 
     try:
         with zipfile.ZipFile(path) as file:
-            contents = {name.removesuffix(".npy"): io.BytesIO(file.read(name)) for name in file.namelist()}
+            contents = {
+                name.removesuffix(".npy"): io.BytesIO(file.read(name)) for name in file.namelist()
+            }
         return {name: np.lib.format.read_array(content) for name, content in contents.items()}
     except FileNotFoundError:
         return None

@@ -16,8 +16,13 @@ from bdjax.checks import InputError
 
 # How TensorStore, which writes checkpoints, ends the text of a ValueError: [os_error_code='28']
 _OS_ERROR = re.compile(r"\[?os_error_code='(\d+)'")
-_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
-_ROOM = {errno.ENOSPC: "there is no room left", getattr(errno, "EDQUOT", errno.ENOSPC): "the disk quota is used up"}
+_OUT_OF_MEMORY = re.compile(
+    r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|bad_alloc|ALLOC_FAILED", re.IGNORECASE
+)
+_ROOM = {
+    errno.ENOSPC: "there is no room left",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "the disk quota is used up",
+}
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _OF_MACHINE = (*_ROOM, *_TOO_MANY, errno.EIO, errno.ENOMEM, errno.EFBIG, errno.ENOLCK)
 # A path that can be nobody's, wherever it is: a mistake in what was asked
@@ -67,7 +72,9 @@ def explain(error: BaseException) -> str | None:
         return _of_storage(failure)
     if is_out_of_memory(error):
         reason = str(error).partition("\n")[0].rstrip(".") or "MemoryError"
-        return f"there is not enough memory: lower batch_size, width, chunk or --at-once ({reason})."
+        return (
+            f"there is not enough memory: lower batch_size, width, chunk or --at-once ({reason})."
+        )
     return None
 
 

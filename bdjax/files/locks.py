@@ -45,5 +45,7 @@ def _lock(folder: Path, *, wait: bool) -> Iterator[bool]:
         try:
             mine = filelock.lock_descriptor(opened.fileno(), blocking=wait)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}, so it cannot be locked", str(file)) from error
+            raise OSError(
+                error.errno, f"{error.strerror}, so it cannot be locked", str(file)
+            ) from error
         yield mine  # the system drops the lock when the process ends, however it ends

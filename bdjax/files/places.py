@@ -55,4 +55,6 @@ def _check_path(name: str, path: Path, given: str) -> None:
         os.stat(path)
     except OSError as error:
         if error.errno in IMPOSSIBLE:
-            raise InputError(f"{name} must be a shorter path, or one that leads somewhere; got {given!r}.") from error
+            raise InputError(
+                f"{name} must be a shorter path, or one that leads somewhere; got {given!r}."
+            ) from error

@@ -34,9 +34,13 @@ def misfit(value: Any, shape: Any, where: str = "it") -> str | None:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"{where} must be a list"
-        return _first(misfit(part, shape[0], f"{where}[{number}]") for number, part in enumerate(value))
+        return _first(
+            misfit(part, shape[0], f"{where}[{number}]") for number, part in enumerate(value)
+        )
     if isinstance(shape, dict):
-        return misfit(value, dict, where) or _first(_misfits(value, shape, "" if where == "it" else f"{where}."))
+        return misfit(value, dict, where) or _first(
+            _misfits(value, shape, "" if where == "it" else f"{where}.")
+        )
     if shape is None:
         return None if value is None else f"{where} must be null"
     kinds = (int, float) if shape is float else shape
@@ -45,7 +49,9 @@ def misfit(value: Any, shape: Any, where: str = "it") -> str | None:
     return f"{where} must be {_KINDS[shape]}"
 
 
-def _misfits(value: Mapping[str, Any], shape: Mapping[Any, Any], prefix: str) -> Iterator[str | None]:
+def _misfits(
+    value: Mapping[str, Any], shape: Mapping[Any, Any], prefix: str
+) -> Iterator[str | None]:
     if str in shape:
         shape = dict.fromkeys(value, shape[str])
     for key, part in shape.items():

@@ -128,10 +128,14 @@ def _shape(left: Leaf, right: Leaf, by: str, geometry: _Geometry) -> tuple[int, 
 def _value(left: Array, right: Array, *, by: str, geometry: _Geometry) -> Array:
     if not (left.size and right.size):
         return jnp.zeros(_shape(left, right, by, geometry), left.dtype)
-    compute = functools.partial({"out": _out, "image": _image, "kernel": _kernel}[by], geometry=geometry)
+    compute = functools.partial(
+        {"out": _out, "image": _image, "kernel": _kernel}[by], geometry=geometry
+    )
     if len(left) == 1:
         return compute(left[0], right[0])[None]
-    if by == "kernel":  # JAX's grouped convolution: as fast as matrix products, and it needs the least memory
+    if (
+        by == "kernel"
+    ):  # JAX's grouped convolution: as fast as matrix products, and it needs the least memory
         return jax.vmap(compute)(left, right)
     # One after the other: grouped, the convolution and its gradient by the image are slower.
     return lax.map(lambda pair: compute(*pair), (left, right))

@@ -77,7 +77,9 @@ def shifted_output(layer: Path, shift: Array) -> Iterator[str]:
     """
     collection = next(_COLLECTIONS)
 
-    def shifted(next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Context) -> _Output:
+    def shifted(
+        next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Context
+    ) -> _Output:
         out = next_call(*args, **kwargs)
         if not _is_call_of(context, layer):
             return out
@@ -144,7 +146,9 @@ def factored(next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Co
     grouped = getattr(layer, "feature_group_count", 1) > 1
     first = kernel.multiplied() if grouped else kernel.v
     x = _product(layer, first, *args)
-    if not grouped:  # the scale is not rounded, so that its gradient, a sum over images and pixels, is float32
+    if (
+        not grouped
+    ):  # the scale is not rounded, so that its gradient, a sum over images and pixels, is float32
         x = (x * kernel.scale).astype(x.dtype) @ kernel.u.T.astype(x.dtype)
     bias = layer.get_variable("params", "bias")
     return x if bias is None else (x + bias).astype(x.dtype)

@@ -124,7 +124,9 @@ def _zeroed(x: Array, valid: Array | None) -> Array:
     return x if valid is None else jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
 
-def _in_the_type_of_the_input(x: Array, *parameters: Array | None, dtype: DTypeLike | None) -> tuple[Array | None, ...]:
+def _in_the_type_of_the_input(
+    x: Array, *parameters: Array | None, dtype: DTypeLike | None
+) -> tuple[Array | None, ...]:
     """Cast a layer's parameters to the type of its input; Flax's own rule is the wider of the two."""
     del dtype
     return x, *(None if leaf is None else leaf.astype(x.dtype) for leaf in parameters)
@@ -210,7 +212,9 @@ class LinenModel:
         Raises:
           InputError: the network's output is not one logit for each class, or it draws random numbers in training.
         """
-        logits, changed = self._pass(variables, input, ["batch_stats"] if train else [], train=train, valid=valid)
+        logits, changed = self._pass(
+            variables, input, ["batch_stats"] if train else [], train=train, valid=valid
+        )
         return logits, changed.get("batch_stats", {}) if train else variables["batch_stats"]
 
     def features(self, variables: Variables, input: Num[Array, "n ..."]) -> Float[Array, "n d"]:
@@ -265,7 +269,9 @@ class LinenModel:
         variables = {**variables, "params": _divisible(self, variables["params"])}
         try:
             with nn.intercept_methods(factored):
-                logits, changed = self.module.apply(variables, self._normalize(input), mutable=mutable, **options)
+                logits, changed = self.module.apply(
+                    variables, self._normalize(input), mutable=mutable, **options
+                )
         except flax.errors.InvalidRngError as error:
             wrong = "draw random numbers in training, as dropout does"
             raise InputError(f"the network must not {wrong}.") from error
@@ -307,7 +313,9 @@ def _products(model: LinenModel) -> frozenset[Path]:
     found: set[Path] = set()
     variables = jax.eval_shape(model.init, jax.random.key(0))
     with listed_products(found):
-        jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((1, *model.spec.shape), jnp.float32))
+        jax.eval_shape(
+            model.apply, variables, jax.ShapeDtypeStruct((1, *model.spec.shape), jnp.float32)
+        )
     return frozenset(found)
 
 

@@ -81,7 +81,9 @@ def fisher_trace(
     ) -> tuple[optax.Updates, FisherTraceState]:
         del extra
         if params is None:
-            raise ValueError("optim.fisher_trace needs params: call update(grads, state, params, trace_grad_fn=…).")
+            raise ValueError(
+                "optim.fisher_trace needs params: call update(grads, state, params, trace_grad_fn=…)."
+            )
         refuse_masked("optim.fisher_trace", params)
         step = state.step + 1
         is_due = step % every == 0

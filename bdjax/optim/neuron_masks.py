@@ -44,7 +44,9 @@ def l1_to_one(eta: HParam) -> optax.GradientTransformation:
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:
             raise ValueError("optim.l1_to_one needs params: call update(grads, state, params).")
-        return jax.tree.map(lambda u, m: u + (eta * jnp.sign(m - 1)).astype(u.dtype), updates, params)
+        return jax.tree.map(
+            lambda u, m: u + (eta * jnp.sign(m - 1)).astype(u.dtype), updates, params
+        )
 
     return optax.stateless(update)
 

@@ -49,5 +49,7 @@ def pgd(
 
     start = jnp.clip(image, low, high)
     if random_start:
-        start = jnp.clip(image + epsilon * jax.random.uniform(key, image.shape, image.dtype, -1, 1), low, high)
+        start = jnp.clip(
+            image + epsilon * jax.random.uniform(key, image.shape, image.dtype, -1, 1), low, high
+        )
     return jax.lax.stop_gradient(jax.lax.fori_loop(0, steps, step, start))

@@ -18,7 +18,9 @@ from bdjax.types import HParam
 _TINY = 1e-12  # outside any differentiated path, so a zero gradient gives a zero perturbation and no NaN
 
 
-def perturbation(grads: optax.Updates, params: optax.Params, rho: HParam, *, adaptive: bool = False) -> optax.Params:
+def perturbation(
+    grads: optax.Updates, params: optax.Params, rho: HParam, *, adaptive: bool = False
+) -> optax.Params:
     """Return the first-order worst perturbation ε of the parameters.
 
     ε = ρ T² g / ‖T g‖₂ with T = I (SAM) or T = diag(|θ|) (ASAM), so ‖T⁻¹ε‖₂ = ρ over the non-zero parameters. The norm
@@ -39,7 +41,9 @@ def perturbation(grads: optax.Updates, params: optax.Params, rho: HParam, *, ada
     """
     each(non_negative, rho=rho)
     scaled = jax.tree.map(lambda g, w: jnp.abs(w) * g, grads, params) if adaptive else grads
-    norm = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), scaled))
+    norm = optax.tree.norm(
+        jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), scaled)
+    )
     factor = rho / (norm + _TINY)
     if adaptive:
         return jax.tree.map(lambda g, w: (factor * w * w * g).astype(w.dtype), grads, params)
@@ -57,7 +61,9 @@ class SamState(NamedTuple):
         return self.step
 
 
-def sam(rho: HParam, *, adaptive: bool = False, mask: Mask = None) -> optax.GradientTransformationExtraArgs:
+def sam(
+    rho: HParam, *, adaptive: bool = False, mask: Mask = None
+) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient at θ by the gradient at θ + ε, ε being SAM's or ASAM's `perturbation`.
 
     Put it first in a chain: weight decay and momentum then act at the unperturbed θ with the perturbed gradient, as
@@ -112,7 +118,9 @@ def sam(rho: HParam, *, adaptive: bool = False, mask: Mask = None) -> optax.Grad
     ) -> tuple[optax.Updates, SamState]:
         del extra
         if params is None:
-            raise ValueError("optim.sam needs params: call update(grads, state, params, grad_fn=…).")
+            raise ValueError(
+                "optim.sam needs params: call update(grads, state, params, grad_fn=…)."
+            )
         refuse_masked("optim.sam", params)
         radius = rho(state.step) if callable(rho) else rho
         epsilon = perturbation(kept(mask, updates, params), params, radius, adaptive=adaptive)

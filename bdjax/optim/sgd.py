@@ -42,11 +42,15 @@ class Schedule:
         one_of(UNITS, per=self.per)
         positive(factor=self.factor)
         if self.kind == "step" and self.period is None:
-            raise InputError("period must say how many epochs or steps lie between two drops; got None.")
+            raise InputError(
+                "period must say how many epochs or steps lie between two drops; got None."
+            )
         if self.period is not None:
             positive(period=self.period)
 
-    def scale(self, step: Int[Array, ""], steps_per_epoch: Int[Array, ""] | int) -> Float[Array, ""]:
+    def scale(
+        self, step: Int[Array, ""], steps_per_epoch: Int[Array, ""] | int
+    ) -> Float[Array, ""]:
         """Return the factor on the base learning rate after ``step`` steps (plateau keeps its own)."""
         count = step // steps_per_epoch if self.per == "epoch" else step
         if self.kind == "cosine":
@@ -77,7 +81,9 @@ class Sgd:
         with named("schedule", ("kind", "per", "factor", "period")):
             self.schedule.check()
 
-    def transformation(self, steps_per_epoch: Int[Array, ""] | int) -> optax.GradientTransformationExtraArgs:
+    def transformation(
+        self, steps_per_epoch: Int[Array, ""] | int
+    ) -> optax.GradientTransformationExtraArgs:
         """Return the transformation; a plateau schedule needs the keyword ``value`` (the loss) in its updates.
 
         Raises:

@@ -26,7 +26,9 @@ def check(file: str | os.PathLike[str]) -> Path:
       InputError: its suffix is not ``.jsonl``, by which it would be known, or it is no file that could be.
     """
     if Path(file).suffix != BUNDLE:
-        raise InputError(f"out must name a {BUNDLE} file, such as records{BUNDLE}; got {str(file)!r}.")
+        raise InputError(
+            f"out must name a {BUNDLE} file, such as records{BUNDLE}; got {str(file)!r}."
+        )
     return places.check_file("out", file)
 
 
@@ -53,7 +55,10 @@ def _line(record: Record) -> str:
 
 def _packed(record: Record) -> dict[str, Any]:
     content = {key: value for key, value in record.content.items() if key != "history"}
-    data = {**record.config["data"], **({"data_dir": None} if "data_dir" in record.config["data"] else {})}
+    data = {
+        **record.config["data"],
+        **({"data_dir": None} if "data_dir" in record.config["data"] else {}),
+    }
     content["config"] = {**record.config, "data": data}
     if smoothness := record.smoothness():
         content["smoothness"] = smoothness

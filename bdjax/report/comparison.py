@@ -72,14 +72,22 @@ def measure(record: Record, metric: str) -> float:
         InputError: a metric that is none of the run's task.
     """
     metrics = named(record.metrics)
-    drops = {f"{name}{_DROP}": one for name, one in metrics.items() if one.name in record.after and name != "lcr"}
+    drops = {
+        f"{name}{_DROP}": one
+        for name, one in metrics.items()
+        if one.name in record.after and name != "lcr"
+    }
     one_of([*metrics, *drops, *_SHARPNESS, _SECONDS], metric=metric)
     if metric in metrics:
         return 100 * record.value(metrics[metric].name)
     if metric in drops:
         name = drops[metric].name
         return 100 * (record.before[name] - record.after[name])
-    return record.value("run_seconds") if metric == _SECONDS else record.sharpness()[_SHARPNESS[metric]]
+    return (
+        record.value("run_seconds")
+        if metric == _SECONDS
+        else record.sharpness()[_SHARPNESS[metric]]
+    )
 
 
 def head(metric: str) -> str:
@@ -103,7 +111,9 @@ def fill(value: Value, groups: Sequence[Sequence[Record]], why: str = "") -> Cel
     why = "; ".join(filter(None, (why, _told(faulty, len(groups)), *soundness.told(defended))))
     if len(groups) > 1:
         groups = [group for number, group in enumerate(groups) if number not in faulty]
-    measured = [{record.seed: measure(record, value.metric) for record in group} for group in groups]
+    measured = [
+        {record.seed: measure(record, value.metric) for record in group} for group in groups
+    ]
     seeds = sorted(set.intersection(*map(set, measured))) if measured else []
     ours = tuple(statistics.fmean(of[seed] for of in measured) for seed in seeds)
     if not ours or any(map(math.isnan, ours)):
@@ -119,7 +129,11 @@ def _faults(group: Sequence[Record]) -> list[str]:
 def _told(faulty: Mapping[int, Sequence[str]], groups: int) -> str:
     """Say what is wrong, and how many of the attacks of a mean are not in it."""
     words = ", ".join(dict.fromkeys(words for own in faulty.values() for words in own))
-    return f"mean without {len(faulty)} of {groups} attacks: {words}" if faulty and groups > 1 else words
+    return (
+        f"mean without {len(faulty)} of {groups} attacks: {words}"
+        if faulty and groups > 1
+        else words
+    )
 
 
 def table(cells: Sequence[Cell], setting: str, format: str = "console") -> str:
@@ -145,7 +159,9 @@ def table(cells: Sequence[Cell], setting: str, format: str = "console") -> str:
 def _groups(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, Cell]]]:
     """Return the cells by attack, defense and metric; settings that differ within the table are part of the names."""
     attack, defense = ("attack", "poison_rate", "dataset", "model"), ("defense", "clean_data")
-    varied = {column for column in (*attack, *defense) if len({_of(cell, column) for cell in cells}) > 1}
+    varied = {
+        column for column in (*attack, *defense) if len({_of(cell, column) for cell in cells}) > 1
+    }
     groups: dict[str, dict[str, dict[str, Cell]]] = {}
     for cell in cells:
         names = (
@@ -191,7 +207,9 @@ def _grid(cells: Sequence[Cell], setting: str) -> Grid:
         return Line([defense, *numbers, why])
 
     heads = [text for m in metrics for text in (f"{head(m)} published", "ours", "difference")]
-    groups = {attack: [line(*one) for one in group.items()] for attack, group in _groups(cells).items()}
+    groups = {
+        attack: [line(*one) for one in group.items()] for attack, group in _groups(cells).items()
+    }
     heads = ["defense", *heads, "missing"]
     return Grid("attack", heads, groups, _caption(cells, setting), words=(0, len(heads) - 1))
 
@@ -218,7 +236,21 @@ def _csv(cells: Sequence[Cell]) -> str:
     lines = []
     for cell in cells:
         *names, published, std, note = cell.value
-        measured = (*cell.statistic, len(cell.ours), " ".join(map(str, cell.seeds)), cell.difference)
-        lines.append([*names, published, std, *(measured if cell.ours else [None] * len(ours)), cell.why, note])
+        measured = (
+            *cell.statistic,
+            len(cell.ours),
+            " ".join(map(str, cell.seeds)),
+            cell.difference,
+        )
+        lines.append(
+            [
+                *names,
+                published,
+                std,
+                *(measured if cell.ours else [None] * len(ours)),
+                cell.why,
+                note,
+            ]
+        )
     columns = [*Value._fields[:-3], "published", "published_std", *ours, "missing", "note"]
     return values.write(columns, lines)

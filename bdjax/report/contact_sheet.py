@@ -10,7 +10,18 @@ import numpy as np
 
 from bdjax.checks import InputError
 from bdjax.files import failures, places
-from bdjax.report.layout import FORMATS, GREY, HEADING, MARGIN, STYLE, WIDTH, axes, need_matplotlib, save, write
+from bdjax.report.layout import (
+    FORMATS,
+    GREY,
+    HEADING,
+    MARGIN,
+    STYLE,
+    WIDTH,
+    axes,
+    need_matplotlib,
+    save,
+    write,
+)
 
 if TYPE_CHECKING:  # what is shown is made with JAX, which drawing it does not need
     from matplotlib.figure import Figure
@@ -77,13 +88,22 @@ def _page(shown: Sequence[Shown], heading: str) -> Figure:
     row = (column - _GAP) * height / width + _GAP
     lines = list(_lines(shown))
     top = 0.45 if heading else 0.15
-    page = Figure(figsize=(WIDTH, top + sum(row + space for *_, space in lines) + 0.1), facecolor="white")
+    page = Figure(
+        figsize=(WIDTH, top + sum(row + space for *_, space in lines) + 0.1), facecolor="white"
+    )
     write(page, MARGIN, 0.12, heading, **HEADING)
     for name, details, images, space in lines:
         top += space
         write(page, MARGIN, top + row / 2 - 0.09 * (1 + len(details)), name, weight="bold")
         for number, words in enumerate(details, 1):
-            write(page, MARGIN, top + row / 2 + 0.09 * (2 * number - 1 - len(details)), words, color=GREY, size=7.5)
+            write(
+                page,
+                MARGIN,
+                top + row / 2 + 0.09 * (2 * number - 1 - len(details)),
+                words,
+                color=GREY,
+                size=7.5,
+            )
         for number, image in enumerate(images):
             left = MARGIN + _NAMES + number * column
             _image(page, image, left, top, column - _GAP, row - _GAP)
@@ -105,8 +125,17 @@ def _lines(shown: Sequence[Shown]) -> Any:
         yield f"residual × {k}", words, change, 0.0
 
 
-def _image(page: Figure, image: np.ndarray, left: float, top: float, width: float, height: float) -> None:
+def _image(
+    page: Figure, image: np.ndarray, left: float, top: float, width: float, height: float
+) -> None:
     ax = axes(page, left, top, width, height)
     gray = image.shape[-1] == 1
-    ax.imshow(image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    ax.imshow(
+        image[..., 0] if gray else image,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+        aspect="auto",
+    )
     ax.axis("off")

@@ -33,7 +33,11 @@ def told_apart(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
                 digests[source].add(digest)
     shown = {source: _shortened(of) for source, of in digests.items() if len(of) > 1}
     return [
-        {source.key: shown[source].get(digest, UNKNOWN) for source, digest in own.items() if source in shown}
+        {
+            source.key: shown[source].get(digest, UNKNOWN)
+            for source, digest in own.items()
+            if source in shown
+        }
         for own in sources
     ]
 
@@ -43,7 +47,10 @@ def _sources(content: Mapping[str, Any]) -> Iterator[tuple[_Source, Any]]:
     config, fingerprint = content["config"], content["data"].get("fingerprint", {})
     data = {key: value for key, value in config["data"].items() if key != "data_dir"}
     for split in ("train", "test"):
-        yield _Source(f"data.{split}_sha256", json.dumps(data, sort_keys=True)), fingerprint.get(split)
+        yield (
+            _Source(f"data.{split}_sha256", json.dumps(data, sort_keys=True)),
+            fingerprint.get(split),
+        )
     files = fingerprint.get("files", {})
     for option, value in _texts(config):
         yield _Source(f"{option}_sha256", value), files.get(option)

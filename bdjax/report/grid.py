@@ -90,7 +90,9 @@ def _console(grid: Grid) -> str:
     if any(line.mark for line in grid.lines):
         # signs survive where bold and underlined print does not
         signs = (_STARS.get(line.mark, "  ") for line in grid.lines)
-        columns[grid.marked] = [cell + sign for cell, sign in zip(columns[grid.marked], signs, strict=True)]
+        columns[grid.marked] = [
+            cell + sign for cell, sign in zip(columns[grid.marked], signs, strict=True)
+        ]
         heads[grid.marked] += "  "
     widths = [max(map(len, (head, *column))) for head, column in zip(heads, columns, strict=True)]
     text = io.StringIO()
@@ -100,12 +102,19 @@ def _console(grid: Grid) -> str:
     for title, group in grid.groups.items():
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i, (head, width) in enumerate(zip(heads, widths, strict=True)):
-            shown.add_column(Text(head), justify="left" if i in grid.words else "right", min_width=width, no_wrap=True)
+            shown.add_column(
+                Text(head),
+                justify="left" if i in grid.words else "right",
+                min_width=width,
+                no_wrap=True,
+            )
         for line, cells in zip(group, printed, strict=False):
             written = list(map(Text, cells))
             if line.mark == SECOND:
                 cell = cells[grid.marked]
-                written[grid.marked].stylize("underline", len(cell) - len(cell.lstrip()), len(cell) - 2)
+                written[grid.marked].stylize(
+                    "underline", len(cell) - len(cell.lstrip()), len(cell) - 2
+                )
             shown.add_row(*written, style="bold" if line.mark == BEST else "")
         console.print(*([Text(title, "bold")] if title else []), shown, "")
     width = max(79, sum(widths) + 2 * (len(widths) - 1))
@@ -129,7 +138,9 @@ _MARKUP = re.compile(r"[\\`*|~]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\]
 
 def _markdown(grid: Grid) -> str:
     front = [grid.group] if "" not in grid.groups else []
-    rule = ["---"] * len(front) + ["---" if i in grid.words else "---:" for i in range(len(grid.heads))]
+    rule = ["---"] * len(front) + [
+        "---" if i in grid.words else "---:" for i in range(len(grid.heads))
+    ]
     written = [[*front, *map(_escaped, grid.heads)], rule]
     for title, group in grid.groups.items():
         for line in group:
@@ -174,8 +185,16 @@ _LATEX = {character: "\\" + character for character in "_%&#${}"} | {
 def _latex(grid: Grid) -> str:
     front = [grid.group] if "" not in grid.groups else []
     heads = " & ".join(map(escape_latex, [*front, *grid.heads])) + r" \\"
-    columns = "l" * len(front) + "".join("l" if i in grid.words else "r" for i in range(len(grid.heads)))
-    written = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heads]
+    columns = "l" * len(front) + "".join(
+        "l" if i in grid.words else "r" for i in range(len(grid.heads))
+    )
+    written = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        heads,
+    ]
     for title, group in grid.groups.items():
         written.append(r"\midrule")
         for i, line in enumerate(group):
@@ -192,9 +211,21 @@ def _latex(grid: Grid) -> str:
 
 def escape_latex(text: str) -> str:
     """Return text that LaTeX prints as it is."""
-    pieces = ("".join(_LATEX.get(character, character) for character in piece) for piece in text.split("λ_max"))
+    pieces = (
+        "".join(_LATEX.get(character, character) for character in piece)
+        for piece in text.split("λ_max")
+    )
     return r"$\lambda_{\max}$".join(pieces)
 
 
-_WRITERS: dict[str, Callable[[Grid], str]] = {"console": _console, "markdown": _markdown, "latex": _latex}
-FORMATS = ("console", "markdown", "csv", "latex")  # of tables; the third is of `bdjax.report.values`
+_WRITERS: dict[str, Callable[[Grid], str]] = {
+    "console": _console,
+    "markdown": _markdown,
+    "latex": _latex,
+}
+FORMATS = (
+    "console",
+    "markdown",
+    "csv",
+    "latex",
+)  # of tables; the third is of `bdjax.report.values`

@@ -98,7 +98,10 @@ def distinguishing(configs: Sequence[Settings]) -> list[dict[str, object]]:
             values.discard("")
         return len(values) > 1
 
-    return [{key: value for key, value in config.items() if varies(key, _scope(key, config))} for config in configs]
+    return [
+        {key: value for key, value in config.items() if varies(key, _scope(key, config))}
+        for config in configs
+    ]
 
 
 def _scope(key: str, config: Settings) -> tuple[object, ...]:

@@ -20,10 +20,30 @@ if TYPE_CHECKING:
 # Okabe and Ito's colors, three of them darkened until small print is easy to read on white
 BLUE, ORANGE, GREEN, GREY = "#0068A8", "#C44E00", "#007A5A", "#6B6B6B"
 # Dots, and rings around those that are at the same place
-BEFORE = {"label": "before the defense", "color": BLUE, "marker": "o", "ms": 2.8, "mew": 0, "ls": "", "alpha": 0.65}
-AFTER = {**BEFORE, "label": "after the defense", "color": ORANGE, "mfc": "none", "mew": 0.6, "ms": 3.2}
+BEFORE = {
+    "label": "before the defense",
+    "color": BLUE,
+    "marker": "o",
+    "ms": 2.8,
+    "mew": 0,
+    "ls": "",
+    "alpha": 0.65,
+}
+AFTER = {
+    **BEFORE,
+    "label": "after the defense",
+    "color": ORANGE,
+    "mfc": "none",
+    "mew": 0.6,
+    "ms": 3.2,
+}
 WEIGHT_NORM = r"weight norm $\|W_k\|_2$"
-STYLE = {"font.family": "DejaVu Sans", "font.size": 8.5, "pdf.fonttype": 42, "svg.hashsalt": "bdjax"}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "bdjax",
+}
 FORMATS = ("png", "pdf", "svg")
 WIDTH, MARGIN = 8.0, 0.15  # inches
 HEADING = {"size": 11, "weight": "bold"}
@@ -35,7 +55,9 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InputError("Figures need matplotlib, which pip install 'bdjax[plots]' brings.") from error
+        raise InputError(
+            "Figures need matplotlib, which pip install 'bdjax[plots]' brings."
+        ) from error
 
 
 def save(page: Figure, path: Path) -> Path:
@@ -49,7 +71,9 @@ def encode(page: Figure, format: str = "png", dpi: float = 200) -> bytes:
     # no date, so that the same records give the same file
     metadata = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[format]
     file = io.BytesIO()
-    page.savefig(file, format=format, dpi=min(dpi, 30_000 / page.get_figheight()), metadata=metadata)
+    page.savefig(
+        file, format=format, dpi=min(dpi, 30_000 / page.get_figheight()), metadata=metadata
+    )
     return file.getvalue()
 
 
@@ -85,7 +109,9 @@ def wrap(words: str, room: float) -> list[str]:
         lines[-1] = word
         while print_width(lines[-1]) > room and len(lines[-1]) > 1:
             rest = lines[-1]
-            fitting = next(n for n in range(len(rest) - 1, 0, -1) if n == 1 or print_width(rest[:n]) <= room)
+            fitting = next(
+                n for n in range(len(rest) - 1, 0, -1) if n == 1 or print_width(rest[:n]) <= room
+            )
             lines[-1:] = [rest[:fitting], rest[fitting:]]
     return lines
 
@@ -120,7 +146,10 @@ def panels(
     made = []
     for number, title in enumerate(titles):
         line, column = divmod(number, columns)
-        x, y = MARGIN + left + column * (width + left + 0.1), 0.4 + line * (above + height + below) + above
+        x, y = (
+            MARGIN + left + column * (width + left + 0.1),
+            0.4 + line * (above + height + below) + above,
+        )
         write(page, x, y - 0.2, cut(title, 0.9 * width), weight="bold")
         ax = axes(page, x, y, width, height)
         ax.grid(color="#D5D5D5", lw=0.6)
@@ -149,7 +178,17 @@ def remark(ax: Axes, words: str) -> None:
     ax.margins(y=0.2)
     box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
     small = 0.85 * STYLE["font.size"]
-    ax.text(0.99, 0.97, words, transform=ax.transAxes, ha="right", va="top", size=small, color=GREY, bbox=box)
+    ax.text(
+        0.99,
+        0.97,
+        words,
+        transform=ax.transAxes,
+        ha="right",
+        va="top",
+        size=small,
+        color=GREY,
+        bbox=box,
+    )
 
 
 def key(*styles: Mapping[str, Any]) -> list[Artist]:

@@ -17,7 +17,16 @@ from bdjax.report.grid import FORMATS, UNSOUND, Grid, Line, write
 from bdjax.report.labels import LONGEST, SYMBOLS, label, of_defense, plain, without_defense
 from bdjax.report.records import Record
 from bdjax.report.rows import Row, common, metrics_of, records_of, summarize, victims
-from bdjax.report.statistics import DRAWS, EXACT_PAIRS, Interval, SignFlip, Statistic, interval, sign_flip, statistic
+from bdjax.report.statistics import (
+    DRAWS,
+    EXACT_PAIRS,
+    Interval,
+    SignFlip,
+    Statistic,
+    interval,
+    sign_flip,
+    statistic,
+)
 from bdjax.runs import soundness
 from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, names, of_roles
 
@@ -76,7 +85,9 @@ class Paired:
     apart: int = 0
 
 
-def compare(records: Iterable[Record], first: str, second: str, metrics: Sequence[str] | None = None) -> Paired:
+def compare(
+    records: Iterable[Record], first: str, second: str, metrics: Sequence[str] | None = None
+) -> Paired:
     """Compare two defenses over all runs that differ in nothing but the defense and its options.
 
     That is: the same attacked network, holdout and seed. Runs without a counterpart are left out, named in a warning,
@@ -101,7 +112,9 @@ def compare(records: Iterable[Record], first: str, second: str, metrics: Sequenc
         raise InputError(f"{first!r} and {second!r} name the same defense; name two.")
     pairs, unpaired = _pairs(*sides)
     if not pairs:
-        raise InputError(f"no run of {first!r} has a counterpart of {second!r} with the same victim, holdout and seed.")
+        raise InputError(
+            f"no run of {first!r} has a counterpart of {second!r} with the same victim, holdout and seed."
+        )
     labels = (_name(sides[0]), _name(sides[1]))
     notes = {title: _notes(title, labels, of_attack) for title, of_attack in pairs.items()}
     attacked = {title: list(filter(_has_attack, of_attack)) for title, of_attack in pairs.items()}
@@ -112,7 +125,9 @@ def compare(records: Iterable[Record], first: str, second: str, metrics: Sequenc
     for title, own in pairs.items():
         found += [_comparison(title, metric, own) for metric in _compared(own, metrics)]
     if not found:
-        raise InputError(f"no run of {first!r} and {second!r} has the metric {', '.join(metrics or ())}.")
+        raise InputError(
+            f"no run of {first!r} and {second!r} has the metric {', '.join(metrics or ())}."
+        )
     return Paired(
         *labels,
         comparisons=tuple(found),
@@ -123,18 +138,30 @@ def compare(records: Iterable[Record], first: str, second: str, metrics: Sequenc
     )
 
 
-def _pairs(first: Sequence[Row], second: Sequence[Row]) -> tuple[dict[str, list[Pair]], tuple[Record, ...]]:
+def _pairs(
+    first: Sequence[Row], second: Sequence[Row]
+) -> tuple[dict[str, list[Pair]], tuple[Record, ...]]:
     """Return the runs of two defenses that belong together, by what a table calls their victim; and those left over."""
-    here, there = ({_pairing(record): record for record in records_of(side)} for side in (first, second))
+    here, there = (
+        {_pairing(record): record for record in records_of(side)} for side in (first, second)
+    )
     titles = _titles(first)
     pairs: dict[str, list[Pair]] = defaultdict(list)
     for pairing, record in here.items():
         if pairing in there:
             pairs[titles[pairing[0]]].append((record, there[pairing]))
-    unpaired = tuple((here | there)[pairing] for pairing in [*here, *there] if (pairing in here) != (pairing in there))
+    unpaired = tuple(
+        (here | there)[pairing]
+        for pairing in [*here, *there]
+        if (pairing in here) != (pairing in there)
+    )
     if pairs and unpaired:
         left_out = ", ".join(printable(record.run_id, LONGEST) for record in unpaired)
-        _log.warning("Left out, without a counterpart of the other defense: %d (%s).", len(unpaired), left_out)
+        _log.warning(
+            "Left out, without a counterpart of the other defense: %d (%s).",
+            len(unpaired),
+            left_out,
+        )
     return pairs, unpaired
 
 
@@ -164,7 +191,9 @@ def _notes(title: str, names: tuple[str, str], pairs: Sequence[Pair]) -> list[st
 
 
 def _comparison(title: str, metric: Metric, pairs: Sequence[Pair]) -> Comparison:
-    first, second = ([record.value(metric.name) for record in side] for side in zip(*pairs, strict=True))
+    first, second = (
+        [record.value(metric.name) for record in side] for side in zip(*pairs, strict=True)
+    )
     moved = [one - other for one, other in zip(first, second, strict=True)]
     means = (statistic(first), statistic(second), statistic(moved))
     return Comparison(title, metric, len(pairs), *means, interval(moved), sign_flip(moved))
@@ -182,11 +211,17 @@ def _named(rows: Sequence[Row], wanted: str) -> list[Row]:
     labels = {row: _own_label(row) for row in rows}
     words = _words(wanted)
     found = [row for row in rows if _words(labels[row]) == words]
-    found = found or [row for row in rows if words[:1] == [row.name("defense")] and {*words} <= {*_words(labels[row])}]
+    found = found or [
+        row
+        for row in rows
+        if words[:1] == [row.name("defense")] and {*words} <= {*_words(labels[row])}
+    ]
     known = list(dict.fromkeys(labels.values()))
     if not found:
         listed = ", ".join(map(repr, known))
-        raise InputError(f"there is no run of the defense {wanted!r}{did_you_mean(wanted, known)}; there are {listed}.")
+        raise InputError(
+            f"there is no run of the defense {wanted!r}{did_you_mean(wanted, known)}; there are {listed}."
+        )
     of_victims = [without_defense(row.records[0].settings) for row in found]
     if len(set(of_victims)) < len(of_victims):
         listed = ", ".join(map(repr, dict.fromkeys(labels[row] for row in found)))
@@ -223,8 +258,14 @@ def _titles(rows: Sequence[Row]) -> dict[str, str]:
     for title, group in victims(rows).items():
         for row in group:
             others = {key: value for key, value in row.settings.items() if not of_defense(key)}
-            holdout = label(row.records[0].config, "defense", others).removeprefix(row.name("defense")).strip()
-            titles[without_defense(row.records[0].settings)] = " · ".join(filter(None, (title, holdout)))
+            holdout = (
+                label(row.records[0].config, "defense", others)
+                .removeprefix(row.name("defense"))
+                .strip()
+            )
+            titles[without_defense(row.records[0].settings)] = " · ".join(
+                filter(None, (title, holdout))
+            )
     return titles
 
 
@@ -246,7 +287,16 @@ def table(paired: Paired, format: str = "console", decimals: int = 1) -> str:
         test = [f"{one.test.p:.3g}", f"{one.test.smallest_p:.3g}"]
         cells = [one.metric.head, *means, bounds(one.interval, decimals, 100), *test, str(one.n)]
         groups[one.attack].append(Line(cells, UNSOUND if one.attack in paired.notes else ""))
-    heads = ["metric", paired.first, paired.second, "difference", "95 %", "p", "smallest p", "pairs"]
+    heads = [
+        "metric",
+        paired.first,
+        paired.second,
+        "difference",
+        "95 %",
+        "p",
+        "smallest p",
+        "pairs",
+    ]
     notes = [note for own in paired.notes.values() for note in own]
     return write(Grid("attack", heads, groups, _caption(paired), notes=notes), format)
 
@@ -262,23 +312,51 @@ def _caption(paired: Paired) -> str:
         if repeated
         else "",
         "p: two-sided, from flipping the signs of the differences"
-        + (f" (of more than {EXACT_PAIRS}, {DRAWS} times at random)." if large else ", in all ways."),
+        + (
+            f" (of more than {EXACT_PAIRS}, {DRAWS} times at random)."
+            if large
+            else ", in all ways."
+        ),
         "smallest p: the least that so many differences can give, however large they are.",
         f"{ALL}: the pairs of all attacks, as if independent." if several else "",
-        f"Left out of it, without an attack that took: {paired.apart}." if several and paired.apart else "",
+        f"Left out of it, without an attack that took: {paired.apart}."
+        if several and paired.apart
+        else "",
         f"Left out without a counterpart: {len(paired.unpaired)}." if paired.unpaired else "",
     )
     return " ".join(filter(None, parts))
 
 
 def _csv(paired: Paired) -> str:
-    compared = [f"{which}_{part}" for which in ("first", "second", "difference") for part in Statistic._fields]
+    compared = [
+        f"{which}_{part}"
+        for which in ("first", "second", "difference")
+        for part in Statistic._fields
+    ]
     limits = [f"difference_{bound}" for bound in Interval._fields]
     noted = ("notes",) if paired.notes else ()
-    head = ("attack", "metric", "first", "second", "n", *compared, *limits, *SignFlip._fields, *noted)
+    head = (
+        "attack",
+        "metric",
+        "first",
+        "second",
+        "n",
+        *compared,
+        *limits,
+        *SignFlip._fields,
+        *noted,
+    )
     lines = []
     for one in paired.comparisons:
-        measured = (*one.first, *one.second, *one.difference, *(one.interval or (None, None)), *one.test)
+        measured = (
+            *one.first,
+            *one.second,
+            *one.difference,
+            *(one.interval or (None, None)),
+            *one.test,
+        )
         notes = ("; ".join(paired.notes.get(one.attack, ())),) if paired.notes else ()
-        lines.append((one.attack, one.metric.name, paired.first, paired.second, one.n, *measured, *notes))
+        lines.append(
+            (one.attack, one.metric.name, paired.first, paired.second, one.n, *measured, *notes)
+        )
     return values.write(head, lines)

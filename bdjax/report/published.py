@@ -13,7 +13,11 @@ from bdjax.checks import InputError, did_you_mean, one_of
 TASK = "image-classification"
 # What a paper varies of a method without giving it another name: the part of an identifier after the colon.
 _SETTINGS = ("lr=", "bs=", "eta_c=", "bias_")
-_DEFENSES = {"fast_sft": "fsft", "sft": "sft_theta", "fine_pruning": "fp"}  # the others have the papers' identifiers
+_DEFENSES = {
+    "fast_sft": "fsft",
+    "sft": "sft_theta",
+    "fine_pruning": "fp",
+}  # the others have the papers' identifiers
 _AUGMENTED = {
     ("nft", "randaugment"): "nft:randaug",
     ("nft", "cutmix"): "nft:cutmix",
@@ -23,7 +27,11 @@ _AUGMENTED = {
     ("ft_sam", "mixup"): "ft_sam:aug",
     ("rnp", "mixup"): "rnp:aug",
 }
-_NFT = {"learning_rate": (0.05, "nft:lr="), "batch_size": (128, "nft:bs="), "eta_c": (None, "nft:eta_c=")}
+_NFT = {
+    "learning_rate": (0.05, "nft:lr="),
+    "batch_size": (128, "nft:bs="),
+    "eta_c": (None, "nft:eta_c="),
+}
 
 
 class Value(NamedTuple):
@@ -69,7 +77,11 @@ class Names(NamedTuple):
 @functools.cache
 def load() -> tuple[Value, ...]:
     """Return all published values, in the order of the papers and their tables."""
-    text = importlib.resources.files("bdjax.report").joinpath("published.csv").read_text(encoding="utf-8")
+    text = (
+        importlib.resources.files("bdjax.report")
+        .joinpath("published.csv")
+        .read_text(encoding="utf-8")
+    )
     return tuple(map(_value, csv.DictReader(text.splitlines())))
 
 
@@ -95,7 +107,9 @@ def select(**columns: Any) -> tuple[Value, ...]:
         if wanted not in known:
             near = did_you_mean(wanted, map(str, known))
             raise InputError(f"{column} {wanted!r} is in no published table{near}.")
-    return tuple(value for value in load() if all(getattr(value, name) == columns[name] for name in columns))
+    return tuple(
+        value for value in load() if all(getattr(value, name) == columns[name] for name in columns)
+    )
 
 
 @functools.cache
@@ -118,7 +132,10 @@ def names(config: Mapping[str, Any]) -> Names:
     )
     columns = ("dataset", "model", "attack", "defense")
     return Names(
-        *(name if name in _occurring(column, TASK) else None for column, name in zip(columns, found, strict=True))
+        *(
+            name if name in _occurring(column, TASK) else None
+            for column, name in zip(columns, found, strict=True)
+        )
     )
 
 
@@ -172,7 +189,10 @@ def _attack(config: Mapping[str, Any]) -> str | None:
 def _combined(parts: str) -> str | None:
     """Return the combined attack of the same parts in whatever order."""
     known = (name for name in _occurring("attack", TASK) if name.startswith("combined:"))
-    return next((name for name in known if set(name.partition(":")[2].split("+")) == set(parts.split("+"))), None)
+    return next(
+        (name for name in known if set(name.partition(":")[2].split("+")) == set(parts.split("+"))),
+        None,
+    )
 
 
 def _defense(options: Mapping[str, Any]) -> str | None:
@@ -200,7 +220,11 @@ def _ft_sam(options: Mapping[str, Any]) -> str | None:
 
 def _fast_sft(options: Mapping[str, Any]) -> str | None:
     without = (options.get("eta_f") == 0, options.get("eta_r") == 0)
-    return {(False, False): "fsft", (True, False): "fsft:no_trace", (False, True): "fsft:no_lr"}.get(without)
+    return {
+        (False, False): "fsft",
+        (True, False): "fsft:no_trace",
+        (False, True): "fsft:no_lr",
+    }.get(without)
 
 
 def _sft(options: Mapping[str, Any]) -> str | None:

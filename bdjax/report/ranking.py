@@ -47,11 +47,15 @@ def rank(rows: Sequence[Row]) -> Ranking:
     has no rank for it, and so no mean rank (`bdjax.runs.soundness`).
     """
     groups = victims(rows)
-    attacked = {title: group for title, group in groups.items() if all(row.has_attack for row in group)}
+    attacked = {
+        title: group for title, group in groups.items() if all(row.has_attack for row in group)
+    }
     unattacked = tuple(title for title in groups if title not in attacked)
     defended = [row for group in attacked.values() for row in group]
     collapsed = tuple(dict.fromkeys(row.defense for row in defended if not row.competes))
-    labels = [label for label in dict.fromkeys(row.defense for row in defended) if label not in collapsed]
+    labels = [
+        label for label in dict.fromkeys(row.defense for row in defended) if label not in collapsed
+    ]
     ratings: dict[str, dict[str, float]] = {}
     for title, group in attacked.items():
         ratings[title] = {row.defense: row.rating.mean for row in group if row.defense in labels}
@@ -80,7 +84,9 @@ def with_mean_ranks(rows: Sequence[Row]) -> list[Row]:
         ranking = rank(own)
         means = {ranked.defense: ranked.mean_rank for ranked in ranking.defenses}
         for title, group in victims(own).items():
-            found |= {row: means.get(row.defense) if title in ranking.attacks else None for row in group}
+            found |= {
+                row: means.get(row.defense) if title in ranking.attacks else None for row in group
+            }
     return [dataclasses.replace(row, mean_rank=found[row]) for row in rows]
 
 
@@ -96,7 +102,12 @@ def table(ranking: Ranking, format: str = "console") -> str:
       InputError: an unknown format.
     """
     if not ranking.attacks:
-        return " ".join(["No ranking: there is no attack that all of these defenses were run on.", *_left_out(ranking)])
+        return " ".join(
+            [
+                "No ranking: there is no attack that all of these defenses were run on.",
+                *_left_out(ranking),
+            ]
+        )
     means = sorted({ranked.mean_rank for ranked in ranking.defenses})
     marks = dict(zip(means, (BEST, SECOND), strict=False))
     lines = []
@@ -109,7 +120,9 @@ def table(ranking: Ranking, format: str = "console") -> str:
     )
     caption = " ".join([caption, *_left_out(ranking)])
     heads = ["defense", "mean rank", *ranking.attacks]
-    return write(Grid("", heads, {"": lines}, caption, 1, ("lowest mean rank", "second lowest")), format)
+    return write(
+        Grid("", heads, {"": lines}, caption, 1, ("lowest mean rank", "second lowest")), format
+    )
 
 
 def _left_out(ranking: Ranking) -> list[str]:

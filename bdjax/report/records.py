@@ -23,7 +23,11 @@ from bdjax.runs.record_format import COSTS
 from bdjax.tasks.metrics import RATING, Metric, first
 
 BUNDLE = ".jsonl"
-SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")  # of the defended network, in its smoothness.json
+SHARPNESS = (
+    "largest_eigenvalue",
+    "hessian_trace",
+    "fisher_trace",
+)  # of the defended network, in its smoothness.json
 STEALTH = ("psnr", "ssim", "linf", "l2", "changed_share")  # of the trigger on test images
 _DIVERGED = "diverged"  # the status of a run that has no result
 _log = logging.getLogger(__name__)
@@ -163,7 +167,9 @@ def load(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
         InputError: no such path, no run under one, none finished under any, or a record that cannot be read or lacks a
             key.
     """
-    paths = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    paths = (
+        [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    )
     records: dict[tuple[Path, int | None], Record] = {}
     unfinished = diverged = 0
     for path in paths:
@@ -176,8 +182,12 @@ def load(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
         unfinished += started + len(found) - len(finished) - found.count(_DIVERGED)
         records.update(((record.folder.resolve(), record.line), record) for record in finished)
     if paths and not records:
-        others = ", ".join(f"{n} {what}" for n, what in ((unfinished, "unfinished"), (diverged, _DIVERGED)) if n)
-        raise InputError(f"There is no record of a finished run under {', '.join(map(str, paths))} ({others}).")
+        others = ", ".join(
+            f"{n} {what}" for n, what in ((unfinished, "unfinished"), (diverged, _DIVERGED)) if n
+        )
+        raise InputError(
+            f"There is no record of a finished run under {', '.join(map(str, paths))} ({others})."
+        )
     if unfinished:
         _log.warning("Left out %s without a finished record.", count(unfinished, "run"))
     if diverged:
@@ -197,21 +207,27 @@ def distinct(records: Iterable[Record]) -> list[Record]:
             repeated.append(printable(record.run_id, LONGEST))
     if repeated:
         others = count(len(repeated), "record")
-        _log.warning("Left out %s with the config and seed of another: %s.", others, ", ".join(repeated))
+        _log.warning(
+            "Left out %s with the config and seed of another: %s.", others, ", ".join(repeated)
+        )
     return list(kept.values())
 
 
 def _told_apart(records: Sequence[Record]) -> list[Record]:
     """Return the records with the digests that tell them apart; what was found earlier, among more of them, stays."""
     marked, found = [], defaultdict(dict)
-    for record, own in zip(records, differing_data.told_apart([record.content for record in records]), strict=True):
+    for record, own in zip(
+        records, differing_data.told_apart([record.content for record in records]), strict=True
+    ):
         new = {key: digest for key, digest in own.items() if key not in record.apart}
         marked.append(dataclasses.replace(record, apart={**record.apart, **new}) if new else record)
         for key, digest in new.items():
             found[key][digest] = None
     if found:
         differing = "; ".join(f"{key} is {' or '.join(digests)}" for key, digests in found.items())
-        _log.warning("Records of one name were made of different data (%s); each has its own row.", differing)
+        _log.warning(
+            "Records of one name were made of different data (%s); each has its own row.", differing
+        )
     return marked
 
 
@@ -252,7 +268,9 @@ def _read(file: Path) -> Iterator[Record | str]:
     if file.suffix != BUNDLE:
         yield _checked(Record(file.parent, _parsed(str(file), text)), str(file))
         return
-    for number, line in enumerate(text.split("\n"), 1):  # a text may hold what splitlines would split at
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # a text may hold what splitlines would split at
         if line.strip():
             source = f"{file} line {number}"
             yield _checked(Record(file, _parsed(source, line), number), source)
@@ -271,7 +289,9 @@ def _checked(record: Record, source: str) -> Record | str:
     record_format.require(source, content, "schema_version", int)
     if content["schema_version"] != SCHEMA_VERSION:
         version = content["schema_version"]
-        raise InputError(f"{source} has schema_version {version}, and this bdjax reads only {SCHEMA_VERSION}.")
+        raise InputError(
+            f"{source} has schema_version {version}, and this bdjax reads only {SCHEMA_VERSION}."
+        )
     record_format.require(source, content, "status", str)
     if content["status"] != "finished":
         return content["status"]

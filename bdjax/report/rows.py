@@ -55,7 +55,9 @@ class Row:
         """Return the same row with a setting neither in its labels nor among its settings."""
         settings = {key: value for key, value in self.settings.items() if key != option}
         data, model, attack, defense = labels(self.records[0].config, settings)
-        return dataclasses.replace(self, data=data, model=model, attack=attack, defense=defense, settings=settings)
+        return dataclasses.replace(
+            self, data=data, model=model, attack=attack, defense=defense, settings=settings
+        )
 
     @property
     def n(self) -> int:
@@ -100,7 +102,9 @@ class Row:
         """What is wrong with the victim, the attack or the defended network of each run (`soundness`)."""
         found = []
         for record in self.records:
-            found.append(soundness.of_victim(record.content) + soundness.of_defended(record.content))
+            found.append(
+                soundness.of_victim(record.content) + soundness.of_defended(record.content)
+            )
         return tuple(found)
 
     @property
@@ -116,7 +120,9 @@ class Row:
     @property
     def has_attack(self) -> bool:
         """Whether each victim of the row has learned its task and the attack: what means over attacks are made of."""
-        return not self.is_benign and not any(soundness.of_victim(record.content) for record in self.records)
+        return not self.is_benign and not any(
+            soundness.of_victim(record.content) for record in self.records
+        )
 
     @property
     def competes(self) -> bool:
@@ -138,7 +144,11 @@ class Row:
 
 
 def summarize(
-    records: Iterable[Record], *, sharpness: bool = False, stealth: bool = False, intervals: bool = False
+    records: Iterable[Record],
+    *,
+    sharpness: bool = False,
+    stealth: bool = False,
+    intervals: bool = False,
 ) -> list[Row]:
     """Sum up runs that differ only in their seed (and data folder).
 
@@ -188,7 +198,9 @@ def _measured(row: Row, values: Callable[[Record], Mapping[str, float]]) -> dict
 
 
 def _intervals(row: Row) -> dict[str, Interval | None]:
-    return {name: interval([record.value(name) for record in row.records]) for name in row.statistics}
+    return {
+        name: interval([record.value(name) for record in row.records]) for name in row.statistics
+    }
 
 
 def _order(row: Row) -> SortKey:

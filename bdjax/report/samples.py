@@ -18,7 +18,12 @@ from bdjax.report.rows import Row, victims
 from bdjax.report.standing import best
 from bdjax.runs.folder import SAMPLES
 
-PREDICTIONS = ("clean_before", "clean_after", "triggered_before", "triggered_after")  # arrays of the file
+PREDICTIONS = (
+    "clean_before",
+    "clean_after",
+    "triggered_before",
+    "triggered_after",
+)  # arrays of the file
 _HIT = "_hit"  # after the name of a prediction: whether it is what the attacker wants
 _UNKNOWN = -1  # what the attacker wants, where the label map is not known
 _log = logging.getLogger(__name__)
@@ -34,7 +39,9 @@ class Sample:
     row: Row
     record: Record
     best: bool  # whether no other defense has a higher mean rating
-    arrays: Mapping[str, np.ndarray]  # clean, triggered [k, h, w, c]; label and predictions [k], and which are hits
+    arrays: Mapping[
+        str, np.ndarray
+    ]  # clean, triggered [k, h, w, c]; label and predictions [k], and which are hits
     attacker_label: np.ndarray  # [k]; -1, or no text, where it is unknown
 
     def outcome(self, prediction: str, i: int) -> str:
@@ -72,9 +79,15 @@ def read_samples(rows: Sequence[Row]) -> dict[str, Sample]:
         else:
             row, record = pictured
             arrays = _read(record)
-            found[title] = Sample(row, record, row in marked, arrays, attacker_label(record, arrays["label"]))
+            found[title] = Sample(
+                row, record, row in marked, arrays, attacker_label(record, arrays["label"])
+            )
     if lacking:
-        _log.warning("No test images are drawn of %s: no run of theirs has a %s.", ", ".join(lacking), SAMPLES)
+        _log.warning(
+            "No test images are drawn of %s: no run of theirs has a %s.",
+            ", ".join(lacking),
+            SAMPLES,
+        )
     return found
 
 
@@ -98,7 +111,9 @@ def _read(record: Record) -> dict[str, np.ndarray]:
     arrays = {name: stored[name] for name in names}
     shape = arrays["clean"].shape
     if len(shape) != 4 or not shape[0] or shape[3] not in (1, 3):
-        raise InputError(f"clean in {file} must have the shape (images, height, width, 1 or 3), got {shape}.")
+        raise InputError(
+            f"clean in {file} must have the shape (images, height, width, 1 or 3), got {shape}."
+        )
     for name in ("clean", "triggered"):
         _check(arrays, name, shape, "u", file)
     are_texts = arrays["label"].dtype.kind == "U"
@@ -112,12 +127,16 @@ def _read(record: Record) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], kinds: str, file: Path) -> None:
+def _check(
+    arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], kinds: str, file: Path
+) -> None:
     """Refuse an array of another shape, or of another kind of values."""
     array = arrays[name]
     if array.shape != shape or array.dtype.kind not in kinds:
         held = {"U": "texts", "b": "truth values"}.get(kinds, "whole numbers")
-        raise InputError(f"{name} in {file} must hold {held} of the shape {shape}, got {array.shape}.")
+        raise InputError(
+            f"{name} in {file} must hold {held} of the shape {shape}, got {array.shape}."
+        )
 
 
 def attacker_label(record: Record, label: np.ndarray) -> np.ndarray:
@@ -145,6 +164,8 @@ def _target(record: Record) -> int:
 def choose(sample: Sample, most: int) -> list[int]:
     """Choose images that the attack is meant to change, one of each label first; predictions play no part."""
     label = sample.arrays["label"]
-    changed = [i for i in range(len(label)) if label[i] != sample.attacker_label[i]] or list(range(len(label)))
+    changed = [i for i in range(len(label)) if label[i] != sample.attacker_label[i]] or list(
+        range(len(label))
+    )
     first = {label[i]: i for i in reversed(changed)}.values()
     return sorted(sorted(changed, key=lambda i: i not in first)[:most])

@@ -56,7 +56,9 @@ def _of_victims(group: Iterable[Row]) -> list[tuple[Fault, ...]]:
     found: dict[tuple[str | None, int], tuple[Fault, ...]] = {}
     for row in group:
         for record in row.records:
-            found.setdefault((record.content.get("victim_id"), record.seed), soundness.of_victim(record.content))
+            found.setdefault(
+                (record.content.get("victim_id"), record.seed), soundness.of_victim(record.content)
+            )
     return list(found.values())
 
 
@@ -81,5 +83,7 @@ def _target_class(record: Record) -> str:
         return ""
     if isinstance(target, str) and target in names:
         target = names.index(target)
-    named = isinstance(target, int) and 0 <= target < len(names) and str(names[target]) != str(target)
+    named = (
+        isinstance(target, int) and 0 <= target < len(names) and str(names[target]) != str(target)
+    )
     return printable(f"{target} ({names[target]})" if named else str(target), LONGEST)

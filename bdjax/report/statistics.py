@@ -49,7 +49,9 @@ def statistic(values: Sequence[float]) -> Statistic:
     """Return mean and sample standard deviation; NaN without one if any value is NaN."""
     if any(map(math.isnan, values)):
         return Statistic(math.nan, None)  # statistics.stdev fails on it, in Python 3.11
-    return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return Statistic(
+        statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    )
 
 
 def interval(values: Sequence[float]) -> Interval | None:
@@ -83,7 +85,9 @@ def sign_flip(differences: Sequence[float]) -> SignFlip:
     moved = np.asarray([difference for difference in differences if difference], float)
     if not moved.size:
         return SignFlip(1.0, 1.0, True)
-    least = abs(moved.sum()) - 1e-9 * np.abs(moved).sum()  # sums that are equal but for rounding count
+    least = (
+        abs(moved.sum()) - 1e-9 * np.abs(moved).sum()
+    )  # sums that are equal but for rounding count
     if moved.size <= EXACT_PAIRS:
         sums = moved[:1]  # with the first sign fixed: the other half mirrors this one
         for difference in moved[1:]:
@@ -98,4 +102,6 @@ def ranks(values: Sequence[float]) -> list[float]:
     """Return each value's rank, 1 for the highest; equal values share the mean of their ranks, NaN comes last."""
     ordered = [-math.inf if math.isnan(value) else value for value in values]
     above = [sum(other > value for other in ordered) for value in ordered]
-    return [count + (ordered.count(value) + 1) / 2 for count, value in zip(above, ordered, strict=True)]
+    return [
+        count + (ordered.count(value) + 1) / 2 for count, value in zip(above, ordered, strict=True)
+    ]

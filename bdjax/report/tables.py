@@ -72,7 +72,9 @@ def _grid(rows: Sequence[Row], decimals: int) -> Grid:
     heads = ["defense", *_heads(rows, swept)]
     rating = rows[0].metric(RATING).head
     meaning = (f"highest mean {rating} of each attack", "second highest")
-    return Grid("attack", heads, groups, _caption(rows), heads.index(rating), meaning, notes=notes(rows))
+    return Grid(
+        "attack", heads, groups, _caption(rows), heads.index(rating), meaning, notes=notes(rows)
+    )
 
 
 def _heads(rows: Sequence[Row], swept: Iterable[tuple[str, str]]) -> list[str]:
@@ -128,7 +130,9 @@ def _caption(rows: Sequence[Row]) -> str:
             f"range). {rows[0].metric(ATTACK).head} < 10 %: runs that come so low."
         )
     if swept := dict.fromkeys(short(option) for option, _ in ranges(rows)):
-        sentences.append(f"Over {', '.join(swept)}: largest less smallest of the means over its values (points).")
+        sentences.append(
+            f"Over {', '.join(swept)}: largest less smallest of the means over its values (points)."
+        )
     return " ".join(sentences)
 
 

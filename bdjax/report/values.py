@@ -54,7 +54,9 @@ def _harmless(cell: Cell) -> Cell:
 
 def _columns(rows: Sequence[Row]) -> dict[str, Column]:
     """Return the columns by their heads, and how each is read from a row."""
-    columns: dict[str, Column] = {section: functools.partial(_name, section) for section in SECTIONS}
+    columns: dict[str, Column] = {
+        section: functools.partial(_name, section) for section in SECTIONS
+    }
     for key in dict.fromkeys(key for row in rows for key in row.settings):
         columns[key] = functools.partial(_setting, key)
     columns["n"] = lambda row: row.n

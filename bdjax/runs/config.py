@@ -112,7 +112,9 @@ class HoldoutConfig:
         """Raise InputError for a value out of range."""
         if (self.share is None) == (self.per_class is None):
             both = f"{self.share!r} and {self.per_class!r}"
-            raise InputError(f"share and per_class exclude each other, got {both}: give one and null for the other.")
+            raise InputError(
+                f"share and per_class exclude each other, got {both}: give one and null for the other."
+            )
         if self.share is not None:
             unit_interval(share=self.share)
         if self.per_class is not None:
@@ -188,9 +190,13 @@ class Config:
     def digest(self, values: dict[str, Any] | None = None) -> str:
         """Return ten hexadecimal digits that name this config (or the values), wherever the data lie."""
         content = self.to_dict() if values is None else dict(values)
-        if "selection" in content and self.strength is not None:  # the values that are tried may change with bdjax
+        if (
+            "selection" in content and self.strength is not None
+        ):  # the values that are tried may change with bdjax
             content["selection"] = {**content["selection"], "values": list(self.strength.values)}
-        content["data"] = {key: value for key, value in content["data"].items() if key != "data_dir"}
+        content["data"] = {
+            key: value for key, value in content["data"].items() if key != "data_dir"
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -282,7 +288,9 @@ def resolve(values: Mapping[str, Any]) -> Config:
         training=read_options("training", training, as_mapping("training", values.get("training"))),
         holdout=read_section("holdout", HoldoutConfig, values.get("holdout", {})),
         defense=read_choice("defense", "bdjax.defenses", values["defense"]),
-        matmul_precision=convert("matmul_precision", MatmulPrecision | None, values.get("matmul_precision")),
+        matmul_precision=convert(
+            "matmul_precision", MatmulPrecision | None, values.get("matmul_precision")
+        ),
     )
     selection = read_section("selection", SelectionConfig, values.get("selection", {}))
     config = config.with_selection(selection)
@@ -342,7 +350,9 @@ def _checkable(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return an attack's options without what needs the data: enough to check the others."""
     labels = {option: options[option] for option in ("target_label", *attacks.class_options(name))}
     named_ones = {option: label for option, label in labels.items() if isinstance(label, str)}
-    numbers = {label: LARGEST - number for number, label in enumerate(sorted(set(named_ones.values())))}
+    numbers = {
+        label: LARGEST - number for number, label in enumerate(sorted(set(named_ones.values())))
+    }
     known = {**options, **{option: numbers[label] for option, label in named_ones.items()}}
     if known["label_map"] == "all_to_all":
         known["label_map"] = attacks.AllToAll(2)

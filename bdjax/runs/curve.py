@@ -94,7 +94,9 @@ def check(plan: Plan, execution: Execution) -> None:
     """
     if execution.smoothness:
         test, triggered = plan.dataset.test, plans.triggered_test(plan)
-        loss_surface.sample(jax.random.key(0), test, triggered, images=loss_surface.Settings().images)
+        loss_surface.sample(
+            jax.random.key(0), test, triggered, images=loss_surface.Settings().images
+        )
 
 
 def measure(

@@ -32,7 +32,9 @@ SMOOTHNESS, SELECTION, DIVERGED = "smoothness.json", "selection.json", "diverged
 VICTIMS, GROUPS, GROUP, FORM = "victims", "groups", "group.json", "form.json"
 CHECKPOINTS, _STAGE, _ANALYSIS = "checkpoints", "stage", "analysis-"
 # As long as any path below the folder of runs gets.
-DEEPEST = Path(VICTIMS, 100 * "v", f"{CHECKPOINTS}-surrogate", "state.orbax-checkpoint-tmp", 100 * "f")
+DEEPEST = Path(
+    VICTIMS, 100 * "v", f"{CHECKPOINTS}-surrogate", "state.orbax-checkpoint-tmp", 100 * "f"
+)
 
 _BEGUN = {"train": str, "test": str, "files?": {str: str}, "stamp?": str}
 _FINISHED = {

@@ -53,7 +53,9 @@ class Inputs:
         dataset, digests = _load(self.data, self.on_disk, self.data_stamp)
         if any(self.fingerprint.get(split) != digest for split, digest in digests.items()):
             name = self.data.name
-            raise InputError(f"the data {name} must not change while they are worked with; they have.")
+            raise InputError(
+                f"the data {name} must not change while they are worked with; they have."
+            )
         return dataset
 
 
@@ -128,11 +130,15 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
     if changes:
         spec = dataclasses.replace(spec, modality=_changed(spec.modality, changes))
     if changes.get("crop_padding", 0) > (side := max(spec.shape[:2])):
-        raise InputError(f"data.crop_padding must be at most {side}, the images' side; got {wanted.crop_padding}.")
+        raise InputError(
+            f"data.crop_padding must be at most {side}, the images' side; got {wanted.crop_padding}."
+        )
     if wanted.train_count is not None:
         available = dataset.train.label.shape[0]
         if wanted.train_count > available:
-            raise InputError(f"data.train_count must be at most {available}; got {wanted.train_count}.")
+            raise InputError(
+                f"data.train_count must be at most {available}; got {wanted.train_count}."
+            )
         key, strata = jax.random.key(0), splits.by_stratum(dataset.train, spec.task)
         rows = splits.subset(key, strata, wanted.train_count, num_classes=spec.task.strata)
         dataset = dataset._replace(train=splits.take(dataset.train, rows))

@@ -61,7 +61,9 @@ def submit(
     try:
         import submitit
     except ModuleNotFoundError as error:
-        raise InputError("to submit jobs, install the extra: pip install 'bdjax[slurm]'.") from error
+        raise InputError(
+            "to submit jobs, install the extra: pip install 'bdjax[slurm]'."
+        ) from error
     try:
         executor = submitit.AutoExecutor(folder=out / "jobs", cluster=cluster)
         executor.update_parameters(**{"name": "bdjax-sweep", **(options or {})})

@@ -56,7 +56,9 @@ def check_delivered(path: str, stage: DefenseStage, attack: Attack, data_on: str
             f"{path} must see a training set, and this attack delivers a network: its batches are poisoned one by one."
         )
     if data_on != "device":
-        raise InputError(f"{path} must see the training set on the device; got data_on = {data_on!r}.")
+        raise InputError(
+            f"{path} must see the training set on the device; got data_on = {data_on!r}."
+        )
 
 
 def check_division(stage: DefenseStage, rows: int, strata: int) -> None:
@@ -71,7 +73,9 @@ def check_parametrization(config: Config, model: Model) -> None:
         variables = jax.eval_shape(model.init, jax.random.key(0))
         with named("training", config.training):
             jax.eval_shape(
-                functools.partial(configs.build_training(config).learner.parametrization.init, model),
+                functools.partial(
+                    configs.build_training(config).learner.parametrization.init, model
+                ),
                 variables,
             )
 
@@ -161,7 +165,9 @@ def check_steps(path: str, learner: Learner, split: Split) -> None:
     """Refuse more steps than their number can count."""
     steps = learner.epochs * batches.of_learner(learner, max(split.label.shape[0], 1)).steps
     if steps > LARGEST:
-        raise InputError(f"{path}.epochs must make at most {LARGEST} steps in all; {learner.epochs} make {steps}.")
+        raise InputError(
+            f"{path}.epochs must make at most {LARGEST} steps in all; {learner.epochs} make {steps}."
+        )
 
 
 def check_devices(path: str, learner: Learner, devices: int) -> None:

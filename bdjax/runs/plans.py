@@ -98,7 +98,9 @@ class Plan(AttackPlan):
         return _divide(self.config, whole, self.inputs.spec.task)
 
 
-def prepare(config: Config, devices: int = 1, data_on: str = "auto", beside: Plan | None = None) -> Plan:
+def prepare(
+    config: Config, devices: int = 1, data_on: str = "auto", beside: Plan | None = None
+) -> Plan:
     """Load the data, build every part and check them against each other, the devices and where the data are to be.
 
     Nothing is compiled but what puts a trigger that is a formula on the test images, which the run needs as well.
@@ -341,4 +343,6 @@ def _divide(config: Config, holdout: Split, task: Task) -> tuple[Split, Split | 
     if config.selection is None:
         return holdout, None
     share, stratum = config.selection.aside, task.stratum(holdout.label)
-    return jax.tree.map(np.asarray, validation.validation_split(holdout, stratum, share, task.strata))
+    return jax.tree.map(
+        np.asarray, validation.validation_split(holdout, stratum, share, task.strata)
+    )

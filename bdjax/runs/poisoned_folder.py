@@ -57,7 +57,9 @@ class Images(NamedTuple):
     """Images on the host, uint8 [n, h, w, c], and what is known of each [n]."""
 
     image: np.ndarray
-    label: np.ndarray  # as a learner is told; of test images with the trigger, the one that the attacker wants
+    label: (
+        np.ndarray
+    )  # as a learner is told; of test images with the trigger, the one that the attacker wants
     original_label: np.ndarray
     is_poisoned: np.ndarray
     counts: np.ndarray  # for the attack success rate
@@ -127,11 +129,15 @@ def finished(config: Config, folder: Path) -> bool:
     if not folder.is_dir():
         raise InputError(f"out must be a folder; {folder} is a file.")
     if (manifest := atomic.read_json(folder / MANIFEST)) is None:
-        raise InputError(f"out must be a new or an empty folder; {folder} has files in it and no {MANIFEST}.")
+        raise InputError(
+            f"out must be a new or an empty folder; {folder} has files in it and no {MANIFEST}."
+        )
     wanted = _identity(plans.prepare_attack(config))
     if {key: manifest.get(key) for key in wanted} != wanted:
         differ = [key for key in wanted if manifest.get(key) != wanted[key]]
-        raise InputError(f"{folder} holds a poisoned data set of another {' and '.join(differ)}; name another folder.")
+        raise InputError(
+            f"{folder} holds a poisoned data set of another {' and '.join(differ)}; name another folder."
+        )
     if lacking := next(_lacking(folder, manifest), None):
         raise InputError(
             f"{folder} is no longer whole: {lacking} is missing or has changed; delete it to make it anew."
@@ -160,7 +166,9 @@ def write(
     _sweep(folder)
     temporary = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
     try:
-        _fill(made, temporary, on_image or (lambda done, count: None), should_stop or (lambda: False))
+        _fill(
+            made, temporary, on_image or (lambda done, count: None), should_stop or (lambda: False)
+        )
         temporary.chmod(0o777 & ~_umask())
         if hasattr(os, "sync"):
             os.sync()  # once for all files, before the name says that they are there
@@ -196,11 +204,16 @@ def class_folders(spec: Spec) -> list[str]:
     if plain and names == sorted(names) and len({name.casefold() for name in names}) == len(names):
         return names
     digits = len(str(len(names) - 1))
-    return [f"{label:0{digits}}_{re.sub(r'[^A-Za-z0-9-]', '_', name)[:50]}" for label, name in enumerate(names)]
+    return [
+        f"{label:0{digits}}_{re.sub(r'[^A-Za-z0-9-]', '_', name)[:50]}"
+        for label, name in enumerate(names)
+    ]
 
 
 def _images(split: PoisonedSplit, counts: np.ndarray) -> Images:
-    label, original, is_poisoned = map(np.asarray, (split.visible.label, split.original_label, split.is_poisoned))
+    label, original, is_poisoned = map(
+        np.asarray, (split.visible.label, split.original_label, split.is_poisoned)
+    )
     return Images(_on_host(split.visible.input), label, original, is_poisoned, counts)
 
 
@@ -209,7 +222,9 @@ def _on_host(image: Any) -> np.ndarray:
     if not isinstance(image, Stream):
         return np.asarray(image)
     given = image.change
-    change = compilation.jit(lambda pixels, row: pixels if given is None else given(pixels, row), tuned=False)
+    change = compilation.jit(
+        lambda pixels, row: pixels if given is None else given(pixels, row), tuned=False
+    )
     out = np.empty(image.shape, np.uint8)
     for start in range(0, len(out), _CHUNK):
         rows = np.minimum(np.arange(start, start + _CHUNK), len(out) - 1)  # one shape, one program
@@ -236,7 +251,9 @@ def _lacking(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         if not (folder / name).is_file() or data.fingerprint_file(folder / name) != known:
             yield name
     with (folder / LABELS).open(encoding="utf-8", newline="") as file:
-        yield from (row["file"] for row in csv.DictReader(file) if not (folder / row["file"]).is_file())
+        yield from (
+            row["file"] for row in csv.DictReader(file) if not (folder / row["file"]).is_file()
+        )
 
 
 def _fill(
@@ -262,7 +279,9 @@ def _fill(
             on_image(done, count)
     atomic.write_text(folder / LABELS, _table(files, parts))
     atomic.write_arrays(folder / ARRAYS, **_arrays(made))
-    whole = dataclasses.replace(made.plan.config, data=dataclasses.replace(made.plan.config.data, data_dir=None))
+    whole = dataclasses.replace(
+        made.plan.config, data=dataclasses.replace(made.plan.config.data, data_dir=None)
+    )
     atomic.write_text(folder / CONFIG, schema.to_yaml(whole.to_dict()))
     atomic.write_json(folder / MANIFEST, _manifest(made, folder, classes))
 
@@ -271,7 +290,10 @@ def _files(split: str, images: Images, classes: Sequence[str]) -> list[str]:
     """Return the file of each image: its row in the split, in the folder of what a learner is told or of the truth."""
     label = images.label if split == "train" else images.original_label
     digits = max(5, len(str(len(label) - 1)))
-    return [f"{split}/{classes[number]}/{row:0{digits}}.png" for row, number in enumerate(label.tolist())]
+    return [
+        f"{split}/{classes[number]}/{row:0{digits}}.png"
+        for row, number in enumerate(label.tolist())
+    ]
 
 
 def _table(files: dict[str, list[str]], parts: dict[str, Images]) -> str:
@@ -285,8 +307,16 @@ def _table(files: dict[str, list[str]], parts: dict[str, Images]) -> str:
 
 
 def _arrays(made: PoisonedSet) -> dict[str, np.ndarray]:
-    named = {f"{name}_{field}": getattr(getattr(made, name), field) for name in _SPLITS for field in Images._fields}
-    kept = {key: array for key, array in named.items() if key != "train_counts" and not key.startswith("test_is")}
+    named = {
+        f"{name}_{field}": getattr(getattr(made, name), field)
+        for name in _SPLITS
+        for field in Images._fields
+    }
+    kept = {
+        key: array
+        for key, array in named.items()
+        if key != "train_counts" and not key.startswith("test_is")
+    }
     for key in ("test_original_label", "test_counts"):  # say nothing of clean test images
         del kept[key]
     return {**kept, "class_names": np.asarray(made.plan.dataset.spec.class_names, str)}

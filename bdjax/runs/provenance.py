@@ -47,7 +47,9 @@ def is_of_these_data(folder: Folder, config: Config, changed: str = "refuse") ->
     return True
 
 
-def begin(folder: Folder, config: Config, of: Inputs, runs: RunsFolder, changed: str = "refuse") -> None:
+def begin(
+    folder: Folder, config: Config, of: Inputs, runs: RunsFolder, changed: str = "refuse"
+) -> None:
     """Write down with which data a run, or a victim, is begun; what was begun with others is refused, or set aside.
 
     To be called while the folder is held. What is set aside keeps its names, in a folder of ``runs`` that is named
@@ -81,7 +83,9 @@ def check(made_of: Fingerprint, config: Config, of: Inputs, whose: Path) -> None
     _is_same(whose, made_of, of.fingerprint, config, "refuse")
 
 
-def _is_same(folder: Path, begun: Mapping[str, Any], now: Fingerprint, config: Config, changed: str) -> bool:
+def _is_same(
+    folder: Path, begun: Mapping[str, Any], now: Fingerprint, config: Config, changed: str
+) -> bool:
     different = inputs.differences(begun, now, config)
     if different and changed != "rerun":
         raise InputError(

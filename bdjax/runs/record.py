@@ -45,7 +45,9 @@ def finished(
         "versions": environment.versions(),
         "device": {**_device(execution), **environment.memory(), "data_on": plan.data_on},
         "data": _data(plan, victim.poisoned_count),
-        "metrics": metrics_between(task.metrics, victim.metrics, after, task.chance(_labels(plan.dataset.test))),
+        "metrics": metrics_between(
+            task.metrics, victim.metrics, after, task.chance(_labels(plan.dataset.test))
+        ),
         "stealth": victim.stealth,
         "cost": _cost(purified, *plans.planned(plan, plan.defense_stages[-1])),
         "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),

@@ -24,7 +24,9 @@ from bdjax.tasks.metrics import (
 SECTIONS = ("data", "model", "attack", "defense")
 COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
 _WHEN = ("before", "after")
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")  # of a metric or a count: a column's, and part of a file's
+_NAME = re.compile(
+    r"[a-z][a-z0-9_]{0,59}"
+)  # of a metric or a count: a column's, and part of a file's
 _PRINTED = re.compile(r"[\w@][\w@ .+:()/-]{0,59}")  # what no table's markup takes for its own
 _LONGEST = 1000  # characters of a definition
 _MOST = 2**53  # of a count: larger ones are no exact floats
@@ -44,7 +46,9 @@ def check(content: Mapping[str, Any], source: str) -> None:
     for key, kind in _required(metrics).items():
         require(source, content, key, kind)
     if content["data"]["num_classes"] < 1:
-        raise InputError(f"data.num_classes in {source} must be 1 or more, got {content['data']['num_classes']!r:.60}.")
+        raise InputError(
+            f"data.num_classes in {source} must be 1 or more, got {content['data']['num_classes']!r:.60}."
+        )
     _check_stealth(content.get("stealth", {}), source)
     _check_digests(content["data"].get("fingerprint", {}), source)
     _check_chance(content["metrics"].get("chance", {}), source)
@@ -132,7 +136,9 @@ def _check_metric(values: Mapping[str, Any], where: str) -> None:
     for key in ("head", "words"):
         _check_text(values, key, _PRINTED, where)
     if values.get("role") not in ROLES:
-        raise InputError(f"{where} must have a role of {', '.join(ROLES)}, got {values.get('role')!r:.60}.")
+        raise InputError(
+            f"{where} must have a role of {', '.join(ROLES)}, got {values.get('role')!r:.60}."
+        )
     if values["name"] in (*COSTS, *_WHEN, "description", "chance"):
         raise InputError(f"{where} must have another name than {values['name']}, which is taken.")
     for key, form in (("short", _PRINTED), ("part", _NAME), ("total", _NAME)):
@@ -141,8 +147,14 @@ def _check_metric(values: Mapping[str, Any], where: str) -> None:
     if values.get("part") and not values.get("total"):
         raise InputError(f"{where} must have a total, as it has a part.")
     definition = values.get("definition", "")
-    if not isinstance(definition, str) or not definition.isprintable() or len(definition) > _LONGEST:
-        raise InputError(f"{where} must have a definition of printable characters, got {definition!r:.60}.")
+    if (
+        not isinstance(definition, str)
+        or not definition.isprintable()
+        or len(definition) > _LONGEST
+    ):
+        raise InputError(
+            f"{where} must have a definition of printable characters, got {definition!r:.60}."
+        )
 
 
 def _check_text(values: Mapping[str, Any], key: str, form: re.Pattern[str], where: str) -> None:
@@ -155,7 +167,9 @@ def _check_chance(chance: Any, source: str) -> None:
     """Refuse what does not map metrics to what a guess gives."""
     values = chance.values() if isinstance(chance, Mapping) else [None]
     if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
-        raise InputError(f"metrics.chance in {source} must map metrics to numbers from 0 to 1, got {chance!r:.60}.")
+        raise InputError(
+            f"metrics.chance in {source} must map metrics to numbers from 0 to 1, got {chance!r:.60}."
+        )
 
 
 # --- What else a record has ------------------------------------------------------------------------------------------
@@ -166,29 +180,43 @@ def _check_stealth(stealth: Any, source: str) -> None:
     of_triggers = stealth.values() if isinstance(stealth, Mapping) else [stealth]
     for measured in of_triggers:
         values = measured.values() if isinstance(measured, Mapping) else [measured]
-        if not isinstance(measured, Mapping) or not all(value is None or _is_finite(value) for value in values):
-            raise InputError(f"stealth in {source} is damaged: it must hold numbers, got {measured!r:.60}.")
+        if not isinstance(measured, Mapping) or not all(
+            value is None or _is_finite(value) for value in values
+        ):
+            raise InputError(
+                f"stealth in {source} is damaged: it must hold numbers, got {measured!r:.60}."
+            )
         share = measured.get("changed_share")
         if share is not None and not 0 <= share <= 1:
-            raise InputError(f"stealth in {source} is damaged: changed_share must lie between 0 and 1, got {share!r}.")
+            raise InputError(
+                f"stealth in {source} is damaged: changed_share must lie between 0 and 1, got {share!r}."
+            )
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_MOST <= value <= _MOST
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and -_MOST <= value <= _MOST
+    )
 
 
 def _check_digests(fingerprint: Any, source: str) -> None:
     """Refuse what is no mapping of names to digests, or to mappings of names to digests."""
     values = list(fingerprint.values()) if isinstance(fingerprint, Mapping) else [None]
-    values += [digest for inner in values if isinstance(inner, Mapping) for digest in inner.values()]
+    values += [
+        digest for inner in values if isinstance(inner, Mapping) for digest in inner.values()
+    ]
     if not all(isinstance(value, str | Mapping) for value in values):
-        raise InputError(f"data.fingerprint in {source} must map names to digests, got {fingerprint!r:.60}.")
+        raise InputError(
+            f"data.fingerprint in {source} must map names to digests, got {fingerprint!r:.60}."
+        )
 
 
 # --- Numbers ---------------------------------------------------------------------------------------------------------
 
 
-def _ranges(content: Mapping[str, Any], metrics: Sequence[Metric]) -> Iterator[tuple[str, float, float]]:
+def _ranges(
+    content: Mapping[str, Any], metrics: Sequence[Metric]
+) -> Iterator[tuple[str, float, float]]:
     """Yield each number that is read, under its key, with the largest value that it may have; the least is 0."""
     section = content["metrics"]
     for when in _WHEN:
@@ -206,17 +234,29 @@ def _ranges(content: Mapping[str, Any], metrics: Sequence[Metric]) -> Iterator[t
         yield f"cost.{name}", content["cost"][name], _MOST
 
 
-def _agreements(section: Mapping[str, Any], metrics: Sequence[Metric]) -> Iterator[tuple[str, float, float, str]]:
+def _agreements(
+    section: Mapping[str, Any], metrics: Sequence[Metric]
+) -> Iterator[tuple[str, float, float, str]]:
     """Yield each ratio of counts, and the first rating, under its key, with what it must be and why."""
     for when in _WHEN:
         of = section[when]
         for metric in _of_networks(metrics):
             if metric.part:
                 why = f"as {metric.part} / {metric.total} is {of[metric.part]} / {of[metric.total]}"
-                yield f"metrics.{when}.{metric.name}", of[metric.name], of[metric.part] / of[metric.total], why
+                yield (
+                    f"metrics.{when}.{metric.name}",
+                    of[metric.name],
+                    of[metric.part] / of[metric.total],
+                    why,
+                )
     drops = []
     for role in (ATTACK, UTILITY):
         name = first(metrics, role).name
         drops.append(section["before"][name] - section["after"][name])
     rating = first(metrics, RATING).name
-    yield f"metrics.{rating}", section[rating], effectiveness(*drops), "by the rates before and after"
+    yield (
+        f"metrics.{rating}",
+        section[rating],
+        effectiveness(*drops),
+        "by the rates before and after",
+    )

@@ -46,7 +46,9 @@ class Run(NamedTuple):
 # --- The story -------------------------------------------------------------------------------------------------------
 
 
-def carry_out(planned: Sequence[Plan], execution: Execution, at_hand: AtHand, trainer: Trainer) -> list[Plain]:
+def carry_out(
+    planned: Sequence[Plan], execution: Execution, at_hand: AtHand, trainer: Trainer
+) -> list[Plain]:
     """Carry out runs from beginning to end, together, and return the records of those that have not diverged.
 
     Their folders are held by the caller.

@@ -91,7 +91,9 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not read", problem_mark=self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -100,7 +102,9 @@ class _PlainLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue  # which is refused below
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -123,7 +127,9 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         old, new = _spelled_out(key, below.get(key)), _spelled_out(key, value)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             if key in _PACKAGES and "name" in new:
-                old = _carried_over(_PACKAGES[key], {"name": DEFAULT_NAMES.get(key), **old}, new["name"])
+                old = _carried_over(
+                    _PACKAGES[key], {"name": DEFAULT_NAMES.get(key), **old}, new["name"]
+                )
             merged[key] = merge({} if _is_of_another_kind(key, old, new) else old, new)
         elif new is not None or not isinstance(old, Mapping):
             merged[key] = new
@@ -147,7 +153,9 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
         word = rest.pop(0)
         path, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not path:
-            raise InputError(f"unexpected {word!r}: a config comes first, options look like --section.key value.")
+            raise InputError(
+                f"unexpected {word!r}: a config comes first, options look like --section.key value."
+            )
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise InputError(f"option --{path} needs a value.")
@@ -159,7 +167,9 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
         for name in sections:
             section = section.setdefault(name, {})
             if not isinstance(section, dict):
-                raise InputError(f"option --{path} is at odds with the value {section!r} of {name}.")
+                raise InputError(
+                    f"option --{path} is at odds with the value {section!r} of {name}."
+                )
         section[key] = value
     return values
 
@@ -168,7 +178,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values under dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+        flat.update(
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -198,11 +212,17 @@ def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
 
 def _is_option(annotation: Any) -> bool:
     """Whether a value of this type can stand in a config; label maps and image specifications cannot."""
-    if annotation in (*_SCALARS, HParam, types.NoneType) or _is_defense(annotation) or annotation is Schedule:
+    if (
+        annotation in (*_SCALARS, HParam, types.NoneType)
+        or _is_defense(annotation)
+        or annotation is Schedule
+    ):
         return True
     if typing.get_origin(annotation) is typing.Literal:
         return True
-    return _is_union(annotation) and any(part is not types.NoneType for part in _option_parts(annotation))
+    return _is_union(annotation) and any(
+        part is not types.NoneType for part in _option_parts(annotation)
+    )
 
 
 def _is_union(annotation: Any) -> bool:
@@ -224,19 +244,27 @@ def read_choice(path: str, package: str, value: Any) -> Choice:
     name = values.pop("name", _MISSING)
     known = registry.names(package)
     if not isinstance(name, str):
-        raise InputError(f"{path}.name must be one of {', '.join(known)}; got {None if name is _MISSING else name!r}.")
+        raise InputError(
+            f"{path}.name must be one of {', '.join(known)}; got {None if name is _MISSING else name!r}."
+        )
     one_of(known, **{path: name})
     presets = registry.presets(package, name)
     preset = values.pop("preset", "paper")
     one_of(presets, **{f"{path}.preset": preset})
     options = merge(plain(presets[preset]), values)
-    chosen = {option: AUTO for option in registry.strengths(package, name) if options.get(option) == AUTO}
+    chosen = {
+        option: AUTO for option in registry.strengths(package, name) if options.get(option) == AUTO
+    }
     given = {option: value for option, value in options.items() if option not in chosen}
     for option, value in given.items():
         if value == AUTO and option in parameters(package, name):
             allowed = ", ".join(registry.strengths(package, name)) or "none"
-            raise InputError(f"{path}.{option} must have a value; of {name}, auto is for: {allowed}.")
-    return Choice(name, {**_typed(path, parameters(package, name), given, f"{path} {name!r}"), **chosen})
+            raise InputError(
+                f"{path}.{option} must have a value; of {name}, auto is for: {allowed}."
+            )
+    return Choice(
+        name, {**_typed(path, parameters(package, name), given, f"{path} {name!r}"), **chosen}
+    )
 
 
 def read_options(path: str, function: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,7 +280,9 @@ def read_section(path: str, kind: type, value: Any) -> Any:
     values = as_mapping(path, value)
     hints = typing.get_type_hints(kind)
     known = {
-        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[name])
+        name: inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[name]
+        )
         for name, field in fields.items()
     }
     made = kind(**_typed(path, known, values, path))
@@ -261,21 +291,27 @@ def read_section(path: str, kind: type, value: Any) -> Any:
     return made
 
 
-def _typed(path: str, known: Mapping[str, inspect.Parameter], values: Mapping[str, Any], owner: str) -> dict[str, Any]:
+def _typed(
+    path: str, known: Mapping[str, inspect.Parameter], values: Mapping[str, Any], owner: str
+) -> dict[str, Any]:
     refuse_unknown(path, values, list(known), owner)
     typed = {}
     for name, parameter in known.items():
         value = values.get(name, parameter.default)
         if value is inspect.Parameter.empty:
             raise InputError(f"{path}.{name} is missing.")
-        if dataclasses.is_dataclass(parameter.default):  # a section of its own, of which a part may be given
+        if dataclasses.is_dataclass(
+            parameter.default
+        ):  # a section of its own, of which a part may be given
             given = as_mapping(f"{path}.{name}", plain(values.get(name)))
             value = merge({name: plain(parameter.default)}, {name: given})[name]
         typed[name] = convert(f"{path}.{name}", parameter.annotation, value)
     return typed
 
 
-def refuse_unknown(path: str, values: Mapping[str, Any], known: list[str], owner: str = "a config") -> None:
+def refuse_unknown(
+    path: str, values: Mapping[str, Any], known: list[str], owner: str = "a config"
+) -> None:
     """Raise InputError for a key that is not known; the message has the nearest one."""
     for key in values:
         if key not in known:
@@ -296,7 +332,9 @@ def as_mapping(path: str, value: Any) -> Mapping[str, Any]:
 
 
 def _spelled_out(key: str, value: Any) -> Any:
-    return {_SHORTHANDS[key]: value} if key in _SHORTHANDS and isinstance(value, _SCALARS) else value
+    return (
+        {_SHORTHANDS[key]: value} if key in _SHORTHANDS and isinstance(value, _SCALARS) else value
+    )
 
 
 def convert(path: str, annotation: Any, value: Any) -> Any:
@@ -348,9 +386,13 @@ def _scalar(path: str, kind: type, value: Any) -> Any:
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         value = value + 0.0  # and -0.0 is 0.0, in a run's name too
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-    if type(value) is not kind or (isinstance(value, float) and not abs(value) < _FLOAT32_MAX):  # nor NaN
+    if type(value) is not kind or (
+        isinstance(value, float) and not abs(value) < _FLOAT32_MAX
+    ):  # nor NaN
         raise InputError(f"{path} must be {wanted}, got {value!r}.")
-    if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):  # no record and no table could hold it
+    if isinstance(value, str) and (
+        "\0" in value or not _is_unicode(value)
+    ):  # no record and no table could hold it
         raise InputError(f"{path} must be text in UTF-8 without NUL, got {value!r}.")
     return value
 
@@ -364,7 +406,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def shared_options(name: Any, options: Mapping[str, Any], package: str = "bdjax.defenses") -> dict[str, Any]:
+def shared_options(
+    name: Any, options: Mapping[str, Any], package: str = "bdjax.defenses"
+) -> dict[str, Any]:
     """Return those options that the method of that name has too."""
     return {key: value for key, value in options.items() if _has(package, name, key, value)}
 
@@ -382,7 +426,11 @@ def _has(package: str, name: Any, option: str, value: Any) -> bool:
     """Whether a method takes an option; of presets, whether it has the one of that name."""
     if name not in registry.names(package):
         return False
-    return value in list(registry.presets(package, name)) if option == "preset" else option in parameters(package, name)
+    return (
+        value in list(registry.presets(package, name))
+        if option == "preset"
+        else option in parameters(package, name)
+    )
 
 
 def plain(value: Any) -> Any:
@@ -390,7 +438,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Choice):
         return {"name": value.name, **{key: plain(part) for key, part in value.options.items()}}
     if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
     return value

@@ -27,7 +27,9 @@ class Shown(NamedTuple):
     clean: np.ndarray
     triggered: np.ndarray
     stealth: Stealth
-    target: str | None = None  # the class that the attacker wants, unless it differs from class to class
+    target: str | None = (
+        None  # the class that the attacker wants, unless it differs from class to class
+    )
 
 
 def show(config: Config, execution: Execution, images: int = IMAGES) -> Shown:
@@ -47,7 +49,9 @@ def _show(plan: AttackPlan, images: int) -> Shown:
     strata = np.asarray(spec.task.stratum(test.label))
     rows = sample_rows(strata, np.asarray(test.valid), images)
     clean = np.asarray(test.input)[rows]
-    stamp = poison.trigger_source(plan.attack, plan.trigger_state, rounding=config.poison.rounding, at_test=True)
+    stamp = poison.trigger_source(
+        plan.attack, plan.trigger_state, rounding=config.poison.rounding, at_test=True
+    )
     triggered = np.asarray(plans.stamped(stamp, plans.key_for(config, "test"), jnp.asarray(clean)))
     clean, triggered = (np.asarray(spec.modality.picture(some)) for some in (clean, triggered))
     seen = stealth.measure(clean, triggered, np.ones(len(rows), bool))

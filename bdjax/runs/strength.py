@@ -66,9 +66,13 @@ def choose(
       budget: largest fall of the accuracy, absolute.
     """
     candidates = [of(make(value)).stages for value in values]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *candidates)
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *candidates
+    )
     given, validation = jax.tree.map(jnp.asarray, (given, validation))
-    before, accuracy, spent = jax.device_get(_try_all(key, stacked, model, variables, given, validation))
+    before, accuracy, spent = jax.device_get(
+        _try_all(key, stacked, model, variables, given, validation)
+    )
     trials = tuple(map(Trial, values, accuracy.tolist(), spent.tolist()))
     bearable = [trial.value for trial in trials if before - trial.accuracy <= budget + ROUNDING]
     chosen = bearable[-1] if bearable else values[0]

@@ -17,7 +17,9 @@ from bdjax.types import Model, PoisonedSplit, ProbedModel, Split, Variables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Findings: TypeAlias = dict[str, np.ndarray]  # arrays by name, without objects, so that a file of them is only data
+Findings: TypeAlias = dict[
+    str, np.ndarray
+]  # arrays by name, without objects, so that a file of them is only data
 METRICS = "metrics"  # the finding that describes the others which are metrics, as text
 OnVariables: TypeAlias = Callable[[int, Callable[[], Variables]], None]
 
@@ -107,5 +109,7 @@ def convolution(model: Model, variables: Variables, layer: str | None = None) ->
         hidden = [path for path in order if path != structure.classifier(model, variables)]
         return (hidden or order)[-1]
     if layer not in names:
-        raise InputError(f"no convolution {layer!r}{did_you_mean(layer, list(names))}; known: {', '.join(names)}.")
+        raise InputError(
+            f"no convolution {layer!r}{did_you_mean(layer, list(names))}; known: {', '.join(names)}."
+        )
     return names[layer]

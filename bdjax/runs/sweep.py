@@ -107,7 +107,9 @@ class _Sweep:
         self._runs = execution.runs
         # How a run is planned, and how a victim is trained that no group has trained.
         devices = sharing.batch_devices
-        self._at_hand = AtHand(dataclasses.replace(self._execution, devices=devices, data_on="device"))
+        self._at_hand = AtHand(
+            dataclasses.replace(self._execution, devices=devices, data_on="device")
+        )
         victims = {row.victim_id: row for row in rows.values()}
         self._of_runs = _Kind(
             known=rows,
@@ -132,7 +134,9 @@ class _Sweep:
                 folder = kind.folder(row)
                 if not provenance.is_of_these_data(folder, row, execution.changed):
                     with folder.locked():  # or until another process has done it
-                        provenance.begin(folder, row, inputs.load(row), self._runs, execution.changed)
+                        provenance.begin(
+                            folder, row, inputs.load(row), self._runs, execution.changed
+                        )
 
     def ended(self) -> list[str]:
         """Return the names of the runs that have ended."""
@@ -193,7 +197,9 @@ class _Sweep:
         if should_stop is not None and should_stop():  # an only epoch asks nobody
             raise loop.Stopped("stopped between two groups")
 
-    def _groups(self, left: Mapping[str, Config], kind: _Kind) -> Iterator[tuple[GroupFolder, list[str]]]:
+    def _groups(
+        self, left: Mapping[str, Config], kind: _Kind
+    ) -> Iterator[tuple[GroupFolder, list[str]]]:
         """Yield the folders and members of groups: first those that a process has begun, which may be no more."""
         fresh = dict(left)
         for folder in self._runs.groups():

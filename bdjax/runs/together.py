@@ -48,7 +48,9 @@ class Sharing:
             group.check_form(self.form)
         integer(1, at_once=self.at_once, devices=self.devices, batch_devices=self.batch_devices)
         if self.devices % self.batch_devices:
-            raise InputError(f"batch_devices must divide devices = {self.devices}; got {self.batch_devices}.")
+            raise InputError(
+                f"batch_devices must divide devices = {self.devices}; got {self.batch_devices}."
+            )
 
 
 class Together:
@@ -88,7 +90,9 @@ class Together:
         each, points = [], []
         for work in works:
             points.append(_point(work))
-            each.append(work._replace(split=points[-1].split))  # the one on the device may be given up
+            each.append(
+                work._replace(split=points[-1].split)
+            )  # the one on the device may be given up
         if not self._is_begun:
             self._folder.begin(self._members)
             self._is_begun = True
@@ -142,7 +146,9 @@ class Together:
             )
         return outcomes, {**choice._asdict(), "points": len(points), "devices": devices}
 
-    def _choice(self, place: GroupStage, points: Sequence[Point], model: Model, mesh: Mesh | None) -> group.Choice:
+    def _choice(
+        self, place: GroupStage, points: Sequence[Point], model: Model, mesh: Mesh | None
+    ) -> group.Choice:
         """Return the form: as asked, as chosen when the group was begun, or as chosen now."""
         if self._sharing.form != group.AUTO:
             return group.Choice(self._sharing.form, {})

@@ -78,7 +78,9 @@ class Alone:
             options["on_epoch"] = functools.partial(report, work.label, learner.epochs)
         with contextlib.ExitStack() as stack:
             if learner.epochs:
-                checkpoints = Checkpoints(work.folder.path, execution.checkpoint_seconds, work.owner)
+                checkpoints = Checkpoints(
+                    work.folder.path, execution.checkpoint_seconds, work.owner
+                )
                 options["checkpoints"] = stack.enter_context(checkpoints)
                 options["mesh"] = sharding.batch_mesh(execution.devices, learner.batch_size)
             train = streamed.run

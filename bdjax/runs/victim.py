@@ -94,7 +94,9 @@ def _works(
             key=stage_key(plans.key_for(config, "training"), _KEYS.index(stage.name)),
             learner=stage.learner,
             model=plan.model,
-            variables=attacker.start(stage, before.fresh, before.network.variables, before.trigger_state),
+            variables=attacker.start(
+                stage, before.fresh, before.network.variables, before.trigger_state
+            ),
             split=images,
             label=f"{config.attack.name} {stage.name}",
             folder=folder.stage(stage.name),
@@ -147,7 +149,9 @@ def _stealth(plan: Plan, triggered: PoisonedSplit) -> dict[str, Any]:
         wanted = poison.candidates(attack, jnp.asarray(test.label), jnp.asarray(test.valid))
         rows = np.flatnonzero(wanted)[:_COMPARED]
         image = jnp.asarray(test.input)[rows]
-        stamp = poison.trigger_source(attack, plan.trigger_state, rounding=plan.config.poison.rounding)
+        stamp = poison.trigger_source(
+            attack, plan.trigger_state, rounding=plan.config.poison.rounding
+        )
         changed = plans.stamped(stamp, plans.key_for(plan.config, "test"), image)
         everyone = np.ones(len(rows), bool)
         found["train"] = stealth.measure(picture(image), picture(changed), everyone).plain()

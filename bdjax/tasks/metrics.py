@@ -91,7 +91,9 @@ def totals(metrics: Iterable[Metric]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(metric.total for metric in metrics if metric.total))
 
 
-def effectiveness(attack_drop: Any, utility_drop: Any, larger: Callable[[Any, Any], Any] = max) -> Any:
+def effectiveness(
+    attack_drop: Any, utility_drop: Any, larger: Callable[[Any, Any], Any] = max
+) -> Any:
     """Return DER = (max(0, Δ attack) − max(0, Δ utility) + 1) / 2, where Δ is before minus after the defense.
 
     In [0, 1]; 0.5 where nothing changed. A gain in utility is never rewarded (FT-SAM, sec. 5.1; Zhu et al., 2023).

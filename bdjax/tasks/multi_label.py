@@ -55,7 +55,9 @@ class MultiLabel:
         target = label * (1 - label_smoothing) + label_smoothing / 2
         return optax.sigmoid_binary_cross_entropy(output, target).mean(-1)
 
-    def negative_log_likelihood(self, output: Float[Array, "n k"], label: Bool[Array, "n k"]) -> Float[Array, " n"]:
+    def negative_log_likelihood(
+        self, output: Float[Array, "n k"], label: Bool[Array, "n k"]
+    ) -> Float[Array, " n"]:
         """Return −log p(labels) for each row, the classes being independent given the input."""
         return optax.sigmoid_binary_cross_entropy(output, label.astype(output.dtype)).sum(-1)
 
@@ -88,7 +90,11 @@ class MultiLabel:
     def chance(self, label: np.ndarray) -> dict[str, float]:
         """Return the precision of scores that know nothing: how often a class is there, of those that are."""
         share = np.asarray(label).mean(0)
-        return {first(self.metrics, UTILITY).name: float(share[share > 0].mean())} if share.any() else {}
+        return (
+            {first(self.metrics, UTILITY).name: float(share[share > 0].mean())}
+            if share.any()
+            else {}
+        )
 
     def count(
         self,

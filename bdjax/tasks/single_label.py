@@ -42,7 +42,9 @@ class SingleLabel:
         q = jnp.where(is_label > 0, 1 - label_smoothing, label_smoothing / (classes - 1))
         return jnp.sum(xlogy(q, q) - q * jax.nn.log_softmax(output), axis=-1)
 
-    def negative_log_likelihood(self, output: Float[Array, "n k"], label: Int[Array, " n"]) -> Float[Array, " n"]:
+    def negative_log_likelihood(
+        self, output: Float[Array, "n k"], label: Int[Array, " n"]
+    ) -> Float[Array, " n"]:
         """Return −log p(label) for each row: the loss whose gradients make the Fisher information."""
         return -jnp.take_along_axis(jax.nn.log_softmax(output), label[:, None], axis=-1)[:, 0]
 
@@ -54,7 +56,9 @@ class SingleLabel:
         """Return which answers are the label."""
         return answer == label
 
-    def hit(self, answer: Int[Array, " n"], wanted: Int[Array, " n"], original: Int[Array, " n"]) -> Bool[Array, " n"]:
+    def hit(
+        self, answer: Int[Array, " n"], wanted: Int[Array, " n"], original: Int[Array, " n"]
+    ) -> Bool[Array, " n"]:
         """Return which answers are what the attacker wants."""
         del original
         return answer == wanted
@@ -72,7 +76,11 @@ class SingleLabel:
         return {}
 
     def count(
-        self, clean_answer: Int[Array, " n"], triggered_answer: Int[Array, " m"], clean: Split, triggered: PoisonedSplit
+        self,
+        clean_answer: Int[Array, " n"],
+        triggered_answer: Int[Array, " m"],
+        clean: Split,
+        triggered: PoisonedSplit,
     ) -> Metrics:
         """Return the counts of which the task's metrics are ratios; rows that are not valid count nowhere."""
         visible = triggered.visible

@@ -60,9 +60,13 @@ def stages(attack: Attack, training: Supervised, start: str = "scratch") -> list
     found = []
     robust = attack.surrogate == "robust"
     if robust and start == "clean":
-        raise InputError("training.start must be 'scratch' for an attack that trains a robust network first.")
+        raise InputError(
+            "training.start must be 'scratch' for an attack that trains a robust network first."
+        )
     if attack.surrogate != "none" or start == "clean":
-        surrogate = dataclasses.replace(training, transformation=PlainSgd(), parametrization=Identity())
+        surrogate = dataclasses.replace(
+            training, transformation=PlainSgd(), parametrization=Identity()
+        )
         if robust:
             surrogate = dataclasses.replace(surrogate, augment="adversarial")
         found.append(Stage("surrogate", surrogate))

@@ -109,7 +109,9 @@ def with_recipe(
     return decorate
 
 
-def _signature(function: Callable[..., Any], default: Recipe, shared: Sequence[str]) -> inspect.Signature:
+def _signature(
+    function: Callable[..., Any], default: Recipe, shared: Sequence[str]
+) -> inspect.Signature:
     """Return a function's signature with the options in place of the recipe."""
     whole = inspect.signature(function)
     _, *own = whole.parameters.values()
@@ -118,7 +120,9 @@ def _signature(function: Callable[..., Any], default: Recipe, shared: Sequence[s
     for name in shared:
         kind, value = inspect.Parameter.POSITIONAL_OR_KEYWORD, getattr(default, name)
         options.append(inspect.Parameter(name, kind, default=value, annotation=fields[name].type))
-    by_keyword = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    by_keyword = [
+        parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
     positional = [parameter for parameter in own if parameter not in by_keyword]
     return whole.replace(parameters=[*positional, *options, *by_keyword])
 

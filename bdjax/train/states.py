@@ -19,7 +19,9 @@ def kept(learner: Learner, state: LearnerState) -> LearnerState:
     return learner.kept(state) if isinstance(learner, PartlySavedLearner) else state
 
 
-def restored(learner: Learner, kept: LearnerState, model: Model, variables: Variables) -> LearnerState:
+def restored(
+    learner: Learner, kept: LearnerState, model: Model, variables: Variables
+) -> LearnerState:
     """Return the state of which that was kept. A pure function.
 
     Args:
@@ -33,7 +35,9 @@ def restored(learner: Learner, kept: LearnerState, model: Model, variables: Vari
     return learner.restored(kept, model, variables)
 
 
-def on_host(learner: Learner, kept: LearnerState, model: Model, variables: Variables) -> LearnerState:
+def on_host(
+    learner: Learner, kept: LearnerState, model: Model, variables: Variables
+) -> LearnerState:
     """Do what `restored` does, compiled; arrays bound to a device would have the epoch compiled anew."""
     if isinstance(learner, PartlySavedLearner):
         kept = hosts.local(_restored(learner, kept, model, variables))

@@ -84,7 +84,9 @@ class Supervised:
             drop_last=drop_last,
         )
 
-    def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> TrainState:
+    def init(
+        self, key: Key[Array, ""], model: Model, variables: Variables, split: Split
+    ) -> TrainState:
         """Return the state before the first step."""
         del key
         rows, batch_stats = split.valid.sum().astype(jnp.int32), variables["batch_stats"]
@@ -94,7 +96,9 @@ class Supervised:
         state = TrainState(zero, rows, steps_per_epoch, tuned, frozen, batch_stats, (), zero)
         return state._replace(optimizer=self._chain(model, state, split).init(tuned))
 
-    def update(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
+    def update(
+        self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split
+    ) -> tuple[TrainState, Info]:
         """Take one step."""
         return self.learn(key, model, state, self.prepare(key, model, batch))
 
@@ -107,7 +111,9 @@ class Supervised:
         """Crop and flip the images, which keep their type: the part of the augmentation that computes no pixel."""
         return batch._replace(input=model.spec.modality.moved(key, batch.input, self.augment))
 
-    def learn(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> tuple[TrainState, Info]:
+    def learn(
+        self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split
+    ) -> tuple[TrainState, Info]:
         """Take the rest of a step. Running batch statistics come from the pass at the unperturbed parameters."""
         mixed = model.spec.modality.mixed(key, batch.input, self.augment)
         batch = batch._replace(input=mixed.input)
@@ -129,7 +135,9 @@ class Supervised:
             example_loss_fn=self._example_loss_fn(model, state),
         )
         spent = optim.gradient_evaluations(optimizer)
-        info = Info(loss, accuracy(model.spec.task, output, batch), evaluations + spent - state.reported)
+        info = Info(
+            loss, accuracy(model.spec.task, output, batch), evaluations + spent - state.reported
+        )
         state = state._replace(
             step=state.step + 1,
             tuned=optax.apply_updates(state.tuned, updates),
@@ -142,7 +150,10 @@ class Supervised:
     def finalize(self, model: Model, state: TrainState) -> Variables:
         """Return the variables of the last step, what was tuned baked into the network's own parameters."""
         del model
-        return {"params": self.parametrization.apply(state.tuned, state.frozen), "batch_stats": state.batch_stats}
+        return {
+            "params": self.parametrization.apply(state.tuned, state.frozen),
+            "batch_stats": state.batch_stats,
+        }
 
     def kept(self, state: TrainState) -> TrainState:
         """Return the state without what is frozen."""
@@ -179,7 +190,9 @@ class Supervised:
 
         return loss_fn
 
-    def _attacked(self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split) -> Split:
+    def _attacked(
+        self, key: Key[Array, ""], model: Model, state: TrainState, batch: Split
+    ) -> Split:
         """Replace the images by adversarial ones; the attack sees batch norm in evaluation mode, and so each alone."""
         variables = self.finalize(model, state)
 
@@ -203,7 +216,9 @@ class Supervised:
             example_loss_fn=self._example_loss_fn(model, state),
             split=split,
         )
-        return optax.chain(self.transformation(setting), self.parametrization.constraint(state.frozen))
+        return optax.chain(
+            self.transformation(setting), self.parametrization.constraint(state.frozen)
+        )
 
     def _schedule(self, steps_per_epoch: Int[Array, ""]) -> Schedule:
         """Return the schedule with its period: the run's length, unless it was given."""
@@ -233,10 +248,14 @@ def supervised(
     Raises:
       InputError: a value out of range.
     """
-    return Supervised.of(recipe, transformation=transformation, parametrization=parametrization, drop_last=drop_last)
+    return Supervised.of(
+        recipe, transformation=transformation, parametrization=parametrization, drop_last=drop_last
+    )
 
 
-def mean_loss(task: Task, output: Array, batch: Split, label_smoothing: HParam = 0.0) -> Float[Array, ""]:
+def mean_loss(
+    task: Task, output: Array, batch: Split, label_smoothing: HParam = 0.0
+) -> Float[Array, ""]:
     """Return the mean of a task's loss over the valid rows."""
     return _mean(task.loss(output, batch.label, label_smoothing), batch.valid)
 

@@ -11,7 +11,13 @@ import optax
 
 from bdjax import optim
 
-RHO, RATE, MOMENTUM, DECAY, STEPS = 20.0, 0.1, 0.9, 5e-4, 3  # ε is a good part of θ, so that the steps tell of it
+RHO, RATE, MOMENTUM, DECAY, STEPS = (
+    20.0,
+    0.1,
+    0.9,
+    5e-4,
+    3,
+)  # ε is a good part of θ, so that the steps tell of it
 _SHAPES = {"kernel": (3, 3, 16, 32), "scale": (32,), "bias": (32,)}
 
 Tree: TypeAlias = Mapping[str, Any]  # of NumPy's arrays, or of JAX's
@@ -47,7 +53,9 @@ def _expected(params: Tree, steep: Tree, adaptive: bool) -> Tree:
 
 def _perturbation(grads: Tree, params: Tree, adaptive: bool) -> Tree:
     """Return ρ T² g / ‖T g‖ with T = 1 or |θ|."""
-    scale = {name: abs(params[name]) if adaptive else np.ones(shape) for name, shape in _SHAPES.items()}
+    scale = {
+        name: abs(params[name]) if adaptive else np.ones(shape) for name, shape in _SHAPES.items()
+    }
     norm = np.sqrt(sum(((scale[name] * grads[name]) ** 2).sum() for name in _SHAPES))
     return {name: RHO * scale[name] ** 2 * grads[name] / norm for name in _SHAPES}
 

@@ -73,13 +73,22 @@ def checks(session: Session) -> Iterator[Row]:
     root = session.settings.work / "right" / "cut"
     shutil.rmtree(root, ignore_errors=True)  # a run that is there would not be cut
     with ThreadPoolExecutor(len(settings)) as pool:
-        tries = [pool.submit(_check, setting, root / str(number), width) for number, setting in enumerate(settings)]
+        tries = [
+            pool.submit(_check, setting, root / str(number), width)
+            for number, setting in enumerate(settings)
+        ]
         for attempt in tries:
             yield attempt.result()
 
 
 def _check(setting: Setting, root: Path, width: int) -> Row:
-    row: Row = {"check": setting.describe(), "flag": setting.flag, "error": None, "bound": 0, "ok": False}
+    row: Row = {
+        "check": setting.describe(),
+        "flag": setting.flag,
+        "error": None,
+        "bound": 0,
+        "ok": False,
+    }
     try:
         continued, uncut = _networks(setting, root, width)
     except Exception as error:  # a flag that this XLA does not know, or refuses, is an answer
@@ -91,7 +100,15 @@ def _check(setting: Setting, root: Path, width: int) -> Row:
 
 def _networks(setting: Setting, root: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return what a run that was cut has trained in the end, and what one that was not."""
-    words = [*_RUN, *setting.words, "--model.width", str(width), "--training.epochs", str(EPOCHS), "--out"]
+    words = [
+        *_RUN,
+        *setting.words,
+        "--model.width",
+        str(width),
+        "--training.epochs",
+        str(EPOCHS),
+        "--out",
+    ]
     cut, uncut = root / "cut", root / "uncut"
 
     def start(out: Path, cache: str, said: str) -> contextlib.AbstractContextManager[Process]:
@@ -101,7 +118,10 @@ def _networks(setting: Setting, root: Path, width: int) -> tuple[np.ndarray, np.
 
     with start(cut, "first", "cut.txt") as process:
         _cut(process, cut, root / "cut.txt")
-    with start(cut, "second", "continued.txt") as again, start(uncut, "third", "uncut.txt") as whole:
+    with (
+        start(cut, "second", "continued.txt") as again,
+        start(uncut, "third", "uncut.txt") as whole,
+    ):
         processes.finish(again, root / "continued.txt")
         processes.finish(whole, root / "uncut.txt")
     return _victim(cut), _victim(uncut)
@@ -119,7 +139,9 @@ def _cut(process: Process, out: Path, said: Path) -> None:
 
 
 def _saved(out: Path) -> int:
-    numbers = [int(path.name) for path in out.glob("victims/*/checkpoints/*") if path.name.isdigit()]
+    numbers = [
+        int(path.name) for path in out.glob("victims/*/checkpoints/*") if path.name.isdigit()
+    ]
     return max(numbers, default=0)
 
 

@@ -64,7 +64,14 @@ def tables(rows: Sequence[Row]) -> str:
     found = [row for row in rows if row["part"].startswith(_SUBJECT) and "flag" in row]
     if not found:
         return ""
-    head = ["options of XLA", "ms", "× without", "compile, s", "compile without, s", "same bits again"]
+    head = [
+        "options of XLA",
+        "ms",
+        "× without",
+        "compile, s",
+        "compile without, s",
+        "same bits again",
+    ]
     lines = [
         [
             row["flag"],
@@ -98,11 +105,15 @@ def _in_a_process(flag: Flag, settings: Settings, patience: float) -> Row:
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "JAX_COMPILATION_CACHE_DIR": str(settings.work / "xla"),  # what all are compared with is compiled once
+        "JAX_COMPILATION_CACHE_DIR": str(
+            settings.work / "xla"
+        ),  # what all are compared with is compiled once
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     command = [sys.executable, "-c", _HERE, flag.name, "small" if settings.debug else "full"]
-    done = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", timeout=patience)
+    done = subprocess.run(
+        command, env=variables, capture_output=True, encoding="utf-8", timeout=patience
+    )
     if done.returncode:
         said = done.stderr.strip().rpartition("\n")[2]
         raise RuntimeError(f"the process ended with {done.returncode}: {said}")
@@ -136,7 +147,9 @@ class _Epoch:
     """Some plain steps with further options, to be called again and again, and the state after the first of them."""
 
     def __init__(self, options: Options, size: _Size):
-        spec = image_spec("random", (size.image, size.image, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 4, True)
+        spec = image_spec(
+            "random", (size.image, size.image, 3), 10, (0.5,) * 3, (0.25,) * 3, (), 4, True
+        )
         self._options = {**size.always, **options}
         self._model = models.create(size.model, spec, **size.options)
         self._learner = supervised(batch_size=size.batch)

@@ -75,7 +75,10 @@ class Method(NamedTuple):
     @property
     def settings(self) -> list[dict[str, float]]:
         """The product of the axes, the paper's setting first."""
-        return [dict(zip(self.axes, point, strict=True)) for point in itertools.product(*self.axes.values())]
+        return [
+            dict(zip(self.axes, point, strict=True))
+            for point in itertools.product(*self.axes.values())
+        ]
 
 
 _RHO = {"rho": (2.0, 1.0, 4.0, 8.0)}
@@ -148,13 +151,23 @@ def _crossed(
 
 def _part(settings: Settings, planted: Planted, method: Method, seed: int) -> Part:
     work = functools.partial(_purify, planted=planted, method=method, seed=seed)
-    return Part(_name(planted, method, seed), _seconds(settings, method, seed), work, (victims.name(planted),))
+    return Part(
+        _name(planted, method, seed),
+        _seconds(settings, method, seed),
+        work,
+        (victims.name(planted),),
+    )
 
 
 def _surface_part(settings: Settings, planted: Planted) -> Part:
     needs = tuple(_name(planted, method, SEEDS[0]) for method in MAIN)
     seconds = 3.0 if settings.debug else runs.COMPILE + 8.0 * (1 + len(MAIN))
-    return Part(f"methods/{planted.name}/surface", seconds, functools.partial(_measure, planted=planted), needs)
+    return Part(
+        f"methods/{planted.name}/surface",
+        seconds,
+        functools.partial(_measure, planted=planted),
+        needs,
+    )
 
 
 def _name(planted: Planted, method: Method, seed: int) -> str:
@@ -189,7 +202,9 @@ def _purify(session: Session, planted: Planted, method: Method, seed: int) -> It
     draws = [runs.drawn(config, seed) for config in configs]
     own = [_with_draw(plan, draw) for (plan, _), draw in zip(prepared, draws, strict=True)]
     victim = prepared[0][1]
-    printed_as = {runs.resolve(asked(name)).run_id: name for name in (method.defense, *method.variants)}
+    printed_as = {
+        runs.resolve(asked(name)).run_id: name for name in (method.defense, *method.variants)
+    }
     outcomes = _outcomes(session, method, own, victim)
     for config, setting, plan, outcome in zip(configs, method.settings, own, outcomes, strict=True):
         name = printed_as.get(config.run_id, "")
@@ -200,7 +215,9 @@ def _purify(session: Session, planted: Planted, method: Method, seed: int) -> It
             "setting": setting,
             "seed": seed,
             **_concluded(session, plan, victim, outcome),
-            "published": runs.published_of(planted, method.source, name, method.clean_data) if name else {},
+            "published": runs.published_of(planted, method.source, name, method.clean_data)
+            if name
+            else {},
         }
     if seed == SEEDS[0] and method in MAIN and isinstance(outcomes[0], loop.Result):
         with _defended(session, draws[0]) as kept:
@@ -208,7 +225,9 @@ def _purify(session: Session, planted: Planted, method: Method, seed: int) -> It
     runs.keep_records(session)
 
 
-def _values(settings: Settings, planted: Planted, method: Method, defense: str) -> Mapping[str, Any]:
+def _values(
+    settings: Settings, planted: Planted, method: Method, defense: str
+) -> Mapping[str, Any]:
     return runs.values(settings, planted, method.paper, defense, method.clean_data)
 
 
@@ -230,7 +249,10 @@ def _outcomes(
     session: Session, method: Method, own: Sequence[Plan], victim: Victim
 ) -> list[loop.Result | loop.Diverged]:
     """Purify the victim at every setting, as one program."""
-    made = {tuple(setting.values()): plan.defense for setting, plan in zip(method.settings, own, strict=True)}
+    made = {
+        tuple(setting.values()): plan.defense
+        for setting, plan in zip(method.settings, own, strict=True)
+    }
     sweep: Any = sweeps.grid(lambda **setting: made[tuple(setting.values())], **method.axes)
     found = sweeps.purify(
         plans.key_for(own[0].config, "defense"),
@@ -244,7 +266,9 @@ def _outcomes(
     return [of_keys[0] for of_keys in found]
 
 
-def _concluded(session: Session, plan: Plan, victim: Victim, outcome: loop.Result | loop.Diverged) -> Row:
+def _concluded(
+    session: Session, plan: Plan, victim: Victim, outcome: loop.Result | loop.Diverged
+) -> Row:
     """Write the record of a run and return what a table needs of it."""
     where = runs.execution(session)
     if isinstance(outcome, loop.Diverged):
@@ -310,10 +334,28 @@ def _identity(planted: Planted, method: Method) -> Row:
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
 
-_RATES = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "defense_effectiveness_rating")
+_RATES = (
+    "clean_accuracy",
+    "attack_success_rate",
+    "robust_accuracy",
+    "defense_effectiveness_rating",
+)
 _SURFACE = ("largest_eigenvalue", "hessian_trace")
 _SECONDS = ("compile_seconds", "run_seconds")
-_HEADS = ("method", "setting", "holdout", "n", "ACC", "ASR", "RA", "DER", "λ_max", "Tr(H)", "compile s", "run s")
+_HEADS = (
+    "method",
+    "setting",
+    "holdout",
+    "n",
+    "ACC",
+    "ASR",
+    "RA",
+    "DER",
+    "λ_max",
+    "Tr(H)",
+    "compile s",
+    "run s",
+)
 _PUBLISHED = ("ACC published", "ASR published", "DER published", "source")
 _CAPTION = (
     "Rates in %, mean ± sample standard deviation over n draws of the holdout with as many seeds of the defense, all "
@@ -328,7 +370,9 @@ _CAPTION = (
 def tables(rows: Sequence[Row]) -> str:
     """Return the tables of this subject as Markdown; empty, where there are no rows of it."""
     own = [row for row in rows if row["part"].startswith("methods/") and "victim" in row]
-    attacked = {row["victim"]: row for row in rows if row["part"].startswith("victims/") and "victim" in row}
+    attacked = {
+        row["victim"]: row for row in rows if row["part"].startswith("victims/") and "victim" in row
+    }
     names = dict.fromkeys(row["victim"] for row in own)
     found = [_table(name, own, attacked.get(name)) for name in names]
     return "\n\n".join([*found, _CAPTION]) if found else ""
@@ -349,7 +393,9 @@ def _table(victim: str, rows: Sequence[Row], attacked: Row | None) -> str:
 
 def _key(row: Row) -> Any:
     """Return what tells a line of a victim's table from the others; None for the victim itself."""
-    return (row["method"], row["holdout"], tuple(row["setting"].items())) if "method" in row else None
+    return (
+        (row["method"], row["holdout"], tuple(row["setting"].items())) if "method" in row else None
+    )
 
 
 def _victim_line(row: Row, surface: Row) -> Line:
@@ -364,8 +410,14 @@ def _victim_line(row: Row, surface: Row) -> Line:
 def _line(rows: Sequence[Row], surface: Row) -> Line:
     """Return the line of a method's setting over its seeds."""
     first, whole = rows[0], [row for row in rows if "diverged" not in row]
-    told = " ".join(f"{SYMBOLS.get(name, name)}={value:g}" for name, value in first["setting"].items())
-    count = str(len(whole)) if len(whole) == len(rows) else f"{len(whole)}, {len(rows) - len(whole)} diverged"
+    told = " ".join(
+        f"{SYMBOLS.get(name, name)}={value:g}" for name, value in first["setting"].items()
+    )
+    count = (
+        str(len(whole))
+        if len(whole) == len(rows)
+        else f"{len(whole)}, {len(rows) - len(whole)} diverged"
+    )
     rates = [spread(_over(whole, name), scale=100) for name in _RATES]
     seconds = [spread(_over(whole, name)) for name in _SECONDS]
     known = first["published"]

@@ -18,7 +18,9 @@ class Failed(RuntimeError):
 
 
 @contextlib.contextmanager
-def started(words: Sequence[str], said: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    words: Sequence[str], said: Path, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start Python with these words and everything that this process can import.
 
     Args:

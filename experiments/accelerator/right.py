@@ -48,7 +48,13 @@ def parts(settings: Settings) -> list[Part]:
 def check(name: str, error: float, bound: float, **more: object) -> Row:
     """Return the row of a check; an error that is no number is none within bounds."""
     finite = math.isfinite(error)
-    return {"check": name, "error": float(error) if finite else None, "bound": bound, "ok": error <= bound, **more}
+    return {
+        "check": name,
+        "error": float(error) if finite else None,
+        "bound": bound,
+        "ok": error <= bound,
+        **more,
+    }
 
 
 def fresh() -> int:
@@ -94,7 +100,9 @@ def trigger(name: str, found: twice.Arrays, expected: twice.Arrays, seed: int) -
     counts = {"differ": int((apart > 0).sum()), "of": apart.size, "by_at_most": int(apart.max())}
     # In floats, as a trigger that has not learned yet may be too faint for 8 bits.
     error = 255 * float(abs(found[name] - expected[name]).mean())
-    row = check(f"trigger of {name}, against the CPU", error, LEVELS, seed=seed, changed=changed, **counts)
+    row = check(
+        f"trigger of {name}, against the CPU", error, LEVELS, seed=seed, changed=changed, **counts
+    )
     return {**row, "ok": row["ok"] and changed > 0}
 
 
@@ -105,7 +113,9 @@ def bfloat16(session: Session) -> Iterator[Row]:
     with ThreadPoolExecutor(len(types)) as pool:  # two programs are compiled at a time
         wide, narrow = pool.map(lambda dtype: _accuracy(seed, dtype, epochs), types)
     found = {"float32": wide, "bfloat16": narrow}
-    row = check("accuracy in bfloat16, against float32", abs(wide - narrow), POINTS, seed=seed, **found)
+    row = check(
+        "accuracy in bfloat16, against float32", abs(wide - narrow), POINTS, seed=seed, **found
+    )
     yield {**row, "ok": row["ok"] and wide > LEARNED}  # or there is nothing to compare
 
 
@@ -140,12 +150,16 @@ def _points(seed: int, debug: bool) -> list[group.Point]:
     start = twice.start(twice.network(debug), seed)
     settings = ((0.5, 0.01), (1.0, 0.02), (2.0, 0.04))
     return [
-        group.Point(jax.random.key(seed + n), twice.learner(*setting), start, twice.images(seed + n, debug))
+        group.Point(
+            jax.random.key(seed + n), twice.learner(*setting), start, twice.images(seed + n, debug)
+        )
         for n, setting in enumerate(settings)
     ]
 
 
-def _of_point(point: group.Point, outcome: group.Trained | loop.Diverged, alone: Variables, model: Model) -> float:
+def _of_point(
+    point: group.Point, outcome: group.Trained | loop.Diverged, alone: Variables, model: Model
+) -> float:
     if isinstance(outcome, loop.Diverged):
         return math.nan
     together = outcome.result(point, model).variables

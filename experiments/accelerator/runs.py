@@ -90,7 +90,11 @@ def values(
         "holdout": {**method["holdout"], "held_out": False},
         "defense": method["defense"],
     }
-    return _debugged(found) if settings.debug else schema.merge(found, {"model": {"dtype": "bfloat16"}})
+    return (
+        _debugged(found)
+        if settings.debug
+        else schema.merge(found, {"model": {"dtype": "bfloat16"}})
+    )
 
 
 def _value(planted: Planted, defense: str, clean_data: str) -> Value:
@@ -155,7 +159,9 @@ def drawn(of: Config, seed: int) -> Draw:
 
 def resolve(values: Mapping[str, Any], defense: Mapping[str, Any] | None = None) -> Config:
     """Return the config of seed 0, with changed options of the defense if there are any."""
-    return config.resolve({**values, "seed": 0, "defense": {**values["defense"], **(defense or {})}})
+    return config.resolve(
+        {**values, "seed": 0, "defense": {**values["defense"], **(defense or {})}}
+    )
 
 
 def execution(session: Session) -> Execution:

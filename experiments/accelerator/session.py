@@ -24,7 +24,12 @@ Row = dict[str, Any]
 RESULTS, LOG, SUMMARY = "results.jsonl", "log.txt", "summary.md"
 RESERVE = 5.0  # seconds for the files of the last part
 _LONGEST = 20_000  # letters of what is told at once: an error of XLA may have megabytes
-_ROW = {"part": str, "done?": bool, "debug?": bool, "device?": {"platform": str, "kind": str, "count": int}}
+_ROW = {
+    "part": str,
+    "done?": bool,
+    "debug?": bool,
+    "device?": {"platform": str, "kind": str, "count": int},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +131,9 @@ class Session:
         """Return the rows of the parts whose name begins like this."""
         return [row for row in self.rows if row["part"].startswith(subject)]
 
-    def carry_out(self, parts: Sequence[Part], summarize: Callable[[Sequence[Row]], str]) -> list[str]:
+    def carry_out(
+        self, parts: Sequence[Part], summarize: Callable[[Sequence[Row]], str]
+    ) -> list[str]:
         """Do in turn what is wanted, not yet done and fits into what is left; say what is not.
 
         Returns:
@@ -140,7 +147,9 @@ class Session:
             if missing:
                 self.tell(f"{part.name}: skipped, as it needs {', '.join(missing)}")
             elif part.seconds > self.left:
-                self.tell(f"{part.name}: skipped, as it takes about {part.seconds:.0f} s of {self.left:.0f} s left")
+                self.tell(
+                    f"{part.name}: skipped, as it takes about {part.seconds:.0f} s of {self.left:.0f} s left"
+                )
             else:
                 self._carry_out(part)
                 atomic.write_text(self._out / SUMMARY, summarize(self.rows))
@@ -163,7 +172,13 @@ class Session:
             ending = {"failed": f"{type(error).__name__}: {error}"[:500]}
             self.tell(traceback.format_exc())
         seconds = time.perf_counter() - started
-        self._keep([*kept, *fresh, {"part": part.name, **ending, "seconds": round(seconds, 2), **self._where()}])
+        self._keep(
+            [
+                *kept,
+                *fresh,
+                {"part": part.name, **ending, "seconds": round(seconds, 2), **self._where()},
+            ]
+        )
         self.tell(f"{part.name}: {next(iter(ending))} in {seconds:.1f} s")
 
     def _keep(self, rows: list[Row]) -> None:
@@ -205,7 +220,9 @@ def check_only(only: Sequence[str], parts: Sequence[Part]) -> None:
     for word in only:
         if not any(name.startswith(word) for name in names):
             near = did_you_mean(word, names)
-            raise InputError(f"only must be the beginning of a part's name, such as {names[0]}; got {word!r}{near}.")
+            raise InputError(
+                f"only must be the beginning of a part's name, such as {names[0]}; got {word!r}{near}."
+            )
 
 
 def _plain(number: Any) -> Any:

@@ -63,7 +63,10 @@ FEEDINGS = {
     "unroll-4": Feeding(prepared=True, unroll=4),
     "unroll-8": Feeding(prepared=True, unroll=8),
 }
-_WITH_LOOPS = ("sft", "fast_sft")  # within a step, of which XLA counts one turn, and a trace on one step of ten
+_WITH_LOOPS = (
+    "sft",
+    "fast_sft",
+)  # within a step, of which XLA counts one turn, and a trace on one step of ten
 
 
 def _numbers(kind: str) -> tuple[str, str | None]:
@@ -135,7 +138,16 @@ class Scale:
         return sum(self.compile_seconds[step] for step in dict.fromkeys(steps)) + self.other_seconds
 
 
-_H100 = {"plain": 25, "sam": 35, "nft": 25, "anp_like": 30, "sft": 45, "fast_sft": 60, "torch": 15, "torch.compile": 40}
+_H100 = {
+    "plain": 25,
+    "sam": 35,
+    "nft": 25,
+    "anp_like": 30,
+    "sft": 45,
+    "fast_sft": 60,
+    "torch": 15,
+    "torch.compile": 40,
+}
 _CPU = {"plain": 5, "sam": 5, "torch": 2}
 _CPU_SMALL = {"plain": 2, "sam": 2, "fast_sft": 4}
 FULL = Scale(64, 5_120, 5, 8, 3, 2, 10_000, _H100)
@@ -151,7 +163,10 @@ def parts(settings: Settings) -> list[Part]:
     """Return what is worth most: the rates, and plain and SAM steps in bfloat16 against PyTorch; about two minutes."""
     if settings.debug:
         return [_peaks(DEBUG, ("float32",)), *_against_torch("float32", 16, DEBUG)]
-    compiled = [_step_part(Case(step, "bfloat16", 128), FULL, (Way(CHANNELS_LAST, True),)) for step in (PLAIN, SAM)]
+    compiled = [
+        _step_part(Case(step, "bfloat16", 128), FULL, (Way(CHANNELS_LAST, True),))
+        for step in (PLAIN, SAM)
+    ]
     return [_peaks(FULL, tuple(TYPES)), *_against_torch("bfloat16", 128, FULL), *compiled]
 
 
@@ -162,16 +177,33 @@ def further_parts(settings: Settings) -> list[Part]:
         sweep = _sweep(Case(SAM, "float32", 16, SMALL), DEBUG_SMALL, (group.LOOP,))
         small = Case(PLAIN, "float32", 16, SMALL)
         return [method, *sweep, *_fed(small, DEBUG_SMALL, ("epoch",)), *_rest(small, DEBUG_SMALL)]
-    methods = [_step_part(Case(step, "bfloat16", 128), FULL) for step in STEPS if step not in (PLAIN, SAM)]
-    larger = [_step_part(Case(step, "bfloat16", 256), FULL, (Way(CHANNELS_LAST, True),)) for step in (PLAIN, SAM)]
-    floats = [part for kind in ("tensorfloat32", "float32") for part in _against_torch(kind, 128, FULL)]
+    methods = [
+        _step_part(Case(step, "bfloat16", 128), FULL) for step in STEPS if step not in (PLAIN, SAM)
+    ]
+    larger = [
+        _step_part(Case(step, "bfloat16", 256), FULL, (Way(CHANNELS_LAST, True),))
+        for step in (PLAIN, SAM)
+    ]
+    floats = [
+        part for kind in ("tensorfloat32", "float32") for part in _against_torch(kind, 128, FULL)
+    ]
     largest = [part for kind in TYPES for part in _against_torch(kind, 1024, FULL)]
     sweep = _sweep(Case(SAM, "bfloat16", 128), FULL, (group.LOOP, "map:4", "map:8", group.VMAP))
     fed = _fed(Case(PLAIN, "bfloat16", 128), FULL, ("step", "unroll-4", "unroll-8"))
-    listed = [*_against_torch("bfloat16", 256, FULL), *larger, *fed, *methods, *floats, *largest, *sweep]
+    listed = [
+        *_against_torch("bfloat16", 256, FULL),
+        *larger,
+        *fed,
+        *methods,
+        *floats,
+        *largest,
+        *sweep,
+    ]
     listed += [*_rest(Case(PLAIN, "bfloat16", 128), FULL), *_left(FULL)]
     first = {part.name for part in parts(settings)}
-    return [part for name, part in {part.name: part for part in listed}.items() if name not in first]
+    return [
+        part for name, part in {part.name: part for part in listed}.items() if name not in first
+    ]
 
 
 def _against_torch(kind: str, batch_size: int, scale: Scale) -> list[Part]:
@@ -182,10 +214,14 @@ def _against_torch(kind: str, batch_size: int, scale: Scale) -> list[Part]:
 
 def _left(scale: Scale) -> list[Part]:
     """Return what has no minutes of its own: the other layout compiled, and each step in each type and size."""
-    nchw = [_step_part(Case(step, "bfloat16", 128), scale, (Way(NCHW, True),)) for step in (PLAIN, SAM)]
+    nchw = [
+        _step_part(Case(step, "bfloat16", 128), scale, (Way(NCHW, True),)) for step in (PLAIN, SAM)
+    ]
     cases = itertools.starmap(Case, itertools.product(STEPS, TYPES, (128, 256, 1024)))
     ways = tuple(map(Way, LAYOUTS))
-    return nchw + [_step_part(case, scale, ways if case.step in (PLAIN, SAM) else ()) for case in cases]
+    return nchw + [
+        _step_part(case, scale, ways if case.step in (PLAIN, SAM) else ()) for case in cases
+    ]
 
 
 def _step_part(case: Case, scale: Scale, ways: tuple[Way, ...] = ()) -> Part:
@@ -204,7 +240,11 @@ def _peaks(scale: Scale, kinds: tuple[str, ...]) -> Part:
 def _sweep(case: Case, scale: Scale, forms: tuple[str, ...]) -> list[Part]:
     seconds = 2 * scale.seconds(case.step) + 2 * scale.other_seconds
     return [
-        Part(f"speed/sweep-{form}", seconds, functools.partial(_sweep_rows, case=case, scale=scale, form=form))
+        Part(
+            f"speed/sweep-{form}",
+            seconds,
+            functools.partial(_sweep_rows, case=case, scale=scale, form=form),
+        )
         for form in forms
     ]
 
@@ -212,7 +252,11 @@ def _sweep(case: Case, scale: Scale, forms: tuple[str, ...]) -> list[Part]:
 def _fed(case: Case, scale: Scale, names: tuple[str, ...]) -> list[Part]:
     seconds = scale.seconds(case.step) + scale.compile_seconds[case.step]
     return [
-        Part(f"speed/feeding-{name}", seconds, functools.partial(_feeding, case=case, scale=scale, name=name))
+        Part(
+            f"speed/feeding-{name}",
+            seconds,
+            functools.partial(_feeding, case=case, scale=scale, name=name),
+        )
         for name in names
     ]
 
@@ -220,8 +264,16 @@ def _fed(case: Case, scale: Scale, names: tuple[str, ...]) -> list[Part]:
 def _rest(case: Case, scale: Scale) -> list[Part]:
     both = scale.seconds(PLAIN, SAM)
     return [
-        Part("speed/loads", 2 * scale.other_seconds, functools.partial(_loads, case=case, scale=scale)),
-        Part("speed/evaluation", 3 * scale.other_seconds, functools.partial(_evaluation, case=case, scale=scale)),
+        Part(
+            "speed/loads",
+            2 * scale.other_seconds,
+            functools.partial(_loads, case=case, scale=scale),
+        ),
+        Part(
+            "speed/evaluation",
+            3 * scale.other_seconds,
+            functools.partial(_evaluation, case=case, scale=scale),
+        ),
         Part("speed/startup", 2 * both, functools.partial(_startup, case=case, scale=scale)),
         Part("speed/profile", both, functools.partial(_profile, case=case, scale=scale)),
     ]
@@ -248,12 +300,20 @@ def _step(session: Session, case: Case, scale: Scale, ways: tuple[Way, ...]) -> 
             made = _TorchSteps(way, case, scale)
             torch[f"{way.mode} {way.layout}"] = made
         except torch_process.Missing as reason:
-            yield {**_said(case, TORCH, scale), "mode": way.mode, "layout": way.layout, "missing": str(reason)}
+            yield {
+                **_said(case, TORCH, scale),
+                "mode": way.mode,
+                "layout": way.layout,
+                "missing": str(reason),
+            }
             session.tell(f"{case.part}: no {way.mode} {way.layout}: {reason}")
     peak = measure.Peak(*_numbers(case.kind))
     work = {**epochs, **torch, "product": peak.product, "copy": peak.copy}
     timings = measure.timed(work, scale.rounds)
-    rates = {"matmul": peak.flops / timings["product"].seconds, "copy": peak.bytes / timings["copy"].seconds}
+    rates = {
+        "matmul": peak.flops / timings["product"].seconds,
+        "copy": peak.bytes / timings["copy"].seconds,
+    }
     ratio = timings[case.step].seconds / timings[PLAIN].seconds
     row = _bdjax_row(case, epochs[case.step], timings[case.step], rates, scale)
     yield {**row, "ratio_to_plain": ratio}
@@ -281,7 +341,11 @@ def _said(case: Case, by: str, scale: Scale) -> Row:
 
 
 def _bdjax_row(
-    case: Case, epoch: measure.TimedEpoch, timing: measure.Timing, rates: dict[str, float], scale: Scale
+    case: Case,
+    epoch: measure.TimedEpoch,
+    timing: measure.Timing,
+    rates: dict[str, float],
+    scale: Scale,
 ) -> Row:
     seconds = timing.seconds / scale.steps(case.batch_size)
     row = {
@@ -292,7 +356,9 @@ def _bdjax_row(
         "host_share": timing.host_seconds / timing.seconds,
         "compile_seconds": epoch.compile_seconds,
         "program_bytes": epoch.held_bytes,
-        "device_peak_bytes": environment.memory()["device_peak_bytes"],  # of all that the process has done so far
+        "device_peak_bytes": environment.memory()[
+            "device_peak_bytes"
+        ],  # of all that the process has done so far
     }
     for rate, what, amount in (("matmul", "flops", epoch.flops), ("copy", "bytes", epoch.bytes)):
         if rate not in rates:
@@ -353,7 +419,12 @@ def _sweep_rows(session: Session, case: Case, scale: Scale, form: str) -> Iterat
     single, (model, split) = _epoch(case, scale), _model_and_split(case, scale)
     variables = model.init(jax.random.key(0))
     points = [
-        group.Point(jax.random.key(seed), _defense("ft_sam", case.batch_size, rho=RHO * 2.0**power), variables, split)
+        group.Point(
+            jax.random.key(seed),
+            _defense("ft_sam", case.batch_size, rho=RHO * 2.0**power),
+            variables,
+            split,
+        )
         for power in range(scale.rhos)
         for seed in range(scale.seeds)
     ]
@@ -365,7 +436,11 @@ def _sweep_rows(session: Session, case: Case, scale: Scale, form: str) -> Iterat
         yield {**row, "missing": "not enough memory"}
         return
     cost = found["cost_per_point"][form]
-    row |= {"seconds_per_step": found["seconds_per_step"][form], "cost_per_point": cost, "in_singles": cost * count}
+    row |= {
+        "seconds_per_step": found["seconds_per_step"][form],
+        "cost_per_point": cost,
+        "in_singles": cost * count,
+    }
     yield {**row, "single_seconds_per_step": found["seconds_per_step"][sweeps.SINGLE]}
 
 
@@ -400,7 +475,9 @@ def _evaluation(session: Session, case: Case, scale: Scale) -> Iterator[Row]:
 
 def _startup(session: Session, case: Case, scale: Scale) -> Iterator[Row]:
     """Compile an epoch of ten steps in fresh processes, with an empty cache and with a filled one."""
-    asked = bench_session.Session(dataclasses.replace(scale.settings(case), minutes=60.0), session.tell)
+    asked = bench_session.Session(
+        dataclasses.replace(scale.settings(case), minutes=60.0), session.tell
+    )
     if (found := startup.section(asked)) is None:
         yield {"startup": "compile", "missing": asked.skipped[-1]["why"]}
         return
@@ -418,4 +495,8 @@ def _profile(session: Session, case: Case, scale: Scale) -> Iterator[Row]:
         with profile.trace(folder):
             jax.block_until_ready(epoch())
         for operation in profile.costliest(folder, count=10):
-            yield {"operation_of": of.step, "steps": scale.steps(of.batch_size), **operation._asdict()}
+            yield {
+                "operation_of": of.step,
+                "steps": scale.steps(of.batch_size),
+                **operation._asdict(),
+            }

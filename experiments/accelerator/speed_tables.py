@@ -33,20 +33,28 @@ def tables(rows: Sequence[Row]) -> str:
 
 def _steps(rows: Sequence[Row]) -> str:
     found = [row for row in rows if row.get("by") == "bdjax" and "ratio_to_plain" in row]
-    first = {_case(row): row for row in reversed(found)}  # and not those that torch.compile was compared with
+    first = {
+        _case(row): row for row in reversed(found)
+    }  # and not those that torch.compile was compared with
     return _table(sorted(first.values(), key=_case), _STEP_COLUMNS, words=2)
 
 
 def _against_torch(rows: Sequence[Row]) -> str:
     found = [row for row in rows if row.get("by") == "PyTorch"]
     table = _table(sorted(found, key=_case), _TORCH_COLUMNS, words=4)
-    return table and f"Images a second over PyTorch's in the same seconds (above 1, bdjax is faster):\n\n{table}"
+    return (
+        table
+        and f"Images a second over PyTorch's in the same seconds (above 1, bdjax is faster):\n\n{table}"
+    )
 
 
 def _feedings(rows: Sequence[Row]) -> str:
     found = [row for row in rows if "feeding" in row and row["feeding"] == row["against"]]
     table = _table(sorted(found, key=_case), _FEEDING_COLUMNS, words=3)
-    return table and f"An epoch that is fed in another way than `bdjax run` takes by itself here:\n\n{table}"
+    return (
+        table
+        and f"An epoch that is fed in another way than `bdjax run` takes by itself here:\n\n{table}"
+    )
 
 
 def _sweep(rows: Sequence[Row]) -> str:
@@ -100,7 +108,11 @@ def _note(rows: Sequence[Row]) -> str:
 
 
 def _case(row: Row) -> tuple[int, int, int]:
-    return list(TYPE_NAMES).index(row["kind"]), row["batch_size"], list(STEP_NAMES).index(row["step"])
+    return (
+        list(TYPE_NAMES).index(row["kind"]),
+        row["batch_size"],
+        list(STEP_NAMES).index(row["step"]),
+    )
 
 
 def _number(name: str, form: str, unit: int = 1) -> Callable[[Row], str]:
@@ -165,7 +177,9 @@ _SWEEP_COLUMNS: _Columns = {
     "ms a step of all": _ms("seconds_per_step"),
     "ms a single step": _ms("single_seconds_per_step"),
     "a point, in singles": _number("cost_per_point", ".2f"),
-    "all, in singles": lambda row: row["missing"] if "missing" in row else f"{row['in_singles']:.1f}",
+    "all, in singles": lambda row: (
+        row["missing"] if "missing" in row else f"{row['in_singles']:.1f}"
+    ),
     "compile s": _number("compile_seconds", ".1f"),
 }
 _PEAK_COLUMNS: _Columns = {

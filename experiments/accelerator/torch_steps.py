@@ -51,7 +51,9 @@ class PreActResNet18(nn.Module):
         inputs = [width, *channels[:-1]]
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         sizes = zip(inputs, channels, strict=True)
-        self.blocks = nn.Sequential(*(_Block(before, after, 2 if before != after else 1) for before, after in sizes))
+        self.blocks = nn.Sequential(
+            *(_Block(before, after, 2 if before != after else 1) for before, after in sizes)
+        )
         self.linear = nn.Linear(8 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +63,9 @@ class PreActResNet18(nn.Module):
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
     layer = nn.BatchNorm2d(channels)
-    layer.num_batches_tracked = None  # which bdjax does not count, and which would be a kernel for each layer
+    layer.num_batches_tracked = (
+        None  # which bdjax does not count, and which would be a kernel for each layer
+    )
     return layer
 
 
@@ -72,10 +76,21 @@ class Learner:
         """Make a network of random weights."""
         self.way, self._format = way, _FORMATS[way.layout]
         self.network = PreActResNet18(width).to(way.device, memory_format=self._format)
-        self.parameters, self.statistics = list(self.network.parameters()), list(self.network.buffers())
-        self._optimizer = torch.optim.SGD(self.parameters, lr=0.01, momentum=0.9, weight_decay=weight_decay, fused=True)
-        self._kept = [[torch.empty_like(x) for x in tree] for tree in (self.parameters, self.statistics)]
-        compile_ = functools.partial(torch.compile, fullgraph=True, dynamic=False) if way.compiled else _as_it_is
+        self.parameters, self.statistics = (
+            list(self.network.parameters()),
+            list(self.network.buffers()),
+        )
+        self._optimizer = torch.optim.SGD(
+            self.parameters, lr=0.01, momentum=0.9, weight_decay=weight_decay, fused=True
+        )
+        self._kept = [
+            [torch.empty_like(x) for x in tree] for tree in (self.parameters, self.statistics)
+        ]
+        compile_ = (
+            functools.partial(torch.compile, fullgraph=True, dynamic=False)
+            if way.compiled
+            else _as_it_is
+        )
         self.augmented, self._loss = compile_(self._augmented), compile_(self._loss_of)
 
     def plain(self, image: Tensor, label: Tensor) -> Tensor:

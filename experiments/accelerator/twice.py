@@ -78,7 +78,9 @@ def triggers(seed: int, debug: bool) -> dict[str, np.ndarray]:
     return {"clean": np.asarray(split.input), **found}
 
 
-def _planted(key: Key[Array, ""], attack: Attack, split: Split, *, debug: bool) -> Float[Array, "n h w c"]:
+def _planted(
+    key: Key[Array, ""], attack: Attack, split: Split, *, debug: bool
+) -> Float[Array, "n h w c"]:
     state = attack.trigger.init(key, spec(debug))
     return poison.poison_test(key, attack, state, split).visible.input
 
@@ -128,7 +130,10 @@ def flat(variables: object) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in leaves])
 
 
-WHAT: dict[str, Callable[[int, bool], dict[str, np.ndarray]]] = {"triggers": triggers, "epoch": epoch}
+WHAT: dict[str, Callable[[int, bool], dict[str, np.ndarray]]] = {
+    "triggers": triggers,
+    "epoch": epoch,
+}
 
 
 @contextlib.contextmanager

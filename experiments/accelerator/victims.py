@@ -17,7 +17,9 @@ from bdjax.report.grid import Grid, Line, write
 from bdjax.runs import run, soundness
 
 MAIN = (Planted("badnets_a2o"), Planted("blended"))
-_ENOUGH = 45.0  # seconds in which a victim gets on: its program is compiled, and some epochs are trained
+_ENOUGH = (
+    45.0  # seconds in which a victim gets on: its program is compiled, and some epochs are trained
+)
 _HEADS = ("victim", "network", "epochs", "ACC", "ASR", "RA", "images/s", "compile s", "run s")
 _PUBLISHED = ("ACC published", "ASR published", "source", "remark")
 _CAPTION = (
@@ -50,7 +52,9 @@ def _train(session: Session, planted: Planted) -> Iterator[Row]:
     record = run.run(config, runs.execution(session), runs.at_hand(session))
     runs.keep_records(session)
     cost, images = record["victim"], record["data"]["train_count"]
-    alone = cost["epochs"] == config.training["epochs"]  # no surrogate or trigger was trained before
+    alone = (
+        cost["epochs"] == config.training["epochs"]
+    )  # no surrogate or trigger was trained before
     yield {
         "victim": planted.name,
         "run_id": record["run_id"],
@@ -73,7 +77,13 @@ def tables(rows: Sequence[Row]) -> str:
     lines += [_unfinished(row) for row in own if "stopped" in row or "failed" in row]
     if not lines:
         return ""
-    grid = Grid("", (*_HEADS, *_PUBLISHED), {"": lines}, _CAPTION, words=(0, 1, len(_HEADS) + 2, len(_HEADS) + 3))
+    grid = Grid(
+        "",
+        (*_HEADS, *_PUBLISHED),
+        {"": lines},
+        _CAPTION,
+        words=(0, 1, len(_HEADS) + 2, len(_HEADS) + 3),
+    )
     return f"## Victims\n\n{write(grid, 'markdown')}"
 
 
@@ -89,7 +99,11 @@ def _line(row: Row) -> Line:
     known = row["published"]
     beside = [known_rate(known, metric) for metric in ("acc", "asr")]
     network = "{name}, width {width}, {dtype}".format(**row["model"])
-    front = [row["victim"], f"{row['images']:,} images of {row['data']}; {network}", str(row["epochs"])]
+    front = [
+        row["victim"],
+        f"{row['images']:,} images of {row['data']}; {network}",
+        str(row["epochs"]),
+    ]
     return Line(
         [
             *front,

@@ -21,7 +21,12 @@ from bdjax.runs.config import Config
 from bdjax.train import loop
 
 PIECES = 3
-CELLS = ("victim: both", "both, rate: × 5", "both, loss: sum", "both, weights: no penalty, rate × 25")
+CELLS = (
+    "victim: both",
+    "both, rate: × 5",
+    "both, loss: sum",
+    "both, weights: no penalty, rate × 25",
+)
 # Expected, not measured: an epoch of the victim, a defense's 100 epochs on 500 images, and compiling either.
 EPOCH, DEFENSE, COMPILE = 1.25, 4.0, 45.0
 
@@ -68,7 +73,9 @@ def _of_attack(plan: Plan, attack: str) -> Iterator[Part]:
     for defense in plan.defenses:
         cells = [level for level in plan.cells if defense in level.defenses]
         work = functools.partial(_defend, plan, cells, attack, defense)
-        yield Part(f"when/{attack}/{defense}", plan.compiling + DEFENSE * len(cells), work, tuple(names))
+        yield Part(
+            f"when/{attack}/{defense}", plan.compiling + DEFENSE * len(cells), work, tuple(names)
+        )
 
 
 def _train(plan: Plan, attack: str, session: Session, *, last: int) -> Iterator[Row]:
@@ -94,14 +101,26 @@ def _train(plan: Plan, attack: str, session: Session, *, last: int) -> Iterator[
         if not reached():
             raise
     seconds = sum(epoch.seconds for epoch in done)
-    yield {"attack": attack, "epochs": last, "seconds_an_epoch": round(seconds / max(len(done), 1), 3)}
+    yield {
+        "attack": attack,
+        "epochs": last,
+        "seconds_an_epoch": round(seconds / max(len(done), 1), 3),
+    }
 
 
-def _defend(plan: Plan, cells: Sequence[Level], attack: str, defense: str, session: Session) -> Iterator[Row]:
+def _defend(
+    plan: Plan, cells: Sequence[Level], attack: str, defense: str, session: Session
+) -> Iterator[Row]:
     """Run a defense in each cell; only numbers differ, so that it is compiled once."""
     for level in cells:
         config = _config(plan, level, attack, defense, session)
-        named = {"factor": level.factor, "level": level.name, "attack": attack, "defense": defense, "seed": config.seed}
+        named = {
+            "factor": level.factor,
+            "level": level.name,
+            "attack": attack,
+            "defense": defense,
+            "seed": config.seed,
+        }
         yield {**named, **carry_out(config, level, _execution(session, session.out_of_time))}
 
 
@@ -110,4 +129,6 @@ def _config(plan: Plan, level: Level, attack: str, defense: str, session: Sessio
 
 
 def _execution(session: Session, should_stop: Callable[[], bool]) -> run.Execution:
-    return run.Execution(session.settings.work / "when", checkpoint_seconds=30, should_stop=should_stop)
+    return run.Execution(
+        session.settings.work / "when", checkpoint_seconds=30, should_stop=should_stop
+    )

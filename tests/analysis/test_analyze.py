@@ -33,7 +33,9 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def subject(finished):
-    (record,) = [record for record in report.load([finished]) if record.config["defense"]["name"] == "ft_sam"]
+    (record,) = [
+        record for record in report.load([finished]) if record.config["defense"]["name"] == "ft_sam"
+    ]
     return saved.subject(record)
 
 
@@ -64,7 +66,9 @@ def test_what_was_measured_is_not_measured_again_but_with_other_options(finished
     def measured(every: int) -> int:
         seen = []
         options = {"every": every}
-        _analyze.analyze("history", [finished], tmp_path, options=options, on_run=lambda *what: seen.append(what))
+        _analyze.analyze(
+            "history", [finished], tmp_path, options=options, on_run=lambda *what: seen.append(what)
+        )
         return len(seen)
 
     measured(1)
@@ -101,16 +105,24 @@ def test_a_damaged_file_is_named(finished, tmp_path):
     path.unlink()
 
 
-def test_a_run_that_cannot_be_loaded_does_not_keep_the_others_from_being_drawn(finished, tmp_path, capsys):
+def test_a_run_that_cannot_be_loaded_does_not_keep_the_others_from_being_drawn(
+    finished, tmp_path, capsys
+):
     copied = tmp_path / "runs"
     shutil.copytree(finished, copied)
-    (record,) = [record for record in report.load([copied]) if record.config["defense"]["name"] == "ft_sam"]
+    (record,) = [
+        record for record in report.load([copied]) if record.config["defense"]["name"] == "ft_sam"
+    ]
     shutil.rmtree(record.folder / "checkpoints-0")
     words = ["analyze", "weight_norms", str(copied), "--figures", str(tmp_path), "--quiet"]
     assert cli.main(words) == 2
     assert "there is no checkpoint of epoch 2 in" in capsys.readouterr().err
     assert (tmp_path / "weight_norms.png").stat().st_size > 10_000
-    measured = [run.folder for run in report.load([copied]) if _findings.file_of(run, "weight_norms").exists()]
+    measured = [
+        run.folder
+        for run in report.load([copied])
+        if _findings.file_of(run, "weight_norms").exists()
+    ]
     assert len(measured) == 2
     shutil.rmtree(copied / "victims")
     assert cli.main([*words, "--layer", "conv2"]) == 2
@@ -190,9 +202,16 @@ def test_findings_are_drawn_as_they_are_described(name):
     old = {"epoch": np.array([0, 1]), "clean_accuracy": curve, "attack_success_rate": curve}
     new = {"epoch": old["epoch"], "mean_average_precision": curve, "attack_success_rate": curve}
     new["metrics"] = np.asarray(to_text(MULTI_LABEL[:2]))
-    surface = {"largest_eigenvalue": curve, "hessian_trace": curve, "hessian_trace_error": curve, "fisher_trace": curve}
+    surface = {
+        "largest_eigenvalue": curve,
+        "hessian_trace": curve,
+        "hessian_trace_error": curve,
+        "fisher_trace": curve,
+    }
     surface["eigenvalue_converged"] = np.array([True, True])
-    page = registry.create("bdjax.analysis", name).draw({"old": {**old, **surface}, "new": {**new, **surface}})
+    page = registry.create("bdjax.analysis", name).draw(
+        {"old": {**old, **surface}, "new": {**new, **surface}}
+    )
     (legend,) = page.legends
     heads = [text.get_text().partition(":")[0] for text in legend.get_texts()]
     assert heads[-3:] == ["ACC", "ASR", "mAP"]

@@ -19,7 +19,9 @@ def blobs():
     """Three blobs of 64 dimensions whose middles are 20 deviations from zero."""
     rng = np.random.default_rng(0)
     middles = 20 * np.eye(3, 64)
-    return np.concatenate([middle + rng.normal(size=(EACH, 64)) for middle in middles]).astype(np.float32)
+    return np.concatenate([middle + rng.normal(size=(EACH, 64)) for middle in middles]).astype(
+        np.float32
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ def test_features_are_those_of_the_network():
     subject = planted_subject()
     image = jnp.asarray(subject.test.input[:5])
     expected = planted.MODEL.features(subject.victim, image / 255)
-    np.testing.assert_allclose(features_of(planted.MODEL, subject.victim, image), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        features_of(planted.MODEL, subject.victim, image), expected, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,10 @@ def test_refuses(points, options, words):
 
 @pytest.mark.parametrize(
     ("method", "library", "words"),
-    [("tsne", "openTSNE", r"pip install 'bdjax\[embedding\]'"), ("umap", "umap", "pip install umap-learn")],
+    [
+        ("tsne", "openTSNE", r"pip install 'bdjax\[embedding\]'"),
+        ("umap", "umap", "pip install umap-learn"),
+    ],
 )
 def test_a_library_that_is_not_there_is_named(blobs, monkeypatch, method, library, words):
     monkeypatch.setitem(sys.modules, library, None)
@@ -120,7 +127,9 @@ def test_a_run_has_a_panel_before_and_one_after(found):
     clean, black = page.axes[0].collections
     assert (len(clean.get_offsets()), len(black.get_offsets())) == (45, 15)
     assert len({tuple(color) for color in clean.get_facecolors()}) == 3
-    assert page.axes[0].get_xlabel() == "near black: 100 % black, 0 % attacker's class, 0 % true class"
+    assert (
+        page.axes[0].get_xlabel() == "near black: 100 % black, 0 % attacker's class, 0 % true class"
+    )
     assert [text.get_text() for text in page.legends[0].get_texts()] == ["0", "1", "2", "triggered"]
 
 

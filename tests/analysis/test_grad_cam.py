@@ -22,8 +22,12 @@ def on_patch(maps):
 
 
 def test_two_channels_by_hand():
-    output = jnp.array([[[1.0, 2.0], [3.0, -1.0]], [[0.0, 5.0], [-2.0, 1.0]]])[None]  # 2×2, two channels
-    gradient = jnp.array([[[4.0, 0.0], [0.0, -1.0]], [[0.0, -1.0], [0.0, 0.0]]])[None]  # means 1 and -1/2
+    output = jnp.array([[[1.0, 2.0], [3.0, -1.0]], [[0.0, 5.0], [-2.0, 1.0]]])[
+        None
+    ]  # 2×2, two channels
+    gradient = jnp.array([[[4.0, 0.0], [0.0, -1.0]], [[0.0, -1.0], [0.0, 0.0]]])[
+        None
+    ]  # means 1 and -1/2
     expected = [[1 - 1, 3 + 0.5], [0, 0]]  # relu of 1·A₁ − ½·A₂: 0, 3.5, −2.5, −2.5
     np.testing.assert_allclose(class_activation(output, gradient)[0], expected)
 
@@ -43,7 +47,9 @@ def test_a_linear_network_is_explained_by_its_weights():
 def test_the_trigger_is_lit_until_its_neuron_is_pruned():
     subject = planted_subject()
     aimed = subject.triggered.is_poisoned
-    clean, triggered = (jnp.asarray(of.input[aimed]) for of in (subject.test, subject.triggered.visible))
+    clean, triggered = (
+        jnp.asarray(of.input[aimed]) for of in (subject.test, subject.triggered.visible)
+    )
     before, hit = class_maps(planted.MODEL, subject.victim, triggered, LAYER)
     after, right = class_maps(planted.MODEL, subject.defended, triggered, LAYER)
     without, _ = class_maps(planted.MODEL, subject.victim, clean, LAYER)
@@ -98,7 +104,9 @@ def test_what_is_kept_of_a_run(found):
 
 def test_the_target_decides_what_is_explained(found):
     attackers = grad_cam(images=4, target="attacker").measure(planted_subject())
-    np.testing.assert_allclose(attackers["heat"][0, 1], found["heat"][0, 1], atol=1e-6)  # what it predicts
+    np.testing.assert_allclose(
+        attackers["heat"][0, 1], found["heat"][0, 1], atol=1e-6
+    )  # what it predicts
     assert not np.allclose(attackers["heat"][0, 0], found["heat"][0, 0])
     true = grad_cam(images=4, target="true").measure(planted_subject())
     np.testing.assert_allclose(true["heat"][1], found["heat"][1], atol=1e-6)

@@ -50,7 +50,9 @@ def one_by_one(loss):
         flat = structure.flat(params)
         return loss(structure.nested({**flat, LAYER: flat[LAYER].at[..., k].set(filter)}))
 
-    gradient = quick_jit(lambda params, k: jax.grad(with_filter)(params["conv1"]["kernel"][..., k], params, k))
+    gradient = quick_jit(
+        lambda params, k: jax.grad(with_filter)(params["conv1"]["kernel"][..., k], params, k)
+    )
     return lambda params: np.asarray([np.linalg.norm(gradient(params, k)) for k in range(4)])
 
 
@@ -75,7 +77,9 @@ def test_the_loss_is_that_of_a_training_step():
     rng = np.random.default_rng(0)
     batch = Split(rng.integers(0, 256, (6, 6, 6, 2), np.uint8), np.arange(6) % 3, np.arange(6) < 5)
     image = jnp.asarray(batch.input[:5] / 255.0, jnp.float32)
-    logits = np.asarray(quick_jit(lambda image: model.apply(variables, image, train=True)[0])(image))
+    logits = np.asarray(
+        quick_jit(lambda image: model.apply(variables, image, train=True)[0])(image)
+    )
     of_label = np.exp(logits[np.arange(5), batch.label[:5]])
     expected = -np.log(of_label / np.exp(logits).sum(-1)).mean()
     loss = quick_jit(_neurons.training_loss(model, variables, batch))(variables["params"])
@@ -93,7 +97,9 @@ def test_only_the_epochs_that_are_wanted_are_carried_out():
 
 
 def test_a_defense_with_fewer_epochs_gives_as_many_as_it_has(subject):
-    short = subject._replace(epochs=0, replay=lambda on_variables: on_variables(0, lambda: subject.victim))
+    short = subject._replace(
+        epochs=0, replay=lambda on_variables: on_variables(0, lambda: subject.victim)
+    )
     assert len(gradient_norms.gradient_norms(epochs=3).measure(short)["rank"]) == 1
 
 
@@ -106,14 +112,22 @@ def test_mean_gradients_over_rho(subject, one_by_one, loss, params):
 
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_perturbations_are_those_of_the_filters(loss, params, adaptive):
-    moved = structure.flat(perturbed(loss, params, RHO, adaptive))[LAYER] - params["conv1"]["kernel"]
-    norms = quick_jit(lambda: perturbations.perturbation_norms(loss, params, LAYER, RHO, adaptive=adaptive))()
-    np.testing.assert_allclose(norms, np.sqrt(np.square(moved).sum((0, 1, 2))), rtol=1e-3, atol=1e-6)
+    moved = (
+        structure.flat(perturbed(loss, params, RHO, adaptive))[LAYER] - params["conv1"]["kernel"]
+    )
+    norms = quick_jit(
+        lambda: perturbations.perturbation_norms(loss, params, LAYER, RHO, adaptive=adaptive)
+    )()
+    np.testing.assert_allclose(
+        norms, np.sqrt(np.square(moved).sum((0, 1, 2))), rtol=1e-3, atol=1e-6
+    )
 
 
 def test_squared_perturbations_of_all_parameters_sum_to_that_of_the_radius(loss, params):
     paths = list(structure.flat(params))
-    norms = quick_jit(lambda: [perturbations.perturbation_norms(loss, params, path, RHO) for path in paths])()
+    norms = quick_jit(
+        lambda: [perturbations.perturbation_norms(loss, params, path, RHO) for path in paths]
+    )()
     assert sum(float(jnp.square(of).sum()) for of in norms) == pytest.approx(RHO**2, rel=1e-5)
 
 
@@ -125,7 +139,8 @@ def test_a_batch_has_valid_rows_and_no_more_than_there_are():
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("gradient_norms", {"epochs": 3}), ("rho_gradients", {}), ("perturbations", {})]
+    ("name", "options"),
+    [("gradient_norms", {"epochs": 3}), ("rho_gradients", {}), ("perturbations", {})],
 )
 def test_figures_have_a_panel_for_each_run(subject, name, options):
     analysis = registry.create("bdjax.analysis", name, **options)

@@ -42,7 +42,9 @@ def test_masks_of_filters_come_back_without_batch_norm():
     found = masks.masks().measure(subject)
     assert found["layers"].tolist() == ["deeper", "hidden"]
     number = found["layers"].tolist().index(last[0]) + 1
-    np.testing.assert_allclose(found["mask"][found["layer"] == number], np.linspace(0.2, 1, 5), rtol=1e-5)
+    np.testing.assert_allclose(
+        found["mask"][found["layer"] == number], np.linspace(0.2, 1, 5), rtol=1e-5
+    )
     np.testing.assert_allclose(found["mask"][found["layer"] != number], 1, rtol=1e-5)
 
 
@@ -55,7 +57,10 @@ def test_a_scale_of_zero_tells_nothing_and_a_tiny_one_does():
 
 
 def test_a_filter_that_also_turned_has_the_factor_along_the_old_one():
-    before, after = jnp.array([[3.0], [4.0]]), jnp.array([[3.0 - 4], [4.0 + 3]])  # the same and something across
+    before, after = (
+        jnp.array([[3.0], [4.0]]),
+        jnp.array([[3.0 - 4], [4.0 + 3]]),
+    )  # the same and something across
     found = masks.factors({"kernel": before}, {"kernel": after}, [("kernel",)])
     np.testing.assert_allclose(found["kernel",], [1.0], rtol=1e-6)
 

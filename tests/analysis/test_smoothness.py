@@ -42,7 +42,10 @@ def tiny(spec):
     model = models.create("small_cnn", spec, width=1)
     variables = model.init(KEY)
     stats = jax.tree.map(lambda leaf: leaf + 0.3, variables["batch_stats"])
-    return model, {"params": jax.tree.map(lambda leaf: 1.5 * leaf, variables["params"]), "batch_stats": stats}
+    return model, {
+        "params": jax.tree.map(lambda leaf: 1.5 * leaf, variables["params"]),
+        "batch_stats": stats,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,9 @@ def test_a_network_has_the_smoothness_of_its_dense_hessian(measured, dense):
 def test_a_networks_density_has_the_moments_of_its_dense_hessian(tiny, few, dense):
     model, variables = tiny
     loss, hessian = loss_surface.mean_loss(model, variables, few), dense[1]
-    spectrum = quick_jit(lambda params: spectral_density(KEY, loss, params, steps=60))(variables["params"])
+    spectrum = quick_jit(lambda params: spectral_density(KEY, loss, params, steps=60))(
+        variables["params"]
+    )
     eigenvalues, size = np.linalg.eigvalsh(hessian), len(hessian)
     scale = float(abs(eigenvalues).max())
     assert spectrum.nodes.max() == pytest.approx(eigenvalues.max(), rel=1e-3)
@@ -104,14 +109,18 @@ def test_a_networks_density_has_the_moments_of_its_dense_hessian(tiny, few, dens
     start = np.asarray(jax.random.rademacher(jax.random.split(KEY, 1)[0], (size,), jnp.float32))
     for power in (0, 1, 2):
         moment = start @ np.linalg.matrix_power(hessian, power) @ start / size
-        assert (spectrum.weights * spectrum.nodes**power).sum() == pytest.approx(moment, abs=1e-4 * scale**power)
+        assert (spectrum.weights * spectrum.nodes**power).sum() == pytest.approx(
+            moment, abs=1e-4 * scale**power
+        )
 
 
 def test_chunks_do_not_change_the_result(tiny, split):
     model, variables = tiny
     params = variables["params"]
     part = Split(*(array[:17] for array in split))
-    longer = Split(*(array[:19] for array in split))._replace(valid=np.arange(19) < 17)  # and no multiple of a chunk
+    longer = Split(*(array[:19] for array in split))._replace(
+        valid=np.arange(19) < 17
+    )  # and no multiple of a chunk
 
     def of(split, chunk):
         loss = loss_surface.mean_loss(model, variables, split, chunk=chunk)
@@ -120,14 +129,18 @@ def test_chunks_do_not_change_the_result(tiny, split):
 
     (value, product), (whole_value, whole_product) = of(longer, 7), of(part, 100)
     assert value == pytest.approx(float(whole_value), rel=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), product, whole_product)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), product, whole_product
+    )
 
 
 def test_products_run_at_full_precision(tiny, split):
     loss = loss_surface.mean_loss(*tiny, split, chunk=20)
     params = tiny[1]["params"]
     text = str(jax.make_jaxpr(lambda v: hessian_vector_product(loss, params, v))(params))
-    assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in text.replace("<", "").replace(": 2>", "")
+    assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in text.replace("<", "").replace(
+        ": 2>", ""
+    )
     assert "precision=None" not in text
 
 
@@ -151,7 +164,10 @@ def test_samples_have_true_labels_and_the_variants_shares(split, triggered):
         assert chosen.valid.all()
         counts = []
         for image, label in zip(chosen.input, chosen.label, strict=True):
-            sources = [(split.input == image).all((1, 2, 3)), (255 - split.input == image).all((1, 2, 3))]
+            sources = [
+                (split.input == image).all((1, 2, 3)),
+                (255 - split.input == image).all((1, 2, 3)),
+            ]
             counts.append(bool(sources[1].any()))
             assert split.label[(sources[0] | sources[1]).argmax()] == label
         return counts.count(False), counts.count(True)
@@ -213,7 +229,9 @@ MIXED = ("--variant", "mixed")  # the curve's own settings, so that the measurem
 def whole(tmp_path_factory):
     """A run with its control, measured every second epoch."""
     folder = tmp_path_factory.mktemp("runs")
-    assert cli.main(["run", *SIZES, "--smoothness-every", "2", "--quiet", "--out", str(folder)]) == 0
+    assert (
+        cli.main(["run", *SIZES, "--smoothness-every", "2", "--quiet", "--out", str(folder)]) == 0
+    )
     return folder
 
 
@@ -243,8 +261,12 @@ def test_an_interrupted_run_has_the_same_curve(whole, tmp_path):
     shutil.copytree(whole / "victims", tmp_path / "victims")
     with pytest.raises(loop.Stopped):
         run.run(config, Execution(tmp_path, should_stop=lambda: True, smoothness=2))
-    assert [row["epoch"] for row in json.loads(file_of(tmp_path).read_text())["curve"]["rows"]] == [0]
-    shutil.rmtree(tmp_path / config.run_id / "checkpoints-0")  # all of its epochs are repeated, and none measured twice
+    assert [row["epoch"] for row in json.loads(file_of(tmp_path).read_text())["curve"]["rows"]] == [
+        0
+    ]
+    shutil.rmtree(
+        tmp_path / config.run_id / "checkpoints-0"
+    )  # all of its epochs are repeated, and none measured twice
     marked = json.loads(file_of(tmp_path).read_text())
     marked["curve"]["rows"][0]["loss"] = -1.0
     atomic.write_json(file_of(tmp_path), marked)
@@ -256,7 +278,9 @@ def test_an_interrupted_run_has_the_same_curve(whole, tmp_path):
 
 def test_a_finished_run_without_a_curve_says_so(copied, caplog, capsys):
     file_of(copied).unlink()
-    assert cli.main(["run", *SIZES, "--smoothness-every", "2", "--quiet", "--out", str(copied)]) == 0
+    assert (
+        cli.main(["run", *SIZES, "--smoothness-every", "2", "--quiet", "--out", str(copied)]) == 0
+    )
     assert "is finished and has no curve of its smoothness" in caplog.text
     capsys.readouterr()
 
@@ -264,7 +288,9 @@ def test_a_finished_run_without_a_curve_says_so(copied, caplog, capsys):
 def test_saved_runs_are_measured_once(copied, capsys):
     assert cli.main(["smoothness", str(copied), *MIXED]) == 0
     out, err = capsys.readouterr()
-    assert sorted(out.split()) == sorted(str(file_of(copied, defense)) for defense in ("none", "ft"))
+    assert sorted(out.split()) == sorted(
+        str(file_of(copied, defense)) for defense in ("none", "ft")
+    )
     assert [line.split()[0] for line in err.splitlines()] == ["1/2", "2/2"]
     none, ft = (json.loads(file_of(copied, defense).read_text()) for defense in ("none", "ft"))
     assert ft["settings"] == {"images": 200, "draws": 100, "iterations": 100, "tolerance": 1e-3}
@@ -292,7 +318,9 @@ def test_a_run_that_cannot_be_loaded_is_named_and_not_trained_again(copied, caps
     assert err.count("\n") == 1
     assert "cannot be measured: there is no checkpoint of epoch 3 in" in err
     assert not (file_of(copied).parent / "checkpoints-0").exists()
-    assert "after" in json.loads(file_of(copied, "none").read_text()), "the others are measured all the same"
+    assert "after" in json.loads(file_of(copied, "none").read_text()), (
+        "the others are measured all the same"
+    )
     shutil.rmtree(copied / "victims")
     file_of(copied, "none").unlink()
     assert cli.main(["smoothness", str(copied), *MIXED, "--quiet"]) == 2
@@ -305,7 +333,10 @@ def test_a_run_that_cannot_be_loaded_is_named_and_not_trained_again(copied, caps
     [
         (("nowhere",), "There is no file or folder nowhere"),
         (("{}", "--images", "1"), "images must be 2 or more, got 1"),
-        (("{}", "--images", "9999"), "9999 clean ones of them are drawn, and the test split has 450; got 9999"),
+        (
+            ("{}", "--images", "9999"),
+            "9999 clean ones of them are drawn, and the test split has 450; got 9999",
+        ),
         (("{}", "--variant", "mix"), "variants must be one of clean, triggered, mixed; got 'mix'"),
         (("{}", "--imges", "3"), "unknown option '--imges'"),
     ],
@@ -346,7 +377,9 @@ def test_the_curves_are_those_of_the_network_at_each_epoch(curves, found):
     assert found["epoch"].tolist() == [0, 1]  # the last one is no multiple
     assert found["attack_success_rate"].tolist() == [1, 0]
     assert found["clean_accuracy"].tolist() == [1, 1]
-    assert found["fisher_trace"][0] > 100 * found["fisher_trace"][1]  # a planted neuron is wrong and very sure
+    assert (
+        found["fisher_trace"][0] > 100 * found["fisher_trace"][1]
+    )  # a planted neuron is wrong and very sure
     of = (subject.model, subject.defended, subject.test, subject.triggered)
     after = loss_surface.measure(subject.key, *of, settings=curves.settings)
     for name, value in after._asdict().items():
@@ -354,7 +387,11 @@ def test_the_curves_are_those_of_the_network_at_each_epoch(curves, found):
 
 
 def test_what_a_logarithmic_axis_cannot_show_is_a_gap(curves, found):
-    broken = {**found, "largest_eigenvalue": np.array([np.nan, 2.0]), "hessian_trace": np.array([-3.0, 4.0])}
+    broken = {
+        **found,
+        "largest_eigenvalue": np.array([np.nan, 2.0]),
+        "hessian_trace": np.array([-3.0, 4.0]),
+    }
     page = curves.draw({"run": found, "broken": broken})
     assert len(page.axes) == 4
     lines = page.axes[2].get_lines()

@@ -30,7 +30,9 @@ def test_the_ends_are_those_of_the_dense_hessian(found):
 
 def test_both_networks_are_measured_with_every_start(found):
     assert {name: values.shape for name, values in found.items()} == {
-        f"{network}_{part}": (2, 60) for network in ("victim", "defended") for part in ("nodes", "weights")
+        f"{network}_{part}": (2, 60)
+        for network in ("victim", "defended")
+        for part in ("nodes", "weights")
     }
     assert found["victim_weights"].sum() == pytest.approx(1, rel=1e-5)
 
@@ -42,8 +44,12 @@ def test_only_triggered_images_tell_the_networks_apart(found):
     left of the Hessian, the loss's slope times the curvature of bilinear logits, has its eigenvalues in pairs ±λ.
     """
     np.testing.assert_array_equal(found["victim_nodes"], found["defended_nodes"])
-    triggered = spectrum(images=12, steps=60, starts=2, variant="triggered").measure(planted_subject())
-    assert triggered["victim_nodes"].min() == pytest.approx(-triggered["victim_nodes"].max(), rel=1e-3)
+    triggered = spectrum(images=12, steps=60, starts=2, variant="triggered").measure(
+        planted_subject()
+    )
+    assert triggered["victim_nodes"].min() == pytest.approx(
+        -triggered["victim_nodes"].max(), rel=1e-3
+    )
     assert triggered["defended_nodes"].min() > -0.01 * triggered["defended_nodes"].max()
 
 

@@ -68,7 +68,9 @@ def test_the_planted_neuron_changes_most_and_no_more_once_it_is_gone(found):
         assert found[f"victim_{form}"].argmax() == 0
         assert found[f"victim_{form}"][0] > 5 * np.sort(found[f"victim_{form}"])[-2]
         assert found[f"defended_{form}"][0] == 0
-        np.testing.assert_allclose(found[f"defended_{form}"][1:], found[f"victim_{form}"][1:], rtol=1e-6)
+        np.testing.assert_allclose(
+            found[f"defended_{form}"][1:], found[f"victim_{form}"][1:], rtol=1e-6
+        )
     assert found["victim_norm"][0] == pytest.approx(np.sqrt(12))
     assert found["defended_norm"][0] == 0
     assert found["victim_rank"] > 0 > found["defended_rank"]
@@ -78,11 +80,16 @@ def test_chunks_change_nothing(subject):
     """Against the mean over all images in one piece, with more of them than a chunk holds."""
     rng = np.random.default_rng(0)
     clean, triggered = rng.integers(0, 256, (2, tac._CHUNK + 3, 8, 8, 3), np.uint8)
-    both = (subject.model.probe(subject.victim, jnp.asarray(x) / 255.0, LAYER)[1] for x in (clean, triggered))
+    both = (
+        subject.model.probe(subject.victim, jnp.asarray(x) / 255.0, LAYER)[1]
+        for x in (clean, triggered)
+    )
     difference = np.subtract(*both)
     l1, l2 = tac.of_network(subject.model, subject.victim, clean, triggered, LAYER)
     np.testing.assert_allclose(l1, np.abs(difference).mean(0).sum((0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(l2, np.linalg.norm(difference.reshape(len(clean), -1, 4), axis=1).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        l2, np.linalg.norm(difference.reshape(len(clean), -1, 4), axis=1).mean(0), rtol=1e-5
+    )
 
 
 def test_the_images_count_for_the_success_rate_and_are_balanced(subject):

@@ -28,14 +28,26 @@ class Facts(NamedTuple):
     data: str = "digits"
     least_success: float = 0.9
     most_accuracy_lost: float = 0.05
-    fooled: float = 0.2  # a network without a backdoor, of images that show the trigger; chance is 0.1
+    fooled: float = (
+        0.2  # a network without a backdoor, of images that show the trigger; chance is 0.1
+    )
 
 
-_SSBA = {"width": 8, "bits": 8, "epochs": 80, "learning_rate": 0.003, "delay": 50, "ramp": 300, "image_weight": 20.0}
+_SSBA = {
+    "width": 8,
+    "bits": 8,
+    "epochs": 80,
+    "learning_rate": 0.003,
+    "delay": 50,
+    "ramp": 300,
+    "image_weight": 20.0,
+}
 _INPUT_AWARE = {"width": 8, "poison_rate": 0.3, "cover_rate": 0.05, "learning_epochs": 20}
 FACTS: dict[str, Facts] = {
     "bpp": Facts({"levels": 2}),  # the digits have 17 levels only: 8 change them too little
-    "cba": Facts({"poison_rate": 0.08}, epochs=60, least_success=0.8),  # of 45 images; SFT's weakest attack as well
+    "cba": Facts(
+        {"poison_rate": 0.08}, epochs=60, least_success=0.8
+    ),  # of 45 images; SFT's weakest attack as well
     # The paper takes many times the steps; in so few, rounding alone moved it from 0.82 to 0.95.
     "input_aware": Facts(_INPUT_AWARE, epochs=60, least_success=0.6),
     "lc": Facts({"epsilon": 0.3, "step_size": 0.03}),  # ± 8 / 255 do not hide a digit
@@ -55,8 +67,13 @@ DIGITS = {"training": {"batch_size": 64, "learning_rate": 0.05}}
 
 def config(name: str, **options: Any) -> configs.Config:
     facts = FACTS.get(name, Facts())
-    own = {"attack": {"name": name, **facts.options, **options}, "training": {"epochs": facts.epochs}}
-    return configs.resolve(schema.merge(CIFAR if facts.data == "cifar10" else DIGITS, {**own, "defense": "none"}))
+    own = {
+        "attack": {"name": name, **facts.options, **options},
+        "training": {"epochs": facts.epochs},
+    }
+    return configs.resolve(
+        schema.merge(CIFAR if facts.data == "cifar10" else DIGITS, {**own, "defense": "none"})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +87,14 @@ def test_the_backdoor_is_planted_and_is_one(name, out):
     if facts.data == "cifar10" and "BDJAX_DATA_DIR" not in os.environ:
         pytest.skip("needs CIFAR-10: set BDJAX_DATA_DIR")
     like = name if facts.data == "cifar10" else "badnets"
-    clean = run.attack(plans.prepare(config(like, poison_rate=0.0)), execution)  # restored but for the first time
+    clean = run.attack(
+        plans.prepare(config(like, poison_rate=0.0)), execution
+    )  # restored but for the first time
     plan = plans.prepare(config(name))
     victim = run.attack(plan, execution)
     assert victim.metrics.attack_success_rate >= facts.least_success
     assert victim.metrics.clean_accuracy >= clean.metrics.clean_accuracy - facts.most_accuracy_lost
-    without = evaluate.evaluate(plan.model, clean.trained.variables, plan.dataset.test, victim.triggered)
+    without = evaluate.evaluate(
+        plan.model, clean.trained.variables, plan.dataset.test, victim.triggered
+    )
     assert without.attack_success_rate <= facts.fooled

@@ -71,7 +71,9 @@ def test_the_sft_preset_draws_its_pattern_at_60_percent_in_the_lower_left_corner
     pattern = np.array([[0, 0, 255], [0, 255, 0], [255, 0, 255]])[..., None] / 255
     expected[29:, :3] = 0.4 * image[29:, :3] + 0.6 * pattern
     np.testing.assert_allclose(triggered("badnets", image, preset="sft"), expected, atol=1e-6)
-    mirrored = triggered("badnets", image, preset="reference_code")  # the other corner, the same pattern
+    mirrored = triggered(
+        "badnets", image, preset="reference_code"
+    )  # the other corner, the same pattern
     np.testing.assert_array_equal(mirrored[:29], image[:29])
     np.testing.assert_allclose(mirrored[29:, 29:], 0.4 * image[29:, 29:] + 0.6 * pattern, atol=1e-6)
 
@@ -91,8 +93,12 @@ def test_opacity_mixes_the_patch_with_what_is_under_it(opacity):
 
 @pytest.mark.parametrize("name", ["badnets", "blended"])
 @pytest.mark.parametrize(("preset", "count"), [("paper", 25), ("reference_code", 19)])
-def test_the_reference_codes_candidates_are_the_images_of_other_classes(name, preset, count, spec, split):
-    attack = attacks.create(name, poison_rate=0.52, preset=preset)  # of 48, or of the 36 that are not of class 0
+def test_the_reference_codes_candidates_are_the_images_of_other_classes(
+    name, preset, count, spec, split
+):
+    attack = attacks.create(
+        name, poison_rate=0.52, preset=preset
+    )  # of 48, or of the 36 that are not of class 0
     poisoned = poison.poison_train(KEY, attack, attack.trigger.init(KEY, spec), split)
     assert poisoned.is_poisoned.sum() == count
     others_only = not (poisoned.is_poisoned & (poisoned.original_label == 0)).any()
@@ -101,14 +107,21 @@ def test_the_reference_codes_candidates_are_the_images_of_other_classes(name, pr
 
 def test_the_preset_of_ft_sam_is_its_supplements_alpha():
     assert attacks.create("blended", preset="ft_sam").trigger.alpha == 0.1
-    assert attacks.create("blended").trigger.alpha == attacks.create("blended", preset="reference_code").trigger.alpha
+    assert (
+        attacks.create("blended").trigger.alpha
+        == attacks.create("blended", preset="reference_code").trigger.alpha
+    )
 
 
 @pytest.mark.parametrize(("size", "white"), [(1, 1), (2, 2), (3, 5), (4, 8)])
 def test_a_checkerboard_is_white_where_row_plus_column_is_even(size, white):
-    patch = triggered("badnets", GRAY[8], size=size, pattern="checkerboard", corner="top_left")[:size, :size]
+    patch = triggered("badnets", GRAY[8], size=size, pattern="checkerboard", corner="top_left")[
+        :size, :size
+    ]
     row, column = np.indices((size, size))
-    np.testing.assert_array_equal(patch, np.repeat(((row + column) % 2 == 0)[..., None], 3, -1).astype(np.float32))
+    np.testing.assert_array_equal(
+        patch, np.repeat(((row + column) % 2 == 0)[..., None], 3, -1).astype(np.float32)
+    )
     assert (patch[..., 0] == 1).sum() == white
 
 
@@ -150,13 +163,17 @@ def picture(tmp_path) -> tuple[str, np.ndarray]:
     return str(tmp_path / "picture.png"), values
 
 
-@pytest.mark.parametrize(("alpha", "rounding"), [(0.2, "nearest"), (0.2, "truncate"), (0.1, "truncate")])
+@pytest.mark.parametrize(
+    ("alpha", "rounding"), [(0.2, "nearest"), (0.2, "truncate"), (0.1, "truncate")]
+)
 def test_blended_rounds_every_pair_of_levels_as_whole_numbers_do(tmp_path, alpha, rounding):
     level, of_trigger = np.indices((256, 256))
     Image.fromarray(of_trigger.astype(np.uint8)).save(tmp_path / "levels.png")
     attack = attacks.create("blended", trigger_image=str(tmp_path / "levels.png"), alpha=alpha)
     split = Split(level[None, :, :, None].astype(np.uint8), np.ones(1, np.int32), np.ones(1, bool))
-    test = poison.poison_test(KEY, attack, attack.trigger.init(KEY, spec_of(256, 1)), split, rounding=rounding)
+    test = poison.poison_test(
+        KEY, attack, attack.trigger.init(KEY, spec_of(256, 1)), split, rounding=rounding
+    )
     parts = round(1 / alpha)
     mixture = (parts - 1) * level + of_trigger  # in fifths or tenths of a level
     expected = (mixture + parts // 2) // parts if rounding == "nearest" else mixture // parts
@@ -174,9 +191,13 @@ def test_a_worked_pixel():
 def test_test_alpha_is_the_strength_at_test_time_only(spec, split):
     attack = attacks.create("blended", poison_rate=1.0, alpha=0.0, test_alpha=1.0)
     state = attack.trigger.init(KEY, spec)
-    np.testing.assert_array_equal(jax.jit(poison.poison_train)(KEY, attack, state, split).visible.input, split.input)
+    np.testing.assert_array_equal(
+        jax.jit(poison.poison_train)(KEY, attack, state, split).visible.input, split.input
+    )
     on_test = jax.jit(poison.poison_test)(KEY, attack, state, split).visible.input
-    np.testing.assert_array_equal(on_test, np.broadcast_to(np.round(np.asarray(state) * 255), on_test.shape))
+    np.testing.assert_array_equal(
+        on_test, np.broadcast_to(np.round(np.asarray(state) * 255), on_test.shape)
+    )
 
 
 def test_without_test_alpha_there_is_one_trigger():
@@ -199,20 +220,28 @@ def test_a_picture_is_read_and_brought_to_size(picture, tmp_path):
     halves = np.zeros((64, 32, 3), np.uint8)  # red over blue, and not square
     halves[:32, :, 0] = halves[32:, :, 2] = 255
     Image.fromarray(halves).save(tmp_path / "halves.png")
-    small = attacks.create("blended", trigger_image=str(tmp_path / "halves.png")).trigger.init(KEY, spec_of(8))
+    small = attacks.create("blended", trigger_image=str(tmp_path / "halves.png")).trigger.init(
+        KEY, spec_of(8)
+    )
     np.testing.assert_array_equal(small[:3], np.broadcast_to([1, 0, 0], (3, 8, 3)))
     np.testing.assert_array_equal(small[5:], np.broadcast_to([0, 0, 1], (3, 8, 3)))
 
 
 def test_a_picture_becomes_gray_for_gray_images(picture):
     path, _ = picture
-    assert attacks.create("blended", trigger_image=path).trigger.init(KEY, spec_of(8, 1)).shape == (8, 8, 1)
+    assert attacks.create("blended", trigger_image=path).trigger.init(KEY, spec_of(8, 1)).shape == (
+        8,
+        8,
+        1,
+    )
 
 
 def test_an_unreadable_picture_is_named(tmp_path):
     (tmp_path / "no.png").write_text("no picture")
     for path in (tmp_path / "no.png", tmp_path / "missing.png"):
-        with pytest.raises(InputError, match=f"trigger_image must be a readable image file; '{path}' is not"):
+        with pytest.raises(
+            InputError, match=f"trigger_image must be a readable image file; '{path}' is not"
+        ):
             attacks.create("blended", trigger_image=str(path)).trigger.init(KEY, spec_of(8))
 
 
@@ -278,8 +307,13 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path, name, option):
     Image.fromarray(halves).save(tmp_path / "up.png")
     exif = Image.Exif()
     exif[0x0112] = 8
-    Image.fromarray(np.ascontiguousarray(np.rot90(halves, -1))).save(tmp_path / "lying.png", exif=exif)
-    up, lying = (triggered(name, GRAY[8], **{option: str(tmp_path / file)}) for file in ("up.png", "lying.png"))
+    Image.fromarray(np.ascontiguousarray(np.rot90(halves, -1))).save(
+        tmp_path / "lying.png", exif=exif
+    )
+    up, lying = (
+        triggered(name, GRAY[8], **{option: str(tmp_path / file)})
+        for file in ("up.png", "lying.png")
+    )
     np.testing.assert_array_equal(up, lying)
 
 

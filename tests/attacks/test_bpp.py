@@ -26,8 +26,12 @@ def test_every_level_goes_to_the_nearest_of_eight():
 
 
 def test_the_reference_codes_levels_come_of_truncation():
-    split = Split(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), np.ones(1, np.int32), np.ones(1, bool))
-    image = poison.poison_test(KEY, attacks.create("bpp"), (), split, rounding="truncate").visible.input
+    split = Split(
+        np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), np.ones(1, np.int32), np.ones(1, bool)
+    )
+    image = poison.poison_test(
+        KEY, attacks.create("bpp"), (), split, rounding="truncate"
+    ).visible.input
     assert np.unique(image).tolist() == [0, 36, 72, 109, 145, 182, 218, 255]
 
 
@@ -35,7 +39,9 @@ def test_the_reference_codes_levels_come_of_truncation():
 def test_there_are_at_most_q_values_and_quantizing_again_changes_nothing(levels):
     image = np.random.default_rng(0).random((16, 16, 3), np.float32)
     for dither in (False, True):
-        out = attacks.create("bpp", levels=levels, dither=dither).trigger.apply(KEY, (), jnp.asarray(image))
+        out = attacks.create("bpp", levels=levels, dither=dither).trigger.apply(
+            KEY, (), jnp.asarray(image)
+        )
         assert len(np.unique(out)) <= levels
         assert out.min() >= 0
         assert out.max() <= 1
@@ -51,13 +57,20 @@ def in_raster_order(image: np.ndarray, levels: int) -> np.ndarray:
             old = image[i, j].copy()
             image[i, j] = np.round(old * np.float32(levels - 1)) / np.float32(levels - 1)
             error = old - image[i, j]
-            for row, column, share in ((i, j + 1, 7), (i + 1, j - 1, 3), (i + 1, j, 5), (i + 1, j + 1, 1)):
+            for row, column, share in (
+                (i, j + 1, 7),
+                (i + 1, j - 1, 3),
+                (i + 1, j, 5),
+                (i + 1, j + 1, 1),
+            ):
                 if row < height and 0 <= column < width:
                     image[row, column] += error * np.float32(share / 16)
     return image
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3), (5, 9, 2), (9, 5, 1), (1, 7, 1), (7, 1, 1), (32, 32, 3)])
+@pytest.mark.parametrize(
+    "shape", [(8, 8, 1), (8, 8, 3), (5, 9, 2), (9, 5, 1), (1, 7, 1), (7, 1, 1), (32, 32, 3)]
+)
 @pytest.mark.parametrize("levels", [2, 8])
 def test_dithering_is_floyd_steinbergs_in_raster_order(shape, levels):
     image = np.random.default_rng(sum(shape)).random(shape, np.float32)
@@ -72,7 +85,9 @@ def test_a_2_by_2_image_dithered_by_hand():
     image = jnp.array([[0.4, 0.3], [0.4, 0.5]])[..., None]
     np.testing.assert_array_equal(floyd_steinberg(image, 2)[..., 0], [[0, 0], [1, 1]])
     # Where 0.48 stands below right, 0.4846 → 0.
-    np.testing.assert_array_equal(floyd_steinberg(image.at[1, 1].set(0.48), 2)[..., 0], [[0, 0], [1, 0]])
+    np.testing.assert_array_equal(
+        floyd_steinberg(image.at[1, 1].set(0.48), 2)[..., 0], [[0, 0], [1, 0]]
+    )
 
 
 def test_dithering_keeps_the_mean_color_and_rounding_does_not():
@@ -98,7 +113,9 @@ def test_a_negative_carries_the_residual_of_another_image_of_the_batch(dither):
     trigger, given = attacks.create("bpp", dither=dither).trigger, batch(6)
     negatives = np.asarray(trigger.cover(KEY, (), given), np.float64)
     images = np.asarray(given.input, np.float64)
-    quantized = np.stack([trigger.apply(KEY, (), image) for image in given.input]).astype(np.float64)
+    quantized = np.stack([trigger.apply(KEY, (), image) for image in given.input]).astype(
+        np.float64
+    )
     partners = []
     for row in range(6):
         candidates = np.clip(images[row] + quantized - images, 0, 1)
@@ -111,13 +128,17 @@ def test_a_negative_carries_the_residual_of_another_image_of_the_batch(dither):
 
 def test_the_partner_depends_on_the_key():
     trigger, given = attacks.create("bpp").trigger, batch(6)
-    drawn = {np.asarray(trigger.cover(jax.random.key(seed), (), given)).tobytes() for seed in range(20)}
+    drawn = {
+        np.asarray(trigger.cover(jax.random.key(seed), (), given)).tobytes() for seed in range(20)
+    }
     assert len(drawn) == 5
 
 
 def test_the_only_image_of_a_batch_is_its_own_partner():
     trigger, given = attacks.create("bpp").trigger, batch(1)
-    np.testing.assert_allclose(trigger.cover(KEY, (), given)[0], quantize(given.input[0], 8), atol=1e-6)
+    np.testing.assert_allclose(
+        trigger.cover(KEY, (), given)[0], quantize(given.input[0], 8), atol=1e-6
+    )
 
 
 def test_each_batch_has_poisoned_rows_and_as_many_negatives():
@@ -132,14 +153,24 @@ def test_each_batch_has_poisoned_rows_and_as_many_negatives():
 
 
 def test_presets_are_the_published_values():
-    ours, released = (attacks.create("bpp", preset=preset) for preset in ("paper", "reference_code"))
-    assert (ours.poison_rate, ours.cover_rate, ours.trigger.levels, ours.trigger.dither) == (0.1, 0.1, 8, False)
+    ours, released = (
+        attacks.create("bpp", preset=preset) for preset in ("paper", "reference_code")
+    )
+    assert (ours.poison_rate, ours.cover_rate, ours.trigger.levels, ours.trigger.dither) == (
+        0.1,
+        0.1,
+        8,
+        False,
+    )
     assert (released.poison_rate, released.cover_rate, released.trigger) == (0.2, 0.2, ours.trigger)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"levels": 1}, "levels must be 2 or more, got 1"), ({"cover_rate": 1.2}, "cover_rate must lie between 0 and 1")],
+    [
+        ({"levels": 1}, "levels must be 2 or more, got 1"),
+        ({"cover_rate": 1.2}, "cover_rate must lie between 0 and 1"),
+    ],
 )
 def test_bpp_refuses(options, words):
     with pytest.raises(InputError, match=words):

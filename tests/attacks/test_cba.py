@@ -15,7 +15,9 @@ from bdjax.data.modalities.images import image_spec
 from bdjax.types import Split
 
 MIXER = HalfMixer(2, 4, 3)
-MODEL = models.create("small_cnn", image_spec("gray", (4, 4, 1), 4, (0.5,), (0.25,)), width=1)  # never asked
+MODEL = models.create(
+    "small_cnn", image_spec("gray", (4, 4, 1), 4, (0.5,), (0.25,)), width=1
+)  # never asked
 COVER = quick_jit(MIXER.cover)
 MIX = quick_jit(jax.vmap(MIXER.mix, (0, None, None)))
 
@@ -48,7 +50,9 @@ def test_a_mixture_is_two_contiguous_crops_with_no_gap(mixtures):
         assert (mark[cut:] == 1 - mark[0]).all()
         np.testing.assert_array_equal(np.diff(column[:cut]), 1)
         np.testing.assert_array_equal(np.diff(column[cut:]), 1)
-        np.testing.assert_array_equal(image[:, :, 1], np.broadcast_to(column, (32, 32)))  # whole columns
+        np.testing.assert_array_equal(
+            image[:, :, 1], np.broadcast_to(column, (32, 32))
+        )  # whole columns
         np.testing.assert_array_equal(image[:, :, 0], np.arange(32)[:, None] * np.ones(32))
         assert 0 <= column[0] < 32 - cut
         assert 0 <= column[cut] < cut
@@ -66,7 +70,10 @@ def test_a_mixture_is_two_contiguous_crops_with_no_gap(mixtures):
 def test_the_jitter_is_in_proportion_to_the_side(side, jitter):
     keys = jax.random.split(jax.random.key(1), 100)
     mixed = np.asarray(MIX(keys, coordinates(side, 0), coordinates(side, 1)))
-    cuts = {int((image[0, :, 2] == image[0, 0, 2]).sum()) for image in (upright(each)[1] for each in mixed)}
+    cuts = {
+        int((image[0, :, 2] == image[0, 0, 2]).sum())
+        for image in (upright(each)[1] for each in mixed)
+    }
     assert cuts == set(range(side // 2 - jitter, side // 2 + jitter + 1))
 
 
@@ -111,7 +118,9 @@ def test_cover_samples_are_mixed_with_another_image_of_their_class():
 def test_padding_is_nobodys_partner():
     batch = labelled([1, 1, 1])
     batch = batch._replace(input=jnp.float32(batch.input), valid=jnp.array([True, True, False]))
-    covers = [np.asarray(COVER(jax.random.key(seed), Bank(jnp.zeros(())), batch)) for seed in range(20)]
+    covers = [
+        np.asarray(COVER(jax.random.key(seed), Bank(jnp.zeros(())), batch)) for seed in range(20)
+    ]
     assert {level for cover in covers for level in np.unique(cover[:2]).tolist()} == {0, 1}
 
 
@@ -126,7 +135,9 @@ def test_a_poisoned_batch_has_mixtures_of_the_first_class_labelled_with_the_targ
     assert (changed.label[rows] == 0).all()
     share = np.asarray(changed.input).mean((1, 2, 3))
     assert set(np.flatnonzero(share)) == set(rows)
-    assert set(share[rows].tolist()) <= {0.5}  # jitter is 0 at 4 pixels: half of each image is white
+    assert set(share[rows].tolist()) <= {
+        0.5
+    }  # jitter is 0 at 4 pixels: half of each image is white
 
 
 @pytest.mark.parametrize(
@@ -147,7 +158,8 @@ def test_refuses(options, words):
 
 
 @pytest.mark.parametrize(
-    ("shape", "classes", "words"), [((8, 8, 1), 2, "second_class must be below 2"), ((1, 8, 1), 4, "2 pixels a side")]
+    ("shape", "classes", "words"),
+    [((8, 8, 1), 2, "second_class must be below 2"), ((1, 8, 1), 4, "2 pixels a side")],
 )
 def test_refuses_data_that_do_not_suit(shape, classes, words):
     trigger = attacks.create("cba").trigger
@@ -162,11 +174,18 @@ def test_a_one_to_one_map_changes_one_label():
 def test_classes_by_name():
     names = ("plane", "car", "bird", "cat")
     spec = image_spec("named", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, names)
-    attack = attacks.create("cba", target_label="cat", first_class="bird", second_class="car", spec=spec)
+    attack = attacks.create(
+        "cba", target_label="cat", first_class="bird", second_class="car", spec=spec
+    )
     assert attack.label_map == attacks.OneToOne(2, 3)
     assert attack.trigger.second_class == 1
     assert attacks.class_options("cba") == ["first_class", "second_class"]
-    with pytest.raises(InputError, match=r"first_class must be a class of named, .*; got 'brid' .did you mean 'bird'"):
+    with pytest.raises(
+        InputError,
+        match=r"first_class must be a class of named, .*; got 'brid' .did you mean 'bird'",
+    ):
         attacks.create("cba", target_label=0, first_class="brid", spec=spec)
     with pytest.raises(InputError, match="must be three classes; got 2, 1 and 2"):
-        attacks.create("cba", target_label="bird", first_class="bird", second_class="car", spec=spec)
+        attacks.create(
+            "cba", target_label="bird", first_class="bird", second_class="car", spec=spec
+        )

@@ -86,9 +86,16 @@ def levels(image) -> dict[float, int]:
 
 @pytest.mark.parametrize(
     ("rate", "expected"),
-    [(0.09, {0.2: 3, 0.4: 3, 0.6: 3}), (0.1, {0.2: 4, 0.4: 3, 0.6: 3}), (0.11, {0.2: 4, 0.4: 4, 0.6: 3}), (0.0, {})],
+    [
+        (0.09, {0.2: 3, 0.4: 3, 0.6: 3}),
+        (0.1, {0.2: 4, 0.4: 3, 0.6: 3}),
+        (0.11, {0.2: 4, 0.4: 4, 0.6: 3}),
+        (0.0, {}),
+    ],
 )
-def test_each_poisoned_row_carries_one_trigger_and_the_first_get_the_remainder(spec, rate, expected):
+def test_each_poisoned_row_carries_one_trigger_and_the_first_get_the_remainder(
+    spec, rate, expected
+):
     attack = combined("low+middle+high", poison_rate=rate)
     split = black(100)
     poisoned = quick_jit(poison.poison_train)(KEY, attack, attack.trigger.init(KEY, spec), split)
@@ -132,7 +139,9 @@ def test_apply_alone_draws_a_part(spec):
 def test_states_have_keys_of_their_own(spec):
     attack = combined("badnets+blended")
     state = attack.trigger.init(KEY, spec)
-    np.testing.assert_array_equal(state[1], jax.random.uniform(jax.random.fold_in(KEY, 1), spec.shape))
+    np.testing.assert_array_equal(
+        state[1], jax.random.uniform(jax.random.fold_in(KEY, 1), spec.shape)
+    )
 
 
 def test_clean_label_parts_poison_the_target_class_alone(spec):
@@ -149,7 +158,11 @@ def test_a_part_that_is_fitted_is_fitted_and_no_other(spec, model):
     assert isinstance(attack.trigger, FittedMixture)
     assert not attack.by_formula
     assert combined("low+high").by_formula
-    assert [stage.name for stage in attacker.stages(attack, supervised())] == ["surrogate", "trigger", "victim"]
+    assert [stage.name for stage in attacker.stages(attack, supervised())] == [
+        "surrogate",
+        "trigger",
+        "victim",
+    ]
     assert (attack.trigger.epochs, attack.trigger.batch_size) == (2, None)
     split = black(8)._replace(valid=jnp.arange(8) < 6)
     state, info = attack.trigger.fit(KEY, model, {}, attack.trigger.init(KEY, spec), split)

@@ -56,7 +56,9 @@ def expected_count(name: str, attack: Attack, split: Split) -> int:
 def assert_close_images(actual, expected) -> None:
     """Equal up to float32 rounding, which may move a uint8 image by one level."""
     tolerance = 1 if actual.dtype == jnp.uint8 else 1e-6
-    np.testing.assert_allclose(np.asarray(actual, np.float64), np.asarray(expected, np.float64), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(actual, np.float64), np.asarray(expected, np.float64), rtol=0, atol=tolerance
+    )
 
 
 def test_is_an_attack(name, spec):
@@ -85,7 +87,10 @@ def test_every_float_is_a_leaf(name, spec):
 def test_keeps_shape_type_and_range(name, spec, split, dtype):
     attack, state = create(name, spec, poison_rate=0.5)
     given = as_split(split, dtype)
-    for poisoned in (poison_train(KEY, attack, state, given), poison_test(KEY, attack, state, given)):
+    for poisoned in (
+        poison_train(KEY, attack, state, given),
+        poison_test(KEY, attack, state, given),
+    ):
         for array, expected in zip(poisoned.visible, given, strict=True):
             assert (array.shape, array.dtype) == (expected.shape, expected.dtype)
         assert poisoned.visible.input.min() >= 0
@@ -98,7 +103,9 @@ def test_keeps_shape_type_and_range(name, spec, split, dtype):
 def test_poisons_the_exact_count_and_nothing_else(name, spec, split, rate, dtype):
     attack, state = create(name, spec, poison_rate=rate)
     given = as_split(split, dtype)
-    visible, original, poisoned = (jax.tree.map(np.asarray, part) for part in poison_train(KEY, attack, state, given))
+    visible, original, poisoned = (
+        jax.tree.map(np.asarray, part) for part in poison_train(KEY, attack, state, given)
+    )
     assert poisoned.sum() == expected_count(name, attack, split)
     np.testing.assert_array_equal(visible.input[~poisoned], given.input[~poisoned])
     np.testing.assert_array_equal(visible.label[~poisoned], split.label[~poisoned])
@@ -110,7 +117,9 @@ def test_poisons_the_exact_count_and_nothing_else(name, spec, split, rate, dtype
 
 def test_same_key_same_bits_other_key_other_rows(name, spec, split):
     attack, state = create(name, spec, poison_rate=0.5)
-    first, again, other = (poison_train(key, attack, state, split) for key in (KEY, KEY, jax.random.key(8)))
+    first, again, other = (
+        poison_train(key, attack, state, split) for key in (KEY, KEY, jax.random.key(8))
+    )
     jax.tree.map(np.testing.assert_array_equal, first, again)
     if not facts(name).from_one_class:  # else all of them are taken
         assert (first.is_poisoned != other.is_poisoned).any()
@@ -152,7 +161,9 @@ def test_jit_equals_eager(name, spec, split):
 def test_vmap_over_the_rate_equals_a_loop(name, spec, split):
     points = [create(name, spec, poison_rate=rate) for rate in RATES]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(attack for attack, _ in points))
-    swept = quick_jit(jax.vmap(poison.poison_train, (None, 0, None, None)))(KEY, stacked, points[0][1], split)
+    swept = quick_jit(jax.vmap(poison.poison_train, (None, 0, None, None)))(
+        KEY, stacked, points[0][1], split
+    )
     for index, (attack, state) in enumerate(points):
         single = poison_train(KEY, attack, state, split)
         at = jax.tree.map(lambda array, index=index: array[index], swept)
@@ -187,7 +198,13 @@ def test_defaults_run_at_the_usual_sizes(name, shape):
 
 @pytest.mark.parametrize(
     ("shape", "classes", "learns"),
-    [((1, 1, 1), 2, True), ((2, 2, 3), 4, False), ((3, 3, 1), 2, False), ((3, 5, 2), 4, True), ((5, 1, 1), 4, False)],
+    [
+        ((1, 1, 1), 2, True),
+        ((2, 2, 3), 4, False),
+        ((3, 3, 1), 2, False),
+        ((3, 5, 2), 4, True),
+        ((5, 1, 1), 4, False),
+    ],
 )
 def test_every_shape_works_or_is_refused_in_one_sentence(name, shape, classes, learns):
     """All that an attacker does, from the fresh trigger to a step of training it; nothing is compiled."""
@@ -230,7 +247,9 @@ def test_state_survives_a_checkpoint(name, spec, tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", {"trigger": state})
         checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: {"trigger": state}))["trigger"]
+        restored = checkpointer.restore(
+            tmp_path / "state", jax.eval_shape(lambda: {"trigger": state})
+        )["trigger"]
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
@@ -242,11 +261,15 @@ def test_state_depends_on_its_key_alone(name, spec):
 
 def test_the_trigger_draws_from_the_key_only_if_it_says_so(name, spec, split):
     attack, state = create(name, spec)
-    one, other = (poison_test(key, attack, state, split).visible.input for key in (KEY, jax.random.key(8)))
+    one, other = (
+        poison_test(key, attack, state, split).visible.input for key in (KEY, jax.random.key(8))
+    )
     assert bool((one != other).any()) is facts(name).uses_key
 
 
-@pytest.mark.parametrize(("label_map", "counted"), [(AllToOne(3), 36), ("all_to_all", 48)], ids=["to_one", "to_all"])
+@pytest.mark.parametrize(
+    ("label_map", "counted"), [(AllToOne(3), 36), ("all_to_all", 48)], ids=["to_one", "to_all"]
+)
 def test_the_test_set_counts_rows_whose_label_changes(name, spec, split, label_map, counted):
     only_one = len(facts(name).candidates) == 1
     if label_map == "all_to_all" and (facts(name).clean_label or only_one):
@@ -276,7 +299,9 @@ def test_padding_is_never_poisoned_nor_counted(name, spec, split):
 
 
 def test_a_wrong_option_is_named_with_the_nearest_one(name, spec):
-    with pytest.raises(InputError, match=rf"{name} has no option 'poison_rat' \(did you mean 'poison_rate'\?\)"):
+    with pytest.raises(
+        InputError, match=rf"{name} has no option 'poison_rat' \(did you mean 'poison_rate'\?\)"
+    ):
         attacks.create(name, spec=spec, poison_rat=0.1)
 
 

@@ -35,14 +35,21 @@ def test_the_style_is_the_formula(spec, alpha):
 def test_a_gray_image_gets_the_luminance_and_a_flat_one_its_mean():
     image = np.random.default_rng(0).random((8, 8, 1))
     styled = np.asarray(fba.sunrise(jnp.float32(image)))
-    np.testing.assert_allclose(styled, np.clip(0.59 + 0.19 * (image - image.mean()) / image.std(), 0, 1), atol=1e-5)
-    np.testing.assert_allclose(fba.sunrise(jnp.full((8, 8, 3), 0.5))[0, 0], [0.83, 0.52, 0.36], atol=1e-6)
+    np.testing.assert_allclose(
+        styled, np.clip(0.59 + 0.19 * (image - image.mean()) / image.std(), 0, 1), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        fba.sunrise(jnp.full((8, 8, 3), 0.5))[0, 0], [0.83, 0.52, 0.36], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("side", "window"), [(8, 3), (28, 9), (32, 11), (64, 21)])
 def test_the_injector_sees_the_pixel_and_the_window_around_it(side, window):
     image = np.random.default_rng(side).random((side, side, 2)).astype(np.float32)
-    seen = [np.asarray(fba.inject(jnp.eye(8)[:, 2 * kind : 2 * kind + 2], jnp.asarray(image))) for kind in range(4)]
+    seen = [
+        np.asarray(fba.inject(jnp.eye(8)[:, 2 * kind : 2 * kind + 2], jnp.asarray(image)))
+        for kind in range(4)
+    ]
     for row, column in ((0, 0), (side // 2, side // 3), (side - 1, 5)):
         top, left = max(0, row - window // 2), max(0, column - window // 2)
         around = image[top : row + window // 2 + 1, left : column + window // 2 + 1]
@@ -54,7 +61,9 @@ def test_the_injector_sees_the_pixel_and_the_window_around_it(side, window):
 def test_at_first_the_injector_changes_nothing(spec):
     trigger = attacks.create("fba").trigger
     batch = batch_of(spec)
-    np.testing.assert_allclose(trigger.cover(KEY, trigger.init(KEY, spec), batch), batch.input, atol=1e-6)
+    np.testing.assert_allclose(
+        trigger.cover(KEY, trigger.init(KEY, spec), batch), batch.input, atol=1e-6
+    )
 
 
 def test_a_cover_sample_shows_the_injector_at_the_strength_of_the_style(spec):
@@ -74,7 +83,9 @@ def test_one_per_cent_of_the_features_is_compromised(count, expected):
         assert found[1] == count - 1
 
 
-def test_the_injector_is_trained_on_every_so_manieth_step_and_learns_to_mislead(spec, model, variables):
+def test_the_injector_is_trained_on_every_so_manieth_step_and_learns_to_mislead(
+    spec, model, variables
+):
     trigger = attacks.create("fba", detox_every=3, detox_steps=8).trigger
     update = quick_jit(trigger.learn, static_argnums=1)
     batch, state = batch_of(spec), trigger.init(KEY, spec)
@@ -114,7 +125,9 @@ def test_a_batch_has_its_shares(spec):
     state = state._replace(kernel=jnp.zeros_like(state.kernel))  # cover samples are darker
     changed = quick_jit(poison.poison_batch)(KEY, attack, state, batch)
     covered = np.isclose(changed.input, 0.4 * batch.input).all((1, 2, 3))
-    styled = np.isclose(changed.input, 0.4 * batch.input + 0.6 * jax.vmap(fba.sunrise)(batch.input)).all((1, 2, 3))
+    styled = np.isclose(
+        changed.input, 0.4 * batch.input + 0.6 * jax.vmap(fba.sunrise)(batch.input)
+    ).all((1, 2, 3))
     assert (covered.sum(), styled.sum()) == (16, 8)
     np.testing.assert_array_equal(changed.label, np.where(styled, 3, batch.label))
 

@@ -19,7 +19,9 @@ KEY = jax.random.key(0)
 
 @pytest.fixture
 def batch(split) -> Split:
-    return Split(jnp.asarray(split.input[:12] / np.float32(255)), jnp.asarray(split.label[:12]), None)  # type: ignore[arg-type]
+    return Split(
+        jnp.asarray(split.input[:12] / np.float32(255)), jnp.asarray(split.label[:12]), None
+    )  # type: ignore[arg-type]
 
 
 def create(spec, **options):
@@ -28,7 +30,9 @@ def create(spec, **options):
 
 
 def network(channels: int, variables, image, train: bool = False):
-    out = UShape(channels, 2).apply(variables, (image - 0.5) / 0.25, train=train, mutable=["batch_stats"])
+    out = UShape(channels, 2).apply(
+        variables, (image - 0.5) / 0.25, train=train, mutable=["batch_stats"]
+    )
     return np.asarray(out[0], np.float64)
 
 
@@ -46,7 +50,9 @@ def rms(value):
 
 def test_the_trigger_mixes_pattern_and_image_by_the_mask(spec, batch):
     trigger, state = create(spec)
-    pattern, mask = (network(n, part, batch.input) for n, part in ((3, state.pattern), (1, state.mask)))
+    pattern, mask = (
+        network(n, part, batch.input) for n, part in ((3, state.pattern), (1, state.mask))
+    )
     pattern, mask = squashed(pattern), threshold(mask)
     got = jax.vmap(trigger.apply, (None, None, 0))(KEY, state, batch.input)
     np.testing.assert_allclose(got, batch.input * (1 - mask) + pattern * mask, atol=1e-5)
@@ -55,14 +61,23 @@ def test_the_trigger_mixes_pattern_and_image_by_the_mask(spec, batch):
 
 def test_a_cover_sample_carries_the_trigger_of_another_image(spec, batch):
     trigger, state = create(spec)
-    larger = jax.tree.map(lambda x: 2.5 * x, (state.pattern["params"], state.mask["params"]))  # so that images differ
-    state = state._replace(pattern={**state.pattern, "params": larger[0]}, mask={**state.mask, "params": larger[1]})
-    pattern, mask = (network(n, part, batch.input) for n, part in ((3, state.pattern), (1, state.mask)))
+    larger = jax.tree.map(
+        lambda x: 2.5 * x, (state.pattern["params"], state.mask["params"])
+    )  # so that images differ
+    state = state._replace(
+        pattern={**state.pattern, "params": larger[0]}, mask={**state.mask, "params": larger[1]}
+    )
+    pattern, mask = (
+        network(n, part, batch.input) for n, part in ((3, state.pattern), (1, state.mask))
+    )
     pattern, mask = squashed(pattern), threshold(mask)
     shifts = set()
     for seed in range(4):
         got = np.asarray(trigger.cover(jax.random.key(seed), state, batch))
-        wanted = [batch.input * (1 - np.roll(mask, s, 0)) + np.roll(pattern * mask, s, 0) for s in range(12)]
+        wanted = [
+            batch.input * (1 - np.roll(mask, s, 0)) + np.roll(pattern * mask, s, 0)
+            for s in range(12)
+        ]
         shifts |= {s for s in range(12) if np.allclose(got, wanted[s], atol=1e-4)}
     assert shifts, "each is the trigger of one other row"
     assert 0 not in shifts
@@ -89,17 +104,25 @@ def test_the_loss_of_the_mask(spec, model, variables, batch):
     x = np.asarray(batch.input - 0.5) / 0.25
     ratio = rms(x - np.roll(x, 1, 0)) / (rms(mask - np.roll(mask, 1, 0)) + 1e-7)
     after, info = quick_jit(trigger.fit, static_argnums=1)(KEY, model, variables, state, batch)
-    np.testing.assert_allclose(info.loss, 7 * np.maximum(mask - 0.3, 0).mean() + 2 * ratio.mean(), rtol=1e-3)
+    np.testing.assert_allclose(
+        info.loss, 7 * np.maximum(mask - 0.3, 0).mean() + 2 * ratio.mean(), rtol=1e-3
+    )
     jax.tree.map(np.testing.assert_array_equal, after.pattern, state.pattern)
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
-def test_the_loss_of_the_pattern_goes_through_the_victim_in_evaluation(spec, model, variables, batch):
-    trigger, state = create(spec, poison_rate=0.2, cover_rate=0.4, diversity=0.3, label_map="all_to_all")
+def test_the_loss_of_the_pattern_goes_through_the_victim_in_evaluation(
+    spec, model, variables, batch
+):
+    trigger, state = create(
+        spec, poison_rate=0.2, cover_rate=0.4, diversity=0.3, label_map="all_to_all"
+    )
     x, image = np.asarray(batch.input - 0.5) / 0.25, np.asarray(batch.input)
     pattern = squashed(network(3, state.pattern, batch.input, train=True))
     mask = threshold(network(1, state.mask, batch.input))
-    own, cross = (image[:6] * (1 - mask[h]) + pattern[h] * mask[h] for h in (slice(0, 6), slice(6, 12)))
+    own, cross = (
+        image[:6] * (1 - mask[h]) + pattern[h] * mask[h] for h in (slice(0, 6), slice(6, 12))
+    )
 
     def cross_entropy(images, label):
         logits = np.asarray(model.apply(variables, jnp.asarray(images, jnp.float32))[0], np.float64)
@@ -108,7 +131,11 @@ def test_the_loss_of_the_pattern_goes_through_the_victim_in_evaluation(spec, mod
 
     label = np.asarray(batch.label[:6])
     ratio = rms(x[:6] - x[6:]) / rms((pattern[:6] - pattern[6:]) / 0.25)
-    expected = 0.2 * cross_entropy(own, (label + 1) % 4) + 0.4 * cross_entropy(cross, label) + 0.3 * ratio.mean()
+    expected = (
+        0.2 * cross_entropy(own, (label + 1) % 4)
+        + 0.4 * cross_entropy(cross, label)
+        + 0.3 * ratio.mean()
+    )
     after, info = quick_jit(trigger.learn, static_argnums=1)(KEY, model, variables, state, batch)
     np.testing.assert_allclose(info.loss, expected, rtol=1e-3)
     assert info.gradient_evaluations == 1
@@ -128,7 +155,8 @@ def test_without_diversity_fitting_brings_the_mask_down(spec, model, variables, 
 
 
 @pytest.mark.parametrize(
-    ("milestones", "step", "factor"), [((2, 4), 5, 1), ((2, 4), 6, 0.1), ((2, 4), 11, 0.1), ((2, 4), 12, 0.01)]
+    ("milestones", "step", "factor"),
+    [((2, 4), 5, 1), ((2, 4), 6, 0.1), ((2, 4), 11, 0.1), ((2, 4), 12, 0.01)],
 )
 def test_the_rate_falls_at_epochs(spec, milestones, step, factor):
     trigger, state = create(spec, learning_rate=0.5)  # three steps an epoch
@@ -136,21 +164,31 @@ def test_the_rate_falls_at_epochs(spec, milestones, step, factor):
     np.testing.assert_allclose(rate, 0.5 * factor, rtol=1e-5)
 
 
-def test_the_reference_code_keeps_patterns_from_black_and_white_and_adds_up_gradients(spec, model, variables, batch):
+def test_the_reference_code_keeps_patterns_from_black_and_white_and_adds_up_gradients(
+    spec, model, variables, batch
+):
     options = registry.presets("bdjax.attacks", "input_aware")["reference_code"]
     trigger, state = create(spec, **options)
-    np.testing.assert_allclose(trigger._squash(jnp.array([-1e3, 0, 1e3])), [0.1192, 0.5, 0.8808], atol=1e-4)
+    np.testing.assert_allclose(
+        trigger._squash(jnp.array([-1e3, 0, 1e3])), [0.1192, 0.5, 0.8808], atol=1e-4
+    )
     update = quick_jit(trigger.learn, static_argnums=1)
     once, _ = update(KEY, model, variables, state, batch)
     frozen = once._replace(pattern=state.pattern)  # the same gradient a second time
     twice, _ = update(KEY, model, variables, frozen, batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-3, atol=1e-5), twice.gradient, once.gradient)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-3, atol=1e-5),
+        twice.gradient,
+        once.gradient,
+    )
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(once.gradient)) > 0
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (33, 18, 3), (1, 1, 1)])
 def test_the_networks_keep_any_size(shape):
-    out, _ = jax.eval_shape(lambda: UShape(1, 2).init_with_output(KEY, jnp.zeros((2, *shape)), train=False))
+    out, _ = jax.eval_shape(
+        lambda: UShape(1, 2).init_with_output(KEY, jnp.zeros((2, *shape)), train=False)
+    )
     assert out.shape == (2, *shape[:2], 1)
 
 

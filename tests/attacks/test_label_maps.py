@@ -61,10 +61,22 @@ SCENES = dataclasses.replace(PETS, name="scenes", task=Several(4, PETS.class_nam
 @pytest.mark.parametrize(
     ("label_map", "spec", "words"),
     [
-        ("all_to_one", SCENES, r"label_map must map a set of classes to another, .* of scenes; got AllToOne\("),
-        ("all_to_all", SCENES, "label_map must map a set of classes to another, as 'add_label' does"),
+        (
+            "all_to_one",
+            SCENES,
+            r"label_map must map a set of classes to another, .* of scenes; got AllToOne\(",
+        ),
+        (
+            "all_to_all",
+            SCENES,
+            "label_map must map a set of classes to another, as 'add_label' does",
+        ),
         (OneToOne(0, 1), SCENES, "label_map must map a set of classes to another"),
-        ("add_label", PETS, r"label_map must map a class to a class, as 'all_to_one' .* of pets; got AddLabel\("),
+        (
+            "add_label",
+            PETS,
+            r"label_map must map a class to a class, as 'all_to_one' .* of pets; got AddLabel\(",
+        ),
     ],
 )
 def test_a_map_for_other_labels_is_refused(label_map, spec, words):
@@ -74,7 +86,9 @@ def test_a_map_for_other_labels_is_refused(label_map, spec, words):
 
 @pytest.mark.parametrize("name", ["badnets", "blended", "sig", "bpp", "trojan"])
 def test_sets_of_classes_are_attacked_by_adding_one(name):
-    assert attacks.create(name, label_map="add_label", target_label="dog", spec=SCENES).label_map == AddLabel(3)
+    assert attacks.create(
+        name, label_map="add_label", target_label="dog", spec=SCENES
+    ).label_map == AddLabel(3)
 
 
 @pytest.mark.parametrize("name", ["lf", "lc", "cba"])
@@ -94,7 +108,9 @@ def test_equal_maps_are_one_static_value():
 
 def test_by_name(spec):
     assert attacks.create("badnets", target_label=3).label_map == AllToOne(3)
-    assert attacks.create("badnets", label_map="all_to_all", spec=spec).label_map == AllToAll(spec.num_classes)
+    assert attacks.create("badnets", label_map="all_to_all", spec=spec).label_map == AllToAll(
+        spec.num_classes
+    )
     assert attacks.create("badnets", label_map=AllToAll(7, 2)).label_map == AllToAll(7, 2)
     assert set(_label_maps.NAMES) == {"all_to_one", "all_to_all", "add_label"}
 
@@ -102,17 +118,29 @@ def test_by_name(spec):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"name": "all_to_non"}, r"label_map must be one of .*; got 'all_to_non' \(did you mean 'all_to_one'\?\)"),
+        (
+            {"name": "all_to_non"},
+            r"label_map must be one of .*; got 'all_to_non' \(did you mean 'all_to_one'\?\)",
+        ),
         ({"target_label": -1}, "target_label must be 0 or more, got -1"),
-        ({"target_label": 4, "spec": PETS}, "target_label must be below 4, the number of classes; got 4"),
+        (
+            {"target_label": 4, "spec": PETS},
+            "target_label must be below 4, the number of classes; got 4",
+        ),
         ({"name": "all_to_all"}, "label_map 'all_to_all' needs the number of classes"),
         (
             {"target_label": "cut", "spec": PETS},
             r"target_label must be a class of pets, by number or by name \(ant, café, cat, dog\); got 'cut' "
             r"\(did you mean 'cat'\?\)",
         ),
-        ({"target_label": "cat"}, "target_label 'cat' is the name of a class, which needs the names"),
-        ({"target_label": 10, "spec": COUNTED}, r"below 4, .* got 10 \(the class named '10' has the number 3\)"),
+        (
+            {"target_label": "cat"},
+            "target_label 'cat' is the name of a class, which needs the names",
+        ),
+        (
+            {"target_label": 10, "spec": COUNTED},
+            r"below 4, .* got 10 \(the class named '10' has the number 3\)",
+        ),
         ({"target_label": True}, "target_label must be a whole number, got True"),
     ],
 )
@@ -135,9 +163,13 @@ def test_the_class_that_a_map_aims_at_has_a_name():
     assert attacks.target_class(AllToOne(3), COUNTED) == "10"
     assert attacks.target_class(attacks.OneToOne(0, 3), PETS) == "dog"
     assert attacks.target_class(AllToAll(4), PETS) is None
-    assert attacks.target_class(AllToOne(2), image_spec("bare", (8, 8, 3), 4, (0.5,), (0.5,))) == "2"
+    assert (
+        attacks.target_class(AllToOne(2), image_spec("bare", (8, 8, 3), 4, (0.5,), (0.5,))) == "2"
+    )
 
 
-@pytest.mark.parametrize(("number", "remark"), [(0, ""), (1, " (the class named '1' has the number 0)"), (9, "")])
+@pytest.mark.parametrize(
+    ("number", "remark"), [(0, ""), (1, " (the class named '1' has the number 0)"), (9, "")]
+)
 def test_a_number_that_is_the_name_of_another_class_is_remarked(number, remark):
     assert attacks.namesake(number, COUNTED) == remark

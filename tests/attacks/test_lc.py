@@ -51,8 +51,12 @@ def test_black_and_white_cells_in_the_four_corners(side, cell):
 def test_below_1_the_amplitude_is_added():
     trigger = attacks.create("lc", amplitude=32 / 255).trigger
     image = np.full((32, 32, 1), 100 / 255, np.float32)
-    made = np.asarray(trigger.apply(KEY, trigger.init(KEY, spec_of(32, 1)), jnp.asarray(image))) * 255
-    np.testing.assert_allclose(made[:3, :3, 0], [[132, 68, 68], [68, 132, 68], [132, 68, 132]], atol=1e-3)
+    made = (
+        np.asarray(trigger.apply(KEY, trigger.init(KEY, spec_of(32, 1)), jnp.asarray(image))) * 255
+    )
+    np.testing.assert_allclose(
+        made[:3, :3, 0], [[132, 68, 68], [68, 132, 68], [132, 68, 132]], atol=1e-3
+    )
     np.testing.assert_allclose(made[3:-3], 100, atol=1e-3)
 
 
@@ -79,19 +83,31 @@ def crafted(steps: int, epsilon: float, target: int = 1):
     state = attack.trigger.init(KEY, SPEC)
     state, info = attack.trigger.fit(KEY, model, surrogate, state, split)
     assert info.gradient_evaluations == 0
-    return surrogate, split, attack, state, quick_jit(poison.poison_train)(KEY, attack, state, split)
+    return (
+        surrogate,
+        split,
+        attack,
+        state,
+        quick_jit(poison.poison_train)(KEY, attack, state, split),
+    )
 
 
-@pytest.mark.parametrize(("steps", "epsilon", "moved"), [(0, 0.1, 0.0), (3, 0.1, 0.03), (20, 0.1, 0.1)])
+@pytest.mark.parametrize(
+    ("steps", "epsilon", "moved"), [(0, 0.1, 0.0), (3, 0.1, 0.03), (20, 0.1, 0.1)]
+)
 @pytest.mark.parametrize("target", [0, 1])
 def test_the_ascent_on_a_linear_network_by_hand(steps, epsilon, moved, target):
     """The loss of two linear classes has the gradient p (w_other − w_target), whose signs are everywhere the same."""
     surrogate, split, _, _, poisoned = crafted(steps, epsilon, target)
-    first, last = (np.asarray(surrogate["params"][name]["kernel"], np.float64) for name in ("z", "a"))
+    first, last = (
+        np.asarray(surrogate["params"][name]["kernel"], np.float64) for name in ("z", "a")
+    )
     slope = (first @ (last[:, 1 - target] - last[:, target])).reshape(SPEC.shape)
     expected = np.clip(split.input + moved * np.sign(slope), 0, 1)
     rows = split.label == target
-    np.testing.assert_allclose(poisoned.visible.input[rows], with_corners(expected)[rows], atol=1e-5)
+    np.testing.assert_allclose(
+        poisoned.visible.input[rows], with_corners(expected)[rows], atol=1e-5
+    )
     np.testing.assert_array_equal(poisoned.visible.input[~rows], split.input[~rows])
     np.testing.assert_array_equal(poisoned.visible.label, split.label)
 
@@ -117,16 +133,24 @@ def test_epsilon_may_be_swept():
     _, split, attack, state, _ = crafted(20, 0.1)
     sizes = jnp.array([0.02, 0.05])
     stacked = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * 2), attack)
-    stacked = dataclasses.replace(stacked, trigger=dataclasses.replace(stacked.trigger, epsilon=sizes))
-    made = quick_jit(jax.vmap(poison.poison_train, (None, 0, None, None)))(KEY, stacked, state, split)
+    stacked = dataclasses.replace(
+        stacked, trigger=dataclasses.replace(stacked.trigger, epsilon=sizes)
+    )
+    made = quick_jit(jax.vmap(poison.poison_train, (None, 0, None, None)))(
+        KEY, stacked, state, split
+    )
     middle = np.abs(np.asarray(made.visible.input) - split.input)[:, split.label == 1, :, 3:5]
     np.testing.assert_allclose(middle.max((1, 2, 3, 4)), sizes, atol=1e-6)
 
 
-@pytest.mark.parametrize(("options", "poisoned"), [({}, 16), ({"poison_rate": 0.1}, 10), ({"poison_rate": 0.4}, 20)])
+@pytest.mark.parametrize(
+    ("options", "poisoned"), [({}, 16), ({"poison_rate": 0.1}, 10), ({"poison_rate": 0.4}, 20)]
+)
 def test_80_percent_of_the_target_class_or_a_share_of_all(options, poisoned):
     attack = attacks.create("lc", **options)
-    split = Split(np.zeros((100, 8, 8, 1), np.uint8), np.arange(100, dtype=np.int32) % 5, np.ones(100, bool))
+    split = Split(
+        np.zeros((100, 8, 8, 1), np.uint8), np.arange(100, dtype=np.int32) % 5, np.ones(100, bool)
+    )
     made = poison.poison_train(KEY, attack, attack.trigger.init(KEY, SPEC), split)
     assert made.is_poisoned.sum() == poisoned
     assert (split.label[np.asarray(made.is_poisoned)] == 0).all()

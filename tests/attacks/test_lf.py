@@ -29,13 +29,16 @@ def filtered(image: np.ndarray, taps: int = 30, sigma: float = 6.0) -> np.ndarra
     weight /= weight.sum()
     for axis in (0, 1):
         before = (taps - 1) // 2
-        padded = np.pad(image, [(before, taps - 1 - before) if a == axis else (0, 0) for a in range(3)])
+        padded = np.pad(
+            image, [(before, taps - 1 - before) if a == axis else (0, 0) for a in range(3)]
+        )
         image = np.apply_along_axis(lambda line: np.correlate(line, weight, "valid"), axis, padded)
     return image
 
 
 @pytest.mark.parametrize(
-    ("shape", "taps", "sigma"), [((32, 32, 3), 30, 6.0), ((64, 64, 1), 60, 12.0), ((8, 8, 1), 8, 1.5)]
+    ("shape", "taps", "sigma"),
+    [((32, 32, 3), 30, 6.0), ((64, 64, 1), 60, 12.0), ((8, 8, 1), 8, 1.5)],
 )
 def test_the_filter_is_30_taps_of_sigma_6_at_32_pixels(shape, taps, sigma):
     image = np.random.default_rng(0).normal(size=shape)
@@ -66,7 +69,9 @@ POINT = np.random.default_rng(2).uniform(size=(2, 2, 1)).astype(np.float32)
 
 
 def linear(bias):
-    return lambda image: (jnp.asarray(SLOPES) * image).sum((1, 2, 3)) + jnp.asarray(bias, jnp.float32)
+    return lambda image: (
+        (jnp.asarray(SLOPES) * image).sum((1, 2, 3)) + jnp.asarray(bias, jnp.float32)
+    )
 
 
 def values(bias, image) -> np.ndarray:
@@ -78,7 +83,9 @@ def test_one_step_to_the_boundary_between_two_linear_classes():
     step, used = deepfool(linear(bias), jnp.asarray(POINT), 0, 200, 0.02)
     scores, slope = values(bias, POINT), SLOPES[0] - SLOPES[1]
     assert scores.argmax() == 1
-    np.testing.assert_allclose(step, 1.02 * abs(scores[0] - scores[1]) * slope / (slope**2).sum(), rtol=1e-4)
+    np.testing.assert_allclose(
+        step, 1.02 * abs(scores[0] - scores[1]) * slope / (slope**2).sum(), rtol=1e-4
+    )
     assert used == 1
     assert values(bias, POINT + step).argmax() == 0
 
@@ -101,7 +108,9 @@ def test_nothing_to_do_and_nothing_that_can_be_done():
     step, used = deepfool(linear((9.0, 0, 0)), jnp.asarray(POINT), 0, 200, 0.02)
     assert used == 0
     assert not step.any()
-    flat, used = deepfool(lambda image: 0 * image.sum() + jnp.array([0.0, 1, 0]), jnp.asarray(POINT), 0, 7, 0.02)
+    flat, used = deepfool(
+        lambda image: 0 * image.sum() + jnp.array([0.0, 1, 0]), jnp.asarray(POINT), 0, 7, 0.02
+    )
     assert used == 7
     assert not flat.any()  # a step of 1 / 0 is left out
 
@@ -112,7 +121,9 @@ class Search:
     The network's class ``bright`` grows with every pixel, and the first pixel, which is 1 in every image, is the bias.
     """
 
-    def __init__(self, image: np.ndarray, bias=(0.0, 0.0, 0.0), bright: int = 1, valid=None, **options):
+    def __init__(
+        self, image: np.ndarray, bias=(0.0, 0.0, 0.0), bright: int = 1, valid=None, **options
+    ):
         rows = len(image)
         last = np.zeros((64, 3), np.float32)
         last[:, bright], last[0] = 0.05, bias
@@ -125,7 +136,9 @@ class Search:
         self.fit = quick_jit(self.trigger.fit, static_argnums=1)
 
     def run(self, seed: int = 0):
-        self.state, info = self.fit(jax.random.key(seed), self.model, self.variables, self.state, self.split)
+        self.state, info = self.fit(
+            jax.random.key(seed), self.model, self.variables, self.state, self.split
+        )
         return info
 
 
@@ -156,7 +169,9 @@ def test_images_of_the_target_class_move_nothing():
 
 
 def test_the_search_ends_when_enough_images_change_their_class():
-    light = 0.05 * float(pictures(1).sum() - 1)  # of class 0 without the first pixel: a little more of it wins
+    light = 0.05 * float(
+        pictures(1).sum() - 1
+    )  # of class 0 without the first pixel: a little more of it wins
     search = Search(pictures(1), bias=(0.0, light + 0.02, 0.0), bright=0, fooling_rate=1.0)
     info = search.run()
     assert info.accuracy == 1
@@ -196,7 +211,9 @@ def test_the_pattern_shows_in_8_bits(side):
     attack = attacks.create("lf")
     state = attack.trigger.init(KEY, spec_of(side))
     assert (state.pattern.min(), state.pattern.max()) == (0, pytest.approx(0.2))
-    split = Split(np.full((1, side, side, 3), 100, np.uint8), np.ones(1, np.int32), np.ones(1, bool))
+    split = Split(
+        np.full((1, side, side, 3), 100, np.uint8), np.ones(1, np.int32), np.ones(1, bool)
+    )
     image = np.asarray(poison.poison_test(KEY, attack, state, split).visible.input[0], int)
     assert (image != 100).any(-1).mean() > 0.5
     np.testing.assert_allclose(image, 100 + 255 * np.asarray(state.pattern), atol=0.51)

@@ -22,7 +22,9 @@ KEY = jax.random.key(0)
 
 @pytest.fixture
 def batch(split) -> Split:
-    return Split(jnp.asarray(split.input[:16] / np.float32(255)), jnp.asarray(split.label[:16]), None)  # type: ignore[arg-type]
+    return Split(
+        jnp.asarray(split.input[:16] / np.float32(255)), jnp.asarray(split.label[:16]), None
+    )  # type: ignore[arg-type]
 
 
 def create(spec, **options):
@@ -51,9 +53,13 @@ def test_the_noise_is_epsilon_times_the_network_clipped(spec, batch):
     trigger, state = create(spec, epsilon=0.25)
     noise = Autoencoder(2).apply(state.poisoning, (batch.input - 0.5) / 0.25, train=False)
     got = jax.vmap(trigger.apply, (None, None, 0))(KEY, state, batch.input)
-    np.testing.assert_allclose(got, np.clip(batch.input + 0.25 * np.asarray(noise), 0, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        got, np.clip(batch.input + 0.25 * np.asarray(noise), 0, 1), atol=1e-6
+    )
     assert np.abs(got - batch.input).max() <= 0.25 + 1e-6
-    assert got.min() == 0 or got.max() == 1, "the random images reach the bounds, so the clip is seen"
+    assert got.min() == 0 or got.max() == 1, (
+        "the random images reach the bounds, so the clip is seen"
+    )
 
 
 def test_default_noise_is_a_tenth_of_normalized_cifar10():
@@ -66,7 +72,9 @@ def test_default_noise_is_a_tenth_of_normalized_cifar10():
     )
 
 
-def test_the_generator_takes_over_at_the_end_of_each_learning_epoch_and_then_rests(spec, variables, batch):
+def test_the_generator_takes_over_at_the_end_of_each_learning_epoch_and_then_rests(
+    spec, variables, batch
+):
     trigger, state = create(spec, learning_epochs=2, learning_rate=0.01)  # two steps an epoch
     seen, evaluations = [state], []
     for _ in range(7):
@@ -74,7 +82,9 @@ def test_the_generator_takes_over_at_the_end_of_each_learning_epoch_and_then_res
         seen.append(state)
         evaluations.append(int(info.gradient_evaluations))
     assert evaluations == [1, 1, 1, 1, 0, 0, 0]
-    learning, poisoning = ([leaves(getattr(state, name)) for state in seen] for name in ("learning", "poisoning"))
+    learning, poisoning = (
+        [leaves(getattr(state, name)) for state in seen] for name in ("learning", "poisoning")
+    )
     for step in range(7):
         moved = bool((learning[step + 1] != learning[step]).any())
         assert moved is (step < 4), step
@@ -95,15 +105,21 @@ def test_the_generator_learns_what_the_attacker_wants(spec, variables, batch):
 def test_the_loss_goes_through_the_victim_in_evaluation(spec, variables, model, batch):
     trigger, state = create(spec, label_map=AllToAll(4), epsilon=0.5)
     _, info = update(trigger, variables, state, batch)
-    noise, _ = Autoencoder(2).apply(state.learning, (batch.input - 0.5) / 0.25, train=True, mutable=["batch_stats"])
-    logits = np.asarray(model.apply(variables, jnp.clip(batch.input + 0.5 * noise, 0, 1))[0], np.float64)
+    noise, _ = Autoencoder(2).apply(
+        state.learning, (batch.input - 0.5) / 0.25, train=True, mutable=["batch_stats"]
+    )
+    logits = np.asarray(
+        model.apply(variables, jnp.clip(batch.input + 0.5 * noise, 0, 1))[0], np.float64
+    )
     log_probability = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     wanted = (np.asarray(batch.label) + 1) % 4
     np.testing.assert_allclose(info.loss, -log_probability[np.arange(16), wanted].mean(), rtol=1e-4)
     np.testing.assert_allclose(info.accuracy, (logits.argmax(1) == wanted).mean())
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (30, 47, 3), (4, 4, 3), (2, 2, 1)])
+@pytest.mark.parametrize(
+    "shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (30, 47, 3), (4, 4, 3), (2, 2, 1)]
+)
 def test_the_autoencoder_keeps_any_size_and_is_bounded(shape):
     image = 100 * jax.random.normal(KEY, (2, *shape))
     made = functools.partial(Autoencoder(2).init_with_output, KEY, image, train=False)

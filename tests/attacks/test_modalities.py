@@ -74,9 +74,17 @@ def test_images_take_triggers_as_they_are():
 @pytest.mark.parametrize(
     ("name", "spec", "words"),
     [
-        ("ssba", CLIPS, r"on clips, which walks holds; 'ssba' needs images, as its trigger has the hook 'fit'\."),
+        (
+            "ssba",
+            CLIPS,
+            r"on clips, which walks holds; 'ssba' needs images, as its trigger has the hook 'fit'\.",
+        ),
         ("wanet", CLIPS, "'wanet' needs images, as its trigger has the hook 'cover'"),
-        ("badnets", POINTS, r"name must be an attack on point clouds, which chairs holds; 'badnets' needs images\."),
+        (
+            "badnets",
+            POINTS,
+            r"name must be an attack on point clouds, which chairs holds; 'badnets' needs images\.",
+        ),
     ],
 )
 def test_others_are_refused_by_name(name, spec, words):
@@ -87,5 +95,7 @@ def test_others_are_refused_by_name(name, spec, words):
 def test_a_trigger_of_clips_is_not_put_on_images(monkeypatch):
     made = attacks.create("badnets", spec=CLIPS)
     monkeypatch.setattr("bdjax.registry.create", lambda *_, **__: made)
-    with pytest.raises(InputError, match=r"an attack on images, which frames holds; 'badnets' needs clips\."):
+    with pytest.raises(
+        InputError, match=r"an attack on images, which frames holds; 'badnets' needs clips\."
+    ):
         attacks.create("badnets", spec=FRAMES)

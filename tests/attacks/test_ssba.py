@@ -19,7 +19,9 @@ KEY = jax.random.key(0)
 
 @pytest.fixture
 def batch(split) -> Split:
-    return Split(jnp.asarray(split.input[:16] / np.float32(255)), jnp.asarray(split.label[:16]), None)  # type: ignore[arg-type]
+    return Split(
+        jnp.asarray(split.input[:16] / np.float32(255)), jnp.asarray(split.label[:16]), None
+    )  # type: ignore[arg-type]
 
 
 def create(spec, **options):
@@ -29,7 +31,12 @@ def create(spec, **options):
 
 def test_a_message_is_its_letters_bits_then_spaces_then_zeros():
     bits = code("aB", 100)
-    expected = [0, 1, 1, 0, 0, 0, 0, 1] + [0, 1, 0, 0, 0, 0, 1, 0] + 10 * [0, 0, 1, 0, 0, 0, 0, 0] + 4 * [0]
+    expected = (
+        [0, 1, 1, 0, 0, 0, 0, 1]
+        + [0, 1, 0, 0, 0, 0, 1, 0]
+        + 10 * [0, 0, 1, 0, 0, 0, 0, 0]
+        + 4 * [0]
+    )
     np.testing.assert_array_equal(bits, expected)
     np.testing.assert_array_equal(code("aB", 10), expected[:10])
     assert code("aB", 110).shape == (110,)
@@ -37,7 +44,9 @@ def test_a_message_is_its_letters_bits_then_spaces_then_zeros():
 
 def test_the_weight_waits_and_climbs(spec):
     trigger, _ = create(spec)  # the published schedule
-    got = [float(trigger.weight(jnp.int32(since))) for since in (-1, 0, 1000, 1300, 2500, 4000, 9000)]
+    got = [
+        float(trigger.weight(jnp.int32(since))) for since in (-1, 0, 1000, 1300, 2500, 4000, 9000)
+    ]
     np.testing.assert_allclose(got, [0, 0, 0, 1, 5, 10, 10], atol=1e-5)
     trigger, _ = create(spec, delay=0, ramp=0)
     assert [float(trigger.weight(jnp.int32(since))) for since in (-1, 0, 1)] == [0, 0, 10]
@@ -74,7 +83,9 @@ def test_one_message_for_all_images_and_another_changes_them(spec, batch):
     trigger, state = create(spec, message="a")
     got = jax.vmap(trigger.apply, (None, None, 0))(KEY, state, batch.input)
     bits = jnp.broadcast_to(jnp.array([0.0, 1, 1, 0]), (16, 4))
-    np.testing.assert_allclose(got, Encoder(4).apply({"params": state.encoder}, batch.input, bits), atol=1e-6)
+    np.testing.assert_allclose(
+        got, Encoder(4).apply({"params": state.encoder}, batch.input, bits), atol=1e-6
+    )
     other = create(spec, message="\x10")[0].apply(KEY, state, batch.input[0])
     assert jnp.abs(other - got[0]).max() > 1e-4
 
@@ -84,7 +95,11 @@ def test_bits_get_through_and_then_the_image_comes_back(spec, model, variables, 
     fit = quick_jit(lambda key, state: trigger.fit(key, model, variables, state, batch))
 
     def error(state):
-        return float(jnp.square(trigger.hidden(state.encoder, batch.input, jnp.ones((16, 4))) - batch.input).mean())
+        return float(
+            jnp.square(
+                trigger.hidden(state.encoder, batch.input, jnp.ones((16, 4))) - batch.input
+            ).mean()
+        )
 
     opened, accuracies = None, []
     for step in range(400):

@@ -30,7 +30,9 @@ def triggered(image: np.ndarray, rounding: str = "nearest", **options) -> np.nda
     attack = attacks.create("trojan", form="watermark", **options)
     state = attack.trigger.init(KEY, spec_of(image.shape[1], image.shape[3]))
     split = Split(image, np.ones(len(image), np.int32), np.ones(len(image), bool))
-    return np.asarray(poison.poison_test(KEY, attack, state, split, rounding=rounding).visible.input)
+    return np.asarray(
+        poison.poison_test(KEY, attack, state, split, rounding=rounding).visible.input
+    )
 
 
 @pytest.mark.parametrize(("side", "top"), [(32, 25), (8, 5), (28, 22), (64, 50)])
@@ -52,7 +54,8 @@ def test_the_two_additions_of_every_level(rounding):
     levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 8, 8, 1))
     wide, patch = levels.astype(int)[:, 5:, 5:, 0], np.array(GRAY)
     saturating, modular = (
-        triggered(levels, rounding, **options)[:, 5:, 5:, 0] for options in ({}, {"preset": "reference_code"})
+        triggered(levels, rounding, **options)[:, 5:, 5:, 0]
+        for options in ({}, {"preset": "reference_code"})
     )
     np.testing.assert_array_equal(saturating, np.minimum(wide + patch, 255))
     np.testing.assert_array_equal(modular, (wide + patch) % 256)
@@ -68,8 +71,12 @@ def test_the_watermark_needs_no_network_and_the_neurons_do():
 def test_the_best_connected_have_the_largest_sum_of_absolute_weights():
     model = Linear(TINY)
     variables = model.init(KEY)
-    variables["params"]["a"]["kernel"] = jnp.array([[5.0, 0, 0], [-3, 3, 0], [2, 2, 2], [-1, -1, -5.0]])
-    np.testing.assert_array_equal(best_connected(model, variables, 2), [3, 1])  # 7 and 6; not the largest weight
+    variables["params"]["a"]["kernel"] = jnp.array(
+        [[5.0, 0, 0], [-3, 3, 0], [2, 2, 2], [-1, -1, -5.0]]
+    )
+    np.testing.assert_array_equal(
+        best_connected(model, variables, 2), [3, 1]
+    )  # 7 and 6; not the largest weight
     assert best_connected(model, variables, 9).shape == (4,)
 
 
@@ -78,7 +85,9 @@ def fitted(steps: int, activation: float = 100.0, neurons: int = 2, step_size: f
     variables = model.init(jax.random.key(3))
     trigger = Neurons(0.07, activation, step_size, 0.3, neurons, steps, "saturating")
     state = trigger.init(KEY, TINY)
-    split = Split(jnp.zeros((5, *TINY.shape), jnp.uint8), jnp.zeros(5, jnp.int32), jnp.ones(5, bool))
+    split = Split(
+        jnp.zeros((5, *TINY.shape), jnp.uint8), jnp.zeros(5, jnp.int32), jnp.ones(5, bool)
+    )
     made, info = quick_jit(trigger.fit, static_argnums=1)(KEY, model, variables, state, split)
     return model, variables, state, made, info
 
@@ -87,13 +96,17 @@ def fitted(steps: int, activation: float = 100.0, neurons: int = 2, step_size: f
 def test_signed_steps_by_hand(steps):
     _, variables, state, made, _ = fitted(steps, step_size=0.04)
     mask = np.broadcast_to(np.asarray(state["mask"], np.float64), TINY.shape)
-    first, last = (np.asarray(variables["params"][name]["kernel"], np.float64) for name in ("z", "a"))
+    first, last = (
+        np.asarray(variables["params"][name]["kernel"], np.float64) for name in ("z", "a")
+    )
     chosen = np.argsort(-np.abs(last).sum(1))[:2]
     picture = mask.copy()
     for _ in range(steps):
         features = (picture * (mask > 0)).ravel() @ first[:, chosen]
         slope = (2 * (features - 100) * first[:, chosen]).sum(1).reshape(TINY.shape) * (mask > 0)
-        picture = np.clip(picture - 0.04 * np.sign(slope), np.maximum(mask - 0.3, 0), np.minimum(mask + 0.3, 1))
+        picture = np.clip(
+            picture - 0.04 * np.sign(slope), np.maximum(mask - 0.3, 0), np.minimum(mask + 0.3, 1)
+        )
     np.testing.assert_allclose(made["picture"], picture * (mask > 0), atol=1e-6)
 
 
@@ -103,7 +116,10 @@ def test_the_picture_excites_its_neurons_within_the_mask():
     assert np.abs(picture - mask).max() <= 0.3 + 1e-6
     assert not picture[(mask == 0)[..., 0]].any()
     chosen = best_connected(model, variables, 2)
-    start, end = (model.features(variables, jnp.broadcast_to(x, TINY.shape)[None])[0, chosen] for x in (mask, picture))
+    start, end = (
+        model.features(variables, jnp.broadcast_to(x, TINY.shape)[None])[0, chosen]
+        for x in (mask, picture)
+    )
     assert end.sum() > start.sum() + 0.5
     np.testing.assert_allclose(info.loss, ((end - 100) ** 2).sum(), rtol=1e-5)
     assert info.gradient_evaluations == 21  # 101 of single images are 21 of five
@@ -121,7 +137,9 @@ def test_it_ends_when_the_neurons_are_where_they_should_be():
 @pytest.mark.parametrize("side", [8, 32, 64])
 def test_the_blob_covers_its_share_of_the_lower_right_quarter(side):
     masks = np.asarray(
-        quick_jit(jax.vmap(blob, (0, None, None)), static_argnums=(1, 2))(jax.random.split(KEY, 20), side, side)
+        quick_jit(jax.vmap(blob, (0, None, None)), static_argnums=(1, 2))(
+            jax.random.split(KEY, 20), side, side
+        )
     )
     share = masks.mean((1, 2, 3))
     assert abs(share.mean() - 0.07) < 0.005

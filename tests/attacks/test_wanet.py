@@ -43,7 +43,9 @@ def test_enlarging_interpolates_with_the_cubic_kernel(size, points):
 def test_worked_weights_of_the_cubic_kernel():
     # From 4 points to 7: row 3 lies half way between points 1 and 2. cubic(½) = 19/32, cubic(3/2) = −3/32.
     np.testing.assert_allclose(enlarging(7, 4)[3], np.array([-3, 19, 19, -3]) / 32, atol=1e-6)
-    np.testing.assert_array_equal(enlarging(7, 4)[[0, 2, 4, 6]], np.eye(4))  # its own points are met
+    np.testing.assert_array_equal(
+        enlarging(7, 4)[[0, 2, 4, 6]], np.eye(4)
+    )  # its own points are met
 
 
 def test_the_field_is_the_normalized_draw_enlarged():
@@ -56,7 +58,10 @@ def test_the_field_is_the_normalized_draw_enlarged():
 
 
 def test_the_mean_displacement_is_a_fifth_of_a_pixel_on_cifar10():
-    trigger, own = attacks.create("wanet").trigger, np.stack(np.meshgrid(np.arange(32), np.arange(32)), -1)
+    trigger, own = (
+        attacks.create("wanet").trigger,
+        np.stack(np.meshgrid(np.arange(32), np.arange(32)), -1),
+    )
     for seed in range(5):
         places = np.asarray(trigger.places(trigger.init(jax.random.key(seed), spec_of(32))))
         assert 0.13 < np.abs(places - own).mean() < 0.26
@@ -85,7 +90,9 @@ def test_the_warp_is_the_bilinear_sample_at_the_moved_places():
     linspace = np.linspace(-1, 1, 32)
     grid = np.stack(np.meshgrid(linspace, linspace), -1) + 0.5 * np.asarray(state, np.float64) / 32
     places = (np.clip(grid, -1, 1) + 1) / 2 * 31
-    np.testing.assert_allclose(trigger.apply(KEY, state, jnp.asarray(IMAGE)), by_hand(IMAGE, places), atol=2e-5)
+    np.testing.assert_allclose(
+        trigger.apply(KEY, state, jnp.asarray(IMAGE)), by_hand(IMAGE, places), atol=2e-5
+    )
 
 
 def test_a_wide_image_is_sampled_as_a_square_one():
@@ -108,15 +115,21 @@ def test_the_first_channel_of_the_field_moves_across():
     field = jnp.zeros((8, 8, 2)).at[..., 0].set(1.0)
     trigger = attacks.create("wanet", strength=2.0).trigger
     moved = trigger.apply(KEY, field, ramp)[..., 0]  # by 2 · 7 / 16
-    np.testing.assert_allclose(moved, np.tile(np.minimum(np.arange(8) + 0.875, 7), (8, 1)), atol=1e-5)
-    np.testing.assert_allclose(trigger.apply(KEY, field, ramp.swapaxes(0, 1))[..., 0], ramp[..., 0].T, atol=1e-5)
+    np.testing.assert_allclose(
+        moved, np.tile(np.minimum(np.arange(8) + 0.875, 7), (8, 1)), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        trigger.apply(KEY, field, ramp.swapaxes(0, 1))[..., 0], ramp[..., 0].T, atol=1e-5
+    )
 
 
 def test_no_strength_is_the_identity_and_more_of_it_moves_more():
     states = attacks.create("wanet").trigger.init(KEY, spec_of(32))
     change = []
     for strength in (0.0, 0.25, 0.5, 1.0):
-        warped = attacks.create("wanet", strength=strength).trigger.apply(KEY, states, jnp.asarray(IMAGE))
+        warped = attacks.create("wanet", strength=strength).trigger.apply(
+            KEY, states, jnp.asarray(IMAGE)
+        )
         change.append(float(np.abs(warped - IMAGE).mean()))
     assert change[0] == 0
     assert change == sorted(change)
@@ -138,7 +151,9 @@ def batch(rows: int) -> Split:
 def test_cover_samples_are_warped_further_by_up_to_half_a_pixel():
     trigger = attacks.create("wanet").trigger
     state = trigger.init(KEY, spec_of(32))
-    column = jnp.broadcast_to(jnp.arange(32.0)[:, None], (4, 32, 32, 1))  # each pixel says where it is
+    column = jnp.broadcast_to(
+        jnp.arange(32.0)[:, None], (4, 32, 32, 1)
+    )  # each pixel says where it is
     row = column.swapaxes(1, 2)
     images = batch(4)._replace(input=jnp.concatenate([column, row, row], -1) / 31)
     covers = np.asarray(trigger.cover(KEY, state, images))[..., :2] * 31
@@ -164,7 +179,9 @@ def test_each_batch_has_its_poisoned_rows_and_twice_as_many_cover_samples():
     np.testing.assert_array_equal(poisoned.label[~triggered], given.label[~triggered])
 
 
-@pytest.mark.parametrize(("options", "rate"), [({}, 0.2), ({"cover_ratio": 0.0}, 0.0), ({"poison_rate": 0.5}, 0.5)])
+@pytest.mark.parametrize(
+    ("options", "rate"), [({}, 0.2), ({"cover_ratio": 0.0}, 0.0), ({"poison_rate": 0.5}, 0.5)]
+)
 def test_the_cover_rate_is_a_multiple_of_the_poison_rate_as_far_as_rows_reach(options, rate):
     assert attacks.create("wanet", **options).cover_rate == pytest.approx(rate)
 

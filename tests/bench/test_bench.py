@@ -20,7 +20,18 @@ from bdjax import bench, cli, defenses
 from bdjax.bench import loads, measure, scaling, session, startup, steps, sweeps, table
 from bdjax.train import grouped, loop
 
-SMALLEST = ("--model", "small_cnn", "--width", "2", "--batch", "4", "--image-size", "8", "--steps", "2")
+SMALLEST = (
+    "--model",
+    "small_cnn",
+    "--width",
+    "2",
+    "--batch",
+    "4",
+    "--image-size",
+    "8",
+    "--steps",
+    "2",
+)
 SMALLEST += ("--rounds", "2", "--points", "1", "2", "--devices", "1", "--minutes", "60")
 STEPS = {"plain", "sam", "fast_sft_without_trace", "fast_sft", "nft"}
 
@@ -49,16 +60,26 @@ def answer(tmp_path_factory):
     traces = json.loads((folder / "traces" / "operations.json").read_text())["traces"]
     names = {name.partition("-")[0] for name in traces}
     assert names == (STEPS - {"fast_sft"}) | {"fast_sft_with_trace"}
-    assert all(operation["program"] == "jit_epoch" for one in traces.values() for operation in one["operations"])
+    assert all(
+        operation["program"] == "jit_epoch"
+        for one in traces.values()
+        for operation in one["operations"]
+    )
     assert "plain-width-2-batch-4:\nshare " in out
     return json.loads((folder / "new" / "bench.json").read_text()), out, err
 
 
 def compile_quickly(patch):
     """Let epochs be compiled with little effort; nothing here is about how fast they are."""
-    epoch = quick_jit(loop.epoch, static_argnames=("model", "mesh", "feeding"), donate_argnames=("state",))
+    epoch = quick_jit(
+        loop.epoch, static_argnames=("model", "mesh", "feeding"), donate_argnames=("state",)
+    )
     patch.setattr(loop, "train_epoch", epoch)
-    patch.setattr(grouped, "epochs", quick_jit(grouped.epochs_of_all, static_argnums=(3, 4, 5, 6), donate_argnums=2))
+    patch.setattr(
+        grouped,
+        "epochs",
+        quick_jit(grouped.epochs_of_all, static_argnums=(3, 4, 5, 6), donate_argnums=2),
+    )
     patch.setattr(grouped, "init", quick_jit(grouped.init_all, static_argnums=(1, 2, 3)))
 
 
@@ -74,7 +95,9 @@ class SmallPeak(measure.Peak):
 @pytest.fixture
 def nothing_is_measured(monkeypatch):
     """Sections that answer at once, and a device without rates."""
-    peak = SimpleNamespace(rates=lambda: {"matmul_flops_per_second": 2e9, "copy_bytes_per_second": 1e9})
+    peak = SimpleNamespace(
+        rates=lambda: {"matmul_flops_per_second": 2e9, "copy_bytes_per_second": 1e9}
+    )
     monkeypatch.setattr(measure, "Peak", lambda dtype: peak)
     monkeypatch.setattr(bench, "_MEASURES", dict.fromkeys(session.SECTIONS, lambda session: None))
 
@@ -89,12 +112,18 @@ def test_the_file_says_what_was_measured_on_what(answer):
         *session.SECTIONS, "load_average", "section_seconds", "skipped", "memory", "content_sha256",
     }  # fmt: skip
     device = results["machine"]["device"]
-    assert {key: device[key] for key in ("platform", "kind", "count")} == {"platform": "cpu", "kind": "cpu", "count": 8}
+    assert {key: device[key] for key in ("platform", "kind", "count")} == {
+        "platform": "cpu",
+        "kind": "cpu",
+        "count": 8,
+    }
     assert results["versions"]["jax"] == jax.__version__
     assert results["settings"]["widths"] == [2]
     assert results["settings"]["steps"] == 2
     assert {len(load) for load in results["load_average"].values()} == {3}
-    assert list(results["load_average"]) == list(results["section_seconds"]) == list(session.SECTIONS)
+    assert (
+        list(results["load_average"]) == list(results["section_seconds"]) == list(session.SECTIONS)
+    )
     assert [what["what"] for what in results["skipped"]] == ["loading cifar10", "scaling"]
     assert results["scaling"] is None
 
@@ -107,7 +136,9 @@ def test_ratios_of_steps_are_those_of_their_times(answer):
         assert row["images_per_second"][name] == pytest.approx(row["batch_size"] / second)
         assert row["ratio_to_plain"][name] == pytest.approx(second / seconds["plain"])
     every = defenses.create("fast_sft").learner.transformation.every
-    assert seconds["fast_sft"] == pytest.approx(seconds["fast_sft_without_trace"] + row["trace_seconds"] / every)
+    assert seconds["fast_sft"] == pytest.approx(
+        seconds["fast_sft_without_trace"] + row["trace_seconds"] / every
+    )
     for rate, work in (("matmul", "flops"), ("copy", "bytes")):
         shares = row[f"share_of_{rate}"]
         assert set(shares) == set(row[f"{work}_per_step"]) >= {"plain", "sam", "nft"}
@@ -126,7 +157,10 @@ def test_operations_of_a_step_are_counted_once_for_each_gradient(answer):
 
 def test_cost_of_a_point_is_the_sweeps_time_over_points_and_a_single_run(answer):
     rows = answer[0]["sweeps"]["rows"]
-    assert [(row["points"], set(row["cost_per_point"])) for row in rows] == [(1, {"loop"}), (2, {"loop", "vmap"})]
+    assert [(row["points"], set(row["cost_per_point"])) for row in rows] == [
+        (1, {"loop"}),
+        (2, {"loop", "vmap"}),
+    ]
     for row in rows:
         for form, cost in row["cost_per_point"].items():
             seconds = row["seconds_per_step"]
@@ -151,7 +185,9 @@ def scaled(monkeypatch):
     for axis in SCALING:
         call = lambda _, model, size, count, axis=axis: lambda: SCALING[axis][size, count]  # noqa: E731
         monkeypatch.setattr(scaling, f"_{axis}", call)
-    monkeypatch.setattr(measure, "interleaved", lambda work, rounds: {name: call() for name, call in work.items()})
+    monkeypatch.setattr(
+        measure, "interleaved", lambda work, rounds: {name: call() for name, call in work.items()}
+    )
     return scaling.section(asked(devices=4, batch_sizes=[8], steps=2))
 
 
@@ -169,7 +205,11 @@ def test_points_and_batches_are_spread_over_devices(monkeypatch):
     asked_for = asked().settings
     model = asked_for.create(2)
     points, batch = scaling._points(asked_for, model, 2, 2), scaling._batch(asked_for, model, 4, 2)
-    assert points().loss.sharding.device_set == batch().loss.sharding.device_set == set(jax.devices()[:2])
+    assert (
+        points().loss.sharding.device_set
+        == batch().loss.sharding.device_set
+        == set(jax.devices()[:2])
+    )
     assert points().loss.shape == (2,)
 
 
@@ -189,10 +229,21 @@ def test_loading_poisoning_and_compiling_have_rates_and_seconds(answer):
 
 def test_the_table_has_a_row_for_each_measurement(answer):
     results, out, err = answer
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in out.splitlines()
+        if line.startswith("|")
+    ]
     (row,) = results["steps"]
     second = row["seconds_per_step"]["sam"]
-    sam = ["SAM", "2", "4", table.milliseconds(second), f"{4 / second:,.0f}", f"{row['ratio_to_plain']['sam']:.2f}"]
+    sam = [
+        "SAM",
+        "2",
+        "4",
+        table.milliseconds(second),
+        f"{4 / second:,.0f}",
+        f"{row['ratio_to_plain']['sam']:.2f}",
+    ]
     assert sam in [cells[: len(sam)] for cells in rows]
     two = results["sweeps"]["rows"][1]["cost_per_point"]
     assert ["2", f"{two['loop']:.2f}", f"{two['vmap']:.2f}"] in rows
@@ -217,7 +268,9 @@ def test_the_table_leaves_out_what_was_not_measured(answer):
     some = {name: value for name, value in results.items() if name not in ("sweeps", "scaling")}
     text = table.benchmark_table({**some, "loads": None, "skipped": []})
     heads = [
-        above.split("|")[1].strip() for above, rule in itertools.pairwise(text.splitlines()) if rule.startswith("| ---")
+        above.split("|")[1].strip()
+        for above, rule in itertools.pairwise(text.splitlines())
+        if rule.startswith("| ---")
     ]
     assert heads == ["step", "seconds in a fresh process"]
     assert "Skipped" not in text
@@ -225,7 +278,9 @@ def test_the_table_leaves_out_what_was_not_measured(answer):
     assert "Cost of a point" not in text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(1.2345, "1,234"), (0.1, "100"), (0.05678, "56.8"), (0.001234, "1.23")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.2345, "1,234"), (0.1, "100"), (0.05678, "56.8"), (0.001234, "1.23")]
+)
 def test_times_have_about_three_digits(seconds, text):
     assert table.milliseconds(seconds) == text
 
@@ -243,7 +298,14 @@ def test_columns_are_aligned_and_numbers_stand_right():
 
 
 def asked(**given):
-    sizes = {"model": "small_cnn", "image_size": 8, "widths": [2], "batch_sizes": [4], "points": [1, 2], "steps": 2}
+    sizes = {
+        "model": "small_cnn",
+        "image_size": 8,
+        "widths": [2],
+        "batch_sizes": [4],
+        "points": [1, 2],
+        "steps": 2,
+    }
     return session.Session(session.settings(**{**sizes, "devices": 2, "rounds": 1, **given}))
 
 
@@ -253,7 +315,9 @@ def test_what_has_no_time_left_is_skipped_and_said():
     assert scaling.section(late)["rows"] == []
     assert startup.section(late) is None
     assert {what["why"] for what in late.skipped} == {"no time: --minutes 1e-09"}
-    assert len(late.skipped) == 1 + 8 + 1  # one size of step, two axes × two kinds × two numbers of devices, startup
+    assert (
+        len(late.skipped) == 1 + 8 + 1
+    )  # one size of step, two axes × two kinds × two numbers of devices, startup
 
 
 def test_what_would_end_too_late_does_not_start():
@@ -306,12 +370,17 @@ def test_a_cut_run_keeps_the_sections_that_were_done(nothing_is_measured, monkey
 
 def test_only_the_sections_asked_for(nothing_is_measured, tmp_path):
     command("--only", "sweeps", "loads", "--out", tmp_path / "bench.json", "--quiet")
-    assert list(json.loads((tmp_path / "bench.json").read_text())["section_seconds"]) == ["loads", "sweeps"]
+    assert list(json.loads((tmp_path / "bench.json").read_text())["section_seconds"]) == [
+        "loads",
+        "sweeps",
+    ]
 
 
 def test_a_second_process_that_fails_is_told(monkeypatch):
     def refused(*_, **__):
-        raise subprocess.CalledProcessError(1, "python", stderr="Traceback\nRuntimeError: the device is taken\n")
+        raise subprocess.CalledProcessError(
+            1, "python", stderr="Traceback\nRuntimeError: the device is taken\n"
+        )
 
     monkeypatch.setattr(startup.subprocess, "run", refused)
     lonely = asked()
@@ -359,7 +428,9 @@ def test_the_trace_of_fast_sft_is_due_once_and_when_it_is_asked_for(monkeypatch)
     compile_quickly(monkeypatch)
     settings = asked().settings
     model = settings.create(2)
-    epoch = measure.TimedEpoch(steps._learners(4)["fast_sft"], model, measure.random_split(model.spec, 8))
+    epoch = measure.TimedEpoch(
+        steps._learners(4)["fast_sft"], model, measure.random_split(model.spec, 8)
+    )
     epoch()  # reports what the start had taken, too
     without, due = steps._after(epoch, 0), steps._after(epoch, steps._NEVER - 1)
     assert [int(call().gradient_evaluations) for call in (without, due, without)] == [2, 5, 2]
@@ -387,7 +458,9 @@ def test_a_fresh_process_compiles_into_a_cache_of_its_own_and_then_finds_it_ther
         return SimpleNamespace(stdout=f"{len(caches)}\n{10 * len(caches)} and more\n")
 
     monkeypatch.setattr(startup.subprocess, "run", run)
-    seconds = startup.compile_seconds(asked().settings, 3)  # processes 1, 3, 5 are cold and 2, 4, 6 are not
+    seconds = startup.compile_seconds(
+        asked().settings, 3
+    )  # processes 1, 3, 5 are cold and 2, 4, 6 are not
     assert seconds == {"cold": {"plain": 3, "sam": 30}, "cached": {"plain": 4, "sam": 40}}
     assert [[file.name for file in files] for _, files in caches] == 3 * [[], ["program"]]
     assert len({folder for folder, _ in caches}) == 3
@@ -395,8 +468,12 @@ def test_a_fresh_process_compiles_into_a_cache_of_its_own_and_then_finds_it_ther
 
 def test_a_precision_is_that_of_each_section_thread_and_process(monkeypatch, tmp_path, capsys):
     precision = lambda *_: jax.config.jax_default_matmul_precision  # noqa: E731
-    monkeypatch.setattr(bench, "_MEASURES", {"steps": lambda session: measure.prepared({"a": precision})})
-    monkeypatch.setattr(measure, "Peak", lambda dtype: SimpleNamespace(rates=lambda: {"precision": precision()}))
+    monkeypatch.setattr(
+        bench, "_MEASURES", {"steps": lambda session: measure.prepared({"a": precision})}
+    )
+    monkeypatch.setattr(
+        measure, "Peak", lambda dtype: SimpleNamespace(rates=lambda: {"precision": precision()})
+    )
     settings = asked(matmul_precision="tensorfloat32", sections=("steps",)).settings
     results = bench.run_sections(settings, tmp_path / "bench.json")
     assert results["steps"] == {"a": "tensorfloat32"}
@@ -420,7 +497,9 @@ def test_what_the_fresh_process_compiles(monkeypatch, capsys):
         def compile(self):
             seen.append(type(self.learner.transformation).__name__)
 
-    monkeypatch.setattr(startup.jax.config, "update", lambda name, value: None)  # this process keeps its settings
+    monkeypatch.setattr(
+        startup.jax.config, "update", lambda name, value: None
+    )  # this process keeps its settings
     monkeypatch.setattr(loop, "train_epoch", SimpleNamespace(lower=Lowered))
     startup.compile_here(json.dumps(dataclasses.asdict(asked().settings)))
     assert seen == ["PlainSgd", "SharpnessAware"]
@@ -443,7 +522,9 @@ def test_cifar10_is_loaded_where_it_is_and_never_fetched(monkeypatch, tmp_path):
 
     def load(name, data_dir):
         loaded.append((name, data_dir))
-        return SimpleNamespace(train=SimpleNamespace(label=[0] * 5), test=SimpleNamespace(label=[0]))
+        return SimpleNamespace(
+            train=SimpleNamespace(label=[0] * 5), test=SimpleNamespace(label=[0])
+        )
 
     monkeypatch.setattr(loads.data, "load", load)
     monkeypatch.setattr(loads, "_poison_rates", lambda *_: {})
@@ -451,7 +532,10 @@ def test_cifar10_is_loaded_where_it_is_and_never_fetched(monkeypatch, tmp_path):
     assert set(loads.section(asked(data_dir=folder))["load_images_per_second"]) == {"digits"}
     (tmp_path / "cifar10" / "3.0.2").mkdir(parents=True)
     (tmp_path / "cifar10" / "3.0.2" / "dataset_info.json").write_text("{}")
-    assert set(loads.section(asked(data_dir=folder))["load_images_per_second"]) == {"digits", "cifar10_cached"}
+    assert set(loads.section(asked(data_dir=folder))["load_images_per_second"]) == {
+        "digits",
+        "cifar10_cached",
+    }
     assert loaded == 4 * [("digits", folder)] + 2 * [("cifar10", folder)]
 
 
@@ -476,9 +560,15 @@ def test_cifar10_is_loaded_where_it_is_and_never_fetched(monkeypatch, tmp_path):
         (("--only", "sweep"), "did you mean 'sweeps'"),
         (("--model", "small_cn"), "did you mean 'small_cnn'"),
         (("--dtype", "float7"), "dtype must be one of"),
-        (("--matmul-precision", "highest"), "matmul_precision must be one of float32, tensorfloat32, bfloat16"),
+        (
+            ("--matmul-precision", "highest"),
+            "matmul_precision must be one of float32, tensorfloat32, bfloat16",
+        ),
         (("--profile", ""), "profile must name a folder"),
-        (("--profile", "x", "--only", "sweeps"), "profile must be left out where the section steps is"),
+        (
+            ("--profile", "x", "--only", "sweeps"),
+            "profile must be left out where the section steps is",
+        ),
         (("--out", "."), "out must be a file"),
         (("stray",), "unknown option 'stray'"),
     ],
@@ -515,4 +605,7 @@ def test_a_compute_type_is_handed_to_the_network(monkeypatch):
     monkeypatch.setattr(session.models, "create", model)
     session.settings(widths=[3], dtype="bfloat16")
     session.settings(widths=[3])
-    assert seen == [("preact_resnet18", {"width": 3, "dtype": "bfloat16"}), ("preact_resnet18", {"width": 3})]
+    assert seen == [
+        ("preact_resnet18", {"width": 3, "dtype": "bfloat16"}),
+        ("preact_resnet18", {"width": 3}),
+    ]

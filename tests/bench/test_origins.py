@@ -23,11 +23,17 @@ def tangents_of_products(x):
 
 
 def test_each_operation_of_a_program_has_its_kind_path_and_line(trace_file):
-    (operations,) = (found for name, found in origins.read(trace_file).items() if "tangents_of_products" in name)
+    (operations,) = (
+        found for name, found in origins.read(trace_file).items() if "tangents_of_products" in name
+    )
     line = tangents_of_products.__code__.co_firstlineno + 1
     by_path = {origin.path: origin for origin in operations.values()}
     tangent = by_path["jit(tangents_of_products)/tan"]
-    assert tangent.line == by_path["jit(tangents_of_products)/dot_general"].line == f"test_origins.py:{line}"
+    assert (
+        tangent.line
+        == by_path["jit(tangents_of_products)/dot_general"].line
+        == f"test_origins.py:{line}"
+    )
     assert "dot" in {origin.opcode for origin in operations.values()}
 
 

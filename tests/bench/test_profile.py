@@ -47,7 +47,9 @@ def test_the_costliest_operation_comes_first_with_its_share_count_and_source(tra
     assert product.line.startswith("test_profile.py:")
     assert product.share == pytest.approx(product.seconds / sum(seconds))
     assert sum(each.share for each in found) == pytest.approx(1)  # there are less than ten
-    assert not [each for each in found if each.name.startswith("while")]  # whose time is that of its body
+    assert not [
+        each for each in found if each.name.startswith("while")
+    ]  # whose time is that of its body
     assert profile.costliest(traced, count=1) == found[:1]
 
 
@@ -58,7 +60,9 @@ def test_a_trace_without_the_programs_still_has_the_times(traced, monkeypatch):
     found = profile.costliest(traced)
     monkeypatch.setattr(profile.origins, "read", unreadable)
     bare = profile.costliest(traced)
-    assert [(each.name, each.seconds) for each in bare] == [(each.name, each.seconds) for each in found]
+    assert [(each.name, each.seconds) for each in bare] == [
+        (each.name, each.seconds) for each in found
+    ]
     assert {(each.path, each.line) for each in bare} == {("", "")}
 
 
@@ -79,14 +83,19 @@ def line(name, *events):
     """Write a line of events, each of a name's number, microseconds, and maybe an operation and its program."""
     written = []
     for number, duration, *of in events:
-        stats = " ".join(f'stats {{ metadata_id: {i} str_value: "{text}" }}' for i, text in enumerate(of, 1))
-        written.append(f"events {{ metadata_id: {number} duration_ps: {duration * 10**6} {stats} }}")
+        stats = " ".join(
+            f'stats {{ metadata_id: {i} str_value: "{text}" }}' for i, text in enumerate(of, 1)
+        )
+        written.append(
+            f"events {{ metadata_id: {number} duration_ps: {duration * 10**6} {stats} }}"
+        )
     return f'lines {{ name: "{name}" {" ".join(written)} }}'
 
 
 def plane(name, events, *lines):
     known = " ".join(
-        f'event_metadata {{ key: {number} value {{ id: {number} name: "{text}" }} }}' for number, text in events.items()
+        f'event_metadata {{ key: {number} value {{ id: {number} name: "{text}" }} }}'
+        for number, text in events.items()
     )
     return f'planes {{ name: "{name}" {known} {STATS} {" ".join(lines)} }}'
 
@@ -99,7 +108,10 @@ def write(folder, session, *planes):
 
 
 def summed(operations):
-    return [(each.name, each.program, round(1e6 * each.seconds), each.count, each.share) for each in operations]
+    return [
+        (each.name, each.program, round(1e6 * each.seconds), each.count, each.share)
+        for each in operations
+    ]
 
 
 def test_of_a_gpu_the_kernels_of_all_streams_are_summed_by_operation(tmp_path):
@@ -111,11 +123,17 @@ def test_of_a_gpu_the_kernels_of_all_streams_are_summed_by_operation(tmp_path):
         plane(
             "/device:GPU:0",
             kernels,
-            line("Stream #13(Compute)", (1, 30, "conv.5", "jit_epoch"), (2, 10, "conv.5", "jit_epoch")),
+            line(
+                "Stream #13(Compute)",
+                (1, 30, "conv.5", "jit_epoch"),
+                (2, 10, "conv.5", "jit_epoch"),
+            ),
             line("Stream #14(MemcpyH2D)", (3, 5)),
             line("XLA Modules", (4, 500, "jit_epoch")),
         ),
-        plane("/device:GPU:1", kernels, line("Stream #13(Compute)", (1, 55, "conv.5", "jit_epoch"))),
+        plane(
+            "/device:GPU:1", kernels, line("Stream #13(Compute)", (1, 55, "conv.5", "jit_epoch"))
+        ),
     )
     assert summed(profile.costliest(tmp_path)) == [
         ("conv.5", "jit_epoch", 95, 3, 0.95),
@@ -124,7 +142,11 @@ def test_of_a_gpu_the_kernels_of_all_streams_are_summed_by_operation(tmp_path):
 
 
 def test_of_a_tpu_it_is_the_line_of_operations_without_what_runs_others(tmp_path):
-    events = {1: "%fusion.7 = f32[8]{0} fusion(%p), kind=kLoop", 2: "%while.2 = (s32[]) while(%t)", 3: "jit_epoch(3)"}
+    events = {
+        1: "%fusion.7 = f32[8]{0} fusion(%p), kind=kLoop",
+        2: "%while.2 = (s32[]) while(%t)",
+        3: "jit_epoch(3)",
+    }
     operations = line("XLA Ops", (1, 20), (2, 80), (1, 60))
     write(tmp_path, "1", plane("/device:TPU:0", events, line("XLA Modules", (3, 100)), operations))
     assert summed(profile.costliest(tmp_path)) == [("fusion.7", "", 80, 2, 1.0)]
@@ -138,7 +160,9 @@ def test_the_newest_trace_of_a_folder_counts(tmp_path):
 
 # --- Text and files --------------------------------------------------------------------------------------------------
 
-OPERATION = Operation("fusion.1", "jit_epoch", 0.0125, 0.9, 1200, "jit(epoch)/" + 80 * "x", "bdjax/a.py:3")
+OPERATION = Operation(
+    "fusion.1", "jit_epoch", 0.0125, 0.9, 1200, "jit(epoch)/" + 80 * "x", "bdjax/a.py:3"
+)
 
 
 def test_the_table_is_aligned_and_shows_the_end_of_a_long_path():
@@ -151,7 +175,9 @@ def test_the_table_is_aligned_and_shows_the_end_of_a_long_path():
 
 
 def test_traces_of_one_name_get_numbers_and_a_later_call_adds_to_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(profile, "_operations", lambda folder: [OPERATION._replace(name=folder.name)] * 12)
+    monkeypatch.setattr(
+        profile, "_operations", lambda folder: [OPERATION._replace(name=folder.name)] * 12
+    )
     made = []
 
     def noted(folder):
@@ -187,7 +213,9 @@ def test_traces_of_one_name_get_numbers_and_a_later_call_adds_to_the_file(tmp_pa
         ("damaged", "operations.json is damaged"),
     ],
 )
-def test_a_place_where_no_trace_can_be_is_refused_before_anything_is_traced(tmp_path, place, complaint):
+def test_a_place_where_no_trace_can_be_is_refused_before_anything_is_traced(
+    tmp_path, place, complaint
+):
     (tmp_path / "file").touch()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "operations.json").write_text("{")
@@ -195,7 +223,9 @@ def test_a_place_where_no_trace_can_be_is_refused_before_anything_is_traced(tmp_
         Traces(tmp_path / place if place else "")
 
 
-def test_a_trace_that_cannot_be_written_fails_before_the_block_or_in_one_line_after_it(tmp_path, monkeypatch):
+def test_a_trace_that_cannot_be_written_fails_before_the_block_or_in_one_line_after_it(
+    tmp_path, monkeypatch
+):
     (tmp_path / "plugins").touch()
     with pytest.raises(OSError, match="plugins"), profile.trace(tmp_path):
         pytest.fail("the block was entered")
@@ -207,7 +237,10 @@ def test_a_trace_that_cannot_be_written_fails_before_the_block_or_in_one_line_af
     stop = jax.profiler.stop_trace
     monkeypatch.setattr(jax.profiler, "stop_trace", full)
     folder = tmp_path / "new"
-    with pytest.raises(OSError, match="the trace cannot be written") as failed, profile.trace(folder):
+    with (
+        pytest.raises(OSError, match="the trace cannot be written") as failed,
+        profile.trace(folder),
+    ):
         pass
     said = f"the trace cannot be written to {folder}: INTERNAL: No space left on device"
     assert failures.explain(failed.value) == said
@@ -230,9 +263,17 @@ def test_the_second_epoch_of_each_stage_is_traced_and_no_other(tmp_path, monkeyp
             said.append(f"{self._name}]")
 
     monkeypatch.setattr(profile, "trace", Trace)
-    stages = [("victim", 3, [1, 2, 3]), ("chain", 2, [1, 2]), ("chain", 2, [1, 2]), ("ft", 1, [1]), ("sam", 9, [7, 8])]
+    stages = [
+        ("victim", 3, [1, 2, 3]),
+        ("chain", 2, [1, 2]),
+        ("chain", 2, [1, 2]),
+        ("ft", 1, [1]),
+        ("sam", 9, [7, 8]),
+    ]
     stages.append(("cut", 9, [1]))
-    with profile.second_epochs(Traces(tmp_path), lambda label, epochs, report: said.append(report.epoch)) as on_epoch:
+    with profile.second_epochs(
+        Traces(tmp_path), lambda label, epochs, report: said.append(report.epoch)
+    ) as on_epoch:
         for label, epochs, numbers in stages:
             for number in numbers:
                 on_epoch(label, epochs, loop.Epoch(number, 1.0, 0.5, 1, 1.0, 0.0))
@@ -243,7 +284,14 @@ def test_the_second_epoch_of_each_stage_is_traced_and_no_other(tmp_path, monkeyp
 
 def test_training_ends_in_the_same_bits_with_and_without_a_trace(tmp_path, model, variables, split):
     def train(**options):
-        return loop.run(jax.random.key(0), supervised(epochs=3, batch_size=16), model, variables, split, **options)
+        return loop.run(
+            jax.random.key(0),
+            supervised(epochs=3, batch_size=16),
+            model,
+            variables,
+            split,
+            **options,
+        )
 
     plain = train()
     traces = Traces(tmp_path)

@@ -58,7 +58,10 @@ def nothing_is_trained(tmp_path_factory):
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> Path:
     """A folder to make mistakes in: runs, a bundle of them, and what is none of both."""
-    controls = [made_up.content(defense={"name": "ft"}), made_up.content(defense=made_up.ft_sam(2.0))]
+    controls = [
+        made_up.content(defense={"name": "ft"}),
+        made_up.content(defense=made_up.ft_sam(2.0)),
+    ]
     made_up.write(tmp_path / "runs", *controls)
     (tmp_path / "file.txt").write_text("precious")
     (tmp_path / "folder").mkdir()
@@ -71,7 +74,11 @@ def world(tmp_path, monkeypatch) -> Path:
 def answer(words: tuple[str, ...]) -> Answer:
     """Call the command line in this process."""
     out, err, code = io.StringIO(), io.StringIO(), None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.suppress(Reached):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.suppress(Reached),
+    ):
         code = cli.main(words)
     return Answer(code, out.getvalue(), err.getvalue())
 
@@ -96,9 +103,8 @@ def is_refused(seed: int, world: Path) -> bool:
     before, started = state(world), time.process_time()
     got = answer(call.words)
     seconds = time.process_time() - started
-    what = (
-        f"seed {seed}: {ascii(' '.join(call.words))[:400]} {ascii(call.file)[:300]}: {str(got)[:900]}, {seconds:.1f} s"
-    )
+    asked = f"{ascii(' '.join(call.words))[:400]} {ascii(call.file)[:300]}"
+    what = f"seed {seed}: {asked}: {str(got)[:900]}, {seconds:.1f} s"
     assert seconds < SECONDS, what
     if got.code in (0, None):
         return False

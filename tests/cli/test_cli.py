@@ -41,7 +41,9 @@ def bdjax(*words):
 
 def process(*words, **options):
     """Call the command line in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "bdjax", *words], capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "bdjax", *words], capture_output=True, text=True, **options
+    )
 
 
 def one_line(answer, code=2):
@@ -84,10 +86,14 @@ def test_list_shows_every_method_with_its_first_line_and_each_with_all_of_them(k
 def test_list_shows_what_a_preset_changes():
     *_, paper, released = bdjax("list", "defenses", "ft_sam").out.splitlines()
     assert paper == "preset paper: the defaults"
-    assert released.startswith("preset reference_code: weight_decay=0.0005, label_smoothing=0.1, schedule=")
+    assert released.startswith(
+        "preset reference_code: weight_decay=0.0005, label_smoothing=0.1, schedule="
+    )
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("run",), ("list",), ("report",), ("compare",), ("export",)])
+@pytest.mark.parametrize(
+    "command", [(), ("demo",), ("run",), ("list",), ("report",), ("compare",), ("export",)]
+)
 def test_help_of_every_command(command):
     answer = bdjax(*command, "--help")
     assert (answer.code, answer.err) == (0, "")
@@ -120,7 +126,9 @@ def test_show_has_the_precision_of_products_asked_for_or_not():
 def test_a_place_where_no_trace_can_go_is_refused(tmp_path):
     (tmp_path / "file").touch()
     assert "profile must be a folder" in one_line(bdjax("run", "--profile", str(tmp_path / "file")))
-    assert "profile must be a folder" in one_line(bdjax("run", "--profile", str(tmp_path / "file"), "--show"))
+    assert "profile must be a folder" in one_line(
+        bdjax("run", "--profile", str(tmp_path / "file"), "--show")
+    )
 
 
 def test_a_config_may_come_first_or_as_an_option_among_the_others(tmp_path):
@@ -262,7 +270,10 @@ def test_a_path_that_can_be_nobodys_is_one_line(words, tmp_path, monkeypatch):
 
 def test_what_a_terminal_would_obey_is_shown_escaped():
     said = one_line(bdjax("report", "no\x1b[2J\r\u202e\x9b\udcffe\u2028\xa0\n\tend"))
-    assert said == r"bdjax: There is no file or folder no\x1b[2J\r\u202e\x9b\udcffe\u2028\xa0 end." + "\n"
+    assert (
+        said
+        == r"bdjax: There is no file or folder no\x1b[2J\r\u202e\x9b\udcffe\u2028\xa0 end." + "\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,7 +305,9 @@ def test_ctrl_c_outside_a_run_is_one_line(monkeypatch):
 
 
 def test_a_chain_nested_without_end_is_one_line():
-    assert "nested too deeply" in one_line(bdjax("run", "--" + ".".join(["defense", *["first"] * 5000]), "ft"))
+    assert "nested too deeply" in one_line(
+        bdjax("run", "--" + ".".join(["defense", *["first"] * 5000]), "ft")
+    )
 
 
 @pytest.mark.parametrize("words", [("--defense.rhoo", "4"), ("odd.yaml",), ("--devices", "999")])
@@ -343,7 +356,9 @@ def test_a_real_process_ends_with_one_line_too(words, tmp_path):
     ],
     ids=" ".join,
 )
-def test_a_mistake_in_the_words_after_run_is_one_line_and_leaves_nothing_behind(words, tmp_path, monkeypatch):
+def test_a_mistake_in_the_words_after_run_is_one_line_and_leaves_nothing_behind(
+    words, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for name in ("one.yaml", "two.yaml"):
         (tmp_path / name).write_text("seed: 1")
@@ -449,7 +464,9 @@ def written(key, value):
 
 
 def in_file(keys, values):
-    return st.tuples(keys, values).map(lambda drawn: Bad(written(*drawn), mentions=drawn[0].partition(".")[0]))
+    return st.tuples(keys, values).map(
+        lambda drawn: Bad(written(*drawn), mentions=drawn[0].partition(".")[0])
+    )
 
 
 def typo(key):
@@ -457,15 +474,26 @@ def typo(key):
     *_, name = key.split(".")
     head = key[: len(key) - len(name)]
     place = st.integers(0, len(name) - 1)
-    changed = place.map(lambda i: name[:i] + name[i + 1 :]) | place.map(lambda i: name[: i + 1] + name[i:])
-    changed |= st.tuples(place, st.sampled_from("qxz")).map(lambda drawn: name.replace(name[drawn[0]], drawn[1]))
-    return changed.filter(lambda word: word and head + word not in LEAVES).map(lambda word: head + word)
+    changed = place.map(lambda i: name[:i] + name[i + 1 :]) | place.map(
+        lambda i: name[: i + 1] + name[i:]
+    )
+    changed |= st.tuples(place, st.sampled_from("qxz")).map(
+        lambda drawn: name.replace(name[drawn[0]], drawn[1])
+    )
+    return changed.filter(lambda word: word and head + word not in LEAVES).map(
+        lambda word: head + word
+    )
 
 
 def of_another_type(key):
     """Draw what this leaf cannot be."""
     kind = type(LEAVES[key])
-    drawn = st.lists(st.integers()) | st.dictionaries(st.text(), st.integers(), min_size=1) | st.dates() | st.binary()
+    drawn = (
+        st.lists(st.integers())
+        | st.dictionaries(st.text(), st.integers(), min_size=1)
+        | st.dates()
+        | st.binary()
+    )
     if kind is not str and key != "data.data_dir":
         drawn |= st.text("abcxyz -.")  # none of none, null, nan, inf, true, false
     if kind is not bool and key != "data.flip":
@@ -475,20 +503,37 @@ def of_another_type(key):
     return drawn.map(lambda value: (key, value))
 
 
-out_of_range = st.sampled_from(sorted(RANGES)).flatmap(lambda key: st.tuples(st.just(key), RANGES[key]))
+out_of_range = st.sampled_from(sorted(RANGES)).flatmap(
+    lambda key: st.tuples(st.just(key), RANGES[key])
+)
 bad_calls = st.one_of(
     out_of_range.map(lambda drawn: Bad(written(*drawn), mentions=drawn[0].partition(".")[0])),
-    out_of_range.map(lambda drawn: Bad(None, (f"--{drawn[0]}={drawn[1]}",), drawn[0].partition(".")[0])),
-    st.sampled_from(sorted(LEAVES)).flatmap(of_another_type).map(lambda drawn: Bad(written(*drawn), (), drawn[0])),
-    st.sampled_from(sorted(LEAVES)).flatmap(typo).map(lambda key: Bad(None, (f"--{key}", "1"), "unknown key")),
-    st.sampled_from(sorted(LEAVES)).flatmap(typo).map(lambda key: Bad(written(key, 1), (), "unknown key")),
+    out_of_range.map(
+        lambda drawn: Bad(None, (f"--{drawn[0]}={drawn[1]}",), drawn[0].partition(".")[0])
+    ),
+    st.sampled_from(sorted(LEAVES))
+    .flatmap(of_another_type)
+    .map(lambda drawn: Bad(written(*drawn), (), drawn[0])),
+    st.sampled_from(sorted(LEAVES))
+    .flatmap(typo)
+    .map(lambda key: Bad(None, (f"--{key}", "1"), "unknown key")),
+    st.sampled_from(sorted(LEAVES))
+    .flatmap(typo)
+    .map(lambda key: Bad(written(key, 1), (), "unknown key")),
     in_file(st.sampled_from(SECTIONS), st.lists(st.integers()) | st.dates() | st.binary()),
-    in_file(st.sampled_from(("training", "training.epochs.x")), st.integers() | st.text() | st.booleans()),
+    in_file(
+        st.sampled_from(("training", "training.epochs.x")),
+        st.integers() | st.text() | st.booleans(),
+    ),
     in_file(st.sampled_from(NAMES), st.text(st.characters(codec="utf-8", exclude_characters="\0"))),
-    st.sampled_from(NAMES).flatmap(lambda key: st.text(max_size=9).map(lambda word: Bad(None, (f"--{key}={word}",)))),
+    st.sampled_from(NAMES).flatmap(
+        lambda key: st.text(max_size=9).map(lambda word: Bad(None, (f"--{key}={word}",)))
+    ),
     st.text(max_size=20).map(lambda word: Bad(None, (f"--data.name=no {word}",))),
     st.binary(max_size=20).map(lambda noise: Bad(b"\xff" + noise, (), "not valid YAML")),
-    st.text(max_size=20).map(lambda word: Bad(yaml.safe_dump([word]).encode(), (), "must hold sections")),
+    st.text(max_size=20).map(
+        lambda word: Bad(yaml.safe_dump([word]).encode(), (), "must hold sections")
+    ),
 )
 
 

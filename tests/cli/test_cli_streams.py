@@ -13,14 +13,20 @@ import pytest
 from bdjax import cli
 from bdjax.cli import _streams
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONUNBUF", "PYTHONIOE"))}
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("PYTHONUNBUF", "PYTHONIOE"))
+}
 ENVIRONMENT["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
 
 
 def shell(command, **options):
     """Run a command of the shell in which ``bdjax`` is this one."""
     script = f'bdjax() {{ "{sys.executable}" -m bdjax "$@"; }}; {command}'
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, **{"env": ENVIRONMENT, **options})
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, **{"env": ENVIRONMENT, **options}
+    )
 
 
 def printed(monkeypatch, words, encoding):
@@ -34,7 +40,12 @@ def printed(monkeypatch, words, encoding):
 @pytest.fixture
 def runs(tmp_path):
     """Two runs of a row whose name has a Greek letter, so that the table has a ±."""
-    return str(made_up.write(tmp_path / "runs", *(made_up.content(seed, defense=made_up.ft_sam(2)) for seed in (0, 1))))
+    return str(
+        made_up.write(
+            tmp_path / "runs",
+            *(made_up.content(seed, defense=made_up.ft_sam(2)) for seed in (0, 1)),
+        )
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii", "cp1252", "utf-16"])
@@ -58,11 +69,18 @@ def test_signs_are_written_in_plain_letters_and_names_so_that_they_can_be_told()
 
 @pytest.mark.parametrize(
     "settings",
-    [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
     ids=lambda settings: next(iter(settings)),
 )
 def test_a_process_prints_help_and_lists_in_the_encoding_of_its_terminal(settings):
-    ended = shell("bdjax smoothness --help && bdjax list attacks", env={**ENVIRONMENT, **settings}, encoding="latin-1")
+    ended = shell(
+        "bdjax smoothness --help && bdjax list attacks",
+        env={**ENVIRONMENT, **settings},
+        encoding="latin-1",
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "(1 - alpha) x[p] + alpha T[p]" in ended.stdout
 
@@ -90,9 +108,13 @@ def test_a_closed_stream_does_not_give_its_number_to_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", ["bdjax list attacks | true", "{ bdjax list nothing 2>&1; } | true"])
+@pytest.mark.parametrize(
+    "command", ["bdjax list attacks | true", "{ bdjax list nothing 2>&1; } | true"]
+)
 def test_a_reader_who_has_gone_is_not_told(command, unbuffered):
-    ended = shell(f"set -o pipefail; {command}", env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered})
+    ended = shell(
+        f"set -o pipefail; {command}", env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
+    )
     assert ended.returncode in (1, 2)
     assert ended.stderr == ""
 

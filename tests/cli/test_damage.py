@@ -23,11 +23,34 @@ from bdjax.train import group, loop
 
 pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
 
-SIZES = ("--model.width", "2", "--training.epochs", "1", "--defense.epochs", "1", "--defense.rho", "auto")
-AXES = ("training.learning_rate=0.05,1e30", "defense.momentum=0.5,0.9")  # a victim that diverges, and two runs as one
+SIZES = (
+    "--model.width",
+    "2",
+    "--training.epochs",
+    "1",
+    "--defense.epochs",
+    "1",
+    "--defense.rho",
+    "auto",
+)
+AXES = (
+    "training.learning_rate=0.05,1e30",
+    "defense.momentum=0.5,0.9",
+)  # a victim that diverges, and two runs as one
 SWEEP = ("--model.width", "2", "--training.epochs", "1", "--defense", "ft", "--defense.epochs", "2")
 KINDS = ("bit", "cut", "empty", "gone", "noise", "exchanged", "folder", "word")
-WORDS = (b"null", b"[]", b"{}", b'"text"', b"NaN", b"[" * 5000, b'{"a": 1' + b"0" * 5000 + b"}", b"\xff\xfe", b"{", b"")
+WORDS = (
+    b"null",
+    b"[]",
+    b"{}",
+    b'"text"',
+    b"NaN",
+    b"[" * 5000,
+    b'{"a": 1' + b"0" * 5000 + b"}",
+    b"\xff\xfe",
+    b"{",
+    b"",
+)
 
 
 def call(*words: str) -> tuple[int, str, str]:
@@ -50,7 +73,16 @@ def commands(out: Path) -> list[tuple[str, ...]]:
     """Return commands that between them read every file of a run."""
     return [
         ("run", *SIZES, "--quiet", "--out", str(out)),
-        ("report", str(out), "--smoothness", "--stealth", "--html", str(out / "page.html"), "--format", "markdown"),
+        (
+            "report",
+            str(out),
+            "--smoothness",
+            "--stealth",
+            "--html",
+            str(out / "page.html"),
+            "--format",
+            "markdown",
+        ),
         ("analyze", "weight_norms", str(out), "--quiet", "--figures", str(out / "figures")),
     ]
 
@@ -71,7 +103,9 @@ def whole(tmp_path_factory) -> Case:
 def cut(tmp_path_factory) -> Case:
     """A sweep that was stopped in the defense of two of its runs, and of whose victims one has diverged."""
     out, axes = tmp_path_factory.mktemp("cut") / "runs", dict(axis.split("=") for axis in AXES)
-    wanted = sweep.points(schema.overrides(SWEEP), {key: words.split(",") for key, words in axes.items()})
+    wanted = sweep.points(
+        schema.overrides(SWEEP), {key: words.split(",") for key, words in axes.items()}
+    )
     begun = lambda: any(out.glob("groups/*/stage-0/form.json"))  # noqa: E731
     execution = run.Execution(out, checkpoint_seconds=0.0, should_stop=begun)
     with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +122,10 @@ def cut(tmp_path_factory) -> Case:
 
 def continued(out: Path) -> list[tuple[str, ...]]:
     over = [word for axis in AXES for word in ("--over", axis)]
-    return [("sweep", *SWEEP, *over, "--quiet", "--out", str(out)), ("report", str(out), "--format", "csv")]
+    return [
+        ("sweep", *SWEEP, *over, "--quiet", "--out", str(out)),
+        ("report", str(out), "--format", "csv"),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -100,19 +137,34 @@ def poisoned(tmp_path_factory) -> Case:
 
 
 def poisoning(folder: Path) -> list[tuple[str, ...]]:
-    words = ("--data.train_count", "200", "--holdout.share", "0.5", "--runs", str(folder / "runs"), "--quiet")
+    words = (
+        "--data.train_count",
+        "200",
+        "--holdout.share",
+        "0.5",
+        "--runs",
+        str(folder / "runs"),
+        "--quiet",
+    )
     return [("poison", "badnets", *words, "--out", str(folder / "poisoned"))]
 
 
 def exact(folder: Path) -> list[bytes]:
-    return [(folder / "poisoned" / name).read_bytes() for name in ("labels.csv", "poisoned.npz", "poison.json")]
+    return [
+        (folder / "poisoned" / name).read_bytes()
+        for name in ("labels.csv", "poisoned.npz", "poison.json")
+    ]
 
 
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory) -> Case:
     """Records of runs as one file, and as the folders of runs."""
     folder = tmp_path_factory.mktemp("bundled")
-    rows = [made_up.content(seed, defense=one) for seed in range(3) for one in ({"name": "ft"}, made_up.ft_sam(2.0))]
+    rows = [
+        made_up.content(seed, defense=one)
+        for seed in range(3)
+        for one in ({"name": "ft"}, made_up.ft_sam(2.0))
+    ]
     made_up.write(folder / "runs", *rows)
     assert call("export", str(folder / "runs"), "--out", str(folder / "records.jsonl"))[0] == 0
     return Case(folder, reporting, tables, tables(folder))
@@ -138,7 +190,12 @@ def results(out: Path) -> dict[str, tuple]:
     for file in out.glob("digits-*/record.json"):
         record = json.loads(file.read_text())
         losses = [row["loss"] for row in record.get("history", [])]
-        found[file.parent.name] = (record["status"], record.get("metrics"), losses, record.get("selection"))
+        found[file.parent.name] = (
+            record["status"],
+            record.get("metrics"),
+            losses,
+            record.get("selection"),
+        )
     return found
 
 
@@ -167,9 +224,19 @@ def damage(rng: np.random.Generator, file: Path, files: list[Path]) -> str:
 
 def files_of(folder: Path, rng: np.random.Generator) -> list[Path]:
     """Return the files to choose from; half of the time those that say how far a sweep is, where there are any."""
-    kept = [file for file in sorted(folder.rglob("*")) if file.is_file() and "array_metadatas" not in file.parts]
-    kept = [file for file in kept if file.suffix != ".png" or "samples" in file.name]  # whose own checksums are read
-    telling = [file for file in kept if file.name in ("group.json", "form.json", "diverged.json", "data.json")]
+    kept = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and "array_metadatas" not in file.parts
+    ]
+    kept = [
+        file for file in kept if file.suffix != ".png" or "samples" in file.name
+    ]  # whose own checksums are read
+    telling = [
+        file
+        for file in kept
+        if file.name in ("group.json", "form.json", "diverged.json", "data.json")
+    ]
     return telling if telling and "groups" in os.listdir(folder) and rng.random() < 0.5 else kept
 
 
@@ -205,8 +272,12 @@ def check_all(seeds: range, case: Case, tmp_path: Path) -> None:
         check(seed, case, tmp_path / "copy")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's, of a closed event loop
-@pytest.mark.parametrize(("case", "trials"), [("whole", 16), ("cut", 4), ("poisoned", 10), ("bundled", 30)])
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # orbax's, of a closed event loop
+@pytest.mark.parametrize(
+    ("case", "trials"), [("whole", 16), ("cut", 4), ("poisoned", 10), ("bundled", 30)]
+)
 def test_a_damaged_file_is_one_line_or_of_no_account(case, trials, tmp_path, request):
     check_all(range(trials), request.getfixturevalue(case), tmp_path)
 
@@ -214,7 +285,8 @@ def test_a_damaged_file_is_one_line_or_of_no_account(case, trials, tmp_path, req
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("case", "first", "last"), [("whole", 16, 76), ("whole", 76, 136), ("cut", 4, 54), ("poisoned", 10, 40)]
+    ("case", "first", "last"),
+    [("whole", 16, 76), ("whole", 76, 136), ("cut", 4, 54), ("poisoned", 10, 40)],
 )
 def test_many_damaged_files_are_one_line_or_of_no_account(case, first, last, tmp_path, request):
     check_all(range(first, last), request.getfixturevalue(case), tmp_path)

@@ -35,7 +35,10 @@ def test_the_runs_of_a_seed_and_an_attack_share_one_victim_and_come_together():
 
 
 def test_more_seeds_only_add_runs():
-    assert _demo.plan("digits", seeds=2) == _demo.plan("digits", seeds=3)[: 2 * len(_demo.plan("digits", seeds=1))]
+    assert (
+        _demo.plan("digits", seeds=2)
+        == _demo.plan("digits", seeds=3)[: 2 * len(_demo.plan("digits", seeds=1))]
+    )
 
 
 def test_the_data_folder_reaches_every_run():
@@ -49,7 +52,8 @@ def test_the_controls_are_part_of_every_story():
 
 def test_a_data_set_without_a_story_is_refused_with_the_nearest_that_has_one():
     with pytest.raises(
-        InputError, match=r"^dataset must be one of digits, cifar10; got 'digit'.*did you mean 'digits'"
+        InputError,
+        match=r"^dataset must be one of digits, cifar10; got 'digit'.*did you mean 'digits'",
     ):
         _demo.plan("digit")
     with pytest.raises(InputError, match=r"^seeds must be 1 or more, got 0\.$"):
@@ -73,7 +77,9 @@ def test_a_tiny_demo_writes_table_and_figures_and_is_not_repeated(tmp_path, monk
     records = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
     assert len(records) == 4
 
-    monkeypatch.setattr("bdjax.runs.plans.prepare", None)  # whatever loads data or trains would fail
+    monkeypatch.setattr(
+        "bdjax.runs.plans.prepare", None
+    )  # whatever loads data or trains would fail
     assert cli.main(["demo", "--out", str(tmp_path)]) == 0
     again = capsys.readouterr()
     assert again.err == "finished already: 4 runs\n"

@@ -56,11 +56,15 @@ def test_an_unknown_page_is_one_line_with_the_likely_one(capsys):
     assert cli.main(["guide", "defences"]) == cli.EXIT_MISTAKE
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("bdjax: no page 'defences' in the guide (did you mean 'defenses'?); pages: start, ")
+    assert said.err.startswith(
+        "bdjax: no page 'defences' in the guide (did you mean 'defenses'?); pages: start, "
+    )
     assert said.err.count("\n") == 1
 
 
 def test_it_starts_without_jax():
     code = "import sys; from bdjax import cli; cli.main(['guide', 'start']); print('jax' in sys.modules)"
-    words = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    words = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
     assert words.splitlines()[-1] == "False"

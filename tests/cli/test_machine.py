@@ -24,8 +24,22 @@ from bdjax.files import failures
 from bdjax.runs import run, sweep
 from bdjax.runs.folder import RunFolder
 
-SIZES = ("--model.width", "2", "--training.epochs", "2", "--defense", "ft", "--defense.epochs", "2", "--quiet")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
+SIZES = (
+    "--model.width",
+    "2",
+    "--training.epochs",
+    "2",
+    "--defense",
+    "ft",
+    "--defense.epochs",
+    "2",
+    "--quiet",
+)
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    "JAX_PLATFORMS": "cpu",
+}
 
 
 class Answer(NamedTuple):
@@ -44,9 +58,15 @@ def bdjax(*words: str) -> Answer:
 
 def process(code: str, *words: str, **environment: str) -> Answer:
     """Run Python's code, then the command line with these words, in a process of its own."""
-    code += "; import sys; from bdjax import cli; sys.argv[0] = 'bdjax'; sys.exit(cli.main())" if words else ""
+    code += (
+        "; import sys; from bdjax import cli; sys.argv[0] = 'bdjax'; sys.exit(cli.main())"
+        if words
+        else ""
+    )
     command = [sys.executable, "-c", code, *words]
-    ended = subprocess.run(command, capture_output=True, encoding="utf-8", env={**ENVIRONMENT, **environment})
+    ended = subprocess.run(
+        command, capture_output=True, encoding="utf-8", env={**ENVIRONMENT, **environment}
+    )
     return Answer(ended.returncode, ended.stdout, ended.stderr)
 
 
@@ -66,21 +86,36 @@ def nothing_is_kept(monkeypatch):
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line_and_the_same_command_continues(tmp_path):
     """A limit on the size of files fails in TensorStore as a full disk does, and needs no right to mount one."""
-    words = ("run", *SIZES, "--model.width", "24", "--out", str(tmp_path / "runs"), "--checkpoint-seconds", "0")
+    words = (
+        "run",
+        *SIZES,
+        "--model.width",
+        "24",
+        "--out",
+        str(tmp_path / "runs"),
+        "--checkpoint-seconds",
+        "0",
+    )
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
     stopped = process(limit, *words, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert "File too large" in one_line(Answer(stopped.code, stopped.out, stopped.err.splitlines(True)[-1]), 1)
+    assert "File too large" in one_line(
+        Answer(stopped.code, stopped.out, stopped.err.splitlines(True)[-1]), 1
+    )
     assert len(stopped.err.splitlines()) <= 2  # the other is of the cache of compiled programs
     ended = process("pass", *words, XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert (ended.code, ended.err) == (0, "")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may mount a small disk")
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="only root may mount a small disk"
+)
 def test_a_full_disk_is_one_line_wherever_it_fills_up_and_the_same_command_continues(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("no small disk can be mounted here")
     try:
         words = ("run", *SIZES, "--out", str(disk / "runs"), "--checkpoint-seconds", "0")
@@ -131,7 +166,9 @@ def test_a_folder_that_vanishes_is_one_line_and_can_be_made_again(tmp_path, monk
         yield on_epoch
 
     monkeypatch.setattr("bdjax.cli._progress.bar", bar)
-    assert str(out) in one_line(bdjax("run", *SIZES, "--out", str(out), "--checkpoint-seconds", "0"), 1)
+    assert str(out) in one_line(
+        bdjax("run", *SIZES, "--out", str(out), "--checkpoint-seconds", "0"), 1
+    )
     out.unlink()
     assert bdjax("run", *SIZES, "--out", str(out)).code == 0
 
@@ -142,7 +179,9 @@ def test_a_folder_that_vanishes_is_one_line_and_can_be_made_again(tmp_path, monk
 @pytest.mark.parametrize(
     "error",
     [
-        RuntimeError("INTERNAL: Error preparing computation: Out of memory allocating 14400000000 bytes.\n[op]"),
+        RuntimeError(
+            "INTERNAL: Error preparing computation: Out of memory allocating 14400000000 bytes.\n[op]"
+        ),
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."),
         MemoryError("Unable to allocate 728. TiB"),
         MemoryError(),
@@ -150,7 +189,9 @@ def test_a_folder_that_vanishes_is_one_line_and_can_be_made_again(tmp_path, monk
     ids=repr,
 )
 @pytest.mark.parametrize("command", ["run", "sweep", "demo"])
-def test_a_lack_of_memory_is_one_line_that_says_what_to_lower(command, error, tmp_path, monkeypatch):
+def test_a_lack_of_memory_is_one_line_that_says_what_to_lower(
+    command, error, tmp_path, monkeypatch
+):
     def fail(*_):
         raise error
 
@@ -194,7 +235,9 @@ def test_a_mistake_in_the_code_keeps_its_traceback(tmp_path, monkeypatch):
     ],
     ids=" ".join,
 )
-def test_an_accelerator_that_is_not_there_is_one_line_before_anything_is_done(words, tmp_path, monkeypatch):
+def test_an_accelerator_that_is_not_there_is_one_line_before_anything_is_done(
+    words, tmp_path, monkeypatch
+):
     def fail(*_, **__):
         raise RuntimeError("Unable to initialize backend 'cuda': no CUDA")
 
@@ -250,7 +293,9 @@ except OSError as error:
 def test_every_module_is_imported_where_unix_modules_are_missing(tmp_path):
     answer = process(IMPORT_ALL.replace("sys.argv[1]", repr(str(tmp_path))))
     assert answer.code == 0, answer
-    assert "so it cannot be locked" in answer.out  # filelock's part for Windows is not for this system
+    assert (
+        "so it cannot be locked" in answer.out
+    )  # filelock's part for Windows is not for this system
 
 
 def test_several_hosts_are_refused_on_windows(monkeypatch):
@@ -276,7 +321,9 @@ def runs(tmp_path):
     return str(made_up.write(tmp_path / "made", made_up.content()))
 
 
-def test_a_demo_without_matplotlib_says_so_first_and_ends_well(no_matplotlib, runs, tmp_path, monkeypatch):
+def test_a_demo_without_matplotlib_says_so_first_and_ends_well(
+    no_matplotlib, runs, tmp_path, monkeypatch
+):
     done = []
     monkeypatch.setattr(_demo, "carry_out", lambda *_: done.append("trained"))
     load = report.load
@@ -295,7 +342,9 @@ def test_a_demo_without_matplotlib_says_so_first_and_ends_well(no_matplotlib, ru
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_without_matplotlib_says_so_first_and_ends_well(no_matplotlib, runs, tmp_path, monkeypatch):
+def test_a_sweep_without_matplotlib_says_so_first_and_ends_well(
+    no_matplotlib, runs, tmp_path, monkeypatch
+):
     load, told = report.load, []
 
     def carry_out(wanted, execution, spread):
@@ -320,13 +369,17 @@ def test_a_sweep_without_matplotlib_says_so_first_and_ends_well(no_matplotlib, r
     ],
     ids=lambda words: words[0],
 )
-def test_what_is_for_a_figure_alone_is_refused_before_any_work(words, no_matplotlib, tmp_path, monkeypatch):
+def test_what_is_for_a_figure_alone_is_refused_before_any_work(
+    words, no_matplotlib, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert one_line(bdjax(*words), 2) == NOTE.replace("the figures will be left out: ", "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_without_matplotlib_has_all_but_the_figures_of_analyses(no_matplotlib, runs, tmp_path):
+def test_a_page_without_matplotlib_has_all_but_the_figures_of_analyses(
+    no_matplotlib, runs, tmp_path
+):
     page = tmp_path / "page.html"
     plain = bdjax("report", runs, "--html", str(page))
     assert (plain.code, plain.err) == (0, "")  # there is none that it would lack

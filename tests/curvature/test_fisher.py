@@ -75,7 +75,9 @@ def test_sampled_labels_are_the_models_own():
     logits = jnp.array([1.0, 0.0, -1.0])
     labels = fisher.sampled_labels(KEY, jnp.tile(logits, (20_000, 1)))
     frequency = np.bincount(labels, minlength=3) / labels.size
-    np.testing.assert_allclose(frequency, jax.nn.softmax(logits), atol=0.012)  # three standard deviations
+    np.testing.assert_allclose(
+        frequency, jax.nn.softmax(logits), atol=0.012
+    )  # three standard deviations
     per_label = [float(trace_at([1.0, 0.0, -1.0], [label])) for label in range(3)]
     assert frequency @ per_label == pytest.approx(TRUE, abs=0.05)
     np.testing.assert_array_equal(labels, fisher.sampled_labels(KEY, jnp.tile(logits, (20_000, 1))))
@@ -85,7 +87,9 @@ def test_opposite_labels_of_one_image_cancel_in_the_batch_gradient_only():
     """At p = ½ the mean gradient vanishes, and so does what squares it; no example's does."""
     assert float(trace_at([0.0, 0.0], [0, 1])) == pytest.approx(2.5)
     assert float(trace_at([0.0, 0.0], [0, 1], estimator="batch_sq")) == 0
-    diagonal = fisher.diagonal(softmax_loss, weight_for([0.0, 0.0]), (jnp.tile(X, (2, 1)), jnp.array([0, 1])))
+    diagonal = fisher.diagonal(
+        softmax_loss, weight_for([0.0, 0.0]), (jnp.tile(X, (2, 1)), jnp.array([0, 1]))
+    )
     np.testing.assert_allclose(diagonal, [[0.25, 1.0], [0.25, 1.0]])
 
 
@@ -93,7 +97,9 @@ def test_estimators_of_known_gradients():
     """The mean of ‖g‖² is 31/3, and ‖mean g‖² is 41/9."""
     weight = jnp.zeros(2)
     assert float(fisher.trace(linear_loss, weight, ROWS)) == pytest.approx(31 / 3)
-    assert float(fisher.trace(linear_loss, weight, ROWS, estimator="batch_sq")) == pytest.approx(41 / 9)
+    assert float(fisher.trace(linear_loss, weight, ROWS, estimator="batch_sq")) == pytest.approx(
+        41 / 9
+    )
     np.testing.assert_allclose(fisher.diagonal(linear_loss, weight, ROWS), [10 / 3, 7])
 
 
@@ -104,7 +110,9 @@ def over_all_signs(monkeypatch, rows: int, function):
     """Return the function's results under each of the 2ⁿ sign vectors, stacked."""
 
     def one(signs):
-        monkeypatch.setattr(jax.random, "rademacher", lambda key, shape, dtype: signs.astype(dtype).reshape(shape))
+        monkeypatch.setattr(
+            jax.random, "rademacher", lambda key, shape, dtype: signs.astype(dtype).reshape(shape)
+        )
         return function()
 
     return quick_jit(jax.vmap(one))(jnp.array(list(itertools.product([-1.0, 1.0], repeat=rows))))
@@ -113,7 +121,9 @@ def over_all_signs(monkeypatch, rows: int, function):
 def test_signs_average_out_exactly(monkeypatch):
     """E r_i r_j = [i = j]."""
     sketches = over_all_signs(
-        monkeypatch, 3, lambda: fisher.trace(linear_loss, jnp.zeros(2), ROWS, estimator="sign_sketch", key=KEY)
+        monkeypatch,
+        3,
+        lambda: fisher.trace(linear_loss, jnp.zeros(2), ROWS, estimator="sign_sketch", key=KEY),
     )
     assert len(sketches) == 8
     assert len(np.unique(sketches)) == 4  # a sign in common changes nothing
@@ -122,7 +132,11 @@ def test_signs_average_out_exactly(monkeypatch):
 
 def test_one_draw_of_signs(monkeypatch):
     draws = [
-        float(fisher.trace(linear_loss, jnp.zeros(2), ROWS, estimator="sign_sketch", key=jax.random.key(seed)))
+        float(
+            fisher.trace(
+                linear_loss, jnp.zeros(2), ROWS, estimator="sign_sketch", key=jax.random.key(seed)
+            )
+        )
         for seed in range(8)
     ]
     signs = np.array(list(itertools.product([-1, 1], repeat=3)))
@@ -142,7 +156,10 @@ def tanh_loss(params, example):
 def network(rows: int):
     """Parameters and as many examples, in the default precision."""
     rng = np.random.default_rng(0)
-    params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in {"w": (2, 3), "b": 3, "v": (3, 3)}.items()}
+    params = {
+        name: jnp.asarray(rng.normal(size=shape))
+        for name, shape in {"w": (2, 3), "b": 3, "v": (3, 3)}.items()
+    }
     return params, (jnp.asarray(rng.normal(size=(rows, 2))), jnp.asarray(rng.integers(0, 3, rows)))
 
 
@@ -176,7 +193,9 @@ def chunked():
     def all_of(params, examples):
         def one(chunk):
             options = {"valid": VALID, "chunk": chunk}
-            trace = jax.value_and_grad(lambda p: fisher.trace(tanh_loss, p, examples, **options))(params)
+            trace = jax.value_and_grad(lambda p: fisher.trace(tanh_loss, p, examples, **options))(
+                params
+            )
             return trace, fisher.diagonal(tanh_loss, params, examples, **options)
 
         return {chunk: one(chunk) for chunk in CHUNKS}
@@ -193,7 +212,9 @@ def test_trace_and_diagonal_are_a_loop_over_the_valid_rows_for_any_chunk(chunk, 
     (trace, grads), diagonal = chunked[chunk]
     assert float(trace) == pytest.approx(np.mean([squared(grad) for grad in looped]), rel=1e-5)
     assert_close(diagonal, jax.tree.map(lambda *g: np.square(g).mean(0), *looped))
-    assert sum(leaf.sum() for leaf in jax.tree.leaves(diagonal)) == pytest.approx(float(trace), rel=1e-5)
+    assert sum(leaf.sum() for leaf in jax.tree.leaves(diagonal)) == pytest.approx(
+        float(trace), rel=1e-5
+    )
     assert_close(grads, chunked[100][0][1])
 
 
@@ -228,15 +249,24 @@ def test_gradient_of_an_estimate_by_finite_differences(estimator):
         @quick_jit
         @jax.value_and_grad
         def estimate(params):
-            return fisher.trace(tanh_loss, params, examples, estimator=estimator, key=KEY, valid=valid, chunk=2)
+            return fisher.trace(
+                tanh_loss, params, examples, estimator=estimator, key=KEY, valid=valid, chunk=2
+            )
 
         grads = estimate(params)[1]
         for seed in (1, 2):
             rng = np.random.default_rng(seed)
             direction = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape), params)
-            up, down = (jax.tree.map(lambda x, d, h=h: x + h * d, params, direction) for h in (1e-5, -1e-5))
-            slope = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True))
-            assert float((estimate(up)[0] - estimate(down)[0]) / 2e-5) == pytest.approx(float(slope), rel=1e-6)
+            up, down = (
+                jax.tree.map(lambda x, d, h=h: x + h * d, params, direction) for h in (1e-5, -1e-5)
+            )
+            slope = sum(
+                jnp.vdot(g, d)
+                for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True)
+            )
+            assert float((estimate(up)[0] - estimate(down)[0]) / 2e-5) == pytest.approx(
+                float(slope), rel=1e-6
+            )
 
 
 @pytest.mark.parametrize("estimator", fisher.ESTIMATORS)
@@ -244,7 +274,9 @@ def test_the_gradient_of_the_trace_is_its_derivative(estimator):
     """The Hessian-vector product against reverse over reverse, with rows that do not count and a ragged chunk."""
     params, examples = network(7)
     options = {"estimator": estimator, "key": jax.random.key(0), "valid": VALID, "chunk": 3}
-    expected = jax.jit(jax.grad(lambda at: fisher.trace(tanh_loss, at, examples, **options)))(params)
+    expected = jax.jit(jax.grad(lambda at: fisher.trace(tanh_loss, at, examples, **options)))(
+        params
+    )
     got = jax.jit(lambda at: fisher.trace_gradient(tanh_loss, at, examples, **options))(params)
     assert_close(got, expected)
     assert squared(got) > 1e-6
@@ -287,8 +319,13 @@ def test_refuses_what_it_cannot_do():
 def test_no_valid_row_gives_zero():
     for estimator in fisher.ESTIMATORS:
         none = jnp.zeros(3, bool)
-        assert fisher.trace(linear_loss, jnp.ones(2), ROWS, estimator=estimator, key=KEY, valid=none) == 0
-    np.testing.assert_array_equal(fisher.diagonal(linear_loss, jnp.ones(2), ROWS, valid=none), [0, 0])
+        assert (
+            fisher.trace(linear_loss, jnp.ones(2), ROWS, estimator=estimator, key=KEY, valid=none)
+            == 0
+        )
+    np.testing.assert_array_equal(
+        fisher.diagonal(linear_loss, jnp.ones(2), ROWS, valid=none), [0, 0]
+    )
 
 
 # --- sums over chunks ------------------------------------------------------------------------------------------------
@@ -313,7 +350,12 @@ def test_accumulated_chunks_are_the_sum_over_the_valid_rows(data):
     x, y = np.array(data.draw(numbers), np.float32), np.array(data.draw(numbers), np.int32)
     got = sums({"x": x, "y": np.stack([y, 2 * y], 1)}, jnp.asarray(valid), chunk)
     total = y[valid].sum()
-    assert (got["rows"][0], got["rows"][1], *got["rows"][2]) == (valid.sum(), x[valid].sum(), total, 2 * total)
+    assert (got["rows"][0], got["rows"][1], *got["rows"][2]) == (
+        valid.sum(),
+        x[valid].sum(),
+        total,
+        2 * total,
+    )
     assert got["count"].dtype == jnp.int32
     assert got["count"] == valid.sum()
     assert got["largest"] == -(-rows // min(chunk, rows)) * min(chunk, rows)

@@ -68,13 +68,16 @@ def test_lanczos_from_ones():
 
 
 def test_quadrature_on_a_diagonal_gives_each_eigenvalue_its_share():
-    spectrum = hessian.spectral_density(KEY, quadratic([5.0, -3.0, 1.0, 0.5]), jnp.ones(4), steps=4, starts=2)
+    spectrum = hessian.spectral_density(
+        KEY, quadratic([5.0, -3.0, 1.0, 0.5]), jnp.ones(4), steps=4, starts=2
+    )
     np.testing.assert_allclose(spectrum.nodes, [[-3, 0.5, 1, 5]] * 2, rtol=1e-5)
     np.testing.assert_allclose(spectrum.weights, np.full((2, 4), 1 / 8), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("diagonal", "shares"), [([1.0, 1, 5, -3, 0, 0, 0, 0], {-3: 1, 0: 4, 1: 2, 5: 1}), ([0.0] * 8, {0: 8})]
+    ("diagonal", "shares"),
+    [([1.0, 1, 5, -3, 0, 0, 0, 0], {-3: 1, 0: 4, 1: 2, 5: 1}), ([0.0] * 8, {0: 8})],
 )
 def test_an_exhausted_space_adds_no_eigenvalue(diagonal, shares):
     nodes, weights = hessian.spectral_density(KEY, quadratic(diagonal), jnp.ones(8), steps=8)

@@ -25,7 +25,9 @@ SPEC = image_spec("numbered", (4, 5, 1), 10, (0.5,), (0.25,), crop_padding=2, fl
 NUMBERED = np.arange(1, 21, dtype=np.uint8).reshape(4, 5, 1)  # no two pixels alike, none black
 standard = jax.jit(lambda key, image, spec: spec.modality.standard(key, image), static_argnums=2)
 as_float = jax.jit(augment.as_float)
-cutouts = quick_jit(jax.vmap(lambda key, image, fill: augment.cutout(key, image, 3, fill), (0, None, None)))
+cutouts = quick_jit(
+    jax.vmap(lambda key, image, fill: augment.cutout(key, image, 3, fill), (0, None, None))
+)
 
 
 def place(image: np.ndarray, padding: int) -> tuple[int, int]:
@@ -47,7 +49,9 @@ def test_crop_cuts_a_window_of_the_padded_image_at_any_place():
 
 
 def test_flip_mirrors_about_every_other_image():
-    flipped = jax.jit(jax.vmap(lambda key: augment.flip(key, jnp.asarray(NUMBERED))))(jax.random.split(KEY, 400))
+    flipped = jax.jit(jax.vmap(lambda key: augment.flip(key, jnp.asarray(NUMBERED))))(
+        jax.random.split(KEY, 400)
+    )
     mirrored = (np.asarray(flipped) == NUMBERED[:, ::-1]).all((1, 2, 3))
     unchanged = (np.asarray(flipped) == NUMBERED).all((1, 2, 3))
     assert (mirrored ^ unchanged).all()
@@ -58,7 +62,10 @@ def test_standard_crops_then_flips_each_image_by_its_own_draw():
     batch = np.broadcast_to(NUMBERED, (64, 4, 5, 1))
     images = np.asarray(standard(KEY, batch, SPEC))
     is_flipped = [image.max() > 0 and not _is_window(image) for image in images]
-    places = [place(image[:, ::-1] if flip else image, 2) for image, flip in zip(images, is_flipped, strict=True)]
+    places = [
+        place(image[:, ::-1] if flip else image, 2)
+        for image, flip in zip(images, is_flipped, strict=True)
+    ]
     assert 16 < sum(is_flipped) < 48
     assert len(set(places)) > 12
 
@@ -109,7 +116,9 @@ def test_cutout_covers_one_square_around_any_pixel_and_nothing_else():
     holes = set()
     for result in covered:
         hole = (result != image).any(-1)
-        np.testing.assert_array_equal(result[hole], np.broadcast_to([0, 0.25, 0.5], (hole.sum(), 3)))
+        np.testing.assert_array_equal(
+            result[hole], np.broadcast_to([0, 0.25, 0.5], (hole.sum(), 3))
+        )
         holes.add(hole.tobytes())
     squares = set()
     for y in range(4):
@@ -129,7 +138,8 @@ def test_cutout_wider_than_the_image_covers_all_of_it():
 BATCH = np.random.default_rng(0).integers(0, 256, (6, 16, 18, 1), dtype=np.uint8)
 GRAY = image_spec("gray", (16, 18, 1), 10, (0.4,), (0.25,), crop_padding=2, flip=True)
 augmented = quick_jit(
-    lambda key, image, spec, name, alpha: spec.modality.augmented(key, image, name, alpha), static_argnums=(2, 3)
+    lambda key, image, spec, name, alpha: spec.modality.augmented(key, image, name, alpha),
+    static_argnums=(2, 3),
 )
 
 
@@ -146,20 +156,26 @@ def test_augmented_batches_keep_shape_and_range_and_say_what_is_mixed(name):
         assert weight == 1
     before = np.asarray(as_float(standard(KEY, BATCH, GRAY) if name != "none" else BATCH))
     same = np.array_equal(image, before)
-    assert same == (name in ("standard", "none", "adversarial") or (name == "cutmix" and weight == 1))
+    assert same == (
+        name in ("standard", "none", "adversarial") or (name == "cutmix" and weight == 1)
+    )
 
 
 def test_mixing_starts_from_the_standard_augmentation_and_alpha_compiles_nothing():
     image, partner, weight = augmented(KEY, BATCH, GRAY, "mixup", 1.0)
     before = np.asarray(standard(KEY, BATCH, GRAY)) / 255
-    np.testing.assert_allclose(image, weight * before + (1 - weight) * before[np.asarray(partner)], atol=1e-6)
+    np.testing.assert_allclose(
+        image, weight * before + (1 - weight) * before[np.asarray(partner)], atol=1e-6
+    )
     compiled = augmented._cache_size()
     assert augmented(KEY, BATCH, GRAY, "mixup", 0.2).weight != weight
     assert augmented._cache_size() == compiled
 
 
 def test_cutout_by_name_has_half_the_shorter_side_and_the_mean():
-    image, _, _ = augmented(KEY, np.full_like(BATCH, 255), replaced(GRAY, crop_padding=0), "cutout", 1.0)
+    image, _, _ = augmented(
+        KEY, np.full_like(BATCH, 255), replaced(GRAY, crop_padding=0), "cutout", 1.0
+    )
     holes = np.asarray(image) != 1
     np.testing.assert_allclose(np.asarray(image)[holes], 0.4, rtol=1e-6)
     assert (holes.sum((1, 2, 3)) <= 64).all()

@@ -28,7 +28,9 @@ def test_what_is_stored_comes_back():
     worked_on = CLIPS.load(BATCH)
     assert worked_on.dtype == jnp.float32
     np.testing.assert_array_equal(CLIPS.store(worked_on, BATCH), BATCH)
-    np.testing.assert_allclose(CLIPS.normalize(worked_on), (np.asarray(BATCH) / 255 - 0.5) / 0.25, atol=1e-6)
+    np.testing.assert_allclose(
+        CLIPS.normalize(worked_on), (np.asarray(BATCH) / 255 - 0.5) / 0.25, atol=1e-6
+    )
 
 
 def test_the_frames_of_a_clip_are_moved_alike():
@@ -67,5 +69,7 @@ def test_moving_digits_are_the_embedded_ones():
     np.testing.assert_array_equal(
         total, np.broadcast_to(digits.train.input.sum((1, 2, 3), dtype=int)[:, None], total.shape)
     )
-    assert (clips.train.input[:, 0] != clips.train.input[:, -1]).any((1, 2, 3)).mean() > 0.9  # most of them move
+    assert (clips.train.input[:, 0] != clips.train.input[:, -1]).any(
+        (1, 2, 3)
+    ).mean() > 0.9  # most of them move
     assert data.fingerprint(clips) == data.fingerprint(data.load("digits_clips"))

@@ -42,12 +42,27 @@ def test_digits_known_answers():
     digits = data.load("digits")
     assert digits.train.input.shape == (1347, 8, 8, 1)
     assert digits.test.input.shape == (450, 8, 8, 1)
-    assert np.bincount(digits.train.label).tolist() == [133, 137, 132, 138, 135, 137, 136, 134, 130, 135]
+    assert np.bincount(digits.train.label).tolist() == [
+        133,
+        137,
+        132,
+        138,
+        135,
+        137,
+        136,
+        134,
+        130,
+        135,
+    ]
     assert np.bincount(digits.test.label).tolist() == [45, 45, 45, 45, 46, 45, 45, 45, 44, 45]
     assert int(digits.train.input.sum(dtype=int)) == 6719223
     assert int(digits.test.input.sum(dtype=int)) == 2234578
     for split in (digits.train, digits.test):
-        assert (split.input.dtype, split.label.dtype, split.valid.dtype) == (np.uint8, np.int32, np.bool_)
+        assert (split.input.dtype, split.label.dtype, split.valid.dtype) == (
+            np.uint8,
+            np.int32,
+            np.bool_,
+        )
         assert split.valid.all()
     assert (digits.train.input.min(), digits.train.input.max()) == (0, 255)
 
@@ -57,7 +72,11 @@ def test_digits_specification_is_measured_on_the_training_images():
     pixels = np.asarray(digits.train.input) / 255
     assert digits.spec.mean == pytest.approx((pixels.mean(),), rel=1e-12)
     assert digits.spec.std == pytest.approx((pixels.std(),), rel=1e-12)
-    assert (digits.spec.name, digits.spec.shape, digits.spec.num_classes) == ("digits", (8, 8, 1), 10)
+    assert (digits.spec.name, digits.spec.shape, digits.spec.num_classes) == (
+        "digits",
+        (8, 8, 1),
+        10,
+    )
     hash(digits.spec)  # a static argument
 
 
@@ -87,7 +106,9 @@ def test_fingerprint_is_fixed_and_sees_every_change():
         changed = digits._replace(test=digits.test._replace(**{field: array}))
         assert data.fingerprint(changed)["test"] != data.fingerprint(digits)["test"]
         assert data.fingerprint(changed)["train"] == data.fingerprint(digits)["train"]
-    flat = digits._replace(test=digits.test._replace(input=np.asarray(digits.test.input).reshape(450, 4, 16, 1)))
+    flat = digits._replace(
+        test=digits.test._replace(input=np.asarray(digits.test.input).reshape(450, 4, 16, 1))
+    )
     assert data.fingerprint(flat)["test"] != data.fingerprint(digits)["test"]
 
 
@@ -119,7 +140,9 @@ def test_the_default_needs_no_optional_library():
         "import sys; from bdjax import data; data.load('digits'); "
         "print([m for m in ('PIL', 'tensorflow_datasets', 'array_record', 'sklearn') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -131,7 +154,8 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    ("name", "looked_for"), [("cifar01", "here/cifar01"), ("", "here/"), ("../digits", "digits"), ("/no/shapes/", None)]
+    ("name", "looked_for"),
+    [("cifar01", "here/cifar01"), ("", "here/"), ("../digits", "digits"), ("/no/shapes/", None)],
 )
 def test_unknown_name(name, looked_for, tmp_path):
     with pytest.raises(InputError) as error:
@@ -144,7 +168,8 @@ def test_unknown_name(name, looked_for, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["./shapes", "./shapes/", "shapes/", "{}/shapes", "{}/shapes/", "../x/shapes", "~/shapes"]
+    "name",
+    ["./shapes", "./shapes/", "shapes/", "{}/shapes", "{}/shapes/", "../x/shapes", "~/shapes"],
 )
 def test_a_folder_may_be_named_by_its_path(name, tmp_path, monkeypatch):
     write_images(tmp_path / "x" / "shapes")
@@ -175,7 +200,10 @@ def test_a_folder_called_like_a_data_set_is_named_by_its_path(tmp_path, monkeypa
     assert data.load("digits").spec.shape == (8, 8, 1)
     assert not caplog.records, "it is not in the data_dir"
     assert data.load("digits", data_dir=tmp_path).spec.shape == (8, 8, 1)
-    assert f"data digits is bdjax's own; the image folder {tmp_path}/digits is named by ./digits." in caplog.messages
+    assert (
+        f"data digits is bdjax's own; the image folder {tmp_path}/digits is named by ./digits."
+        in caplog.messages
+    )
     for name in ("./digits", "digits/", str(tmp_path / "digits")):
         assert data.load(name).spec.shape == (4, 4, 3)
         assert data.locate(name) == ("./digits", str(tmp_path))
@@ -185,7 +213,9 @@ def test_a_folder_called_like_a_data_set_is_named_by_its_path(tmp_path, monkeypa
 def test_a_folder_that_is_here_and_not_in_the_data_dir_is_pointed_at(tmp_path, monkeypatch):
     write_images(tmp_path / "shapes")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"; the folder \./shapes is named by --data \./shapes\)\.$"):
+    with pytest.raises(
+        InputError, match=r"; the folder \./shapes is named by --data \./shapes\)\.$"
+    ):
         data.load("shapes", data_dir=tmp_path / "elsewhere")
 
 
@@ -247,7 +277,9 @@ def test_image_folder(folder):
     assert pets.spec.std == pytest.approx([np.std([100, 140, 0, 40]) / 255] * 3)
 
 
-@pytest.mark.parametrize(("mode", "suffix", "channels"), [("L", ".png", 1), ("RGB", ".bmp", 3), ("RGBA", ".PNG", 3)])
+@pytest.mark.parametrize(
+    ("mode", "suffix", "channels"), [("L", ".png", 1), ("RGB", ".bmp", 3), ("RGBA", ".PNG", 3)]
+)
 def test_image_folder_channels(tmp_path, mode, suffix, channels):
     write_images(tmp_path / "pets", mode=mode, suffix=suffix)
     pets = data.load("pets", data_dir=tmp_path)
@@ -280,7 +312,9 @@ def test_threads_keep_the_order(tmp_path):
                 path = tmp_path / "big" / split / name / f"{index:02}.png"
                 Image.new("L", (64, 64), 10 * index + (name == "b")).save(path)
     big = data.load("big", data_dir=tmp_path)
-    assert big.test.input[:, 9, 9, 0].tolist() == [10 * i for i in range(20)] + [10 * i + 1 for i in range(20)]
+    assert big.test.input[:, 9, 9, 0].tolist() == [10 * i for i in range(20)] + [
+        10 * i + 1 for i in range(20)
+    ]
 
 
 def remove(path):
@@ -301,11 +335,22 @@ def remove(path):
             lambda root: remove(root / "test" / "cat" / "0.png"),
             r"class folder .*/test/cat has no image \(PNG, .* or PGM\), but nothing\.",
         ),
-        (lambda root: (root / "train" / "ant" / "1.png").write_bytes(b"no image"), r"image .*/ant/1\.png cannot be"),
-        (lambda root: cut(root / "train" / "ant" / "1.png"), r"image .*/train/ant/1\.png cannot be read"),
-        (lambda root: [remove(root / split / "cat") for split in ("train", "test")], "needs two classes or more"),
         (
-            lambda root: Image.fromarray(np.zeros((4, 4), np.uint16)).save(root / "test" / "ant" / "0.png"),
+            lambda root: (root / "train" / "ant" / "1.png").write_bytes(b"no image"),
+            r"image .*/ant/1\.png cannot be",
+        ),
+        (
+            lambda root: cut(root / "train" / "ant" / "1.png"),
+            r"image .*/train/ant/1\.png cannot be read",
+        ),
+        (
+            lambda root: [remove(root / split / "cat") for split in ("train", "test")],
+            "needs two classes or more",
+        ),
+        (
+            lambda root: Image.fromarray(np.zeros((4, 4), np.uint16)).save(
+                root / "test" / "ant" / "0.png"
+            ),
             r"image .*/test/ant/0\.png has more than 8 bits",
         ),
     ],
@@ -332,7 +377,9 @@ def test_files_that_are_no_images_are_left_out_and_one_line_says_so(folder, capl
     pets = data.load("pets", data_dir=folder)
     assert data.fingerprint(pets) == data.fingerprint(before)
     (line,) = caplog.messages
-    assert line.startswith(f"image folder {folder}/pets: left out 8 files that are no images (PNG, JPEG, ")
+    assert line.startswith(
+        f"image folder {folder}/pets: left out 8 files that are no images (PNG, JPEG, "
+    )
     assert line.endswith(" or hidden: train/.thumbnails, test/README.md, train/cat/._0.png, ….")
     assert "\n" not in line
 
@@ -344,18 +391,29 @@ def test_one_file_that_is_no_image_is_named(folder, caplog):
     assert "train/ant/notes.txt." in caplog.text
 
 
-@pytest.mark.parametrize("name", ["new.jpg", "new.png", "new.tiff", "new.webp", "new.ppm", "NEW.JPEG"])
+@pytest.mark.parametrize(
+    "name", ["new.jpg", "new.png", "new.tiff", "new.webp", "new.ppm", "NEW.JPEG"]
+)
 @pytest.mark.parametrize("content", [b"", b"no image"])
 def test_a_file_that_is_called_an_image_and_is_none_is_an_error(folder, name, content):
     (folder / "pets" / "test" / "cat" / name).write_bytes(content)
     with pytest.raises(
-        InputError, match=rf"image .*/test/cat/{name} cannot be read \(.*\); replace it or take it away"
+        InputError,
+        match=rf"image .*/test/cat/{name} cannot be read \(.*\); replace it or take it away",
     ):
         data.load("pets", data_dir=folder)
 
 
 # Of each format: its suffix, and what the pixels of one gray level become.
-FORMATS = {"PNG": ".png", "BMP": ".bmp", "PPM": ".ppm", "TIFF": ".tif", "GIF": ".gif", "WEBP": ".webp", "JPEG": ".jpg"}
+FORMATS = {
+    "PNG": ".png",
+    "BMP": ".bmp",
+    "PPM": ".ppm",
+    "TIFF": ".tif",
+    "GIF": ".gif",
+    "WEBP": ".webp",
+    "JPEG": ".jpg",
+}
 
 
 @pytest.mark.parametrize("called", ["as it is", ".jpg", ".png", ""])
@@ -370,7 +428,9 @@ def test_every_format_is_read_by_its_content_whatever_the_file_is_called(tmp_pat
         pixels = np.full((4, 4, 3), 77, np.uint8)
     suffix = FORMATS[format] if called == "as it is" else called
     options = {"lossless": True} if format == "WEBP" else {}
-    Image.fromarray(pixels).save(tmp_path / "pets" / "test" / "ant" / f"new{suffix}", format, **options)
+    Image.fromarray(pixels).save(
+        tmp_path / "pets" / "test" / "ant" / f"new{suffix}", format, **options
+    )
     pets = data.load("pets", data_dir=tmp_path)
     np.testing.assert_array_equal(pets.test.input[1], pixels)
 
@@ -391,7 +451,12 @@ def test_of_several_pictures_the_first_is_read(folder):
     frames = [Image.new("RGB", (4, 4), color) for color in ((1, 2, 3), (200, 200, 200))]
     for name in ("new.gif", "new.tif", "new.webp"):
         file = folder / "pets" / "train" / "cat" / name
-        frames[0].save(file, save_all=True, append_images=frames[1:], **({"lossless": True} if "webp" in name else {}))
+        frames[0].save(
+            file,
+            save_all=True,
+            append_images=frames[1:],
+            **({"lossless": True} if "webp" in name else {}),
+        )
     pets = data.load("pets", data_dir=folder)
     assert (pets.train.input[-3:] == (1, 2, 3)).all()
 
@@ -409,7 +474,9 @@ def test_images_are_read_at_any_depth_below_their_class(tmp_path, caplog):
         Image.new("RGB", (4, 4), (level,) * 3).save(cat / place, "PNG")
     deep = data.load("deep", data_dir=tmp_path)
     of_cat = deep.train.input[deep.train.label == 1][:, 0, 0, 0]
-    assert of_cat.tolist() == [0, 40, 11, 33, 22], "sorted by path: 0.png 1.png images/1 images/10 images/more/2"
+    assert of_cat.tolist() == [0, 40, 11, 33, 22], (
+        "sorted by path: 0.png 1.png images/1 images/10 images/more/2"
+    )
     assert not caplog.records
 
 
@@ -420,7 +487,9 @@ def test_a_folder_that_holds_itself_is_refused(folder):
 
 
 def test_an_image_too_large_to_be_believed_is_refused_in_one_line(folder, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)  # which Pillow warns of, and takes for an attack from twice on
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 15
+    )  # which Pillow warns of, and takes for an attack from twice on
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(
@@ -447,7 +516,9 @@ def test_images_are_turned_as_exif_says(tmp_path, format, orientation):
     exif[0x0112] = orientation
     options = {"lossless": True} if format == "WEBP" else {}
     file = tmp_path / f"stored.{format.lower()}"
-    Image.fromarray(np.ascontiguousarray(stored)).convert("RGB").save(file, format, exif=exif, **options)
+    Image.fromarray(np.ascontiguousarray(stored)).convert("RGB").save(
+        file, format, exif=exif, **options
+    )
     assert _images.read_header(file) == ("RGB", (16, 24))
     image = _images.read_file(file, 1, None)
     assert image.shape == (16, 24, 1)
@@ -455,7 +526,9 @@ def test_images_are_turned_as_exif_says(tmp_path, format, orientation):
 
 
 def test_exif_that_is_damaged_leaves_the_image_as_it_is(tmp_path):
-    Image.new("RGB", (4, 6), (9, 9, 9)).save(tmp_path / "odd.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    Image.new("RGB", (4, 6), (9, 9, 9)).save(
+        tmp_path / "odd.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff"
+    )
     assert _images.read_header(tmp_path / "odd.jpg")[1] == (6, 4)
     assert _images.read_file(tmp_path / "odd.jpg", 3, None).shape == (6, 4, 3)
 
@@ -476,7 +549,12 @@ def test_sizes_are_compared_upright(tmp_path):
 def converted(tmp_path, image, **options):
     """Return what a stored image becomes beside color ones."""
     write_images(tmp_path / "pets")
-    image.save(tmp_path / "pets" / "test" / "ant" / "new.tif" if image.mode == "CMYK" else new_png(tmp_path), **options)
+    image.save(
+        tmp_path / "pets" / "test" / "ant" / "new.tif"
+        if image.mode == "CMYK"
+        else new_png(tmp_path),
+        **options,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return data.load("pets", data_dir=tmp_path).test.input[1]
@@ -504,10 +582,15 @@ def test_images_of_every_mode_become_color(tmp_path):
         assert (got == wanted).all(), (image.mode, options, got[0, 0])
 
 
-@pytest.mark.parametrize(("suffix", "array"), [(".png", np.uint16), (".tif", np.uint16), (".tif", np.float32)])
+@pytest.mark.parametrize(
+    ("suffix", "array"), [(".png", np.uint16), (".tif", np.uint16), (".tif", np.float32)]
+)
 def test_more_than_eight_bits_are_refused(folder, suffix, array):
     Image.fromarray(np.zeros((4, 4), array)).save(folder / "pets" / "test" / "ant" / f"new{suffix}")
-    with pytest.raises(InputError, match=rf"new\{suffix} has more than 8 bits a channel \(mode .*\); convert it to 8"):
+    with pytest.raises(
+        InputError,
+        match=rf"new\{suffix} has more than 8 bits a channel \(mode .*\); convert it to 8",
+    ):
         data.load("pets", data_dir=folder)
 
 
@@ -550,7 +633,9 @@ def test_names_match_in_either_spelling_of_unicode(tmp_path):
 
 def test_two_spellings_of_one_name_in_a_split_are_refused(tmp_path):
     write_classes(tmp_path / "places", COMPOSED, DECOMPOSED)
-    with pytest.raises(InputError, match=f"train has two class folders '{COMPOSED}', in two spellings of Unicode"):
+    with pytest.raises(
+        InputError, match=f"train has two class folders '{COMPOSED}', in two spellings of Unicode"
+    ):
         data.load("places", data_dir=tmp_path)
 
 
@@ -571,7 +656,8 @@ def test_classes_of_one_split_alone_are_named_and_counted(folder):
     for name in ("dog", "cow", "eel"):
         (folder / "pets" / "test" / name).mkdir()
     with pytest.raises(
-        InputError, match=r"class 'cow' is only in test \(and 2 more are in one split alone\); both need"
+        InputError,
+        match=r"class 'cow' is only in test \(and 2 more are in one split alone\); both need",
     ):
         data.load("pets", data_dir=folder)
 
@@ -580,7 +666,9 @@ def test_a_class_without_images_says_what_is_there(folder):
     for path in (folder / "pets" / "train" / "ant").iterdir():
         path.rename(path.with_suffix(".heic"))
         path.with_suffix(".heic").write_bytes(b"\x00\x00\x00\x18ftypheic")
-    with pytest.raises(InputError, match=r"train/ant has no image \(PNG, .*\), but 0\.heic, 1\.heic\."):
+    with pytest.raises(
+        InputError, match=r"train/ant has no image \(PNG, .*\), but 0\.heic, 1\.heic\."
+    ):
         data.load("pets", data_dir=folder)
 
 
@@ -606,10 +694,15 @@ def records(seed: int, count: int) -> bytes:
     return content.tobytes()
 
 
-def write_archive(path: Path, members: dict[str, bytes] | None = None, per_batch: int = 10) -> dict[str, bytes]:
+def write_archive(
+    path: Path, members: dict[str, bytes] | None = None, per_batch: int = 10
+) -> dict[str, bytes]:
     """The official format at a small size: every batch has ``per_batch`` images."""
     names = [*TRAIN, "test_batch.bin"]
-    members = {**{name: records(seed, per_batch) for seed, name in enumerate(names)}, **(members or {})}
+    members = {
+        **{name: records(seed, per_batch) for seed, name in enumerate(names)},
+        **(members or {}),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         for name, content in {"readme.html": b"<html>", **members}.items():
@@ -621,7 +714,9 @@ def write_archive(path: Path, members: dict[str, bytes] | None = None, per_batch
 
 
 def rows_of(split) -> set[tuple[int, bytes]]:
-    return {(int(label), image.tobytes()) for label, image in zip(split.label, split.input, strict=True)}
+    return {
+        (int(label), image.tobytes()) for label, image in zip(split.label, split.input, strict=True)
+    }
 
 
 def rows_in(*batches: bytes) -> set[tuple[int, bytes]]:
@@ -629,8 +724,16 @@ def rows_in(*batches: bytes) -> set[tuple[int, bytes]]:
     rows = set()
     for batch in batches:
         for start in range(0, len(batch), 3073):
-            red, green, blue = (batch[start + 1 + 1024 * plane : start + 1 + 1024 * (plane + 1)] for plane in range(3))
-            rows.add((batch[start], bytes(value for pixel in zip(red, green, blue, strict=True) for value in pixel)))
+            red, green, blue = (
+                batch[start + 1 + 1024 * plane : start + 1 + 1024 * (plane + 1)]
+                for plane in range(3)
+            )
+            rows.add(
+                (
+                    batch[start],
+                    bytes(value for pixel in zip(red, green, blue, strict=True) for value in pixel),
+                )
+            )
     return rows
 
 
@@ -654,7 +757,9 @@ def test_cifar10_from_the_archive(tmp_path, no_network, place):
     assert cifar.spec.class_names[6] == "frog"
     # A whole folder under its final name, nothing half-written beside it.
     assert [path.name for path in (tmp_path / "data" / "cifar10").iterdir()] == ["1.0.0"]
-    assert data.fingerprint(cifar) == data.fingerprint(data.load("cifar10", data_dir=tmp_path / "data"))
+    assert data.fingerprint(cifar) == data.fingerprint(
+        data.load("cifar10", data_dir=tmp_path / "data")
+    )
 
 
 def test_stock_and_own_builder_can_both_be_there(tmp_path, no_network):
@@ -669,8 +774,14 @@ def test_stock_and_own_builder_can_both_be_there(tmp_path, no_network):
     [
         ({"data_batch_3.bin": b""}, r"has no data_batch_3\.bin; it is not the binary version"),
         ({"test_batch.bin": b""}, r"has no test_batch\.bin"),
-        ({"data_batch_2.bin": records(0, 3)[:-1]}, r"data_batch_2\.bin in archive .* 9218 bytes, which are not whole"),
-        ({"test_batch.bin": b"\x0b" + records(0, 3)[1:]}, r"test_batch\.bin in archive .* the label 11; labels are 0"),
+        (
+            {"data_batch_2.bin": records(0, 3)[:-1]},
+            r"data_batch_2\.bin in archive .* 9218 bytes, which are not whole",
+        ),
+        (
+            {"test_batch.bin": b"\x0b" + records(0, 3)[1:]},
+            r"test_batch\.bin in archive .* the label 11; labels are 0",
+        ),
     ],
 )
 def test_archive_of_another_structure(tmp_path, members, words):
@@ -716,7 +827,9 @@ def test_download_must_be_the_official_archive(tmp_path, monkeypatch):
     checksum = _cifar_archive._fetch(tmp_path / "copy")
     monkeypatch.setattr(_cifar_archive, "MD5", checksum)
     assert len(data.load("cifar10", data_dir=tmp_path / "data").train.label) == 50
-    assert [path.name for path in (tmp_path / "data" / "downloads").iterdir() if path.is_file()] == [ARCHIVE]
+    assert [
+        path.name for path in (tmp_path / "data" / "downloads").iterdir() if path.is_file()
+    ] == [ARCHIVE]
 
 
 def test_read_only_folder_without_cifar10(tmp_path):
@@ -750,7 +863,9 @@ def edit_json(path: Path, edit) -> None:
     path.write_text(json.dumps(content))
 
 
-def write_prepared(root: Path, version: str = "3.0.2", seed: int = 0, label: int | None = None) -> _dataset.Arrays:
+def write_prepared(
+    root: Path, version: str = "3.0.2", seed: int = 0, label: int | None = None
+) -> _dataset.Arrays:
     """A folder like that of the stock builder: PNG images, two training shards of 30 and one test shard of 20."""
     tfds = pytest.importorskip("tensorflow_datasets")
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -780,7 +895,12 @@ def write_prepared(root: Path, version: str = "3.0.2", seed: int = 0, label: int
         "name": "cifar10",
         "version": version,
         "splits": [
-            {"name": "train", "filepathTemplate": template, "numBytes": "1", "shardLengths": ["30", "30"]},
+            {
+                "name": "train",
+                "filepathTemplate": template,
+                "numBytes": "1",
+                "shardLengths": ["30", "30"],
+            },
             {"name": "test", "filepathTemplate": template, "numBytes": "1", "shardLengths": ["20"]},
         ],
     }
@@ -832,7 +952,11 @@ def test_training_images_can_stay_on_the_disk(tmp_path, prepared):
     cifar = data.load("cifar10", data_dir=tmp_path, on_disk=True)
     images: Any = cifar.train.input
     assert not isinstance(images, np.ndarray)
-    assert (images.shape, images.dtype, images.nbytes) == ((60, 32, 32, 3), np.uint8, prepared.train_image.nbytes)
+    assert (images.shape, images.dtype, images.nbytes) == (
+        (60, 32, 32, 3),
+        np.uint8,
+        prepared.train_image.nbytes,
+    )
     rows = np.array([59, 0, 31, 31])  # of both shards
     np.testing.assert_array_equal(images[rows], prepared.train_image[rows])
     np.testing.assert_array_equal(cifar.train.label, prepared.train_label)
@@ -872,7 +996,9 @@ def test_a_damaged_image_on_the_disk_is_named_when_it_is_read(tmp_path, prepared
     images: Any = data.load("cifar10", data_dir=tmp_path, on_disk=True).train.input
     content = shard(tmp_path).read_bytes()
     start = content.index(b"IDAT")  # of the second shard's first image
-    shard(tmp_path).write_bytes(content[:start] + b"XXXX" + content[start + 4 :])  # after its labels were read
+    shard(tmp_path).write_bytes(
+        content[:start] + b"XXXX" + content[start + 4 :]
+    )  # after its labels were read
     with pytest.raises(InputError, match=rf"^an image of {tmp_path}/cifar10/3.0.2 is damaged"):
         images[np.array([30])]
 
@@ -880,8 +1006,16 @@ def test_a_damaged_image_on_the_disk_is_named_when_it_is_read(tmp_path, prepared
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("digits", {}, "^data set digits cannot stay on the disk: it is not in records that can be read by row"),
-        ("cifar10", {"image_size": 16}, "^data set cifar10 cannot stay on the disk: it is to be resized"),
+        (
+            "digits",
+            {},
+            "^data set digits cannot stay on the disk: it is not in records that can be read by row",
+        ),
+        (
+            "cifar10",
+            {"image_size": 16},
+            "^data set cifar10 cannot stay on the disk: it is to be resized",
+        ),
         ("cifar", {}, "no data set 'cifar'"),
     ],
 )
@@ -898,7 +1032,9 @@ def test_the_newest_version_counts(tmp_path, prepared):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.99])
-@pytest.mark.parametrize("name", ["train.array_record-00001-of-00002", "test.array_record-00000-of-00001"])
+@pytest.mark.parametrize(
+    "name", ["train.array_record-00001-of-00002", "test.array_record-00000-of-00001"]
+)
 def test_shard_that_was_cut_short(tmp_path, prepared, name, share):
     cut(shard(tmp_path, name), share)
     with pytest.raises(InputError, match=f"shard .*{name} is damaged or incomplete"):
@@ -907,7 +1043,9 @@ def test_shard_that_was_cut_short(tmp_path, prepared, name, share):
 
 def test_shard_cut_at_its_first_block(tmp_path, prepared):
     content = shard(tmp_path).read_bytes()
-    shard(tmp_path).write_bytes(content[: 1 << 16])  # the smallest file that array_record agrees to open
+    shard(tmp_path).write_bytes(
+        content[: 1 << 16]
+    )  # the smallest file that array_record agrees to open
     with pytest.raises(InputError, match=r"train\.array_record-00001-of-00002 is damaged"):
         data.load("cifar10", data_dir=tmp_path)
 
@@ -940,7 +1078,10 @@ def test_shard_that_is_missing(tmp_path, prepared):
 def test_count_that_differs_from_the_announced_one(tmp_path, prepared, count):
     info = shard(tmp_path).with_name("dataset_info.json")
     edit_json(info, lambda content: content["splits"][0].update(shardLengths=["30", count]))
-    with pytest.raises(InputError, match=rf"00001-of-00002 .*it holds 30 examples and dataset_info\.json says {count}"):
+    with pytest.raises(
+        InputError,
+        match=rf"00001-of-00002 .*it holds 30 examples and dataset_info\.json says {count}",
+    ):
         data.load("cifar10", data_dir=tmp_path)
 
 
@@ -954,7 +1095,10 @@ def test_label_out_of_range(tmp_path):
     ("edit", "words"),
     [
         (lambda content: content["splits"].pop(), "is not a data set that bdjax can read"),
-        (lambda content: content.update(fileFormat="tfrecord"), "is in tfrecord format, which needs TensorFlow"),
+        (
+            lambda content: content.update(fileFormat="tfrecord"),
+            "is in tfrecord format, which needs TensorFlow",
+        ),
         (lambda content: content.clear(), "is not a data set that bdjax can read"),
     ],
 )
@@ -1145,7 +1289,9 @@ def test_processes_that_load_at_once(tmp_path):
     (source / "shard").write_text("")
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    arrays = _dataset.Arrays(image, np.arange(40, dtype=np.int32), image[:7], np.arange(7, dtype=np.int32))
+    arrays = _dataset.Arrays(
+        image, np.arange(40, dtype=np.int32), image[:7], np.arange(7, dtype=np.int32)
+    )
 
     def load(turn: int) -> bool:
         if turn % 5 == 0:
@@ -1167,7 +1313,9 @@ def test_processes_that_load_at_once(tmp_path):
 def real(tmp_path_factory):
     root = os.environ.get("BDJAX_DATA_DIR")
     if not root or not _folders.newest_version(Path(root), "cifar10"):
-        pytest.skip("set BDJAX_DATA_DIR to a folder with cifar10/<version>/ to test on the real images")
+        pytest.skip(
+            "set BDJAX_DATA_DIR to a folder with cifar10/<version>/ to test on the real images"
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
         yield data.load("cifar10")

@@ -15,7 +15,9 @@ from bdjax.tasks.single_label import SingleLabel
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 200)
 IMAGE = np.random.default_rng(0).random((6, 8, 12, 1), np.float32)
-NUMBERED = np.broadcast_to(np.arange(6, dtype=np.float32)[:, None, None, None] / 8, (6, 8, 12, 3))  # row i shows i/8
+NUMBERED = np.broadcast_to(
+    np.arange(6, dtype=np.float32)[:, None, None, None] / 8, (6, 8, 12, 3)
+)  # row i shows i/8
 mixup = quick_jit(mixing.mixup)
 cutmix = quick_jit(mixing.cutmix)
 beta = quick_jit(jax.vmap(mixing.symmetric_beta, (0, None)))
@@ -37,12 +39,16 @@ def test_mixup_blends_each_row_with_its_partner():
     assert weight.shape == ()
     assert 0 < weight < 1
     assert sorted(partner.tolist()) == list(range(6))
-    np.testing.assert_allclose(image, weight * IMAGE + (1 - weight) * IMAGE[np.asarray(partner)], atol=1e-6)
+    np.testing.assert_allclose(
+        image, weight * IMAGE + (1 - weight) * IMAGE[np.asarray(partner)], atol=1e-6
+    )
 
 
 def test_one_compilation_for_every_alpha_which_decides_how_much_is_mixed():
     before = mixup._cache_size()
-    weights = [[float(mixup(key, IMAGE, alpha).weight) for key in KEYS[:40]] for alpha in (0.01, 1000.0)]
+    weights = [
+        [float(mixup(key, IMAGE, alpha).weight) for key in KEYS[:40]] for alpha in (0.01, 1000.0)
+    ]
     assert mixup._cache_size() <= max(before, 1)
     hardly, evenly = np.array(weights)
     assert np.minimum(hardly, 1 - hardly).mean() < 0.05
@@ -67,13 +73,17 @@ def test_symmetric_beta_has_the_moments_of_beta(alpha):
     draws = np.asarray(beta(jax.random.split(KEY, 40_000), alpha), np.float64) - 0.5
     assert draws.mean() == pytest.approx(0, abs=0.007)
     assert (draws**2).mean() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.02)
-    assert (draws**4).mean() == pytest.approx(3 / (16 * (2 * alpha + 1) * (2 * alpha + 3)), rel=0.03)
+    assert (draws**4).mean() == pytest.approx(
+        3 / (16 * (2 * alpha + 1) * (2 * alpha + 3)), rel=0.03
+    )
 
 
 def test_symmetric_beta_at_the_ends_of_the_uniform_numbers(monkeypatch):
     uniform = [[0.0, 0.3], [1 - 2**-24, 0.3], [0.5, 0.25], [1 - 2**-24, 0.0], [0.0, 0.5]]
     for pair in uniform:
-        monkeypatch.setattr(jax.random, "uniform", lambda key, shape, pair=pair: jnp.array(pair, jnp.float32))
+        monkeypatch.setattr(
+            jax.random, "uniform", lambda key, shape, pair=pair: jnp.array(pair, jnp.float32)
+        )
         for alpha in (1e-3, 1.0, 100.0):
             assert 0 <= mixing.symmetric_beta(KEY, alpha) <= 1
 
@@ -94,7 +104,9 @@ def test_cutmix_weight_is_the_share_of_own_pixels_exactly(boxes):
 def test_cutmix_cuts_the_same_box_from_every_row(boxes):
     places = set()
     for image, partner, _ in zip(*boxes, strict=True):
-        foreign = [image[row, ..., 0] != NUMBERED[row, ..., 0] for row in range(6) if partner[row] != row]
+        foreign = [
+            image[row, ..., 0] != NUMBERED[row, ..., 0] for row in range(6) if partner[row] != row
+        ]
         for box in foreign:
             np.testing.assert_array_equal(box, foreign[0])
             rows, columns = np.flatnonzero(box.any(1)), np.flatnonzero(box.any(0))
@@ -108,7 +120,9 @@ def test_cutmix_box_sides_by_hand(monkeypatch):
     """λ₀ = 7/16: sides 8 · ¾ = 6 and 12 · ¾ = 9; around the pixel (1, 5) they reach from −2 to 4 and from 1 to 10."""
     monkeypatch.setattr(mixing, "symmetric_beta", lambda key, alpha: jnp.float32(7 / 16))
     monkeypatch.setattr(jax.random, "randint", lambda *args: jnp.array([1, 5]))
-    image, partner, weight = quick_jit(lambda key, image: mixing.cutmix(key, image, 1.0, 1.0))(KEY, NUMBERED)
+    image, partner, weight = quick_jit(lambda key, image: mixing.cutmix(key, image, 1.0, 1.0))(
+        KEY, NUMBERED
+    )
     row = int(np.flatnonzero(partner != np.arange(6))[0])
     expected = np.zeros((8, 12), bool)
     expected[:4, 1:10] = True
@@ -134,7 +148,9 @@ def test_cutmix_leaves_alone_as_often_as_asked(boxes):
     before = cutmixes._cache_size()
     untouched = cutmixes(KEYS, NUMBERED, 1.0, 0.0)
     np.testing.assert_array_equal(untouched.weight, 1)
-    np.testing.assert_array_equal(untouched.input, np.broadcast_to(NUMBERED, (200, *NUMBERED.shape)))
+    np.testing.assert_array_equal(
+        untouched.input, np.broadcast_to(NUMBERED, (200, *NUMBERED.shape))
+    )
     half = cutmixes(KEYS, NUMBERED, 0.3, 0.5)
     assert 75 < (np.asarray(half.weight) == 1).sum() < 150  # binomial, and a few boxes of no pixel
     assert cutmixes._cache_size() == before

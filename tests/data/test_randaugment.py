@@ -51,7 +51,9 @@ CASES = {
 @quick_jit
 def all_operations(amounts, image):
     """Each operation by its own amount: [14, h, w, c]."""
-    each = jax.vmap(lambda choice, amount: operations.apply(operations.NAMES, choice, amount, image))
+    each = jax.vmap(
+        lambda choice, amount: operations.apply(operations.NAMES, choice, amount, image)
+    )
     return each(jnp.arange(len(operations.NAMES)), amounts)
 
 
@@ -67,10 +69,14 @@ def results(request):
 def test_operation_is_pillows(name, results):
     image, changed = results
     _, pillow, tolerance = CASES[name]
-    expected = np.asarray(pillow(Image.fromarray(image.squeeze()))).reshape(image.shape).astype(np.float32)
+    expected = (
+        np.asarray(pillow(Image.fromarray(image.squeeze()))).reshape(image.shape).astype(np.float32)
+    )
     difference = np.abs(255 * changed[name] - expected)
     assert difference.max() <= tolerance + 1e-3
-    assert name in ("identity", "color") or (expected != image).mean() > 0.1  # the case says something
+    assert (
+        name in ("identity", "color") or (expected != image).mean() > 0.1
+    )  # the case says something
 
 
 def test_operations_keep_shape_type_and_range(results):
@@ -85,8 +91,12 @@ def test_operations_keep_shape_type_and_range(results):
 def test_neutral_amounts_give_the_image(results):
     """Magnitude 0 of RandAugment: all but autocontrast and equalize, but for rounding, on an 8-bit image."""
     image = results[0].astype(np.float32) / 255
-    neutral = np.array([randaugment.RANDAUGMENT[name].start for name in operations.NAMES], np.float32)
-    for name, result in zip(operations.NAMES, np.asarray(all_operations(neutral, image)), strict=True):
+    neutral = np.array(
+        [randaugment.RANDAUGMENT[name].start for name in operations.NAMES], np.float32
+    )
+    for name, result in zip(
+        operations.NAMES, np.asarray(all_operations(neutral, image)), strict=True
+    ):
         if name not in ("autocontrast", "equalize"):
             np.testing.assert_allclose(result, image, atol=1e-7, err_msg=name)
     assert all_operations._cache_size() <= 2  # one for each number of channels
@@ -128,8 +138,12 @@ def test_values_by_hand():
         "equalize fewer than 256 pixels": [51, 71, 101, 201],
         "color": [0.299 * 201] * 3,
     }
-    for name, result in values(np.array([51, 71, 101, 201], np.float32).reshape(2, 2, 1) / 255).items():
-        np.testing.assert_allclose(255 * np.asarray(result).reshape(-1), expected[name], atol=1e-3, err_msg=name)
+    for name, result in values(
+        np.array([51, 71, 101, 201], np.float32).reshape(2, 2, 1) / 255
+    ).items():
+        np.testing.assert_allclose(
+            255 * np.asarray(result).reshape(-1), expected[name], atol=1e-3, err_msg=name
+        )
 
 
 @quick_jit
@@ -165,31 +179,46 @@ def test_the_rest_by_hand():
     np.testing.assert_array_equal(down, np.concatenate([0 * image[:2], image[:2]]))
     np.testing.assert_allclose(half[:, :3], (image[:, :-1] + image[:, 1:]) / 2, rtol=1e-6)
     # row y is shifted by y + ½
-    np.testing.assert_allclose(sheared_x[::2, :, 0], [[1.5, 2.5, 3.5, 0], [11.5, 0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        sheared_x[::2, :, 0], [[1.5, 2.5, 3.5, 0], [11.5, 0, 0, 0]], rtol=1e-6
+    )
     np.testing.assert_allclose(sheared_y[..., 0].T[::2], [[3, 7, 11, 0], [13, 0, 0, 0]], rtol=1e-6)
 
 
 # --- RandAugment -----------------------------------------------------------------------------------------------------
 
 IMAGE = jnp.asarray(picture(3), jnp.float32) / 255
-one_operation = quick_jit(jax.vmap(lambda key, m: randaugment.randaugment(key, IMAGE, 1, m), (0, None)))
+one_operation = quick_jit(
+    jax.vmap(lambda key, m: randaugment.randaugment(key, IMAGE, 1, m), (0, None))
+)
 
 
 @pytest.mark.parametrize("magnitude", [10.0, 30.0])
 def test_randaugment_draws_all_operations_alike_at_the_stated_amounts(magnitude):
     s = magnitude / 30
-    plus = {"identity": 0, "autocontrast": 0, "equalize": 0, "posterize": 8 - 4 * s, "solarize": 256 - 256 * s}
+    plus = {
+        "identity": 0,
+        "autocontrast": 0,
+        "equalize": 0,
+        "posterize": 8 - 4 * s,
+        "solarize": 256 - 256 * s,
+    }
     plus |= dict.fromkeys(("color", "contrast", "brightness", "sharpness"), 1 + 0.9 * s)
     plus |= {"rotate": 30 * s, "shear_x": 0.3 * s, "shear_y": 0.3 * s}
     plus |= dict.fromkeys(("translate_x", "translate_y"), 150 / 331 * s)
-    minus = {name: (2 - x if name in operations.NAMES[5:9] else -x) for name, x in list(plus.items())[5:]}
+    minus = {
+        name: (2 - x if name in operations.NAMES[5:9] else -x) for name, x in list(plus.items())[5:]
+    }
     candidates = [
-        np.asarray(all_operations(np.array([side[name] for name in operations.NAMES], np.float32), IMAGE))
+        np.asarray(
+            all_operations(np.array([side[name] for name in operations.NAMES], np.float32), IMAGE)
+        )
         for side in (plus, plus | minus)
     ]
     results = np.asarray(one_operation(jax.random.split(KEY, 700), magnitude))
     first, second = (
-        np.stack([np.abs(results - option).max((1, 2, 3)) < 1e-5 for option in side], 1) for side in candidates
+        np.stack([np.abs(results - option).max((1, 2, 3)) < 1e-5 for option in side], 1)
+        for side in candidates
     )
     np.testing.assert_array_equal((first | second).sum(1), 1)
     assert (np.abs((first | second).sum(0) - 50) < 25).all()  # binomial, standard deviation 7
@@ -224,7 +253,9 @@ def test_policies_keep_shape_type_and_range_and_are_a_loop():
             assert result.dtype == jnp.float32
             assert result.min() >= 0
             assert result.max() <= 1
-            assert len(np.unique(np.asarray(result), axis=0)) > 3  # each image has a draw of its own
+            assert (
+                len(np.unique(np.asarray(result), axis=0)) > 3
+            )  # each image has a draw of its own
     assert policies._cache_size() == 1
     for together, single in zip(results, unmapped(keys[5], IMAGE, 30.0, 7.6), strict=True):
         np.testing.assert_allclose(together[5], single, atol=1e-5)
@@ -236,7 +267,9 @@ def test_policies_keep_shape_type_and_range_and_are_a_loop():
 def test_augmix_leaves_out_what_its_benchmark_tests():
     left_out = {"color", "contrast", "brightness", "sharpness"}
     assert set(randaugment.AUGMIX) == set(operations.NAMES) - left_out
-    assert tuple(randaugment.AUGMIX) == tuple(name for name in operations.NAMES if name in randaugment.AUGMIX)
+    assert tuple(randaugment.AUGMIX) == tuple(
+        name for name in operations.NAMES if name in randaugment.AUGMIX
+    )
     assert tuple(randaugment.RANDAUGMENT) == operations.NAMES
 
 
@@ -259,7 +292,9 @@ def mixtures():
     black = jnp.zeros((1, 1, len(chains)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(randaugment, "_sequence", answers)
-        mixed = quick_jit(jax.vmap(lambda key: randaugment.augmix(key, black)))(jax.random.split(KEY, 20_000))
+        mixed = quick_jit(jax.vmap(lambda key: randaugment.augmix(key, black)))(
+            jax.random.split(KEY, 20_000)
+        )
     return dict(zip(chains, np.asarray(mixed, np.float64).reshape(-1, len(chains)).T, strict=True))
 
 

@@ -26,11 +26,17 @@ def by_hand(a: np.ndarray, b: np.ndarray, taps: int) -> float:
                 mx, my = (weight * x).sum(), (weight * y).sum()
                 vx, vy = (weight * (x - mx) ** 2).sum(), (weight * (y - my) ** 2).sum()
                 cov = (weight * (x - mx) * (y - my)).sum()
-                values.append((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+                values.append(
+                    (2 * mx * my + 1e-4)
+                    * (2 * cov + 9e-4)
+                    / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
+                )
     return float(np.mean(values))
 
 
-@pytest.mark.parametrize(("shape", "taps"), [((16, 13, 3), 11), ((8, 8, 1), 7), ((9, 20, 1), 9), ((1, 5, 1), 1)])
+@pytest.mark.parametrize(
+    ("shape", "taps"), [((16, 13, 3), 11), ((8, 8, 1), 7), ((9, 20, 1), 9), ((1, 5, 1), 1)]
+)
 def test_ssim_is_the_mean_over_windows(shape, taps):
     a, b = image(0, shape), image(1, shape)
     np.testing.assert_allclose(ssim(jnp.float32(a), jnp.float32(b)), by_hand(a, b, taps), atol=2e-6)
@@ -67,5 +73,7 @@ def test_a_batch_is_a_vmap_away():
 def test_psnr():
     a = jnp.full((4, 4, 3), 0.5)
     np.testing.assert_allclose(psnr(a, a + 0.1), 20, rtol=1e-5)  # mean square 0.01
-    np.testing.assert_allclose(psnr(a, a.at[:2].add(0.1)), 10 * np.log10(200), rtol=1e-5)  # half the pixels
+    np.testing.assert_allclose(
+        psnr(a, a.at[:2].add(0.1)), 10 * np.log10(200), rtol=1e-5
+    )  # half the pixels
     assert psnr(a, a) == np.inf

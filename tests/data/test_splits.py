@@ -57,13 +57,17 @@ def test_per_class_and_rising_order():
 
 @pytest.mark.parametrize("share", [0.29, 0.07, 0.57, 0.58])
 def test_a_share_that_is_whole_but_for_rounding_counts_as_whole(share):
-    rows = splits.holdout(jax.random.key(0), split_of(np.zeros(100)), share=share, balanced=False, num_classes=1)
+    rows = splits.holdout(
+        jax.random.key(0), split_of(np.zeros(100)), share=share, balanced=False, num_classes=1
+    )
     assert len(rows) == round(100 * share)
 
 
 def test_holdout_depends_on_the_key_and_nothing_else():
     split = split_of(np.arange(1000) % 10)
-    draw = [splits.holdout(jax.random.key(seed), split, share=0.1, num_classes=10) for seed in (0, 0, 1)]
+    draw = [
+        splits.holdout(jax.random.key(seed), split, share=0.1, num_classes=10) for seed in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(draw[0], draw[1])
     assert not np.array_equal(draw[0], draw[2])
 
@@ -78,8 +82,13 @@ def test_holdout_is_uniform_within_a_class():
 
 def test_holdout_never_draws_a_padding_row():
     split = split_of(np.arange(40) % 2, valid=np.arange(40) < 20)
-    assert splits.holdout(jax.random.key(0), split, per_class=10, num_classes=2).tolist() == list(range(20))
-    assert len(splits.holdout(jax.random.key(0), split, share=0.5, balanced=False, num_classes=2)) == 10
+    assert splits.holdout(jax.random.key(0), split, per_class=10, num_classes=2).tolist() == list(
+        range(20)
+    )
+    assert (
+        len(splits.holdout(jax.random.key(0), split, share=0.5, balanced=False, num_classes=2))
+        == 10
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +97,10 @@ def test_holdout_never_draws_a_padding_row():
         ({}, "exactly one of share and per_class"),
         ({"share": 0.1, "per_class": 1}, "exactly one of share and per_class"),
         ({"share": 1.5}, "share must lie between 0 and 1, got 1.5"),
-        ({"share": 0.0}, "share must be at least 0.038835, which is one image of each of 4 classes from 103; got 0.0"),
+        (
+            {"share": 0.0},
+            "share must be at least 0.038835, which is one image of each of 4 classes from 103; got 0.0",
+        ),
         (
             {"share": 0.001, "balanced": False},
             "share must be at least 0.009709, which is one image from 103",
@@ -99,22 +111,43 @@ def test_holdout_never_draws_a_padding_row():
             {"per_class": 4},
             "per_class must be at most 3: class 'dog' has only 3 of the 4 images .* got 4; a share",
         ),
-        ({"share": 0.5}, "share must be at most 0.116505: class 'dog' has only 3 of the 12 .*--holdout.balanced false"),
+        (
+            {"share": 0.5},
+            "share must be at most 0.116505: class 'dog' has only 3 of the 12 .*--holdout.balanced false",
+        ),
         ({"per_class": 2, "balanced": False}, "balanced=False has no meaning with per_class"),
     ],
 )
 def test_holdout_refuses(options, words):
     split = split_of([0] * 40 + [1] * 30 + [2] * 30 + [3] * 3)
     with pytest.raises(InputError, match=words):
-        splits.holdout(jax.random.key(0), split, num_classes=4, class_names=("ant", "bee", "cat", "dog"), **options)
+        splits.holdout(
+            jax.random.key(0),
+            split,
+            num_classes=4,
+            class_names=("ant", "bee", "cat", "dog"),
+            **options,
+        )
 
 
 @pytest.mark.parametrize(
     ("label", "options", "words"),
     [
-        ([0] * 50 + [1], {"share": 0.5}, "share cannot draw images of each class, as class 2 has none; a share with"),
-        ([0] * 50 + [1], {"per_class": 1}, "per_class cannot draw images of each class, as class 2 has none; a share"),
-        ([0, 1], {"share": 0.5}, "share cannot draw an image of each of 3 classes from 2; with balanced=False"),
+        (
+            [0] * 50 + [1],
+            {"share": 0.5},
+            "share cannot draw images of each class, as class 2 has none; a share with",
+        ),
+        (
+            [0] * 50 + [1],
+            {"per_class": 1},
+            "per_class cannot draw images of each class, as class 2 has none; a share",
+        ),
+        (
+            [0, 1],
+            {"share": 0.5},
+            "share cannot draw an image of each of 3 classes from 2; with balanced=False",
+        ),
         ([], {"share": 0.5, "balanced": False}, "share cannot draw from a split without images"),
     ],
 )
@@ -167,7 +200,9 @@ def test_subset_keeps_the_proportions_and_the_size():
     for size in (1, 7, 33, 99, 100):
         rows = splits.subset(jax.random.key(0), split, size, num_classes=3)
         assert len(set(rows.tolist())) == size
-        assert (abs(np.bincount(split.label[rows], minlength=3) - size * np.array([0.5, 0.3, 0.2])) < 1).all()
+        assert (
+            abs(np.bincount(split.label[rows], minlength=3) - size * np.array([0.5, 0.3, 0.2])) < 1
+        ).all()
 
 
 def test_subset_depends_on_the_key():
@@ -183,7 +218,9 @@ def test_subset_refuses_a_size(size):
         splits.subset(jax.random.key(0), split_of(np.arange(100) % 2), size, num_classes=2)
 
 
-@pytest.mark.parametrize(("rows", "multiple", "padded"), [(10, 4, 12), (12, 4, 12), (1, 128, 128), (5, 1, 5)])
+@pytest.mark.parametrize(
+    ("rows", "multiple", "padded"), [(10, 4, 12), (12, 4, 12), (1, 128, 128), (5, 1, 5)]
+)
 def test_pad(rows, multiple, padded):
     split = split_of(np.ones(rows))
     result = splits.pad(split, multiple)

@@ -29,7 +29,10 @@ def test_published_sizes(per_class, of_rest):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(label=st.lists(st.integers(0, 3), min_size=12, max_size=12), share=st.sampled_from([0.0, 0.4, 0.7]))
+@given(
+    label=st.lists(st.integers(0, 3), min_size=12, max_size=12),
+    share=st.sampled_from([0.0, 0.4, 0.7]),
+)
 def test_nothing_is_lost_or_doubled_and_classes_are_as_even_as_they_can_be(label, share):
     rest, aside = divide(np.array(label), share, classes=4)
     assert sorted([*rest, *aside]) == list(range(12))
@@ -37,7 +40,9 @@ def test_nothing_is_lost_or_doubled_and_classes_are_as_even_as_they_can_be(label
     taken, there = np.bincount(np.array(label)[aside], minlength=4), np.bincount(label, minlength=4)
     for a in range(4):
         for b in range(4):
-            assert taken[a] <= taken[b] + 1 or taken[b] == there[b]  # nobody gives more but for who has no more
+            assert (
+                taken[a] <= taken[b] + 1 or taken[b] == there[b]
+            )  # nobody gives more but for who has no more
 
 
 def test_trees_are_divided_together_and_under_jit():
@@ -46,7 +51,9 @@ def test_trees_are_divided_together_and_under_jit():
     divided = validation_split(examples, label, 0.4, 3)
     assert divided[1]["label"].tolist() == [0, 1, 2]
     assert divided[1]["image"][:, 0].tolist() == [0.0, 2.0, 4.0]
-    compiled = jax.jit(lambda examples, label: validation_split(examples, label, 0.4, 3))(examples, label)
+    compiled = jax.jit(lambda examples, label: validation_split(examples, label, 0.4, 3))(
+        examples, label
+    )
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, compiled, divided)))
 
 
@@ -56,5 +63,7 @@ def test_something_must_be_left(rows, share):
     if rows == 20:
         assert [len(part) for part in divide(label, share)] == [10, 10]
         return
-    with pytest.raises(InputError, match=rf"the holdout must have more than 10 images.*got {rows}\."):
+    with pytest.raises(
+        InputError, match=rf"the holdout must have more than 10 images.*got {rows}\."
+    ):
         divide(label, share)

@@ -45,7 +45,13 @@ def unlearned():
     image = jnp.concatenate([clean.clean, poisoned.triggered])
     label = jnp.concatenate([clean.label, jnp.zeros(3, clean.label.dtype)])
     split = Split(image, label, jnp.ones(27, bool))
-    options = {"epochs": 0, "unlearning_epochs": 4, "unlearning_rate": 1e-3, "weight_decay": 0.0, "batch_size": 9}
+    options = {
+        "epochs": 0,
+        "unlearning_epochs": 4,
+        "unlearning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "batch_size": 9,
+    }
     learner = abl(isolate=3 / 27, **options).stages[1].learner
     start = planted.variables()
     kernel = start["params"]["linear"]["kernel"] / 30  # so that no loss is nothing
@@ -65,10 +71,17 @@ def test_what_is_learned_best_is_isolated_and_its_loss_rises(unlearned):
 
 def test_the_stages_see_the_training_set_and_the_first_trains_anew():
     made = abl()
-    assert [(stage.sees, stage.starts) for stage in made.stages] == [("training", "scratch"), ("training", "victim")]
+    assert [(stage.sees, stage.starts) for stage in made.stages] == [
+        ("training", "scratch"),
+        ("training", "victim"),
+    ]
     isolation, unlearning = (stage.learner for stage in made.stages)
     assert (isolation.epochs, isolation.augment, isolation.sgd.schedule) == (20, "none", Schedule())
-    assert (unlearning.tuning.epochs, unlearning.unlearning.epochs, unlearning.isolate) == (60, 20, 0.01)
+    assert (unlearning.tuning.epochs, unlearning.unlearning.epochs, unlearning.isolate) == (
+        60,
+        20,
+        0.01,
+    )
     assert unlearning.unlearning.sgd.learning_rate == 1e-4
 
 
@@ -79,7 +92,9 @@ ABL = f"{SMALL} --defense abl --defense.isolation_epochs 3 --defense.unlearning_
 
 
 def records(out) -> dict[str, dict]:
-    return {file.parent.name: json.loads(file.read_text()) for file in out.glob("*abl*/record.json")}
+    return {
+        file.parent.name: json.loads(file.read_text()) for file in out.glob("*abl*/record.json")
+    }
 
 
 def test_a_run_gives_it_what_the_attacker_delivers():
@@ -93,7 +108,9 @@ def test_a_run_gives_it_what_the_attacker_delivers():
 
 
 @pytest.mark.slow  # a run with its control rows, and a sweep of three groups: half a minute
-def test_a_run_that_was_cut_between_its_stages_goes_on_and_a_sweep_has_the_same_record(tmp_path, no_cache_of_the_user):
+def test_a_run_that_was_cut_between_its_stages_goes_on_and_a_sweep_has_the_same_record(
+    tmp_path, no_cache_of_the_user
+):
     """Through the loop, its checkpoints, the groups of a sweep and the records that all defenses share."""
     words = [*ABL.split(), "--quiet", "--checkpoint-seconds", "0"]
     assert cli.main(["run", *words, "--out", str(tmp_path / "run")]) == 0
@@ -114,7 +131,10 @@ def test_a_run_that_was_cut_between_its_stages_goes_on_and_a_sweep_has_the_same_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--attack", "wanet"), r"^defense must see a training set, and this attack delivers a network"),
+        (
+            ("--attack", "wanet"),
+            r"^defense must see a training set, and this attack delivers a network",
+        ),
         (
             ("--attack", "badnets", "--data-on"),
             r"^defense must see the training set on the device; got data_on = 'host'",

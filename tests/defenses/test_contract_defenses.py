@@ -144,9 +144,9 @@ def test_tree_shapes_and_dtypes_of_every_network_are_kept(stage, network, spec, 
             if learner.epochs:
                 state, _ = programs.epoch(KEY, learner, model, state, seen)
             assert signature(state) == before
-            assert {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)} <= {
-                jnp.dtype("float32")
-            }
+            assert {
+                x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)
+            } <= {jnp.dtype("float32")}
             variables = learner.finalize(model, state)
         return variables
 
@@ -159,17 +159,24 @@ def test_no_epochs_return_the_model_bit_for_bit(name, model, variables, split):
     """Behavioral test 1, parameters and batch statistics."""
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(x.dtype), variables)
-    assert same(defenses.run(KEY, create(name, **NOTHING), model, variables, **given(split)), variables)
+    assert same(
+        defenses.run(KEY, create(name, **NOTHING), model, variables, **given(split)), variables
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(OF_A_VICTIM)))
 def test_what_starts_from_scratch_does_not_ask_the_suspect_network(name, model, variables, split):
     other = jax.tree.map(lambda x: x + 1, variables)
-    one, two = (defenses.run(KEY, create(name), model, start, **given(split)) for start in (variables, other))
+    one, two = (
+        defenses.run(KEY, create(name), model, start, **given(split))
+        for start in (variables, other)
+    )
     assert same(one, two)
 
 
-def test_the_same_key_gives_the_same_bits_and_another_key_others(result, defense, model, variables, split):
+def test_the_same_key_gives_the_same_bits_and_another_key_others(
+    result, defense, model, variables, split
+):
     assert same(defenses.run(KEY, defense, model, variables, **given(split)), result.variables)
     other = defenses.run(jax.random.key(1), defense, model, variables, **given(split))
     assert same(other["params"], result.variables["params"]) == (epochs(defense) == 0)
@@ -177,7 +184,9 @@ def test_the_same_key_gives_the_same_bits_and_another_key_others(result, defense
 
 def test_it_changes_the_model_if_it_takes_steps_at_all(result, defense, variables):
     assert same(result.variables, variables) == (epochs(defense) == 0)
-    assert [row.epoch for row in result.history] == [n + 1 for stage in defense.stages for n in range(stage.epochs)]
+    assert [row.epoch for row in result.history] == [
+        n + 1 for stage in defense.stages for n in range(stage.epochs)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +253,9 @@ def test_a_map_over_all_floats_is_a_loop(stage, model, variables, split):
 
 
 def test_every_bad_value_is_refused_with_the_name_of_its_option(name, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no run-time type checks
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # users have no run-time type checks
     known = options_of(name)
     assert set(known) <= {*BAD, *WITHOUT_BAD_VALUE}
     for option in set(known) & set(BAD):
@@ -255,7 +266,9 @@ def test_every_bad_value_is_refused_with_the_name_of_its_option(name, monkeypatc
 def test_an_unknown_option_or_preset_is_refused_with_the_nearest():
     with pytest.raises(InputError, match=r"ft_sam has no option 'roh' .did you mean 'rho'"):
         defenses.create("ft_sam", roh=2.0)
-    with pytest.raises(InputError, match="preset must be one of paper, reference_code; got 'papers'"):
+    with pytest.raises(
+        InputError, match="preset must be one of paper, reference_code; got 'papers'"
+    ):
         defenses.create("ft_sam", preset="papers")
     with pytest.raises(InputError, match=r"no 'ftsam' in defenses .did you mean 'ft_sam'"):
         defenses.create("ftsam")
@@ -267,7 +280,9 @@ def test_presets_resolve(stage):
     assert presets["paper"] == {}
     made = {preset: defenses.create(stage, preset=preset) for preset in presets}
     assert made["paper"] == defenses.create(stage)
-    assert len({repr(learner) for learner in made.values()}) == len(presets)  # else it needs no name
+    assert len({repr(learner) for learner in made.values()}) == len(
+        presets
+    )  # else it needs no name
 
 
 @pytest.mark.parametrize("stage", ["ft", "ft_sam"])
@@ -296,7 +311,9 @@ def test_a_chain_is_its_stages_one_after_another(model, variables, split):
         asked.append(number)
         return {}
 
-    together = defenses.purify(KEY, chain(first, second, keep_pruned=False), model, variables, split, options=options)
+    together = defenses.purify(
+        KEY, chain(first, second, keep_pruned=False), model, variables, split, options=options
+    )
     one = defenses.purify(KEY, first, model, variables, split)
     two = defenses.purify(defenses.stage_key(KEY, 1), second, model, one.variables, split)
     assert same(together.variables, two.variables)
@@ -314,7 +331,9 @@ def test_nested_chains_are_flat():
     a, b, c = create("ft"), create("ft_sam"), create("nft")
     assert chain(chain(a, b), c) == chain(a, chain(b, c))
     loose = functools.partial(chain, keep_pruned=False)
-    assert loose(loose(a, b), c) == loose(a, loose(b, c)) == Defense((*a.stages, *b.stages, *c.stages))
+    assert (
+        loose(loose(a, b), c) == loose(a, loose(b, c)) == Defense((*a.stages, *b.stages, *c.stages))
+    )
 
 
 def test_a_learner_is_a_defense_of_one_stage(model, variables, split):
@@ -322,8 +341,12 @@ def test_a_learner_is_a_defense_of_one_stage(model, variables, split):
     learner = create("ft").learner
     assert defenses.of(learner) == Defense((DefenseStage(learner),)) == create("ft")
     assert chain(learner, learner) == chain(create("ft"), create("ft"))
-    assert same(*(defenses.run(KEY, each, model, variables, split) for each in (learner, create("ft"))))
-    with pytest.raises(InputError, match="defense must have one stage to have one learner; it has 2"):
+    assert same(
+        *(defenses.run(KEY, each, model, variables, split) for each in (learner, create("ft")))
+    )
+    with pytest.raises(
+        InputError, match="defense must have one stage to have one learner; it has 2"
+    ):
         chain(learner, learner).learner  # noqa: B018
 
 
@@ -331,9 +354,13 @@ def test_a_learner_is_a_defense_of_one_stage(model, variables, split):
 
 
 def test_a_poisoned_split_is_refused(name, model, variables, split, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no run-time type checks
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # users have no run-time type checks
     poisoned = PoisonedSplit(split, split.label, np.zeros(48, bool))
-    with pytest.raises(InputError, match="holdout must be a Split: a defender cannot see which images are poisoned"):
+    with pytest.raises(
+        InputError, match="holdout must be a Split: a defender cannot see which images are poisoned"
+    ):
         defenses.run(KEY, create(name), model, variables, poisoned)  # pyright: ignore
 
 
@@ -399,11 +426,15 @@ def test_a_stage_is_handed_what_it_declares_and_no_more(sees, model, variables, 
 def test_what_a_defense_sees_must_be_given(missing, model, variables, split):
     parts = {name: part for name, part in given(split).items() if name != missing}
     with pytest.raises(InputError, match=f"^{missing} must be given to a defense that sees it"):
-        defenses.run(KEY, chain(create("none"), Witness(Told(), missing)), model, variables, **parts)
+        defenses.run(
+            KEY, chain(create("none"), Witness(Told(), missing)), model, variables, **parts
+        )
 
 
 def test_a_learner_that_sees_what_there_is_not_is_refused():
-    with pytest.raises(InputError, match="sees must be one of nothing, holdout, trigger, training; got 'tests'"):
+    with pytest.raises(
+        InputError, match="sees must be one of nothing, holdout, trigger, training; got 'tests'"
+    ):
         defenses.of(Witness(Told(), "tests"))
 
 
@@ -419,6 +450,7 @@ def test_rows_outside_the_holdout_have_no_influence(result, defense, model, vari
     """What else lies in the arrays, triggered images say, is not looked at unless it is ``valid``."""
     more = Split(*(np.concatenate([array, array[:16]]) for array in split))
     more = more._replace(
-        valid=np.arange(64) < 48, input=np.where(np.arange(64)[:, None, None, None] < 48, more.input, 255)
+        valid=np.arange(64) < 48,
+        input=np.where(np.arange(64)[:, None, None, None] < 48, more.input, 255),
     )
     assert same(defenses.run(KEY, defense, model, variables, **given(more)), result.variables)

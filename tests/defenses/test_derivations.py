@@ -28,7 +28,12 @@ KEY = jax.random.key(0)
 SPEC = image_spec("tiny", (4, 4, 1), 3, (0.5,), (0.25,))
 ETA_F, ETA_R, ETA_C, RATE, MOMENTUM = 0.3, 5.0, 0.02, 0.1, 0.9
 NEAR, FAR = 1e-5, 1e-4  # steps of the inner and the outer differences
-KERNELS = {"first": (2, 9), "second": (3, 2), "third": (2, 3), "last": (3, 2)}  # rows are output filters
+KERNELS = {
+    "first": (2, 9),
+    "second": (3, 2),
+    "third": (2, 3),
+    "last": (3, 2),
+}  # rows are output filters
 NORMS = ("norm1", "norm2", "norm3")
 
 
@@ -37,7 +42,11 @@ class Smooth(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool, valid=None):
-        for size, width, name, norm in ((3, 2, "first", 1), (1, 3, "second", 2), (1, 2, "third", 3)):
+        for size, width, name, norm in (
+            (3, 2, "first", 1),
+            (1, 3, "second", 2),
+            (1, 2, "third", 3),
+        ):
             x = conv(width, size, name=name)(x)
             x = jnp.tanh(BatchNorm(name=f"norm{norm}")(x, train=train, valid=valid))
         return Dense(3, name="last")(x.mean((1, 2)))
@@ -82,7 +91,9 @@ def like(tree, values):
     leaves, treedef = jax.tree.flatten(tree)
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
     parts = np.split(values, ends)
-    return jax.tree.unflatten(treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+    return jax.tree.unflatten(
+        treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
 
 
 def slope(function, at, step):
@@ -93,12 +104,16 @@ def slope(function, at, step):
 
 @quick_jit
 def many_logits(params, stats, image):
-    return jax.vmap(lambda each: MODEL.apply({"params": each, "batch_stats": stats}, image)[0])(params)
+    return jax.vmap(lambda each: MODEL.apply({"params": each, "batch_stats": stats}, image)[0])(
+        params
+    )
 
 
 @quick_jit
 def many_training_logits(params, stats, image):
-    return jax.vmap(lambda each: MODEL.apply({"params": each, "batch_stats": stats}, image, train=True)[0])(params)
+    return jax.vmap(
+        lambda each: MODEL.apply({"params": each, "batch_stats": stats}, image, train=True)[0]
+    )(params)
 
 
 def negative_log_likelihoods(logits, label):
@@ -164,8 +179,12 @@ class Shifts(Space):
         kernels = {path: np.asarray(leaf) for path, leaf in leaves.items() if path[-1] == "kernel"}
         rows = {path: kernel.reshape(-1, kernel.shape[-1]).T for path, kernel in kernels.items()}
         assert {path[0]: matrix.shape for path, matrix in rows.items()} == KERNELS
-        self.factors = {path: np.linalg.svd(matrix, full_matrices=False) for path, matrix in rows.items()}
-        self.tuned = structure.nested({path: np.zeros_like(s) for path, (_, s, _) in self.factors.items()})
+        self.factors = {
+            path: np.linalg.svd(matrix, full_matrices=False) for path, matrix in rows.items()
+        }
+        self.tuned = structure.nested(
+            {path: np.zeros_like(s) for path, (_, s, _) in self.factors.items()}
+        )
 
     @property
     def origin(self):
@@ -243,7 +262,9 @@ def test_two_steps_descend_the_objective_of_sft(name, start, batch):
     state = update(state._replace(tuned=like(state.tuned, at)))
     np.testing.assert_allclose(vector(state.tuned), at - RATE * buffer, atol=1e-6)
     exported = learner.finalize(MODEL, state)["params"]
-    np.testing.assert_allclose(vector(exported), vector(space.params(vector(state.tuned))), atol=1e-9)
+    np.testing.assert_allclose(
+        vector(exported), vector(space.params(vector(state.tuned))), atol=1e-9
+    )
 
 
 # --- NFT -------------------------------------------------------------------------------------------------------------
@@ -260,7 +281,10 @@ def test_a_step_descends_the_objective_of_nft_and_stays_in_its_box(start, batch)
     assert 0.01 < weight < 0.99
     assert (partner != np.arange(5)).any()
     space = Masks(start)
-    mixed, other = batch._replace(input=image), batch._replace(input=image, label=batch.label[partner])
+    mixed, other = (
+        batch._replace(input=image),
+        batch._replace(input=image, label=batch.label[partner]),
+    )
 
     def objective(points):
         two = [space.losses(points, split, train=True).mean(-1) for split in (mixed, other)]
@@ -279,4 +303,6 @@ def test_a_step_descends_the_objective_of_nft_and_stays_in_its_box(start, batch)
     assert inside.any()
     assert not inside.all()
     exported = learner.finalize(MODEL, state)["params"]
-    np.testing.assert_allclose(vector(exported), vector(space.params(vector(state.tuned))), rtol=1e-6)
+    np.testing.assert_allclose(
+        vector(exported), vector(space.params(vector(state.tuned))), rtol=1e-6
+    )

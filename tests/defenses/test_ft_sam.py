@@ -43,7 +43,9 @@ def update(learner, model):
 def moved(variables):
     """Batch statistics, scales and biases are not those of a fresh network."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: np.asarray(x) + rng.uniform(0, 0.2, x.shape).astype(x.dtype), variables)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + rng.uniform(0, 0.2, x.shape).astype(x.dtype), variables
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,10 @@ def recipe(model):
 
         (loss, changed), g = jax.value_and_grad(loss_fn, has_aux=True)(params)
         norm = jnp.sqrt(
-            sum(jnp.sum((w * d) ** 2) for w, d in zip(jax.tree.leaves(params), jax.tree.leaves(g), strict=True))
+            sum(
+                jnp.sum((w * d) ** 2)
+                for w, d in zip(jax.tree.leaves(params), jax.tree.leaves(g), strict=True)
+            )
         )
         epsilon = jax.tree.map(lambda w, d: RHO * w**2 * d / norm, params, g)
         there = jax.tree.map(jnp.add, params, epsilon)
@@ -118,7 +123,9 @@ def test_the_perturbation_has_radius_rho_and_raises_the_loss(by_hand, moved):
     """Behavioral test 2, on a network."""
     told, params = by_hand[0][1], moved["params"]
     inside = jax.tree.map(
-        lambda e, w: np.divide(e, abs(w), where=w != 0, out=np.zeros_like(w)), told["epsilon"], params
+        lambda e, w: np.divide(e, abs(w), where=w != 0, out=np.zeros_like(w)),
+        told["epsilon"],
+        params,
     )
     assert norm(inside) == pytest.approx(RHO, rel=1e-4)
     assert told["worst"] > told["loss"]
@@ -127,7 +134,9 @@ def test_the_perturbation_has_radius_rho_and_raises_the_loss(by_hand, moved):
 def test_batch_norm_scales_take_nearly_all_of_the_perturbation(recipe, variables, batch):
     """Weighted by θ², as the parameters of a fresh network are small and its scales are 1."""
     params = variables["params"]
-    epsilon = recipe(params, variables["batch_stats"], jax.tree.map(np.zeros_like, params), batch)[-1]["epsilon"]
+    epsilon = recipe(params, variables["batch_stats"], jax.tree.map(np.zeros_like, params), batch)[
+        -1
+    ]["epsilon"]
     scales = [epsilon[name]["scale"] for name in epsilon if name.startswith("bn")]
     assert norm(scales) ** 2 > 0.95 * norm(epsilon) ** 2
 
@@ -148,7 +157,9 @@ def test_a_padded_batch_equals_the_batch_without_padding(update, start, batch):
 def test_radius_zero_is_plain_fine_tuning_bit_for_bit(model, variables, split, rho):
     small = {"epochs": 3, "batch_size": 32}
     tuned = defenses.run(KEY, defenses.create("ft", **small), model, variables, split)
-    purified = defenses.run(KEY, defenses.create("ft_sam", rho=rho, **small), model, variables, split)
+    purified = defenses.run(
+        KEY, defenses.create("ft_sam", rho=rho, **small), model, variables, split
+    )
     equal = jax.tree.map(np.array_equal, purified, tuned)
     assert all(jax.tree.leaves(equal)) == (rho == 0.0)
 
@@ -168,7 +179,9 @@ def test_not_adaptive_is_plain_sam():
 def test_the_radius_can_move_with_the_learning_rate():
     """ρ_t = ρ_min + (ρ − ρ_min) η_t / η₀."""
     grads, params = jnp.array([3.0, 4.0]), jnp.zeros(2)
-    transformation = defenses.create("ft_sam", rho=2.0, rho_min=1.0, adaptive=False).learner.transformation
+    transformation = defenses.create(
+        "ft_sam", rho=2.0, rho_min=1.0, adaptive=False
+    ).learner.transformation
     chain = transformation(bare(rate=lambda step: 1 - step / 2))
     state, radii = chain.init(params), []
     for _ in range(3):
@@ -183,16 +196,29 @@ def test_a_moving_radius_needs_a_rate_that_is_known_in_advance():
 
 
 def test_presets_are_the_published_values():
-    paper = {"rho": 2.0, "adaptive": True, "epochs": 100, "batch_size": 256, "learning_rate": 0.01, "momentum": 0.9}
+    paper = {
+        "rho": 2.0,
+        "adaptive": True,
+        "epochs": 100,
+        "batch_size": 256,
+        "learning_rate": 0.01,
+        "momentum": 0.9,
+    }
     common = {**paper, "augment": "standard"}
     assert (
         defenses.create("ft_sam").learner
-        == defenses.create("ft_sam", **common, weight_decay=1e-4, label_smoothing=0.0, schedule=Schedule()).learner
+        == defenses.create(
+            "ft_sam", **common, weight_decay=1e-4, label_smoothing=0.0, schedule=Schedule()
+        ).learner
     )
     assert (
         defenses.create("ft_sam", preset="reference_code").learner
         == defenses.create(
-            "ft_sam", **common, weight_decay=5e-4, label_smoothing=0.1, schedule=Schedule("cosine", 100.0, per="step")
+            "ft_sam",
+            **common,
+            weight_decay=5e-4,
+            label_smoothing=0.1,
+            schedule=Schedule("cosine", 100.0, per="step"),
         ).learner
     )
 

@@ -75,18 +75,27 @@ def by_hand(params, batch_stats, image, label):
 
 def told(variables, images: Images):
     """Return accuracy, clean loss and unlearning loss."""
-    clean, guess, _ = by_hand(variables["params"], variables["batch_stats"], images.clean, images.label)
-    triggered, _, _ = by_hand(variables["params"], variables["batch_stats"], images.triggered, images.label)
+    clean, guess, _ = by_hand(
+        variables["params"], variables["batch_stats"], images.clean, images.label
+    )
+    triggered, _, _ = by_hand(
+        variables["params"], variables["batch_stats"], images.triggered, images.label
+    )
     rows = images.label.size
     return np.mean(guess == images.label), float(clean) / rows, float(triggered) / rows
 
 
 def ranked(variables, images: Images) -> dict[tuple[str, int], float]:
     """Return ξ of every filter that is not zero, one filter after another."""
-    *_, grads = by_hand(variables["params"], variables["batch_stats"], images.triggered, images.label)
+    *_, grads = by_hand(
+        variables["params"], variables["batch_stats"], images.triggered, images.label
+    )
     found = {}
     for name in ("conv1", "conv2"):
-        kernel, grad = np.asarray(variables["params"][name]["kernel"]), np.asarray(grads[name]["kernel"])
+        kernel, grad = (
+            np.asarray(variables["params"][name]["kernel"]),
+            np.asarray(grads[name]["kernel"]),
+        )
         for i in range(kernel.shape[-1]):
             if np.any(kernel[..., i]):
                 found[name, i] = np.abs(grad[..., i]).sum() / grad[..., i].size
@@ -145,7 +154,9 @@ class Slope:
     def apply(self, variables, image, *, train=False, valid=None):
         slopes = jnp.asarray(self.slopes).T
         wrong = 100 + jnp.sum(variables["params"]["conv"]["kernel"][0, 0] * slopes)
-        return jnp.stack([jnp.zeros(image.shape[0]), jnp.broadcast_to(wrong, image.shape[:1])], axis=1), {}
+        return jnp.stack(
+            [jnp.zeros(image.shape[0]), jnp.broadcast_to(wrong, image.shape[:1])], axis=1
+        ), {}
 
     def features(self, variables, image):
         return image.reshape(image.shape[0], -1)
@@ -157,16 +168,22 @@ def test_known_saliency(sign, rows):
     """O14; ξ does not change with the signs, and scales with the loss, here a sum over the images."""
     model = Slope(((sign * 1.0, sign * -3.0), (0.5, 0.5)))
     image = jnp.zeros((rows, *planted.SPEC.shape))
-    xi = saliency(learner(), model, model.init(KEY), Images(image, image, jnp.zeros(rows, jnp.int32)))
+    xi = saliency(
+        learner(), model, model.init(KEY), Images(image, image, jnp.zeros(rows, jnp.int32))
+    )
     np.testing.assert_allclose(xi["conv", "kernel"], [2 * rows, 0.5 * rows], rtol=1e-6)
 
 
 def test_saliency_is_the_mean_absolute_gradient_of_each_filter_in_chunks_or_not(variables, rest):
     expected = ranked(variables, rest)
     for chunk in (5, 18):
-        pruner = dataclasses.replace(learner(), tuning=dataclasses.replace(learner().tuning, batch_size=chunk))
+        pruner = dataclasses.replace(
+            learner(), tuning=dataclasses.replace(learner().tuning, batch_size=chunk)
+        )
         xi = saliency(pruner, MODEL, variables, rest)
-        got = {(name, i): float(x) for (name, _), values in xi.items() for i, x in enumerate(values)}
+        got = {
+            (name, i): float(x) for (name, _), values in xi.items() for i, x in enumerate(values)
+        }
         assert got == pytest.approx(expected, rel=1e-4)
 
 
@@ -178,9 +195,14 @@ def test_rounds_are_those_of_the_algorithm_in_plain_python(variables, rest, asid
     """Behavioral test 6. Nothing but the filters and their own biases changes (B9), no statistic (B11)."""
     pruner = dataclasses.replace(learner(prune_patience=3), accuracy_drop=accuracy_drop)
     got, spent = prune(pruner, MODEL, variables, rest, aside)
-    expected, chosen, rounds = rounds_by_hand(variables, rest, aside, accuracy_drop, prune_patience=3)
+    expected, chosen, rounds = rounds_by_hand(
+        variables, rest, aside, accuracy_drop, prune_patience=3
+    )
     assert same(got, expected)
-    zero = sum(int((leaf == 0).all((0, 1, 2)).sum()) for leaf in structure.convolutions(got["params"]).values())
+    zero = sum(
+        int((leaf == 0).all((0, 1, 2)).sum())
+        for leaf in structure.convolutions(got["params"]).values()
+    )
     assert zero == len(chosen) == len(set(chosen))
     assert spent == rounds * 4  # 18 images by fives
     before, _, loss_before = told(variables, aside)
@@ -190,7 +212,13 @@ def test_rounds_are_those_of_the_algorithm_in_plain_python(variables, rest, asid
 
 
 def test_rounds_end_after_the_most_that_are_allowed(variables, rest, aside):
-    got, spent = prune(dataclasses.replace(learner(rounds=1), accuracy_drop=DROP_ALL), MODEL, variables, rest, aside)
+    got, spent = prune(
+        dataclasses.replace(learner(rounds=1), accuracy_drop=DROP_ALL),
+        MODEL,
+        variables,
+        rest,
+        aside,
+    )
     expected, _, rounds = rounds_by_hand(variables, rest, aside, DROP_ALL, rounds=1)
     assert same(got, expected)
     assert (rounds, spent) == (1, 4)
@@ -252,8 +280,10 @@ def test_a_step_is_that_of_the_sum_of_both_mean_losses():
     model, start = planted.MODEL, planted.variables()
     start["params"]["linear"]["kernel"] = start["params"]["linear"]["kernel"] / 50
     images = planted.images(rows)
-    inner = grad_prune(learning_rate=rate, momentum=momentum, weight_decay=decay, batch_size=rows).tuning
-    batch = Split(jnp.concatenate(images[:2]), jnp.tile(images.label, 2), None)  # pyright: ignore
+    inner = grad_prune(
+        learning_rate=rate, momentum=momentum, weight_decay=decay, batch_size=rows
+    ).tuning
+    batch = Split(jnp.concatenate(images[:2]), jnp.tile(images.label, 2), jnp.ones(2 * rows, bool))
 
     @jax.jit
     def steps(state):
@@ -274,7 +304,9 @@ def test_a_step_is_that_of_the_sum_of_both_mean_losses():
 
     params, buffer = start["params"], jax.tree.map(jnp.zeros_like, start["params"])
     for _ in range(2):
-        buffer = jax.tree.map(lambda b, g, w: momentum * b + g + decay * w, buffer, gradient(params), params)
+        buffer = jax.tree.map(
+            lambda b, g, w: momentum * b + g + decay * w, buffer, gradient(params), params
+        )
         params = jax.tree.map(lambda w, b: w - rate * b, params, buffer)
     got = steps(inner.init(KEY, model, start, batch))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), got, params)
@@ -290,11 +322,15 @@ def test_the_planted_neuron_is_found_and_the_backdoor_is_gone():
     xi = saliency(learner(), planted.MODEL, start, planted.images())["conv1", "kernel"]
     assert xi.argmax() == 0
     defense = grad_prune(epochs=0, batch_size=16)
-    result = defenses.purify(KEY, defense, planted.MODEL, start, planted.holdout(), trigger=Corner())
+    result = defenses.purify(
+        KEY, defense, planted.MODEL, start, planted.holdout(), trigger=Corner()
+    )
     assert same(result.variables, without(start, "conv1", 0))
     assert planted.rates(result.variables) == (1.0, 0.0)
     assert result.history[0].accuracy == 1.0
-    assert result.gradient_evaluations == 2 * 2  # 27 images by 16s, and a second round that costs a color
+    assert (
+        result.gradient_evaluations == 2 * 2
+    )  # 27 images by 16s, and a second round that costs a color
 
 
 # --- the trigger -----------------------------------------------------------------------------------------------------
@@ -303,7 +339,16 @@ def test_the_planted_neuron_is_found_and_the_backdoor_is_gone():
 @pytest.mark.parametrize("rounding", poison.ROUNDINGS)
 def test_a_run_hands_over_the_attacks_test_trigger_with_its_rounding(monkeypatch, rounding):
     """To a nested stage too, and to no other."""
-    words = ("--defense", "chain", "--defense.first", "ft", "--defense.second", "grad_prune", "--poison", rounding)
+    words = (
+        "--defense",
+        "chain",
+        "--defense.first",
+        "ft",
+        "--defense.second",
+        "grad_prune",
+        "--poison",
+        rounding,
+    )
     config = configs.resolve(schema.overrides(words))
     attack = configs.build_attack(config)
     plan = plans.prepare(config)
@@ -316,7 +361,9 @@ def test_a_run_hands_over_the_attacks_test_trigger_with_its_rounding(monkeypatch
     assert learner.trigger.rounding == rounding
     assert same(split, plan.holdout)
     other = attacks.create("badnets", size=2).trigger
-    monkeypatch.setattr(configs, "build_attack", lambda *_, **__: dataclasses.replace(attack, test_trigger=other))
+    monkeypatch.setattr(
+        configs, "build_attack", lambda *_, **__: dataclasses.replace(attack, test_trigger=other)
+    )
     plan = plans.prepare(config)
     assert plans.given(plan, plan.defense.sees).trigger.trigger == other  # pyright: ignore
 
@@ -328,8 +375,17 @@ def test_there_is_no_option_for_the_trigger():
 
 def test_the_defaults_are_the_published_values():
     defense = grad_prune()
-    assert (defense.accuracy_drop, defense.prune_patience, defense.tune_patience, defense.aside) == (0.1, 10, 10, 0.1)
-    assert (defense.tuning.batch_size, defense.tuning.augment, defense.tuning.sgd.schedule) == (128, "none", Schedule())
+    assert (
+        defense.accuracy_drop,
+        defense.prune_patience,
+        defense.tune_patience,
+        defense.aside,
+    ) == (0.1, 10, 10, 0.1)
+    assert (defense.tuning.batch_size, defense.tuning.augment, defense.tuning.sgd.schedule) == (
+        128,
+        "none",
+        Schedule(),
+    )
     sgd = defense.tuning.sgd
     assert (sgd.learning_rate / 2, sgd.momentum, sgd.weight_decay * 2) == (0.001, 0.9, 5e-4)
 
@@ -341,5 +397,7 @@ def test_the_trigger_may_be_a_plain_function():
 
     stage = defenses.create("grad_prune", batch_size=5).stages[0]
     learner, _ = defenses.handed(stage, defenses.Given(planted.holdout(), trigger=white))
-    stamped = jax.jit(lambda learner, image: learner.trigger(KEY, image))(learner, jnp.zeros((2, 1, 1, 1), jnp.uint8))
+    stamped = jax.jit(lambda learner, image: learner.trigger(KEY, image))(
+        learner, jnp.zeros((2, 1, 1, 1), jnp.uint8)
+    )
     assert (stamped == 255).all()

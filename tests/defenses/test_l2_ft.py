@@ -33,7 +33,9 @@ def test_a_step_is_that_of_the_penalized_loss():
     model = networks.backwards()
     variables = networks.random_variables(model)
     rng = np.random.default_rng(0)
-    batch = Split(jnp.asarray(rng.random((6, 6, 6, 2)), jnp.float32), jnp.arange(6) % 3, jnp.ones(6, bool))
+    batch = Split(
+        jnp.asarray(rng.random((6, 6, 6, 2)), jnp.float32), jnp.arange(6) % 3, jnp.ones(6, bool)
+    )
     learner = defenses.create("l2_ft", gamma=GAMMA, weight_decay=0.0, **OPTIONS).learner
 
     @quick_jit

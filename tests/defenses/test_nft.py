@@ -44,7 +44,9 @@ def batch() -> Split:
 
 @pytest.fixture(scope="module")
 def learner():
-    return defenses.create("nft", eta_c=ETA_C, learning_rate=RATE, momentum=MOMENTUM, batch_size=12).learner
+    return defenses.create(
+        "nft", eta_c=ETA_C, learning_rate=RATE, momentum=MOMENTUM, batch_size=12
+    ).learner
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,9 @@ def begun(learner, model, start, batch):
 
 @pytest.fixture(scope="module")
 def update(learner, model):
-    return quick_jit(lambda state, batch, number: learner.update(jax.random.key(number), model, state, batch))
+    return quick_jit(
+        lambda state, batch, number: learner.update(jax.random.key(number), model, state, batch)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +127,9 @@ def test_three_steps_follow_the_recipe(taken, recipe, start, batch):
     seen = np.stack(seen)
     assert (seen == 1).any()
     assert np.isclose(seen, MU).any()
-    assert ((seen > MU + 0.01) & (seen < 1)).any()  # the recipe is tested at both bounds and between them
+    assert (
+        (seen > MU + 0.01) & (seen < 1)
+    ).any()  # the recipe is tested at both bounds and between them
 
 
 def test_masks_stay_between_their_bounds_after_every_step(taken, begun, batch, update):
@@ -131,7 +137,9 @@ def test_masks_stay_between_their_bounds_after_every_step(taken, begun, batch, u
     reached = set()
     state = begun
     for number, momentum in enumerate((50.0, -50.0)):  # downhill or uphill at any gradient
-        pushed = jax.tree.map(lambda x, by=momentum: jnp.full_like(x, by) if x.shape == (4,) else x, state.optimizer)
+        pushed = jax.tree.map(
+            lambda x, by=momentum: jnp.full_like(x, by) if x.shape == (4,) else x, state.optimizer
+        )
         state, _ = update(state._replace(optimizer=pushed), batch, number)
         reached |= {float(x) for x in state.tuned["w"]["scale"]}
     assert sorted(reached) == pytest.approx([MU, 1], rel=1e-6)
@@ -141,7 +149,9 @@ def test_masks_stay_between_their_bounds_after_every_step(taken, begun, batch, u
         assert ((mask >= min(reached)) & (mask <= 1)).all()
 
 
-def test_weights_are_frozen_and_the_masks_are_baked_into_the_scales(taken, learner, model, start, batch):
+def test_weights_are_frozen_and_the_masks_are_baked_into_the_scales(
+    taken, learner, model, start, batch
+):
     """What is exported computes what was trained, and has everything but the masked scales to the bit."""
     state, _ = taken[-1]
     exported = learner.finalize(model, state)
@@ -195,7 +205,9 @@ def test_the_penalty_is_a_thousandth_over_the_images_per_class(begun):
     """Of those that count; and what is given is taken as it is."""
     assert begun.rows == 10
     for rows in (10, 12):
-        assert float(penalty(defenses.create("nft").learner, rows)) == pytest.approx(1e-3 * 3 / rows)
+        assert float(penalty(defenses.create("nft").learner, rows)) == pytest.approx(
+            1e-3 * 3 / rows
+        )
     assert penalty(defenses.create("nft", eta_c=0.0).learner) == 0
 
 
@@ -207,21 +219,38 @@ def test_a_traced_weight_is_swept_without_compiling_anew():
         traces.append(learner)
         return penalty(learner)
 
-    assert [float(weight(defenses.create("nft", eta_c=eta).learner)) for eta in (0.5, 0.25)] == [0.5, 0.25]
+    assert [float(weight(defenses.create("nft", eta_c=eta).learner)) for eta in (0.5, 0.25)] == [
+        0.5,
+        0.25,
+    ]
     assert len(traces) == 1
 
 
 def test_presets_are_the_published_values():
-    common = {"alpha": 0.8, "beta": 0.5, "eta_c": None, "batch_size": 128, "learning_rate": 0.05, "augment": "mixup"}
+    common = {
+        "alpha": 0.8,
+        "beta": 0.5,
+        "eta_c": None,
+        "batch_size": 128,
+        "learning_rate": 0.05,
+        "augment": "mixup",
+    }
     assert (
         defenses.create("nft").learner
-        == defenses.create("nft", **common, epochs=100, momentum=0.9, schedule=Schedule("constant")).learner
+        == defenses.create(
+            "nft", **common, epochs=100, momentum=0.9, schedule=Schedule("constant")
+        ).learner
     )
     reference = defenses.create("nft", preset="reference_code").learner
     schedule = Schedule("step", period=50.0, factor=0.822)
-    assert reference == defenses.create("nft", **common, epochs=250, momentum=0.95, schedule=schedule).learner
+    assert (
+        reference
+        == defenses.create("nft", **common, epochs=250, momentum=0.95, schedule=schedule).learner
+    )
     rates = [0.05 * float(schedule.scale(jnp.int32(50 * number), 1)) for number in range(5)]
-    assert rates == pytest.approx([0.05, 0.047135, 0.039635, 0.030365, 0.022865], rel=0.15)  # of a cosine, in between
+    assert rates == pytest.approx(
+        [0.05, 0.047135, 0.039635, 0.030365, 0.022865], rel=0.15
+    )  # of a cosine, in between
     assert rates[-1] == pytest.approx(0.022865, rel=0.01)
     assert defenses.create("nft").learner.sgd.weight_decay == 0
     assert defenses.create("nft").learner.drop_last is False

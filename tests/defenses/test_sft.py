@@ -59,7 +59,9 @@ def assert_close(got, expected, **tolerance):
 
 
 def difference(first, second) -> float:
-    return max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True))
+    return max(
+        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True)
+    )
 
 
 def assert_same(got, expected):
@@ -94,7 +96,9 @@ class Shifts:
             for path, leaf in self.frozen.items()
             if path[-1] == "kernel"
         }
-        self.at_start = structure.nested({path: jnp.zeros_like(s) for path, (_, s, _) in self.svd.items()})
+        self.at_start = structure.nested(
+            {path: jnp.zeros_like(s) for path, (_, s, _) in self.svd.items()}
+        )
 
     def params(self, tuned):
         leaves = dict(self.frozen)
@@ -116,7 +120,9 @@ def likelihood(model, space, stats):
 
 def importance_by_hand(model, space, stats, holdout):
     gradient = jax.vmap(jax.grad(likelihood(model, space, stats)), (None, 0, 0))
-    return jax.tree.map(lambda g: jnp.mean(g**2, 0), gradient(space.at_start, holdout.input / 255.0, holdout.label))
+    return jax.tree.map(
+        lambda g: jnp.mean(g**2, 0), gradient(space.at_start, holdout.input / 255.0, holdout.label)
+    )
 
 
 def trace_by_hand(model, space, stats, batch, estimator):
@@ -129,7 +135,9 @@ def trace_by_hand(model, space, stats, batch, estimator):
 
     def sketch(tuned):
         signs = jax.random.rademacher(jax.random.fold_in(KEY, RULE), (8,), jnp.float32)[:7]
-        total = jax.grad(lambda tuned: signs @ jax.vmap(log_p, (None, 0, 0))(tuned, image, label))(tuned)
+        total = jax.grad(lambda tuned: signs @ jax.vmap(log_p, (None, 0, 0))(tuned, image, label))(
+            tuned
+        )
         return sum(jnp.sum(g**2) for g in jax.tree.leaves(total)) / 7
 
     return {"per_sample": exact, "sign_sketch": sketch}[estimator]
@@ -142,10 +150,14 @@ def recipe(model, space, importance, batch, estimator):
     def step(tuned, stats, buffer, eta_f):
         def loss_fn(tuned):
             logits, changed = model.apply(
-                {"params": space.params(tuned), "batch_stats": stats}, batch.input[:7] / 255.0, train=True
+                {"params": space.params(tuned), "batch_stats": stats},
+                batch.input[:7] / 255.0,
+                train=True,
             )
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label[:7]).mean()
-            pull = jax.tree.map(lambda f, w, s: jnp.sum(f * (w - s) ** 2), importance, tuned, space.at_start)
+            pull = jax.tree.map(
+                lambda f, w, s: jnp.sum(f * (w - s) ** 2), importance, tuned, space.at_start
+            )
             trace = trace_by_hand(model, space, stats, batch, estimator)(tuned)
             return loss + ETA_R / 2 * sum(jax.tree.leaves(pull)) + eta_f * trace, (loss, changed)
 
@@ -172,7 +184,9 @@ def case(request, model, start, holdout, batch):
     learner = defenses.create(request.param, **PENALIZED, augment="none").learner
     assert learner.transformation.estimator == estimator  # the default
     space = space_of(start["params"])
-    importance = quick_jit(lambda: importance_by_hand(model, space, start["batch_stats"], holdout))()
+    importance = quick_jit(
+        lambda: importance_by_hand(model, space, start["batch_stats"], holdout)
+    )()
     state = quick_jit(lambda holdout: learner.init(KEY, model, start, holdout))(holdout)
     update, states, infos = updated(learner, model), [state], []
     for _ in range(3):
@@ -180,13 +194,19 @@ def case(request, model, start, holdout, batch):
         states.append(state)
         infos.append(info)
     step = recipe(model, space, importance, batch, estimator)
-    tuned, stats, buffer = space.at_start, start["batch_stats"], jax.tree.map(jnp.zeros_like, space.at_start)
+    tuned, stats, buffer = (
+        space.at_start,
+        start["batch_stats"],
+        jax.tree.map(jnp.zeros_like, space.at_start),
+    )
     by_hand = []
     for eta_f in (0.0, ETA_F, 0.0):
         without = step(tuned, stats, buffer, 0.0)[0]
         tuned, stats, buffer, loss = step(tuned, stats, buffer, eta_f)
         by_hand.append((tuned, stats, loss, space.params(tuned)))
-        assert difference(tuned, without) > (1e-4 if eta_f else -1)  # else the recipe would say nothing of the trace
+        assert difference(tuned, without) > (
+            1e-4 if eta_f else -1
+        )  # else the recipe would say nothing of the trace
     return learner, states, infos, by_hand, importance
 
 
@@ -195,7 +215,9 @@ def test_three_steps_follow_the_recipe(case, model):
     learner, states, infos, by_hand, _ = case
     for state, info, (tuned, stats, loss, params) in zip(states[1:], infos, by_hand, strict=True):
         assert_close(state.tuned, tuned, atol=1e-5)
-        assert_close(learner.finalize(model, state), {"params": params, "batch_stats": stats}, atol=1e-5)
+        assert_close(
+            learner.finalize(model, state), {"params": params, "batch_stats": stats}, atol=1e-5
+        )
         assert float(info.loss) == pytest.approx(float(loss), rel=1e-4)
 
 
@@ -211,7 +233,9 @@ def test_importance_is_computed_once_from_whole_images_in_evaluation_mode(case):
 def test_importance_does_not_depend_on_the_augmentation(case, model, start, holdout):
     learner, states, *_ = case
     other = quick_jit(
-        lambda: dataclasses.replace(learner, augment="cutout").init(jax.random.key(1), model, start, holdout)
+        lambda: dataclasses.replace(learner, augment="cutout").init(
+            jax.random.key(1), model, start, holdout
+        )
     )()
     assert_close(anchor_of(other).importance, anchor_of(states[0]).importance, rtol=1e-6)
 
@@ -224,7 +248,9 @@ def test_the_anchor_is_slack_at_the_start(case):
     setting = bare()._replace(split=batch)
     chain = learner.transformation(setting)
     extra = {"key": KEY, "batch": batch, "example_loss_fn": setting.example_loss_fn}
-    assert_same(chain.update(zeros, chain.init(state.tuned), state.tuned, **extra)[0], zeros)  # the trace is not due
+    assert_same(
+        chain.update(zeros, chain.init(state.tuned), state.tuned, **extra)[0], zeros
+    )  # the trace is not due
 
 
 def test_gradient_evaluations_of_the_importance_the_steps_and_the_trace(case):
@@ -239,12 +265,16 @@ def test_gradient_evaluations_of_the_importance_the_steps_and_the_trace(case):
 def test_without_weights_it_is_fine_tuning_bit_for_bit(model, start, holdout, batch):
     """Batch statistics included: the penalties run on both, and leave no trace."""
     plain = defenses.create("ft", **OPTIONS, weight_decay=0.01).learner
-    smooth = defenses.create("sft", **{**PENALIZED, "eta_f": 0.0, "eta_r": 0.0, "every": 1}, weight_decay=0.01).learner
+    smooth = defenses.create(
+        "sft", **{**PENALIZED, "eta_f": 0.0, "eta_r": 0.0, "every": 1}, weight_decay=0.01
+    ).learner
     assert dataclasses.replace(smooth, transformation=plain.transformation) == plain
     states = []
     for learner in (plain, smooth):
         state = learner.init(KEY, model, start, holdout)
-        update = jax.jit(functools.partial(learner.update, KEY, model))  # two quick programs may round differently
+        update = jax.jit(
+            functools.partial(learner.update, KEY, model)
+        )  # two quick programs may round differently
         for _ in range(2):
             state, _ = update(state, batch)
         states.append(state)
@@ -287,12 +317,17 @@ def test_fast_sft_changes_singular_values_and_nothing_else(purified, start):
 
 
 def test_fast_sft_moves_the_batch_statistics(purified, start):
-    moved = jax.tree.map(lambda a, b: bool((a != b).all()), purified["batch_stats"], start["batch_stats"])
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).all()), purified["batch_stats"], start["batch_stats"]
+    )
     assert all(jax.tree.leaves(moved))
 
 
 def test_fast_sft_has_no_weight_decay_and_the_same_options_otherwise():
-    full, fast = defenses.create("sft", estimator="per_sample").learner, defenses.create("fast_sft").learner
+    full, fast = (
+        defenses.create("sft", estimator="per_sample").learner,
+        defenses.create("fast_sft").learner,
+    )
     assert dataclasses.replace(fast, parametrization=full.parametrization) == full
     assert fast.sgd.weight_decay == 0
 
@@ -301,11 +336,26 @@ def test_fast_sft_has_no_weight_decay_and_the_same_options_otherwise():
 
 
 def test_presets_are_the_published_values():
-    common = {"every": 10, "batch_size": 128, "augment": "standard", "weight_decay": 0.0, "estimator": "sign_sketch"}
+    common = {
+        "every": 10,
+        "batch_size": 128,
+        "augment": "standard",
+        "weight_decay": 0.0,
+        "estimator": "sign_sketch",
+    }
     paper = {"eta_f": 0.001, "eta_r": 5.0, "epochs": 100, "learning_rate": 0.01, "momentum": 0.9}
     schedule = Schedule("step", period=40.0, factor=0.1)
-    assert defenses.create("sft").learner == defenses.create("sft", **common, **paper, schedule=schedule).learner
-    reference = {"eta_f": 0.0, "eta_r": 0.0, "epochs": 500, "learning_rate": 0.005, "momentum": 0.95}
+    assert (
+        defenses.create("sft").learner
+        == defenses.create("sft", **common, **paper, schedule=schedule).learner
+    )
+    reference = {
+        "eta_f": 0.0,
+        "eta_r": 0.0,
+        "epochs": 500,
+        "learning_rate": 0.005,
+        "momentum": 0.95,
+    }
     expected = defenses.create("sft", **common, **reference, schedule=Schedule()).learner
     assert defenses.create("sft", preset="reference_code").learner == expected
     assert defenses.create("sft").learner.drop_last is False

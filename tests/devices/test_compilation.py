@@ -24,7 +24,9 @@ from bdjax.devices import compilation
 def test_what_a_function_is_compiled_with_is_asked_at_the_call(monkeypatch):
     """A module may be imported before its caller says where to compute."""
     asked, used = [], compilation.flags.used
-    monkeypatch.setattr(compilation.flags, "used", lambda backend: asked.append(backend) or used(backend))
+    monkeypatch.setattr(
+        compilation.flags, "used", lambda backend: asked.append(backend) or used(backend)
+    )
     function = compilation.jit(lambda x: x + 1)
     assert asked == []
     assert function(1) == 2
@@ -142,13 +144,17 @@ def test_a_place_that_cannot_be_written_means_no_cache(cache_folder, tmp_path):
 def test_a_home_that_is_not_there_means_no_cache(cache_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as of a user whom the system does not know
+    monkeypatch.setattr(
+        "os.path.expanduser", lambda path: path
+    )  # as of a user whom the system does not know
     compilation.enable_cache()
     assert cache_folder() is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_said_once_and_what_is_kept_is_still_read(cache_folder, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_is_said_once_and_what_is_kept_is_still_read(
+    cache_folder, tmp_path, monkeypatch, caplog
+):
     def full(**_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -156,7 +162,10 @@ def test_a_full_disk_is_said_once_and_what_is_kept_is_still_read(cache_folder, t
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     with warnings.catch_warnings(record=True) as warned:
         compilation.enable_cache(tmp_path / "mine")
-        warnings.warn("Error writing persistent compilation cache entry for 'jit_f': OSError: full", stacklevel=1)
+        warnings.warn(
+            "Error writing persistent compilation cache entry for 'jit_f': OSError: full",
+            stacklevel=1,
+        )
     assert [str(warning.message) for warning in warned] == []
     assert caplog.messages == [
         f"Compiled programs cannot be kept in {tmp_path / 'mine'} (No space left on device); "
@@ -199,7 +208,10 @@ def test_a_program_that_was_cut_short_is_made_again_without_a_word(tmp_path):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (AssertionError(), "its plugin is not installed"),  # what jax 0.10 says of cuda without its plugin
+        (
+            AssertionError(),
+            "its plugin is not installed",
+        ),  # what jax 0.10 says of cuda without its plugin
         (
             RuntimeError(
                 "Unable to initialize backend 'tpu': INTERNAL: Failed to open libtpu.so "

@@ -21,6 +21,12 @@ def test_the_device_comes_with_the_settings_that_decide_rounding(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
     with jax.default_matmul_precision("highest"):
         found = environment.device(1)
-    assert (found["matmul_precision"], found["xla_flags"]) == ("highest", "--xla_gpu_deterministic_ops=true")
+    assert (found["matmul_precision"], found["xla_flags"]) == (
+        "highest",
+        "--xla_gpu_deterministic_ops=true",
+    )
     monkeypatch.delenv("XLA_FLAGS")
-    assert (environment.device(1)["matmul_precision"], environment.device(1)["xla_flags"]) == (None, "")
+    assert (environment.device(1)["matmul_precision"], environment.device(1)["xla_flags"]) == (
+        None,
+        "",
+    )

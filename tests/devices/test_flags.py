@@ -5,7 +5,9 @@ import pytest
 from bdjax.devices import flags
 from bdjax.devices.flags import Flag
 
-EVERY = [flag for table in (flags.USED, flags.CANDIDATES) for rows in table.values() for flag in rows]
+EVERY = [
+    flag for table in (flags.USED, flags.CANDIDATES) for rows in table.values() for flag in rows
+]
 
 
 @pytest.mark.parametrize("flag", EVERY, ids=lambda flag: flag.name)
@@ -16,7 +18,11 @@ def test_every_option_of_the_tables_is_known_here_for_whatever_backend(flag):
 @pytest.mark.parametrize("backend", flags.CANDIDATES)
 def test_candidates_have_names_of_their_own_and_nobody_has_measured_them(backend):
     rows = flags.CANDIDATES[backend]
-    assert len({flag.name for flag in rows}) == len({tuple(flag.options.items()) for flag in rows}) == len(rows)
+    assert (
+        len({flag.name for flag in rows})
+        == len({tuple(flag.options.items()) for flag in rows})
+        == len(rows)
+    )
     assert all(flag.why and flag.measured is None for flag in rows)
 
 
@@ -40,7 +46,10 @@ def test_what_determinism_takes_is_known():
     [
         ({"xla_of_another_age": True}, "No such compile option: 'xla_of_another_age'"),
         ({"xla_gpu_force_conv_nhwc": "yes"}, "'yes' is not a valid bool value"),
-        ({"xla_gpu_enable_command_buffer": "FUSION,NONE_OF_IT"}, "'NONE_OF_IT' is not a valid enum value"),
+        (
+            {"xla_gpu_enable_command_buffer": "FUSION,NONE_OF_IT"},
+            "'NONE_OF_IT' is not a valid enum value",
+        ),
     ],
 )
 def test_an_unknown_name_or_value_is_said_in_the_words_of_xla(options, why):
@@ -59,7 +68,8 @@ def test_one_that_is_unknown_or_for_another_version_leaves_the_others_as_they_ar
 
 
 @pytest.mark.parametrize(
-    ("jaxlib", "fits"), [("0.10.2", False), ("0.11", True), ("0.11.2", True), ("0.12.0.1", False), ("0.9.9", False)]
+    ("jaxlib", "fits"),
+    [("0.10.2", False), ("0.11", True), ("0.11.2", True), ("0.12.0.1", False), ("0.9.9", False)],
 )
 def test_versions_are_compared_as_numbers(jaxlib, fits):
     assert Flag("", {}, "", since="0.11", before="0.12").fits(jaxlib) is fits

@@ -22,7 +22,14 @@ from bdjax.devices import hosts, sharding
 EPOCHS = 5
 WORDS = (  # batches of 63 and 62 images, which neither hosts nor devices divide
     *("--data.train_count", "250", "--model.width", "2", "--training.batch_size", "64", "--quiet"),
-    *("--training.drop_last", "false", "--training.epochs", str(EPOCHS), "--checkpoint-seconds", "0"),
+    *(
+        "--training.drop_last",
+        "false",
+        "--training.epochs",
+        str(EPOCHS),
+        "--checkpoint-seconds",
+        "0",
+    ),
 )
 FT, NONE = ("--defense", "ft", "--defense.epochs", "2"), ("--defense", "none")
 PATIENCE = 240  # seconds, for a machine that has other things to do
@@ -78,13 +85,18 @@ def start(out: Path, count: int, *words: str, devices: int = 4) -> list[Process]
 
 def epoch(out: Path) -> int:
     """Return the newest epoch of the victim that is saved, 0 if none."""
-    return max((int(path.name) for path in out.glob("victims/*/checkpoints/*") if path.name.isdigit()), default=0)
+    return max(
+        (int(path.name) for path in out.glob("victims/*/checkpoints/*") if path.name.isdigit()),
+        default=0,
+    )
 
 
 def after_the_next_checkpoint(out: Path, processes: list[Process]) -> None:
     before, deadline = epoch(out), time.monotonic() + PATIENCE
     while epoch(out) <= before:
-        assert [process.popen.poll() for process in processes] == [None] * len(processes), processes[0].end()
+        assert [process.popen.poll() for process in processes] == [None] * len(processes), (
+            processes[0].end()
+        )
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -121,7 +133,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(folder):
     """The same run on two hosts and on one, each with four devices; at the same time."""
-    processes = [*start(folder / "two", 2, *FT), Process(folder / "one", *FT, "--devices", "4", devices=4, name="0")]
+    processes = [
+        *start(folder / "two", 2, *FT),
+        Process(folder / "one", *FT, "--devices", "4", devices=4, name="0"),
+    ]
     return [process.end() for process in processes]
 
 
@@ -139,7 +154,11 @@ def test_only_the_first_host_prints_and_each_file_is_written_once(runs, folder):
     assert first.out.replace("two", "one").splitlines()[-1] == one.out.splitlines()[-1]
     assert (first.err, second.err) == ("", "")
     files = [
-        {path.relative_to(out).as_posix() for path in out.rglob("*") if "checkpoints" not in path.as_posix()}
+        {
+            path.relative_to(out).as_posix()
+            for path in out.rglob("*")
+            if "checkpoints" not in path.as_posix()
+        }
         for out in (folder / "two", folder / "one")
     ]
     assert files[0] == files[1]
@@ -153,7 +172,10 @@ def test_a_record_tells_on_how_many_hosts_and_devices_it_was_made(runs, folder):
 
 def test_both_hosts_write_their_part_of_a_checkpoint(runs, folder):
     (state,) = (folder / "two").glob(f"victims/*/checkpoints/{EPOCHS}/state")
-    assert {path.name for path in state.glob("ocdbt.process_*")} == {"ocdbt.process_0", "ocdbt.process_1"}
+    assert {path.name for path in state.glob("ocdbt.process_*")} == {
+        "ocdbt.process_0",
+        "ocdbt.process_1",
+    }
 
 
 # --- Stopped, and lost ------------------------------------------------------------------------------------------------
@@ -221,8 +243,18 @@ def test_four_hosts_give_the_result_of_one(runs, folder):
 
 @pytest.mark.slow
 def test_what_takes_the_whole_holdout_at_once_and_a_strength_that_is_chosen_agree_too(folder):
-    words = ("--defense", "fine_pruning", "--defense.epochs", "2", "--defense.accuracy_drop", "auto")
-    processes = [*start(folder / "p two", 2, *words), Process(folder / "p one", *words, devices=1, name="0")]
+    words = (
+        "--defense",
+        "fine_pruning",
+        "--defense.epochs",
+        "2",
+        "--defense.accuracy_drop",
+        "auto",
+    )
+    processes = [
+        *start(folder / "p two", 2, *words),
+        Process(folder / "p one", *words, devices=1, name="0"),
+    ]
     ended = [process.end() for process in processes]
     assert [process.code for process in ended] == [0] * 3, ended
     two, one = records(folder / "p two"), records(folder / "p one")
@@ -251,11 +283,15 @@ def test_hosts_that_are_asked_for_different_runs_are_told_so(folder):
 
 def watch(tmp_path, code: str) -> Process:
     """Start a process that watches one that runs this code."""
-    (tmp_path / "watched_one.py").write_text(f"import os, sys, time\nfrom bdjax.devices import guard\n{code}\n")
+    (tmp_path / "watched_one.py").write_text(
+        f"import os, sys, time\nfrom bdjax.devices import guard\n{code}\n"
+    )
     words = "import sys; from bdjax.devices import guard; sys.exit(guard.watch('watched_one', ['word']))"
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", words], env={**os.environ, "PYTHONPATH": path}, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", words], env={**os.environ, "PYTHONPATH": path}, **pipes
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,7 +324,9 @@ def test_a_watched_process_ends_with_the_one_that_watches(tmp_path):
     process = watch(tmp_path, LISTENING)
     assert process.stdout.readline()
     process.kill()
-    process.communicate(timeout=PATIENCE)  # until the watched one has closed its end of the pipes too
+    process.communicate(
+        timeout=PATIENCE
+    )  # until the watched one has closed its end of the pipes too
 
 
 # --- Options, and a single process ------------------------------------------------------------------------------------
@@ -305,7 +343,10 @@ def test_a_watched_process_ends_with_the_one_that_watches(tmp_path):
         (("2", 0, None), "hosts = 2 needs host"),
         (("2", 2, "a:1"), "host must be below hosts = 2, as the first is 0; got 2"),
         (("2", -1, "a:1"), "host must be 0 or more"),
-        (("2", 1, "10.0.0.1"), "coordinator must be an address and a port, as in 10.0.0.1:1234; got '10.0.0.1'"),
+        (
+            ("2", 1, "10.0.0.1"),
+            "coordinator must be an address and a port, as in 10.0.0.1:1234; got '10.0.0.1'",
+        ),
         (("2", 1, ":1234"), "coordinator must be an address"),
         (("2", 1, "a:0"), "coordinator must be an address"),
         (("2", 1, "a:65536"), "coordinator must be an address"),
@@ -318,7 +359,9 @@ def test_options_that_do_not_belong_together_are_refused(options, words):
         hosts.check_options(*options)
 
 
-@pytest.mark.parametrize("options", [(None, None, None), ("auto", None, None), ("2", 1, "[::1]:1234"), ("1", 0, "a:1")])
+@pytest.mark.parametrize(
+    "options", [(None, None, None), ("auto", None, None), ("2", 1, "[::1]:1234"), ("1", 0, "a:1")]
+)
 def test_options_that_belong_together_are_not(options):
     hosts.check_options(*options)
 
@@ -326,11 +369,15 @@ def test_options_that_belong_together_are_not(options):
 def test_a_port_that_is_taken_is_refused_by_the_host_that_is_to_listen_there():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=f"coordinator: port {port} of this host cannot be used"):
+        with pytest.raises(
+            InputError, match=f"coordinator: port {port} of this host cannot be used"
+        ):
             hosts.start("2", 0, f"127.0.0.1:{port}")
 
 
-@pytest.mark.parametrize("words", [("--host", "1"), ("--hosts", "2", "--host", "2", "--coordinator", "127.0.0.1:1")])
+@pytest.mark.parametrize(
+    "words", [("--host", "1"), ("--hosts", "2", "--host", "2", "--coordinator", "127.0.0.1:1")]
+)
 def test_the_command_line_refuses_them_in_one_line(words, capfd, tmp_path):
     assert cli.main(["run", *words, "--out", str(tmp_path / "out")]) == 2
     out, err = capfd.readouterr()
@@ -341,7 +388,9 @@ def test_the_command_line_refuses_them_in_one_line(words, capfd, tmp_path):
 
 
 def test_auto_without_anything_to_find_is_refused_in_one_line(capfd, tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("SLURM", "OMPI", "JAX_COORDINATOR"))]:
+    for name in [
+        name for name in os.environ if name.startswith(("SLURM", "OMPI", "JAX_COORDINATOR"))
+    ]:
         monkeypatch.delenv(name)
     assert cli.main(["run", "--hosts", "auto", "--out", str(tmp_path)]) == 2
     said = "bdjax: hosts is auto, but JAX finds no SLURM, Open MPI or TPU pod; give their number.\n"
@@ -367,7 +416,9 @@ def test_copies_of_a_single_process_are_its_own_already():
 def test_devices_are_divided_among_the_hosts(monkeypatch):
     monkeypatch.setattr(hosts, "process_count", lambda: 3)
     for devices in (1, 4, 8):
-        with pytest.raises(InputError, match=f"devices must be a multiple of hosts = 3, as .*; got {devices}"):
+        with pytest.raises(
+            InputError, match=f"devices must be a multiple of hosts = 3, as .*; got {devices}"
+        ):
             sharding.batch_mesh(devices, 24)
 
 

@@ -60,7 +60,8 @@ def test_a_cpu_computes_the_same_bits_and_it_is_said_once(caplog, model, variabl
             found.append(np.asarray(jax.jit(model.apply)(variables, image)[0]))
     assert all(np.array_equal(found[0], other) for other in found[1:])
     assert caplog.messages == [
-        f"matmul_precision {name} changes nothing on a CPU, whose float32 products are exact." for name in PRECISIONS
+        f"matmul_precision {name} changes nothing on a CPU, whose float32 products are exact."
+        for name in PRECISIONS
     ]
 
 
@@ -83,5 +84,8 @@ def test_on_a_gpu_it_takes_one(monkeypatch):
 def test_where_xla_has_none_it_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setitem(flags.DETERMINISTIC, "gpu", {"xla_of_another_age": True})
-    with pytest.raises(InputError, match="xla_of_another_age"), numerics.in_force(deterministic=True):
+    with (
+        pytest.raises(InputError, match="xla_of_another_age"),
+        numerics.in_force(deterministic=True),
+    ):
         pytest.fail("the block was entered")

@@ -43,9 +43,13 @@ def spread(learner, model, variables, odd, mesh) -> loop.Result:
 def test_eight_devices_give_the_result_of_one(spread, learner, model, variables, odd):
     """Batch statistics are those of the whole batch: with three rows a device they would be far off."""
     one = loop.run(KEY, learner, model, variables, odd)
-    for got, expected in zip(*(jax.tree.leaves(result.variables) for result in (spread, one)), strict=True):
+    for got, expected in zip(
+        *(jax.tree.leaves(result.variables) for result in (spread, one)), strict=True
+    ):
         np.testing.assert_allclose(got, expected, atol=1e-4, rtol=1e-4)
-    assert [row.loss for row in spread.history] == pytest.approx([row.loss for row in one.history], rel=1e-4)
+    assert [row.loss for row in spread.history] == pytest.approx(
+        [row.loss for row in one.history], rel=1e-4
+    )
 
 
 def test_the_result_is_whole_on_every_device(spread):
@@ -94,7 +98,9 @@ def test_a_continued_run_is_bit_identical(spread, learner, model, variables, odd
     def feed(**options):
         checkpoints = Checkpoints(tmp_path, every=0.0)
         try:
-            return loop.run(KEY, learner, model, variables, odd, checkpoints=checkpoints, mesh=mesh, **options)
+            return loop.run(
+                KEY, learner, model, variables, odd, checkpoints=checkpoints, mesh=mesh, **options
+            )
         finally:
             checkpoints.close()
 
@@ -102,7 +108,9 @@ def test_a_continued_run_is_bit_identical(spread, learner, model, variables, odd
         feed(should_stop=lambda: True)
     continued = feed()
     assert [row.compile_seconds for row in continued.history[1:]] == [0.0, 0.0]
-    for got, expected in zip(*(jax.tree.leaves(result.variables) for result in (continued, spread)), strict=True):
+    for got, expected in zip(
+        *(jax.tree.leaves(result.variables) for result in (continued, spread)), strict=True
+    ):
         np.testing.assert_array_equal(got, expected)
         assert got.sharding.is_fully_replicated
 

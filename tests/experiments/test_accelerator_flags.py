@@ -25,7 +25,9 @@ def session(tmp_path):
 @pytest.fixture
 def child(monkeypatch):
     """What the process of a candidate answers, and how it was called."""
-    answer = SimpleNamespace(returncode=0, stdout='a warning\n{"flag": "made up"}\n', stderr="", calls=[])
+    answer = SimpleNamespace(
+        returncode=0, stdout='a warning\n{"flag": "made up"}\n', stderr="", calls=[]
+    )
 
     def run(command, **options):
         answer.calls.append((command, options))
@@ -47,7 +49,9 @@ def test_each_candidate_of_a_backend_is_a_part_and_one_is_tried_out(tmp_path, mo
     assert (part.name, part.seconds) == ("flags/no-library", 8.0)
 
 
-def test_a_candidate_is_measured_in_a_process_with_a_cache_and_what_is_left_of_the_time(session, child):
+def test_a_candidate_is_measured_in_a_process_with_a_cache_and_what_is_left_of_the_time(
+    session, child
+):
     (part,) = subject.parts(session.settings)
     assert list(part.run(session)) == [{"flag": "made up"}]
     ((command, options),) = child.calls
@@ -81,12 +85,18 @@ def test_a_row_has_the_times_of_both_and_whether_their_bits_agree(monkeypatch):
             pytest.fail("it is timed by measure.interleaved")
 
     monkeypatch.setattr(subject, "_Epoch", Epoch)
-    monkeypatch.setattr(subject.measure, "interleaved", lambda work, rounds: dict(zip(work, (4.0, 3.0), strict=True)))
+    monkeypatch.setattr(
+        subject.measure,
+        "interleaved",
+        lambda work, rounds: dict(zip(work, (4.0, 3.0), strict=True)),
+    )
     flag = flags.CANDIDATES["gpu"][0]
     row = subject._row(flag, subject._FULL)
     assert (row["step_seconds"], row["step_seconds_without"]) == (3.0 / 20, 4.0 / 20)
     assert (row["same_bits_again"], row["same_bits_as_without"]) == (True, False)
-    text = subject.tables([{"part": "flags/x", **row}, {"part": "flags/x", "done": True}, {"part": "speed/x"}])
+    text = subject.tables(
+        [{"part": "flags/x", **row}, {"part": "flags/x", "done": True}, {"part": "speed/x"}]
+    )
     assert "A plain step of preact_resnet18 64 bfloat16, batch 256" in text
     cells = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
     assert cells == [flag.name, "150", "0.75", "2.0", "1.0", "yes"]
@@ -95,7 +105,9 @@ def test_a_row_has_the_times_of_both_and_whether_their_bits_agree(monkeypatch):
 def test_a_process_takes_a_real_option(monkeypatch, capsys):
     """All but the network, whose compilation others test."""
     said = []
-    monkeypatch.setattr(subject, "_row", lambda flag, size: said.append((flag, size)) or {"flag": flag.name})
+    monkeypatch.setattr(
+        subject, "_row", lambda flag, size: said.append((flag, size)) or {"flag": flag.name}
+    )
     subject.measure_here("no library", "small")
     assert said == [(flags.CANDIDATES["cpu"][0], subject._SMALL)]
     assert capsys.readouterr().out == '{"flag": "no library"}\n'

@@ -25,7 +25,9 @@ FT_SAM = methods.TUNING[1]
 
 
 def resolved(method, settings=FULL, planted=BADNETS):
-    return runs.resolve(runs.values(settings, planted, method.paper, method.defense, method.clean_data))
+    return runs.resolve(
+        runs.values(settings, planted, method.paper, method.defense, method.clean_data)
+    )
 
 
 # --- What is asked for -----------------------------------------------------------------------------------------------
@@ -35,7 +37,10 @@ def test_the_victim_is_that_of_the_config_in_bfloat16():
     own = schema.flatten(resolved(FT_SAM).to_dict())
     file = schema.flatten(config.resolve(schema.read(CONFIG)).to_dict())
     # a cosine over a run of 100 epochs has the period 100
-    assert {key for key in own if own[key] != file.get(key)} == {"model.dtype", "training.schedule.period"}
+    assert {key for key in own if own[key] != file.get(key)} == {
+        "model.dtype",
+        "training.schedule.period",
+    }
     assert own["model.dtype"] == "bfloat16"
 
 
@@ -45,10 +50,19 @@ def test_every_method_has_its_papers_options_on_one_victim():
     sft, fast_sft, nft = map(resolved, methods.SMOOTHING)
     for smooth in (sft, fast_sft):
         chosen = smooth.defense.options
-        assert (chosen["eta_f"], chosen["eta_r"], chosen["epochs"], chosen["batch_size"]) == (1e-3, 5, 100, 128)
+        assert (chosen["eta_f"], chosen["eta_r"], chosen["epochs"], chosen["batch_size"]) == (
+            1e-3,
+            5,
+            100,
+            128,
+        )
         assert (smooth.holdout.share, smooth.holdout.held_out) == (0.01, False)
     assert (nft.defense.options["learning_rate"], nft.defense.options["augment"]) == (0.05, "mixup")
-    pruned = {resolved(method).holdout.per_class for method in methods.REST if method.defense == "grad_prune"}
+    pruned = {
+        resolved(method).holdout.per_class
+        for method in methods.REST
+        if method.defense == "grad_prune"
+    }
     assert pruned == {2, 10, 100}
 
 
@@ -62,7 +76,12 @@ def test_the_first_setting_is_the_papers():
     ("source", "defense", "clean_data", "found"),
     [
         ("ft-sam", "none", "", {"source": "ft-sam, Table 1", "acc": 91.82, "asr": 93.79}),
-        ("ft-sam", "ft_sam", "5%", {"source": "ft-sam, Table 1", "acc": 92.21, "asr": 1.63, "der": 96.08}),
+        (
+            "ft-sam",
+            "ft_sam",
+            "5%",
+            {"source": "ft-sam, Table 1", "acc": 92.21, "asr": 1.63, "der": 96.08},
+        ),
         ("sft", "sft_theta", "1%", {"source": "sft, Table 6", "acc": 89.19, "asr": 1.72}),
         ("sft", "sft_theta", "5%", {}),
     ],
@@ -81,7 +100,9 @@ def test_draws_share_a_victim_and_say_so():
     assert len({of.run_id, first.run_id, second.run_id}) == 3
     assert (second.to_dict()["seed"], second.to_dict()["victim_seed"]) == (1, 0)
     with pytest.raises(InputError, match="unknown key 'victim_seed'"):
-        config.resolve(second.to_dict())  # so that nobody takes it for a run with a victim of its own
+        config.resolve(
+            second.to_dict()
+        )  # so that nobody takes it for a run with a victim of its own
 
 
 def test_a_draw_has_the_holdout_of_its_own_seed():
@@ -175,14 +196,18 @@ def test_a_second_call_goes_on_with_the_victim(calls):
     assert (victim["epochs"], victim["images"], victim["clean_total"]) == (3, 1347, 450)
     of = runs.resolve(runs.values(settings, BADNETS))
     whole = run.run(of, run.Execution(settings.work / "afresh"))["metrics"]["before"]
-    assert {name: victim[name] for name in runs.COUNTS} == {name: whole[name] for name in runs.COUNTS}
+    assert {name: victim[name] for name in runs.COUNTS} == {
+        name: whole[name] for name in runs.COUNTS
+    }
 
 
 def test_seed_0_of_a_method_is_what_a_run_makes(calls):
     settings, _, _, _, rows = calls
     own = next(row for row in rows if row.get("setting") == {"rho": 2.0} and row["seed"] == 0)
     single = run.run(resolved(FT_SAM, settings), run.Execution(settings.work / "runs"))
-    assert single["metrics"]["after"]["attack_hits"] == pytest.approx(own["attack_hits"], abs=2)  # rounding
+    assert single["metrics"]["after"]["attack_hits"] == pytest.approx(
+        own["attack_hits"], abs=2
+    )  # rounding
     assert single["metrics"]["after"]["clean_correct"] == pytest.approx(own["clean_correct"], abs=2)
 
 
@@ -191,7 +216,9 @@ def test_the_records_of_all_runs_are_one_file(calls):
     found = report.load([settings.out / runs.RECORDS])
     assert {record.run_id for record in found} >= {row["run_id"] for row in rows if "run_id" in row}
     (row,) = (
-        row for row in report.summarize(found) if row.settings.get("defense.rho") == 4 and "victim_seed" in row.settings
+        row
+        for row in report.summarize(found)
+        if row.settings.get("defense.rho") == 4 and "victim_seed" in row.settings
     )
     assert [record.seed for record in row.records] == [0, 1]
     assert {path.name for path in settings.out.iterdir()} == {
@@ -212,7 +239,9 @@ def test_records_of_folders_that_are_gone_are_kept(calls, tmp_path):
 
 def test_the_table_counts_draws_and_has_the_published_beside(calls):
     rows = calls[-1]
-    (line,) = (line for line in methods.tables(rows).splitlines() if line.startswith("| ft_sam | ρ=2 |"))
+    (line,) = (
+        line for line in methods.tables(rows).splitlines() if line.startswith("| ft_sam | ρ=2 |")
+    )
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:4] == ["ft_sam", "ρ=2", "5%", "2"]
     assert "±" in cells[4]
@@ -227,14 +256,32 @@ def test_there_is_no_table_of_nothing():
 
 
 def test_runs_that_diverged_are_counted():
-    own = {"part": "methods/badnets/sft", "victim": "badnets", "method": "sft", "holdout": "1%", "published": {}}
+    own = {
+        "part": "methods/badnets/sft",
+        "victim": "badnets",
+        "method": "sft",
+        "holdout": "1%",
+        "published": {},
+    }
     own["setting"] = {"eta_f": 1e-3, "eta_r": 5.0}
     rates = dict.fromkeys((*methods._RATES, *methods._SECONDS), 0.5)
     rows = [{**own, "seed": 0, "diverged": "it is not finite"}, {**own, "seed": 1, **rates}]
     surface = {**own, "surface": {"largest_eigenvalue": 12.3, "hessian_trace": None}}
-    (line,) = (line for line in methods.tables([*rows, surface]).splitlines() if line.startswith("| sft"))
+    (line,) = (
+        line for line in methods.tables([*rows, surface]).splitlines() if line.startswith("| sft")
+    )
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1:10] == ["η_F=0.001 η_r=5", "1%", "1, 1 diverged", "50.0", "50.0", "50.0", "50.0", "12.3", "–"]
+    assert cells[1:10] == [
+        "η_F=0.001 η_r=5",
+        "1%",
+        "1, 1 diverged",
+        "50.0",
+        "50.0",
+        "50.0",
+        "50.0",
+        "12.3",
+        "–",
+    ]
     (line,) = (line for line in methods.tables(rows[:1]).splitlines() if line.startswith("| sft"))
     assert line.count("| – |") + line.count(" – ") > 6
     assert "0, 1 diverged" in line

@@ -37,7 +37,9 @@ def test_a_sam_that_is_a_little_wrong_is_found(session, monkeypatch):
     true = optim.perturbation
     wrong = lambda grads, params, rho, **options: true(grads, params, 1.001 * rho, **options)  # noqa: E731
     monkeypatch.setattr(optim, "perturbation", wrong)
-    monkeypatch.setattr(sys.modules["bdjax.optim.sam"], "perturbation", wrong)  # optim.sam is its function
+    monkeypatch.setattr(
+        sys.modules["bdjax.optim.sam"], "perturbation", wrong
+    )  # optim.sam is its function
     assert [row["ok"] for row in right.sam(session)] == [False] * 4
 
 
@@ -87,9 +89,19 @@ def test_the_table_has_a_row_for_each_check_and_says_what_is_wrong():
         {"part": "right/sam", **right.check("ε of SAM", 1.23e-7, 1e-5)},
         {"part": "right/sam", "done": True},
         {"part": "right/epoch", **right.check("an epoch", math.nan, 1e-3)},
-        {"part": "right/triggers", **right.check("trigger", 0.5, 0.01, differ=3, of=768, by_at_most=2)},
+        {
+            "part": "right/triggers",
+            **right.check("trigger", 0.5, 0.01, differ=3, of=768, by_at_most=2),
+        },
         {"part": "right/cut", **right.check("cut", 5, 0, of=100, by_at_most=1e-9)},
-        {"part": "right/cut", "check": "flag", "error": None, "bound": 0, "ok": False, "why": "Unknown | flag"},
+        {
+            "part": "right/cut",
+            "check": "flag",
+            "error": None,
+            "bound": 0,
+            "ok": False,
+            "why": "Unknown | flag",
+        },
         {"part": "speed/steps", "check": "another subject's"},
     ]
     assert right.tables(rows).splitlines() == [
@@ -118,18 +130,28 @@ def test_the_start_of_training_is_drawn_without_a_compiler():
 
 # --- Processes -------------------------------------------------------------------------------------------------------
 
-KNOWN = "raise SystemExit('E0000 parse_flags.cc:226] Unknown flag in XLA_FLAGS: --no_such\\nand more')"
+KNOWN = (
+    "raise SystemExit('E0000 parse_flags.cc:226] Unknown flag in XLA_FLAGS: --no_such\\nand more')"
+)
 
 
 def test_a_process_that_fails_says_why(tmp_path):
     said = tmp_path / "said.txt"
-    with processes.started(["-c", KNOWN], said) as process, pytest.raises(processes.Failed) as failed:
+    with (
+        processes.started(["-c", KNOWN], said) as process,
+        pytest.raises(processes.Failed) as failed,
+    ):
         processes.finish(process, said)
-    assert str(failed.value).startswith("exit code 1 instead of 0: E0000 parse_flags.cc:226] Unknown flag")
+    assert str(failed.value).startswith(
+        "exit code 1 instead of 0: E0000 parse_flags.cc:226] Unknown flag"
+    )
 
 
 def test_no_process_outlives_who_started_it(tmp_path):
-    with pytest.raises(ZeroDivisionError), processes.started(["-c", "input()"], tmp_path / "said.txt") as process:
+    with (
+        pytest.raises(ZeroDivisionError),
+        processes.started(["-c", "input()"], tmp_path / "said.txt") as process,
+    ):
         raise ZeroDivisionError
     assert process.poll() is not None
 
@@ -143,14 +165,18 @@ def test_a_flag_that_is_not_taken_is_an_answer(tmp_path, monkeypatch):
 
 def test_a_setting_is_a_flag_of_xla_or_an_option_of_bdjax(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_mine=1")
-    of_xla, own, none = (cut.Setting(flag, shared=False) for flag in ("--xla_x=true", "--deterministic", ""))
+    of_xla, own, none = (
+        cut.Setting(flag, shared=False) for flag in ("--xla_x=true", "--deterministic", "")
+    )
     assert (of_xla.words, of_xla.xla_flags) == ((), "--xla_mine=1 --xla_x=true")
     assert (own.words, own.xla_flags) == (("--deterministic",), "--xla_mine=1")
     assert (none.words, none.xla_flags) == ((), "--xla_mine=1")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", right.parts(Settings(Path("out"), Path("work"))), ids=lambda part: part.name)
+@pytest.mark.parametrize(
+    "part", right.parts(Settings(Path("out"), Path("work"))), ids=lambda part: part.name
+)
 def test_all_is_right_on_this_device(part, session):
     """In miniature; 45 s on two free cores."""
     rows = list(part.run(session))

@@ -27,7 +27,14 @@ from accelerator.session import Session, Settings
 from accelerator.torch_ways import LAYOUTS, Way
 
 STEPS, SIZE = 10, 16
-SECONDS = {"plain": 2.0, "sam": 5.0, "eager NCHW": 8.0, "eager channels_last": 4.0, "product": 0.5, "copy": 0.25}
+SECONDS = {
+    "plain": 2.0,
+    "sam": 5.0,
+    "eager NCHW": 8.0,
+    "eager channels_last": 4.0,
+    "product": 0.5,
+    "copy": 0.25,
+}
 CASE = speed.Case("sam", "float32", SIZE)
 
 
@@ -43,9 +50,13 @@ def nothing_runs(monkeypatch):
     peak = SimpleNamespace(product=None, copy=None, flops=1e12, bytes=1e11)
     monkeypatch.setattr(speed, "_epoch", lambda case, scale: epoch)
     monkeypatch.setattr(measure, "Peak", lambda *_: peak)
-    monkeypatch.setattr(speed, "_torch", lambda: SimpleNamespace(take=lambda **_: {"version": "2.0"}))
+    monkeypatch.setattr(
+        speed, "_torch", lambda: SimpleNamespace(take=lambda **_: {"version": "2.0"})
+    )
     timings = {name: measure.Timing(second, second / 100) for name, second in SECONDS.items()}
-    monkeypatch.setattr(measure, "timed", lambda work, rounds: {name: timings[name] for name in work})
+    monkeypatch.setattr(
+        measure, "timed", lambda work, rounds: {name: timings[name] for name in work}
+    )
     return epoch
 
 
@@ -71,7 +82,10 @@ def test_every_step_is_measured_in_every_type_and_size(tmp_path):
     settings = Settings(tmp_path, tmp_path)
     names = {part.name for part in [*speed.parts(settings), *speed.further_parts(settings)]}
     assert {
-        f"speed/{step}-{kind}-{size}" for step in speed.STEPS for kind in speed.TYPES for size in (128, 256, 1024)
+        f"speed/{step}-{kind}-{size}"
+        for step in speed.STEPS
+        for kind in speed.TYPES
+        for size in (128, 256, 1024)
     } <= names
 
 
@@ -90,12 +104,16 @@ def test_a_call_has_as_many_whole_batches_as_it_says(step):
 
 
 def test_the_step_on_masks_is_two_passes_over_masks_alone():
-    model = models.create("small_cnn", image_spec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.5,) * 3, (), 1, True), width=2)
+    model = models.create(
+        "small_cnn", image_spec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.5,) * 3, (), 1, True), width=2
+    )
     learner = speed.STEPS["anp_like"](4)
     key = jax.random.key(0)
     split = measure.random_split(model.spec, 8)
     state = jax.eval_shape(lambda: learner.init(key, model, model.init(key), split))
-    assert sum(leaf.size for leaf in jax.tree.leaves(state.tuned)) == 4 + 8  # channels of the norms but the first
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(state.tuned)) == 4 + 8
+    )  # channels of the norms but the first
     assert learner.transformation == SharpnessAware(speed.RHO, adaptive=False)
 
 
@@ -119,8 +137,12 @@ def test_a_steps_row_has_the_rates_and_shares_of_its_own_seconds(nothing_runs, s
 
 def test_a_step_that_has_loops_of_its_own_is_not_counted(nothing_runs, session, monkeypatch):
     monkeypatch.setitem(SECONDS, "fast_sft", 1.0)
-    monkeypatch.setattr(measure, "timed", lambda work, rounds: dict.fromkeys(work, measure.Timing(1.0, 0.5)))
-    (row,) = rows_of(speed._step_part(speed.Case("fast_sft", "float32", SIZE), speed.DEBUG_SMALL), session)
+    monkeypatch.setattr(
+        measure, "timed", lambda work, rounds: dict.fromkeys(work, measure.Timing(1.0, 0.5))
+    )
+    (row,) = rows_of(
+        speed._step_part(speed.Case("fast_sft", "float32", SIZE), speed.DEBUG_SMALL), session
+    )
     assert "share_of_matmul" not in row
     assert "matmul_flops_per_second" in row
 
@@ -144,7 +166,11 @@ def test_a_step_that_does_not_fit_is_not_run(nothing_runs, session, monkeypatch)
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_sweep_is_priced_in_single_runs(nothing_runs, session, monkeypatch, fits):
     def costs(points, model, single, forms, steps, rounds):
-        assert len({(float(p.learner.transformation.rho), str(p.key)) for p in points}) == len(points) == 4
+        assert (
+            len({(float(p.learner.transformation.rho), str(p.key)) for p in points})
+            == len(points)
+            == 4
+        )
         cost = {"vmap": 0.5} if fits else {}
         return {
             "seconds_per_step": {"single": 0.1, "vmap": 0.2},
@@ -176,11 +202,23 @@ def test_compiling_and_memory_are_of_the_epoch_that_is_called(monkeypatch):
 
 def test_tables_say_what_was_measured_on_what(nothing_runs, session):
     rows = rows_of(speed._step_part(CASE, speed.DEBUG, tuple(map(Way, LAYOUTS))), session)
-    ending = {"device": {"count": 1, "kind": "Card 9"}, "versions": {"jax": "0.0"}, "date": "2000-01-01"}
-    text = speed.tables([*rows, {"part": "speed/x", "done": True, **ending}, {"part": "right/x", "peak": "none"}])
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    ending = {
+        "device": {"count": 1, "kind": "Card 9"},
+        "versions": {"jax": "0.0"},
+        "date": "2000-01-01",
+    }
+    text = speed.tables(
+        [*rows, {"part": "speed/x", "done": True, **ending}, {"part": "right/x", "peak": "none"}]
+    )
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if "|" in line
+    ]
     assert ["SAM", "float32", "16", "500", "32", "2.50", "1%", "0%"] in [row[:8] for row in cells]
-    assert ["SAM", "float32", "eager", "NCHW", "16", "800", "20", "32", "1.60"] in [row[:9] for row in cells]
+    assert ["SAM", "float32", "eager", "NCHW", "16", "800", "20", "32", "1.60"] in [
+        row[:9] for row in cells
+    ]
     assert "1 × Card 9, jax 0.0, 2000-01-01" in text
     assert "PyTorch 2.0" in text
 
@@ -190,10 +228,17 @@ def test_other_subjects_rows_make_no_table():
 
 
 def test_all_kinds_of_rows_have_their_table():
-    operation = profile.Operation("fusion.1", "jit_epoch", 0.25, 0.5, 20, "a/conv", "layers.py:9")._asdict()
+    operation = profile.Operation(
+        "fusion.1", "jit_epoch", 0.25, 0.5, 20, "a/conv", "layers.py:9"
+    )._asdict()
     found = speed.tables(
         [
-            {"part": "speed/peak", "peak": "bfloat16", "matmul_flops_per_second": 7e14, "copy_bytes_per_second": 3e12},
+            {
+                "part": "speed/peak",
+                "peak": "bfloat16",
+                "matmul_flops_per_second": 7e14,
+                "copy_bytes_per_second": 3e12,
+            },
             {"part": "speed/loads", "rate": "load digits", "images_per_second": 12345.0},
             {"part": "speed/startup", "startup": "plain", "cold": 30.0, "cached": 2.0},
             {"part": "speed/startup", "startup": "import", "cold": 1.0},
@@ -201,7 +246,12 @@ def test_all_kinds_of_rows_have_their_table():
         ]
     )
     lines = [line.replace(" ", "") for line in found.splitlines()]
-    for line in ("|bfloat16|700,000|3,000|", "|loaddigits|12,345|", "|plain|30.0|2.0|", "|import|1.0|–|"):
+    for line in (
+        "|bfloat16|700,000|3,000|",
+        "|loaddigits|12,345|",
+        "|plain|30.0|2.0|",
+        "|import|1.0|–|",
+    ):
         assert line in lines
     assert "|SAM|fusion.1|50.0%|25.0|2|layers.py:9|" in lines
 
@@ -212,7 +262,11 @@ def test_the_table_of_steps_names_pytorchs_layout():
         "plain_to_torch": 1.5, "plain_torch_layout": "channels_last", "sam_to_torch": 1.25, "sam_torch_layout": "NCHW",
     }  # fmt: skip
     for name in ("plain", "sam"):
-        row |= {f"{name}_images_per_second": 1.0, f"{name}_share_of_matmul": 0.5, f"{name}_epoch_overhead": 0.0}
+        row |= {
+            f"{name}_images_per_second": 1.0,
+            f"{name}_share_of_matmul": 0.5,
+            f"{name}_epoch_overhead": 0.0,
+        }
     steps = {**result_tables.load("steps.json"), "steps": [row]}
     startup = result_tables.load("startup.json")
     text = result_tables.speed_table(steps, startup)
@@ -273,22 +327,35 @@ def test_a_step_in_pytorch_is_bdjaxs_step():
     image, label = (torch.tensor(np.asarray(x)) for x in split[:2])
     start = model.init(jax.random.key(0))
     options = {"batch_size": 8, "augment": "none", "weight_decay": 5e-4}
-    made = {"plain": supervised(**options), "sam": defenses.create("ft_sam", rho=0.5, **options).learner}
+    made = {
+        "plain": supervised(**options),
+        "sam": defenses.create("ft_sam", rho=0.5, **options).learner,
+    }
     for name, layout in zip(made, LAYOUTS, strict=True):
         learner, other = made[name], torch_steps.Learner(WIDTH, Way(layout))
         with torch.no_grad():
-            for mine, theirs in zip((other.parameters, other.statistics), torch_parameters(start), strict=True):
+            for mine, theirs in zip(
+                (other.parameters, other.statistics), torch_parameters(start), strict=True
+            ):
                 for values, found in zip(mine, theirs, strict=True):
                     values.copy_(torch.tensor(np.asarray(found)))
         state = learner.init(jax.random.key(0), model, start, split)
-        state, info = jax.jit(learner.update, static_argnums=1)(jax.random.key(1), model, state, split)
-        step = other.plain if name == "plain" else lambda *batch, other=other: other.sam(*batch, rho=0.5)
+        state, info = jax.jit(learner.update, static_argnums=1)(
+            jax.random.key(1), model, state, split
+        )
+        step = (
+            other.plain
+            if name == "plain"
+            else lambda *batch, other=other: other.sam(*batch, rho=0.5)
+        )
         loss = step(other.normalized(image), label.long())[0]
         assert float(loss) == pytest.approx(float(info.loss), rel=1e-4)
         after = torch_parameters({"params": state.tuned, "batch_stats": state.batch_stats})
         for mine, theirs in zip((other.parameters, other.statistics), after, strict=True):
             for values, found in zip(mine, theirs, strict=True):
-                np.testing.assert_allclose(values.detach().numpy(), np.asarray(found), rtol=1e-3, atol=2e-5)
+                np.testing.assert_allclose(
+                    values.detach().numpy(), np.asarray(found), rtol=1e-3, atol=2e-5
+                )
 
 
 def test_pytorchs_crop_and_flip_are_windows_of_the_image():
@@ -300,8 +367,11 @@ def test_pytorchs_crop_and_flip_are_windows_of_the_image():
     for row, out in enumerate(learner.augmented(image)):
         padded = jnp.pad(jnp.asarray(image[row].numpy(), jnp.float32), ((4, 4), (4, 4), (0, 0)))
         normalized = np.asarray((padded / 255 - 0.5) / 0.25).transpose(2, 0, 1)
-        windows = [normalized[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
+        windows = [
+            normalized[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)
+        ]
         found = [
-            np.abs(w - out.numpy()).max() < 1e-5 or np.abs(w[:, :, ::-1] - out.numpy()).max() < 1e-5 for w in windows
+            np.abs(w - out.numpy()).max() < 1e-5 or np.abs(w[:, :, ::-1] - out.numpy()).max() < 1e-5
+            for w in windows
         ]
         assert sum(found) == 1

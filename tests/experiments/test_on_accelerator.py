@@ -35,7 +35,9 @@ class Fake:
     def parts(self, settings):
         del settings
         return [
-            Part(f"fake/{name}", self.seconds.get(name, 1), self._run(name), self.needs.get(name, ()))
+            Part(
+                f"fake/{name}", self.seconds.get(name, 1), self._run(name), self.needs.get(name, ())
+            )
             for name in self.ways
         ]
 
@@ -103,7 +105,11 @@ def test_a_call_leaves_rows_a_table_and_a_log(fake, out):
     ending = rows(out)[-1]
     assert ending["device"]["platform"] == "cpu"
     assert "jax" in ending["versions"]
-    assert sorted(path.name for path in out.iterdir()) == [session.LOG, session.RESULTS, session.SUMMARY]
+    assert sorted(path.name for path in out.iterdir()) == [
+        session.LOG,
+        session.RESULTS,
+        session.SUMMARY,
+    ]
 
 
 def test_a_second_call_does_what_is_missing(fake, out):
@@ -195,7 +201,9 @@ def test_a_kill_while_the_results_are_written_leaves_the_last_ones(fake, out, mo
         patch.setattr(records, "_replace", die)
         assert call(out) == 143
     assert (out / session.RESULTS).read_bytes() == before
-    (out / f".{session.RESULTS}.123").write_text('{"part": "fa')  # a kill leaves that, an exception does not
+    (out / f".{session.RESULTS}.123").write_text(
+        '{"part": "fa'
+    )  # a kill leaves that, an exception does not
     assert call(out) == 0
     assert numbers(out) == [1, 2, 3]
     assert len(list(out.iterdir())) == 3
@@ -267,7 +275,10 @@ def refused(capsys, out, *words):
         (("--minutes", "-3"), "minutes must be above 0"),
         (("--minutes", "nan"), "minutes must be finite"),
         (("--minutes", "nine"), "invalid float value: 'nine'"),
-        (("--data-dir", "no/such/folder"), "data-dir must be a folder that is there, got 'no/such/folder'."),
+        (
+            ("--data-dir", "no/such/folder"),
+            "data-dir must be a folder that is there, got 'no/such/folder'.",
+        ),
         (("--work", ""), "work must name a folder"),
         (("--hurry",), "--hurry"),
     ],
@@ -285,7 +296,8 @@ def test_an_out_that_is_a_file_is_one_line(fake, out, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ['{"part": "fake/one", "done"', "[1]\n", '{"number": 1}\n', '{"part": 3}\n', "\n", "\xff"]
+    "content",
+    ['{"part": "fake/one", "done"', "[1]\n", '{"number": 1}\n', '{"part": 3}\n', "\n", "\xff"],
 )
 def test_damaged_results_are_one_line_and_stay(content, fake, out, capsys):
     out.mkdir()

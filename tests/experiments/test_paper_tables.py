@@ -18,7 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import _paper_configs
 import _paper_table
 
-SCRIPTS = {"ft_sam_tables": "FT_SAM", "sft_tables": "SFT", "nft_tables": "NFT", "grad_prune_tables": "GRAD_PRUNE"}
+SCRIPTS = {
+    "ft_sam_tables": "FT_SAM",
+    "sft_tables": "SFT",
+    "nft_tables": "NFT",
+    "grad_prune_tables": "GRAD_PRUNE",
+}
 SHORT = {"ft_sam_table1": "ft_sam_tables", "sft_table1": "sft_tables"}
 ALL = [(script, name) for script in SCRIPTS for name in importlib.import_module(script).TABLES]
 SIZES = {"full": _paper_configs.FULL, **_paper_configs.DEBUG}
@@ -27,7 +32,9 @@ SIZES = {"full": _paper_configs.FULL, **_paper_configs.DEBUG}
 def paper_and_values(script, name):
     module = importlib.import_module(script)
     source, table = module.TABLES[name]
-    return getattr(module, SCRIPTS[script]), published.select(paper=source, table=table, task=published.TASK)
+    return getattr(module, SCRIPTS[script]), published.select(
+        paper=source, table=table, task=published.TASK
+    )
 
 
 def planned(script, name, size):
@@ -37,7 +44,9 @@ def planned(script, name, size):
 
 
 def test_every_published_table_has_a_script():
-    printed = {(value.paper, value.table) for value in published.load() if value.task == published.TASK}
+    printed = {
+        (value.paper, value.table) for value in published.load() if value.task == published.TASK
+    }
     listed = [importlib.import_module(script).TABLES[name] for script, name in ALL]
     assert sorted(listed) == sorted(printed)
 
@@ -73,19 +82,29 @@ def test_every_value_has_a_place_of_its_own(script, name):
 def first(script, name, **columns):
     """Return the resolved config of the first value with these columns."""
     plans = planned(script, name, "full")
-    plan = next(p for p in plans if all(getattr(p.value, key) == column for key, column in columns.items()))
+    plan = next(
+        p for p in plans if all(getattr(p.value, key) == column for key, column in columns.items())
+    )
     return plan.groups[0][0].to_dict()
 
 
 def test_protocols_are_those_of_the_papers():
     ft_sam = first("ft_sam_tables", "table1", attack="blended", defense="ft_sam")
-    assert (ft_sam["attack"]["alpha"], ft_sam["attack"]["poison_rate"], ft_sam["defense"]["rho"]) == (0.1, 0.1, 2)
+    assert (
+        ft_sam["attack"]["alpha"],
+        ft_sam["attack"]["poison_rate"],
+        ft_sam["defense"]["rho"],
+    ) == (0.1, 0.1, 2)
     assert (ft_sam["training"]["epochs"], ft_sam["training"]["learning_rate"]) == (100, 0.01)
     assert (ft_sam["holdout"]["share"], ft_sam["holdout"]["held_out"]) == (0.05, False)
     plain = first("ft_sam_tables", "s8", defense="ft_sam:no_adaptive")["defense"]
     assert (plain["adaptive"], plain["rho"]) == (False, 0.5)
     pruned = first("ft_sam_tables", "table4", defense="fp_prune+ft_sam")["defense"]
-    assert (pruned["first"]["epochs"], pruned["second"]["rho"], pruned["second"]["epochs"]) == (0, 2, 100)
+    assert (pruned["first"]["epochs"], pruned["second"]["rho"], pruned["second"]["epochs"]) == (
+        0,
+        2,
+        100,
+    )
     sft = first("sft_tables", "table1", dataset="cifar10", attack="sig", defense="fsft")
     sig = [sft["attack"][key] for key in ("target_class_rate", "poison_rate", "alpha")]
     assert sig == [0.8, None, 0.2]
@@ -139,7 +158,9 @@ def test_help_has_the_command_and_the_protocol(script, capsys):
 
 
 def test_a_run_that_diverged_or_cannot_be_marks_its_cell(tmp_path, monkeypatch):
-    plan = next(p for p in planned("ft_sam_tables", "table1", "digits") if p.value.defense == "ft_sam")
+    plan = next(
+        p for p in planned("ft_sam_tables", "table1", "digits") if p.value.defense == "ft_sam"
+    )
     (config,) = plan.groups[0]
     assert _paper_table._cell(plan, tmp_path, {}).why == "not run"
     run.mark_diverged(config, tmp_path, "the loss is not finite")
@@ -153,7 +174,10 @@ def test_a_run_that_diverged_or_cannot_be_marks_its_cell(tmp_path, monkeypatch):
     other = config.with_defense(name="none")
     refused = _paper_table._refused([config, other])
     assert list(refused) == [config.run_id]
-    assert _paper_table._cell(plan, tmp_path / "empty", refused).why == "attack.poison_rate must be lower."
+    assert (
+        _paper_table._cell(plan, tmp_path / "empty", refused).why
+        == "attack.poison_rate must be lower."
+    )
     with pytest.raises(InputError, match="must be lower"):
         _paper_table._refused([config])
 
@@ -162,7 +186,15 @@ def test_a_run_that_diverged_or_cannot_be_marks_its_cell(tmp_path, monkeypatch):
 def test_a_table_from_one_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BDJAX_DATA_DIR", str(tmp_path))  # no CIFAR-10 there, so the digits stand in
     module = importlib.import_module("ft_sam_table1")
-    arguments = ["--debug", "--attacks", "badnets_a2o", "--out", str(tmp_path / "runs"), "--format", "csv"]
+    arguments = [
+        "--debug",
+        "--attacks",
+        "badnets_a2o",
+        "--out",
+        str(tmp_path / "runs"),
+        "--format",
+        "csv",
+    ]
 
     def printed(*more):
         _paper_table.main(module.FT_SAM, {"table1": module.TABLES["table1"]}, [*arguments, *more])

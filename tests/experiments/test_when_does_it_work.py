@@ -48,7 +48,11 @@ def test_a_cell_differs_from_the_base_in_what_it_says(without_data, name):
     base, *others = size.levels
     assert len({level.title for level in size.levels}) == len(size.levels)
     for level in others:
-        around = base._replace(changes=size.levels[3].changes) if level.factor.startswith("both, ") else base
+        around = (
+            base._replace(changes=size.levels[3].changes)
+            if level.factor.startswith("both, ")
+            else base
+        )
         for defense in level.defenses:
             mine, usual = flat(level, defense), flat(around, defense)
             changed = {key for key in mine if mine[key] != usual[key]}
@@ -87,7 +91,10 @@ def test_a_second_call_goes_on_with_what_is_missing(tmp_path, monkeypatch, capsy
     assert done == [("base", "ft", 0), ("base", "fast_sft", 0)]
     when_does_it_work.main([*words, "--seeds", "0", "1"])
     assert done[2:] == [("base", "ft", 1), ("base", "fast_sft", 1)]
-    assert "| badnets | base | 100.0 ± 0.0 (50.0) | 2 diverged | 25.0 ± 0.0 (50.0) | 2 |" in capsys.readouterr().out
+    assert (
+        "| badnets | base | 100.0 ± 0.0 (50.0) | 2 diverged | 25.0 ± 0.0 (50.0) | 2 |"
+        in capsys.readouterr().out
+    )
     assert (tmp_path / "debug.md").read_text(encoding="utf-8").count("\n| badnets") == 1
 
 
@@ -97,16 +104,22 @@ def test_which_statistics_normalize():
     image = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 6, 6, 2)), jnp.float32)
 
     def passed(name):
-        return quick_jit(lambda: _when_variants.MODELS[name](model).apply(variables, image, train=True))()
+        return quick_jit(
+            lambda: _when_variants.MODELS[name](model).apply(variables, image, train=True)
+        )()
 
     logits, stats = passed("eval")
-    np.testing.assert_allclose(logits, quick_jit(lambda: model.apply(variables, image)[0])(), rtol=1e-5)
+    np.testing.assert_allclose(
+        logits, quick_jit(lambda: model.apply(variables, image)[0])(), rtol=1e-5
+    )
     jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
     logits, stats = passed("batch")
     plain, moved = passed("train")
     np.testing.assert_allclose(logits, plain, rtol=1e-5)
     # A hundred moves towards one batch are all of the way.
-    again = quick_jit(lambda stats: model.apply({**variables, "batch_stats": stats}, image, train=True)[1])
+    again = quick_jit(
+        lambda stats: model.apply({**variables, "batch_stats": stats}, image, train=True)[1]
+    )
     for _ in range(100):
         moved = again(moved)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), stats, moved)
@@ -132,7 +145,10 @@ def test_batch_norms_are_tuned_beside_the_singular_values():
         np.testing.assert_allclose(params["w"]["scale"], before["w"]["scale"] + 0.25, rtol=1e-6)
         np.testing.assert_allclose(params["a"]["bias"], before["a"]["bias"] + 0.25, rtol=1e-6)
     kernel = space.apply(changed, frozen)["a"]["kernel"]
-    svd = [np.linalg.svd(np.asarray(matrix), compute_uv=False) for matrix in (kernel, before["a"]["kernel"])]
+    svd = [
+        np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        for matrix in (kernel, before["a"]["kernel"])
+    ]
     np.testing.assert_allclose(svd[0], svd[1] + 0.25, rtol=1e-4)
     unchanged = space.apply(tuned, frozen)
     jax.tree.map(np.testing.assert_array_equal, unchanged, before)

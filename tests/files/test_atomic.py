@@ -25,7 +25,9 @@ def test_a_file_that_is_not_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["replace", "write_text"])
-def test_an_interruption_keeps_the_old_content_and_leaves_nothing_else(moment, tmp_path, monkeypatch):
+def test_an_interruption_keeps_the_old_content_and_leaves_nothing_else(
+    moment, tmp_path, monkeypatch
+):
     file = tmp_path / "record.json"
     atomic.write_json(file, {"old": 1})
 
@@ -92,33 +94,47 @@ def test_json_that_is_not_what_it_should_be_is_one_sentence(tmp_path, text, reas
 
 
 def test_a_bit_that_flips_in_json_is_seen_or_of_no_account(tmp_path):
-    file, content = tmp_path / "record.json", {"run_seconds": 12.5, "name": "ft", "list": [1, 2], "none": None}
+    file, content = (
+        tmp_path / "record.json",
+        {"run_seconds": 12.5, "name": "ft", "list": [1, 2], "none": None},
+    )
     messages = []
     for seed in range(100):
         atomic.write_json(file, content)
         damage(file, np.random.default_rng(seed))
         try:
             read = atomic.read_json(file, {"run_seconds": float, "list": [int]})
-            assert {name: read[name] for name in content} == content  # the name of the digest may be another
+            assert {
+                name: read[name] for name in content
+            } == content  # the name of the digest may be another
         except InputError as error:
             messages.append(str(error))
     assert len(messages) > 80
-    assert all(message.startswith(f"{file} is damaged (") and "\n" not in message for message in messages)
+    assert all(
+        message.startswith(f"{file} is damaged (") and "\n" not in message for message in messages
+    )
 
 
 def test_a_bit_that_flips_in_arrays_is_seen_or_of_no_account(tmp_path):
-    file, arrays = tmp_path / "samples.npz", {"a": np.arange(40).reshape(8, 5), "b": np.asarray("words")}
+    file, arrays = (
+        tmp_path / "samples.npz",
+        {"a": np.arange(40).reshape(8, 5), "b": np.asarray("words")},
+    )
     messages = []
     for seed in range(200):
         atomic.write_arrays(file, **arrays)
         damage(file, np.random.default_rng(seed))
         try:
             read = atomic.read_arrays(file)
-            assert all(np.array_equal(read[name], arrays[name]) for name in read.keys() & arrays.keys())
+            assert all(
+                np.array_equal(read[name], arrays[name]) for name in read.keys() & arrays.keys()
+            )
         except InputError as error:
             messages.append(str(error))
     assert len(messages) > 80
-    assert all(message.startswith(f"{file} is damaged (") and "\n" not in message for message in messages)
+    assert all(
+        message.startswith(f"{file} is damaged (") and "\n" not in message for message in messages
+    )
 
 
 def damage(file, rng):
@@ -135,7 +151,9 @@ def test_others_may_read_what_the_user_lets_them(tmp_path):
     assert file.stat().st_mode == plain.stat().st_mode
 
 
-@pytest.mark.parametrize("content", [b"", b'{"status": "fin', b"\xff\xfe", b"[]", b"null", b'"text"'])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"status": "fin', b"\xff\xfe", b"[]", b"null", b'"text"']
+)
 def test_a_damaged_record_is_one_sentence_that_names_the_file(content, tmp_path):
     file = tmp_path / "record.json"
     file.write_bytes(content)
@@ -147,7 +165,11 @@ def test_a_damaged_record_is_one_sentence_that_names_the_file(content, tmp_path)
 
 
 def test_windows_waits_for_a_reader_before_a_file_is_replaced(tmp_path, monkeypatch):
-    file, replace, refusals = tmp_path / "record.json", Path.replace, [PermissionError(), PermissionError()]
+    file, replace, refusals = (
+        tmp_path / "record.json",
+        Path.replace,
+        [PermissionError(), PermissionError()],
+    )
 
     def busy(temporary, target):
         if refusals:

@@ -26,7 +26,9 @@ with locks.locked(folder):
 def hold(folder, name, seconds):
     """Start a process that holds a folder for some seconds."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), name, str(seconds)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), name, str(seconds)], env=environment
+    )
 
 
 def wait_for(file):
@@ -62,9 +64,15 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr("filelock.lock_descriptor", fail)
     for hold in (lambda: locks.locked(tmp_path), lambda: locks.claimed([tmp_path])):
-        with pytest.raises(OSError, match="No locks available, so it cannot be locked") as raised, hold():
+        with (
+            pytest.raises(OSError, match="No locks available, so it cannot be locked") as raised,
+            hold(),
+        ):
             raise AssertionError("it is not held")
-        assert (raised.value.errno, raised.value.filename) == (errno.ENOLCK, str(tmp_path / ".lock"))
+        assert (raised.value.errno, raised.value.filename) == (
+            errno.ENOLCK,
+            str(tmp_path / ".lock"),
+        )
 
 
 def test_a_lock_leaves_what_is_in_its_file_alone(tmp_path):

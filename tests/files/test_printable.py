@@ -43,7 +43,9 @@ def test_long_texts_are_cut_and_stay_different():
 @pytest.mark.parametrize("style", FORMATS)
 def test_a_hostile_name_keeps_a_table_in_its_lines(tmp_path, style):
     record = content(attack={"name": HOSTILE, "note": "b" * 5000})
-    rows = report.summarize(report.load([write(tmp_path, record, content(attack={"name": HOSTILE, "note": "c"}))]))
+    rows = report.summarize(
+        report.load([write(tmp_path, record, content(attack={"name": HOSTILE, "note": "c"}))])
+    )
     text = tables.table(rows, style)
     assert not re.search(r"[^\S \n]|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", text)
     if style == "csv":

@@ -119,9 +119,14 @@ def test_evaluation_gives_finite_logits_row_by_row_and_leaves_the_statistics(nam
 
 def test_images_are_normalized_inside(name, images):
     model, variables = tiny(name)
-    plain = models.create(name, dataclasses.replace(model.spec, modality=Images((0.0,) * 3, (1.0,) * 3)), width=2)
+    plain = models.create(
+        name, dataclasses.replace(model.spec, modality=Images((0.0,) * 3, (1.0,) * 3)), width=2
+    )
     normalized = (images - np.float32(model.spec.mean)) / np.float32(model.spec.std)
-    ours, expected = evaluated(model, variables, images)[0], evaluated(plain, variables, normalized)[0]
+    ours, expected = (
+        evaluated(model, variables, images)[0],
+        evaluated(plain, variables, normalized)[0],
+    )
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -131,7 +136,9 @@ def test_padding_rows_change_neither_loss_nor_gradient_nor_statistics(name, imag
     valid = np.arange(8) < 5
     padded = trained(model, variables, Split(images, label, valid))
     smaller = trained(model, variables, Split(images[:5], label[:5], None))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), padded, smaller)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), padded, smaller
+    )
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), padded[1], variables["batch_stats"])
     assert all(jax.tree.leaves(moved))
 
@@ -163,7 +170,9 @@ def test_any_size_and_either_type_give_float32_logits_and_statistics(name, shape
     model = models.create(name, spec, width=2, dtype=dtype)
     variables = jax.eval_shape(model.init, KEY)
     image = jax.ShapeDtypeStruct((5, *shape), jnp.float32)
-    logits, statistics = jax.eval_shape(functools.partial(model.apply, train=True), variables, image)
+    logits, statistics = jax.eval_shape(
+        functools.partial(model.apply, train=True), variables, image
+    )
     assert (logits.shape, logits.dtype) == ((5, 7), jnp.float32)
     features = jax.eval_shape(model.features, variables, image)
     for tree in (variables, statistics, features):
@@ -173,7 +182,9 @@ def test_any_size_and_either_type_give_float32_logits_and_statistics(name, shape
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products_are_in_the_type_of_the_network_and_sums_and_gradients_in_float32(name, dtype):
     """On the way forward and back: only the classifier, which nothing but it has seven columns, is always float32."""
-    model = models.create(name, image_spec("sized", (8, 8, 3), 7, (0.5,) * 3, (0.25,) * 3), width=2, dtype=dtype)
+    model = models.create(
+        name, image_spec("sized", (8, 8, 3), 7, (0.5,) * 3, (0.25,) * 3), width=2, dtype=dtype
+    )
     variables = jax.eval_shape(model.init, KEY)
     batch = Split(jnp.zeros((5, 8, 8, 3)), jnp.zeros(5, jnp.int32), jnp.ones(5, bool))
     traced = jax.make_jaxpr(trained.__wrapped__, static_argnums=0)(model, variables, batch)
@@ -185,20 +196,30 @@ def test_products_are_in_the_type_of_the_network_and_sums_and_gradients_in_float
         kind = {
             "bdjax_convolution": "convolution",
             "conv_general_dilated": "convolution",
-            "dot_general": "classifier" if any(7 in operand.shape for operand in operands) else "product",
-            "reduce_sum": "sum" if operands and operands[0].size > equation.outvars[0].aval.size else None,
+            "dot_general": "classifier"
+            if any(7 in operand.shape for operand in operands)
+            else "product",
+            "reduce_sum": "sum"
+            if operands and operands[0].size > equation.outvars[0].aval.size
+            else None,
         }.get(equation.primitive.name)
         if kind:
-            found[kind] += [operand.dtype for operand in operands if jnp.issubdtype(operand.dtype, jnp.floating)]
+            found[kind] += [
+                operand.dtype for operand in operands if jnp.issubdtype(operand.dtype, jnp.floating)
+            ]
     kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
-    assert len(found["convolution"]) >= 2 * (3 * len(kernels) - 1)  # value and two gradients; none by the image
+    assert len(found["convolution"]) >= 2 * (
+        3 * len(kernels) - 1
+    )  # value and two gradients; none by the image
     assert set(found["convolution"] + found["product"]) == {jnp.dtype(dtype)}
     assert set(found["classifier"]) == set(found["sum"]) == {jnp.dtype("float32")}
 
 
 def apart(ours, expected) -> float:
     """Return ‖ours − expected‖ / ‖expected‖ of two trees of numbers."""
-    ours, expected = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, expected))
+    ours, expected = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, expected)
+    )
     return float(np.linalg.norm(ours - expected) / np.linalg.norm(expected))
 
 
@@ -210,7 +231,9 @@ def test_bfloat16_runs_near_float32(name, images):
     assert apart(ours, expected) < 0.05
     batch = Split(images, np.arange(8, dtype=np.int32) % 4, np.ones(8, bool))
     ours, expected = (trained(model, variables, batch) for model in (narrow, wide))
-    for limit, *pair in zip((0.02, 0.02, 0.6), ours, expected, strict=True):  # measured: 0.001, 0.0001, 0.26
+    for limit, *pair in zip(
+        (0.02, 0.02, 0.6), ours, expected, strict=True
+    ):  # measured: 0.001, 0.0001, 0.26
         assert 0 < apart(*pair) < limit
 
 
@@ -231,7 +254,9 @@ def derived(model, variables, batch):
         return jax.tree.map(lambda w, g: w - 0.05 * g, params, grads), (loss, changed)
 
     def train_loss(params):
-        logits, changed = model.apply({"params": params, "batch_stats": stats}, batch.input, train=True)
+        logits, changed = model.apply(
+            {"params": params, "batch_stats": stats}, batch.input, train=True
+        )
         return mean_loss(logits, batch), changed
 
     params = variables["params"]
@@ -260,8 +285,13 @@ def test_curvature_of_a_bfloat16_network_is_estimated_with_float32_vectors():
     batch = Split(jnp.zeros((4, 8, 8, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
     loss = loss_surface.mean_loss(model, variables, batch)
     estimators = (hessian.trace, hessian.largest_eigenvalue, hessian.spectral_density)
-    found = [jax.eval_shape(lambda at, f=estimator: f(KEY, loss, at), variables["params"]) for estimator in estimators]
-    floating = [leaf.dtype for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    found = [
+        jax.eval_shape(lambda at, f=estimator: f(KEY, loss, at), variables["params"])
+        for estimator in estimators
+    ]
+    floating = [
+        leaf.dtype for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
     assert set(floating) == {jnp.dtype("float32")}
 
 
@@ -269,7 +299,10 @@ def test_curvature_of_a_bfloat16_network_is_estimated_with_float32_vectors():
     ("options", "words"),
     [
         ({"width": 0}, "width must be 1 or more, got 0"),
-        ({"dtype": "float16"}, r"dtype must be one of float32, bfloat16; got 'float16' \(did you mean"),
+        (
+            {"dtype": "float16"},
+            r"dtype must be one of float32, bfloat16; got 'float16' \(did you mean",
+        ),
         ({"widht": 8}, r"has no option 'widht' \(did you mean 'width'\?\)"),
     ],
 )
@@ -292,7 +325,9 @@ def published(classes: int = 10) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     return flatten_dict(jax.eval_shape(models.create("preact_resnet18", spec).init, KEY)["params"])
 
 
-@pytest.mark.parametrize(("classes", "parameters"), [(10, 11_171_146), (43, 11_188_075), (200, 11_268_616)])
+@pytest.mark.parametrize(
+    ("classes", "parameters"), [(10, 11_171_146), (43, 11_188_075), (200, 11_268_616)]
+)
 def test_parameter_counts_of_preact_resnet18(classes, parameters):
     shapes = published(classes)
     assert sum(int(np.prod(leaf.shape)) for leaf in shapes.values()) == parameters
@@ -316,7 +351,11 @@ def test_the_last_block_is_pooled_without_batch_norm_or_relu(images):
     def features_and_logits(variables, image):
         normalized = (image - np.float32(model.spec.mean)) / np.float32(model.spec.std)
         logits, state = model.module.apply(
-            variables, normalized, train=False, mutable=["intermediates"], capture_intermediates=is_last_block
+            variables,
+            normalized,
+            train=False,
+            mutable=["intermediates"],
+            capture_intermediates=is_last_block,
         )
         return state["intermediates"]["layer4_1"]["__call__"][0], logits
 
@@ -326,7 +365,9 @@ def test_the_last_block_is_pooled_without_batch_norm_or_relu(images):
     features, logits = features_and_logits(variables, images)
     linear = variables["params"]["linear"]
     assert features.min() < 0
-    np.testing.assert_allclose(logits, features.mean((1, 2)) @ linear["kernel"] + linear["bias"], atol=1e-5)
+    np.testing.assert_allclose(
+        logits, features.mean((1, 2)) @ linear["kernel"] + linear["bias"], atol=1e-5
+    )
 
 
 # PyTorch: the same network written down again, weights copied by name
@@ -342,7 +383,11 @@ def torch_network(torch, width: int, classes: int):
             self.bn1, self.bn2 = torch.nn.BatchNorm2d(inputs), torch.nn.BatchNorm2d(outputs)
             self.conv1 = conv(inputs, outputs, 3, stride=stride, padding=1)
             self.conv2 = conv(outputs, outputs, 3, padding=1)
-            self.shortcut = conv(inputs, outputs, 1, stride=stride) if stride != 1 or inputs != outputs else None
+            self.shortcut = (
+                conv(inputs, outputs, 1, stride=stride)
+                if stride != 1 or inputs != outputs
+                else None
+            )
 
         def forward(self, x):
             active = F.relu(self.bn1(x))
@@ -355,7 +400,10 @@ def torch_network(torch, width: int, classes: int):
             self.conv1 = conv(3, width, 3, padding=1)
             sizes = [width, width, 2 * width, 4 * width, 8 * width]
             for stage in range(4):
-                blocks = Block(sizes[stage], sizes[stage + 1], min(stage, 1) + 1), Block(*[sizes[stage + 1]] * 2, 1)
+                blocks = (
+                    Block(sizes[stage], sizes[stage + 1], min(stage, 1) + 1),
+                    Block(*[sizes[stage + 1]] * 2, 1),
+                )
                 setattr(self, f"layer{stage + 1}", torch.nn.Sequential(*blocks))
             self.linear = torch.nn.Linear(sizes[-1], classes)
 
@@ -392,7 +440,9 @@ def pair():
     theirs = torch_network(torch, 8, 10)
     with torch.no_grad():
         for tensor_name, tensor in theirs.state_dict().items():
-            if "bn" in tensor_name and tensor.ndim:  # not the identity: scale, shift and statistics must count
+            if (
+                "bn" in tensor_name and tensor.ndim
+            ):  # not the identity: scale, shift and statistics must count
                 tensor.add_(0.3 * torch.rand_like(tensor))
     spec = image_spec("parity", (16, 16, 3), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
     model = models.create("preact_resnet18", spec, width=8)
@@ -410,7 +460,9 @@ def torch_input(model, image):
 def test_weights_map_one_to_one(pair):
     model, variables, *_ = pair
     expected = jax.eval_shape(model.init, KEY)
-    assert jax.tree.map(lambda leaf: leaf.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, expected)
+    assert jax.tree.map(lambda leaf: leaf.shape, variables) == jax.tree.map(
+        lambda leaf: leaf.shape, expected
+    )
 
 
 def test_evaluation_logits_equal_pytorch(pair):
@@ -424,7 +476,12 @@ def test_sgd_steps_and_statistics_equal_pytorch(pair):
 
     model, variables, theirs, image, label = pair
     learner = supervised(
-        batch_size=16, learning_rate=0.05, momentum=0.9, weight_decay=5e-4, schedule=Schedule(), augment="none"
+        batch_size=16,
+        learning_rate=0.05,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule=Schedule(),
+        augment="none",
     )
     batch = Split(jnp.asarray(image), jnp.asarray(label), None)
     state = learner.init(KEY, model, variables, Split(image, label, np.ones(16, bool)))
@@ -434,12 +491,18 @@ def test_sgd_steps_and_statistics_equal_pytorch(pair):
     for _ in range(2):  # the second step has momentum
         state, info = update(KEY, model, state, batch)
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(theirs(torch_input(model, image)), torch.from_numpy(label).long())
+        loss = torch.nn.functional.cross_entropy(
+            theirs(torch_input(model, image)), torch.from_numpy(label).long()
+        )
         loss.backward()
         optimizer.step()
         assert float(info.loss) == pytest.approx(loss.item(), abs=1e-5)
         expected = from_torch(theirs.state_dict())
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), learner.finalize(model, state), expected)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            learner.finalize(model, state),
+            expected,
+        )
 
 
 def test_probe_shows_and_shifts_what_a_layer_puts_out(name, images):

@@ -63,11 +63,15 @@ def test_features_are_what_the_classifier_takes_in(name):
         return
     path = structure.classifier(model, variables)
     features = quick_jit(model.features)(variables, IMAGES)
-    kernel, bias = (structure.flat(variables["params"])[(*path[:-1], part)] for part in ("kernel", "bias"))
+    kernel, bias = (
+        structure.flat(variables["params"])[(*path[:-1], part)] for part in ("kernel", "bias")
+    )
     assert features.shape == (5, kernel.shape[-2])
     if name != "set_up":  # where the mean over the positions does not decide the logits
         logits = quick_jit(model.apply)(variables, IMAGES)[0]
-        np.testing.assert_allclose(features @ kernel.reshape(-1, 3) + bias, logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            features @ kernel.reshape(-1, 3) + bias, logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_the_output_of_every_layer_is_seen_and_shifted(name):
@@ -84,7 +88,10 @@ def test_the_output_of_every_layer_is_seen_and_shifted(name):
 
     (still, logits), (moved, changed) = probed(0.0), probed(0.5)
     for path, output in still.items():
-        assert output.shape[-1] == structure.flat(variables["params"])[path].shape[-1] or output.ndim == 4
+        assert (
+            output.shape[-1] == structure.flat(variables["params"])[path].shape[-1]
+            or output.ndim == 4
+        )
         assert (moved[path] != output).all()
     if still:  # the last is the classifier's, whose output the logits are, or the mean of
         np.testing.assert_allclose(changed, logits + 0.5, rtol=1e-4)
@@ -92,12 +99,17 @@ def test_the_output_of_every_layer_is_seen_and_shifted(name):
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("normalized", ("Dense_0", "kernel")), *[("jit", (f"JitBlock_{i}", "Conv_0", "kernel")) for i in range(2)]],
+    [
+        ("normalized", ("Dense_0", "kernel")),
+        *[("jit", (f"JitBlock_{i}", "Conv_0", "kernel")) for i in range(2)],
+    ],
 )
 def test_a_layer_that_cannot_be_told_from_others_is_refused(name, path):
     """Blocks that are compiled with `nn.jit` share a program: a shift of the one would shift the other too."""
     model = MODELS[name]
-    with pytest.raises(InputError, match=f"neither in nn.jit nor wrapped in another; got {'/'.join(path)}"):
+    with pytest.raises(
+        InputError, match=f"neither in nn.jit nor wrapped in another; got {'/'.join(path)}"
+    ):
         jax.eval_shape(lambda: model.probe(random_variables(model), IMAGES, path))
 
 
@@ -135,7 +147,9 @@ def test_masks_and_pruned_filters_leave_the_classifier_alone():
     ("stage", "name"),
     [
         *((stage, "norms") for stage in STAGES),
-        *itertools.product(("fine_pruning", "nft", "grad_prune"), ("set_up", "pooled", "attention", "perceptron")),
+        *itertools.product(
+            ("fine_pruning", "nft", "grad_prune"), ("set_up", "pooled", "attention", "perceptron")
+        ),
         *itertools.product(("fine_pruning", "fast_sft", "nft"), ("normalized", "sequential")),
         ("fine_pruning", "jit"),
         ("fine_pruning", "remat"),
@@ -166,9 +180,14 @@ def test_every_defense_takes_it(stage, name):
 @pytest.mark.parametrize("stage", ["fine_pruning", "fast_sft"])
 def test_the_class_of_a_layer_changes_no_number(stage):
     holdout, defense = planted.holdout(), create(stage, batch_size=15, epochs=1).stages[0].learner
-    ours, twins = (defenses.run(KEY, defense, model, planted.variables(), holdout) for model in (planted.MODEL, TWIN))
+    ours, twins = (
+        defenses.run(KEY, defense, model, planted.variables(), holdout)
+        for model in (planted.MODEL, TWIN)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, twins)
-    assert not np.array_equal(ours["params"]["linear"]["kernel"], planted.variables()["params"]["linear"]["kernel"])
+    assert not np.array_equal(
+        ours["params"]["linear"]["kernel"], planted.variables()["params"]["linear"]["kernel"]
+    )
 
 
 @pytest.mark.parametrize("name", ["pooled", "set_up"])
@@ -180,12 +199,18 @@ def test_fine_pruning_zeroes_the_inputs_of_a_classifier_that_is_a_convolution(na
     image = jnp.asarray(split.input)
 
     def accuracy(variables, rows=slice(None)):
-        return float((model.apply(variables, image[rows] / 255.0)[0].argmax(-1) == split.label[rows]).mean())
+        return float(
+            (model.apply(variables, image[rows] / 255.0)[0].argmax(-1) == split.label[rows]).mean()
+        )
 
-    pruning = defenses.create("fine_pruning", accuracy_drop=0.3, step=0.2, epochs=0).stages[0].learner
+    pruning = (
+        defenses.create("fine_pruning", accuracy_drop=0.3, step=0.2, epochs=0).stages[0].learner
+    )
     pruned = defenses.run(KEY, pruning, model, variables, split)
     kernel = structure.flat(pruned["params"])[path]
-    gone = np.asarray((kernel == 0).all(tuple(axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2)))
+    gone = np.asarray(
+        (kernel == 0).all(tuple(axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2))
+    )
     mean = np.asarray(model.features(variables, image[12:] / 255.0).mean(0))
     order = np.argsort(mean)
     assert set(np.flatnonzero(gone)) == set(order[: gone.sum()])
@@ -223,13 +248,23 @@ def test_every_analysis_takes_it(analysis):
     """With the same findings as for the network of bdjax's own layers."""
     subject = subjects.backdoored()
     twins = measured(analysis, subject._replace(model=TWIN))
-    if analysis in ("history", "smoothness", "spectrum", "gradient_norms"):  # which see the logits alone
-        assert all(np.isfinite(values).all() for values in twins.values() if values.dtype.kind == "f")
+    if analysis in (
+        "history",
+        "smoothness",
+        "spectrum",
+        "gradient_norms",
+    ):  # which see the logits alone
+        assert all(
+            np.isfinite(values).all() for values in twins.values() if values.dtype.kind == "f"
+        )
         return
     ours = measured(analysis, subject)
     assert set(ours) == set(twins)
     for part, values in ours.items():
-        if np.issubdtype(values.dtype, np.number) and part not in ("victim_points", "defended_points"):
+        if np.issubdtype(values.dtype, np.number) and part not in (
+            "victim_points",
+            "defended_points",
+        ):
             np.testing.assert_allclose(twins[part], values, rtol=1e-3, atol=1e-4, err_msg=part)
 
 
@@ -243,7 +278,9 @@ def test_masks_are_found_in_it():
     np.testing.assert_allclose(found["mask"], 0.5 * np.ones(6))
 
 
-@pytest.mark.parametrize(("name", "layer"), [("convolved", "Conv_0"), ("pooled", "Conv_0"), ("set_up", "deeper")])
+@pytest.mark.parametrize(
+    ("name", "layer"), [("convolved", "Conv_0"), ("pooled", "Conv_0"), ("set_up", "deeper")]
+)
 def test_the_last_convolution_is_not_the_classifier(name, layer):
     model = LinenModel(MODULES[name], planted.SPEC)
     variables = random_variables(model)
@@ -256,7 +293,9 @@ def test_grad_cam_wants_maps():
     variables = random_variables(model)
     subject = subjects.backdoored()._replace(model=model, victim=variables, defended=variables)
     cam = registry.create("bdjax.analysis", "grad_cam", images=2, layer="head")
-    with pytest.raises(InputError, match=r"layer must put out maps \[n, h, w, k\] for Grad-CAM; head puts out"):
+    with pytest.raises(
+        InputError, match=r"layer must put out maps \[n, h, w, k\] for Grad-CAM; head puts out"
+    ):
         cam.measure(subject)
 
 
@@ -293,7 +332,10 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("state", "must keep its variables in the collections params and batch_stats alone; it has cache"),
+        (
+            "state",
+            "must keep its variables in the collections params and batch_stats alone; it has cache",
+        ),
         ("parameters", "must have parameters"),
         ("statistics", "module must take the keyword valid, as it keeps running statistics"),
     ],
@@ -338,7 +380,9 @@ def test_a_batch_norm_without_scales_cannot_be_masked():
         def __call__(self, x, *, train, valid=None):
             del valid
             for _ in range(3):
-                x = nn.BatchNorm(use_running_average=not train, use_scale=False)(nn.Conv(3, (1, 1))(x))
+                x = nn.BatchNorm(use_running_average=not train, use_scale=False)(
+                    nn.Conv(3, (1, 1))(x)
+                )
             return x.mean((1, 2))
 
     model = LinenModel(Net(), TINY)
@@ -353,6 +397,10 @@ def test_a_module_must_be_hashable():
         def __call__(self, x):
             return x
 
-    with pytest.raises(InputError, match="module must be hashable, with tuples in place of lists; Listed is not"):
+    with pytest.raises(
+        InputError, match="module must be hashable, with tuples in place of lists; Listed is not"
+    ):
         LinenModel(Listed([1]), TINY)
-    assert LinenModel(linen_networks.sequential(), TINY) == LinenModel(linen_networks.sequential(), TINY)
+    assert LinenModel(linen_networks.sequential(), TINY) == LinenModel(
+        linen_networks.sequential(), TINY
+    )

@@ -26,7 +26,9 @@ def normal(*shape: int) -> jax.Array:
 
 
 def assert_close(actual, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), actual, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), actual, expected
+    )
 
 
 # Shapes
@@ -51,9 +53,16 @@ def value_and_gradients(convolve, image, kernel, cotangent):
 
 
 def assert_jax_own(lengths, sizes, strides, padding, dilation, kernel_dilation, channels=(3, 4)):
-    options = {"window_strides": strides, "padding": padding, "lhs_dilation": dilation, "rhs_dilation": kernel_dilation}
+    options = {
+        "window_strides": strides,
+        "padding": padding,
+        "lhs_dilation": dilation,
+        "rhs_dilation": kernel_dilation,
+    }
     image, kernel = normal(2, *lengths, channels[0]), normal(*sizes, *channels)
-    ours, own = (functools.partial(convolve, **options) for convolve in (conv_general_dilated, jax_own))
+    ours, own = (
+        functools.partial(convolve, **options) for convolve in (conv_general_dilated, jax_own)
+    )
     cotangent = normal(*jax.eval_shape(own, image, kernel).shape)
     use = quick_jit(value_and_gradients, static_argnums=0)
     assert_close(use(ours, image, kernel, cotangent), use(own, image, kernel, cotangent))
@@ -74,8 +83,17 @@ def pairs(low: int, high: int):
 
 
 @settings(max_examples=5, deadline=None)
-@given(pairs(4, 7), pairs(1, 4), pairs(1, 3), st.tuples(pairs(-1, 3), pairs(-1, 3)), pairs(1, 3), pairs(1, 3))
-def test_values_and_gradients_of_any_shape(lengths, sizes, strides, padding, dilation, kernel_dilation):
+@given(
+    pairs(4, 7),
+    pairs(1, 4),
+    pairs(1, 3),
+    st.tuples(pairs(-1, 3), pairs(-1, 3)),
+    pairs(1, 3),
+    pairs(1, 3),
+)
+def test_values_and_gradients_of_any_shape(
+    lengths, sizes, strides, padding, dilation, kernel_dilation
+):
     assert_jax_own(lengths, sizes, strides, padding, dilation, kernel_dilation)
 
 
@@ -95,11 +113,15 @@ def squared_norm(convolve, image, kernel):
 
 
 def forward(convolve, image, kernel):
-    return jax.jvp(functools.partial(loss, convolve), (image, kernel), (jnp.cos(image), jnp.cos(kernel)))
+    return jax.jvp(
+        functools.partial(loss, convolve), (image, kernel), (jnp.cos(image), jnp.cos(kernel))
+    )
 
 
 def forward_over_reverse(convolve, image, kernel):
-    return jax.jvp(functools.partial(gradients, convolve), (image, kernel), (jnp.cos(image), jnp.cos(kernel)))
+    return jax.jvp(
+        functools.partial(gradients, convolve), (image, kernel), (jnp.cos(image), jnp.cos(kernel))
+    )
 
 
 def reverse_over_reverse(convolve, image, kernel):
@@ -107,7 +129,9 @@ def reverse_over_reverse(convolve, image, kernel):
 
 
 def reverse_over_forward(convolve, image, kernel):
-    return jax.grad(lambda image, kernel: forward(convolve, image, kernel)[1], (0, 1))(image, kernel)
+    return jax.grad(lambda image, kernel: forward(convolve, image, kernel)[1], (0, 1))(
+        image, kernel
+    )
 
 
 def third_order(convolve, image, kernel):
@@ -174,16 +198,23 @@ def penalty_on_each_example(convolve, image, kernel):
 def test_derivatives_where_they_are_used(use):
     image, kernel = 0.3 * normal(3, 7, 5, 2), 0.3 * normal(3, 3, 2, 4)
     ours, own = (
-        quick_jit(use, static_argnums=0)(convolve, image, kernel) for convolve in (conv_general_dilated, jax_own)
+        quick_jit(use, static_argnums=0)(convolve, image, kernel)
+        for convolve in (conv_general_dilated, jax_own)
     )
     assert_close(ours, own)
 
 
 def test_every_convolution_of_a_second_derivative_is_in_the_fast_layout():
     image, kernel = normal(2, 6, 6, 3), normal(3, 3, 3, 4)
-    text = jax.jit(reverse_over_reverse, static_argnums=0).lower(conv_general_dilated, image, kernel).as_text()
+    text = (
+        jax.jit(reverse_over_reverse, static_argnums=0)
+        .lower(conv_general_dilated, image, kernel)
+        .as_text()
+    )
     layouts = [
-        line.split("dim_numbers = ")[1].split(",window")[0] for line in text.splitlines() if "convolution(" in line
+        line.split("dim_numbers = ")[1].split(",window")[0]
+        for line in text.splitlines()
+        if "convolution(" in line
     ]
     assert len(layouts) >= 5
     assert {layout.replace(" ", "").split("]")[0] for layout in layouts} == {"[b,0,1,f"}
@@ -203,11 +234,14 @@ def narrow(x: jax.Array) -> jax.Array:
     return x.astype(jnp.bfloat16)
 
 
-@pytest.mark.parametrize("use", [forward_over_reverse, inside_scan, map_of_images, penalty_on_each_example])
+@pytest.mark.parametrize(
+    "use", [forward_over_reverse, inside_scan, map_of_images, penalty_on_each_example]
+)
 def test_bfloat16_has_the_values_and_types_of_jax_own(use):
     image, kernel = narrow(0.3 * normal(3, 7, 5, 2)), narrow(0.3 * normal(3, 3, 2, 4))
     ours, own = (
-        quick_jit(use, static_argnums=0)(convolve, image, kernel) for convolve in (conv_general_dilated, jax_own)
+        quick_jit(use, static_argnums=0)(convolve, image, kernel)
+        for convolve in (conv_general_dilated, jax_own)
     )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(own), strict=True):
         assert a.dtype == b.dtype == jnp.bfloat16
@@ -229,14 +263,19 @@ def test_bfloat16_is_accumulated_in_float32(maps):
         return derivatives(image, kernel, jnp.ones_like(image))
 
     shape = (2,) * maps
-    found = use(jnp.ones((*shape, 8, 8, 8, 512), jnp.bfloat16), jnp.ones((*shape, 1, 1, 512, 512), jnp.bfloat16))
+    found = use(
+        jnp.ones((*shape, 8, 8, 8, 512), jnp.bfloat16),
+        jnp.ones((*shape, 1, 1, 512, 512), jnp.bfloat16),
+    )
     for array in jax.tree.leaves(found):
         np.testing.assert_array_equal(array, 512)
 
 
 def test_two_types_are_refused():
     with pytest.raises(TypeError, match="same dtypes"):
-        conv_general_dilated(normal(1, 4, 4, 2), narrow(normal(3, 3, 2, 2)), (1, 1), ((1, 1), (1, 1)))
+        conv_general_dilated(
+            normal(1, 4, 4, 2), narrow(normal(3, 3, 2, 2)), (1, 1), ((1, 1), (1, 1))
+        )
 
 
 # What is left to JAX
@@ -244,11 +283,18 @@ def test_two_types_are_refused():
 
 @pytest.mark.parametrize(
     "options",
-    [{"feature_group_count": 3}, {"precision": "highest"}, {"dimension_numbers": ("NHWC", "HWOI", "NHWC")}],
+    [
+        {"feature_group_count": 3},
+        {"precision": "highest"},
+        {"dimension_numbers": ("NHWC", "HWOI", "NHWC")},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_other_kinds_of_convolution_are_jax_own(options):
-    image, kernel = normal(2, 7, 7, 3), normal(3, 3, 1 if "feature_group_count" in options else 3, 3)
+    image, kernel = (
+        normal(2, 7, 7, 3),
+        normal(3, 3, 1 if "feature_group_count" in options else 3, 3),
+    )
     options = {"dimension_numbers": LAYOUT} | options
     ours, own = (
         convolve(image, kernel, (1, 1), ((1, 1), (1, 1)), **options)
@@ -270,13 +316,20 @@ def test_the_gradient_inside_shard_map_is_summed_over_devices():
             out_specs=(rows, PartitionSpec()),
         )(image, kernel)
 
-    assert_close(quick_jit(spread)(image, kernel), quick_jit(gradients, static_argnums=0)(jax_own, image, kernel))
+    assert_close(
+        quick_jit(spread)(image, kernel),
+        quick_jit(gradients, static_argnums=0)(jax_own, image, kernel),
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_of_a_batch_on_two_devices_only_the_gradient_by_the_kernel_is_sent_around(size):
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     image = jax.device_put(normal(4, 6, 6, 3), NamedSharding(mesh, PartitionSpec("rows")))
-    program = quick_jit(gradients, static_argnums=0).lower(conv_general_dilated, image, normal(size, size, 3, 4))
-    sent = re.findall(r" (all-gather|all-to-all|collective-permute|all-reduce)\(", program.compile().as_text())
+    program = quick_jit(gradients, static_argnums=0).lower(
+        conv_general_dilated, image, normal(size, size, 3, 4)
+    )
+    sent = re.findall(
+        r" (all-gather|all-to-all|collective-permute|all-reduce)\(", program.compile().as_text()
+    )
     assert sent == ["all-reduce"]

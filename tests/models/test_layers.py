@@ -32,14 +32,18 @@ def batch_norm(x, *, valid=None, train=True, statistics=None, **options):
         "params": {"scale": ones, "bias": zeros},
         "batch_stats": statistics or {"mean": zeros, "var": ones},
     }
-    out, changed = BatchNorm(**options).apply(variables, x, train=train, valid=valid, mutable=["batch_stats"])
+    out, changed = BatchNorm(**options).apply(
+        variables, x, train=train, valid=valid, mutable=["batch_stats"]
+    )
     return out, changed["batch_stats"]
 
 
 def test_batch_of_1_2_3_4_moves_the_running_values_as_in_pytorch():
     _, running = batch_norm(jnp.array([[1.0], [2.0], [3.0], [4.0]]))
     assert running["mean"].item() == pytest.approx(0.25)
-    assert running["var"].item() == pytest.approx(0.9 + 0.1 * 5 / 3)  # unbiased; 1.025 would be the biased one
+    assert running["var"].item() == pytest.approx(
+        0.9 + 0.1 * 5 / 3
+    )  # unbiased; 1.025 would be the biased one
 
 
 def test_the_output_is_normalized_with_the_biased_variance():
@@ -105,7 +109,9 @@ def test_the_gradient_through_batch_norm_is_rounded_once():
     expected = pulled(narrow.astype(jnp.float32), cotangent.astype(jnp.float32))
     ours = pulled(narrow, cotangent)
     assert ours.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(ours, np.float32), expected, atol=2**-8 * float(abs(expected).max()))
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float32), expected, atol=2**-8 * float(abs(expected).max())
+    )
 
 
 # The moments' accuracy
@@ -128,8 +134,14 @@ HARD = {
     "constant": (np.full(SHAPE, 1234.567), EVERY_ROW),
     "one pixel in all": (np.eye(1, 16 * 8 * 8 * 4, 1234).reshape(SHAPE), EVERY_ROW),
     "rows that do not count": (noise(0), SOME_ROWS),
-    "huge rows that do not count": (np.where(SOME_ROWS[:, None, None, None], noise(0), 1e30), SOME_ROWS),
-    "infinite rows that do not count": (np.where(SOME_ROWS[:, None, None, None], noise(0), np.inf), SOME_ROWS),
+    "huge rows that do not count": (
+        np.where(SOME_ROWS[:, None, None, None], noise(0), 1e30),
+        SOME_ROWS,
+    ),
+    "infinite rows that do not count": (
+        np.where(SOME_ROWS[:, None, None, None], noise(0), np.inf),
+        SOME_ROWS,
+    ),
 }
 
 
@@ -156,7 +168,10 @@ def value_and_derivatives(normalize, x, valid, cotangent, tangent):
     gradient = jax.grad(loss)
     along, product = (jax.jvp(function, (x,), (tangent,))[1] for function in (loss, gradient))
     again = jax.grad(lambda x: (gradient(x) * tangent).sum())(x)
-    return [jnp.where(rows, array, 0) for array in (normalize(x, valid), gradient(x), along, product, again)]
+    return [
+        jnp.where(rows, array, 0)
+        for array in (normalize(x, valid), gradient(x), along, product, again)
+    ]
 
 
 @pytest.mark.parametrize(("x", "valid"), HARD.values(), ids=HARD)
@@ -187,14 +202,21 @@ def test_a_batch_of_which_one_line_differs_is_the_worst_case(valid):
 
 
 def test_batch_norm_under_vmap_is_a_loop():
-    x, valid = jnp.stack([normal(6, 3, 2, 4), 50 + normal(6, 3, 2, 4)]), jnp.array([[True] * 6, [False] + [True] * 5])
+    x, valid = (
+        jnp.stack([normal(6, 3, 2, 4), 50 + normal(6, 3, 2, 4)]),
+        jnp.array([[True] * 6, [False] + [True] * 5]),
+    )
 
     def use(x, valid):
         return batch_norm.__wrapped__(x, valid=valid)
 
     mapped, single = quick_jit(jax.vmap(use))(x, valid), quick_jit(use)
     expected = jax.tree.map(lambda *results: jnp.stack(results), *map(single, x, valid))
-    jax.tree.map(lambda ours, one: np.testing.assert_allclose(ours, one, rtol=2e-6, atol=2e-6), mapped, expected)
+    jax.tree.map(
+        lambda ours, one: np.testing.assert_allclose(ours, one, rtol=2e-6, atol=2e-6),
+        mapped,
+        expected,
+    )
 
 
 @pytest.mark.parametrize("valid", [None, EVERY_ROW])
@@ -208,11 +230,17 @@ def test_of_a_batch_on_two_devices_only_sums_over_it_are_sent_around(valid):
         return out, pull(jnp.sin(out))[0]
 
     compiled = quick_jit(pulled).lower(place(x), None if valid is None else place(valid)).compile()
-    sent = re.findall(r"= (.*) (all-gather|all-to-all|collective-permute|all-reduce)\(", compiled.as_text())
+    sent = re.findall(
+        r"= (.*) (all-gather|all-to-all|collective-permute|all-reduce)\(", compiled.as_text()
+    )
     assert {kind for _, kind in sent} == {"all-reduce"}
     assert not re.search(r"\d,\d", " ".join(shape for shape, _ in sent)), "a whole activation"
     found = compiled(place(x), None if valid is None else place(valid))
-    jax.tree.map(lambda ours, one: np.testing.assert_allclose(ours, one, atol=2e-6), found, quick_jit(pulled)(x, valid))
+    jax.tree.map(
+        lambda ours, one: np.testing.assert_allclose(ours, one, atol=2e-6),
+        found,
+        quick_jit(pulled)(x, valid),
+    )
 
 
 def test_a_training_pass_reduces_twice_forward_and_twice_backward():
@@ -231,7 +259,9 @@ def test_a_training_pass_reduces_twice_forward_and_twice_backward():
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def reference_convolution(image: np.ndarray, kernel: np.ndarray, stride: int, padding: int) -> np.ndarray:
+def reference_convolution(
+    image: np.ndarray, kernel: np.ndarray, stride: int, padding: int
+) -> np.ndarray:
     """Convolve as PyTorch does, in loops."""
     padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     size = kernel.shape[0]
@@ -239,7 +269,9 @@ def reference_convolution(image: np.ndarray, kernel: np.ndarray, stride: int, pa
     out = np.zeros((image.shape[0], rows, columns, kernel.shape[3]))
     for row in range(rows):
         for column in range(columns):
-            window = padded[:, row * stride : row * stride + size, column * stride : column * stride + size]
+            window = padded[
+                :, row * stride : row * stride + size, column * stride : column * stride + size
+            ]
             out[:, row, column] = np.einsum("nhwi,hwio->no", window, kernel)
     return out
 
@@ -249,7 +281,9 @@ def test_convolution_pads_like_pytorch(side, size, stride):
     image, kernel = normal(2, side, side, 3), normal(size, size, 3, 4)
     ours = conv(4, size, stride=stride, name="conv").apply({"params": {"kernel": kernel}}, image)
     np.testing.assert_allclose(
-        ours, reference_convolution(np.asarray(image), np.asarray(kernel), stride, size // 2), atol=1e-5
+        ours,
+        reference_convolution(np.asarray(image), np.asarray(kernel), stride, size // 2),
+        atol=1e-5,
     )
 
 
@@ -265,7 +299,9 @@ def test_same_padding_would_give_other_features():
 
 
 def test_weights_start_uniform_within_one_over_root_fan_in():
-    params = quick_jit(conv(64, 3, name="conv").init)(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]
+    params = quick_jit(conv(64, 3, name="conv").init)(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))[
+        "params"
+    ]
     bound = 1 / np.sqrt(3 * 3 * 8)
     assert set(params) == {"kernel"}  # no bias
     assert abs(params["kernel"]).max() <= bound
@@ -278,22 +314,32 @@ def test_dense_layer():
     assert abs(variables["params"]["kernel"]).max() <= 1 / 20
     assert abs(variables["params"]["bias"]).max() <= 1 / 20
     x = normal(2, 400)
-    expected = np.asarray(x) @ np.asarray(variables["params"]["kernel"]) + np.asarray(variables["params"]["bias"])
+    expected = np.asarray(x) @ np.asarray(variables["params"]["kernel"]) + np.asarray(
+        variables["params"]["bias"]
+    )
     np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
 
 
 # Types
 
 
-@pytest.mark.parametrize(("layer", "shape"), [(conv(4, 3, name="layer"), (2, 6, 6, 3)), (Dense(4), (2, 3))])
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(conv(4, 3, name="layer"), (2, 6, 6, 3)), (Dense(4), (2, 3))]
+)
 def test_a_layer_computes_in_the_type_of_its_input_and_has_float32_gradients(layer, shape):
     x = normal(*shape).astype(jnp.bfloat16)
     variables = quick_jit(layer.init)(jax.random.key(0), x)
-    grads = jax.eval_shape(jax.grad(lambda variables: layer.apply(variables, x).astype(jnp.float32).sum()), variables)
+    grads = jax.eval_shape(
+        jax.grad(lambda variables: layer.apply(variables, x).astype(jnp.float32).sum()), variables
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, grads))} == {jnp.dtype(jnp.float32)}
-    ours, expected = (quick_jit(layer.apply)(variables, x.astype(dtype)) for dtype in (jnp.bfloat16, jnp.float32))
+    ours, expected = (
+        quick_jit(layer.apply)(variables, x.astype(dtype)) for dtype in (jnp.bfloat16, jnp.float32)
+    )
     assert (ours.dtype, expected.dtype) == (jnp.bfloat16, jnp.float32)
-    np.testing.assert_allclose(np.asarray(ours, np.float32), expected, atol=2**-6 * float(abs(expected).max()))
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float32), expected, atol=2**-6 * float(abs(expected).max())
+    )
 
 
 def test_the_gradient_of_a_bias_is_summed_in_float32():
@@ -309,7 +355,9 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
 
 
 def test_pooling_is_in_float32():
-    x = jnp.concatenate([jnp.full((1, 2, 2, 1), 256), jnp.full((1, 2, 2, 1), 258)], 1).astype(jnp.bfloat16)
+    x = jnp.concatenate([jnp.full((1, 2, 2, 1), 256), jnp.full((1, 2, 2, 1), 258)], 1).astype(
+        jnp.bfloat16
+    )
     assert pooled(x).dtype == jnp.float32
     assert pooled(x).item() == 257  # no bfloat16 number
 
@@ -321,6 +369,11 @@ def test_images_are_normalized_in_float32_and_logits_and_features_are_float32():
     logits, _ = model.apply({"params": {}, "batch_stats": {}}, image)
     normalized = (np.asarray(image) - np.float32(spec.modality.mean)) / np.float32(spec.modality.std)
     assert logits.dtype == jnp.float32
-    np.testing.assert_array_equal(logits, normalized.reshape(2, -1).astype(jnp.bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(
+        logits, normalized.reshape(2, -1).astype(jnp.bfloat16).astype(np.float32)
+    )
     network = networks.of_layer(Dense(3), spec, "bfloat16")
-    assert jax.eval_shape(network.features, networks.random_variables(network), image).dtype == jnp.float32
+    assert (
+        jax.eval_shape(network.features, networks.random_variables(network), image).dtype
+        == jnp.float32
+    )

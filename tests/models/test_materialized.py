@@ -34,7 +34,9 @@ def test_the_layout_is_asked_for_in_a_program_for_one_device_only():
     x = jnp.ones((4, 6))
     assert lowered(x).count("LayoutConstraint") == 2  # forward and backward
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    assert "LayoutConstraint" not in lowered(jax.device_put(x, NamedSharding(mesh, PartitionSpec("rows"))))
+    assert "LayoutConstraint" not in lowered(
+        jax.device_put(x, NamedSharding(mesh, PartitionSpec("rows")))
+    )
 
 
 def test_what_computes_it_is_fused_with_no_reader():

@@ -14,7 +14,9 @@ from bdjax.train.supervised import supervised
 
 def rates(seed: int, dtype: str) -> np.ndarray:
     """Return ACC and ASR of a BadNets victim and after FT-SAM: [[before], [after]]."""
-    poison_key, init_key, train_key, holdout_key, defense_key = jax.random.split(jax.random.key(seed), 5)
+    poison_key, init_key, train_key, holdout_key, defense_key = jax.random.split(
+        jax.random.key(seed), 5
+    )
     digits = data.load("digits")
     attack = attacks.create("badnets", target_label=0, poison_rate=0.1)
     trigger = attack.trigger.init(poison_key, digits.spec)
@@ -26,7 +28,10 @@ def rates(seed: int, dtype: str) -> np.ndarray:
     rows = splits.holdout(holdout_key, digits.train, per_class=20, num_classes=10)
     defense = defenses.create("ft_sam", rho=4.0, epochs=30, batch_size=100, learning_rate=0.05)
     purified = defenses.run(defense_key, defense, model, victim, splits.take(digits.train, rows))
-    scores = [evaluate.evaluate(model, variables, digits.test, triggered) for variables in (victim, purified)]
+    scores = [
+        evaluate.evaluate(model, variables, digits.test, triggered)
+        for variables in (victim, purified)
+    ]
     return np.array([[score.clean_accuracy, score.attack_success_rate] for score in scores])
 
 
@@ -38,6 +43,8 @@ def test_bfloat16_finds_the_accuracy_and_attack_success_rate_of_float32():
     between its two modes rounding decides as a seed does.
     """
     ours, expected = rates(0, "bfloat16"), rates(0, "float32")
-    assert expected[0, 1] > 0.95 > 0.1 > expected[1, 1], "the experiment is to plant a backdoor and to remove it"
+    assert expected[0, 1] > 0.95 > 0.1 > expected[1, 1], (
+        "the experiment is to plant a backdoor and to remove it"
+    )
     np.testing.assert_array_less(abs(ours - expected), [[0.02, 0.02], [0.04, 0.05]])
     assert (ours != expected).any()

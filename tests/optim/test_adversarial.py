@@ -11,7 +11,9 @@ from bdjax.optim.pgd import pgd
 
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 3)
-IMAGE = jnp.array(np.random.default_rng(0).integers(0, 6, (4, 5, 6, 1)) / 5, jnp.float32)  # 0 and 1 occur
+IMAGE = jnp.array(
+    np.random.default_rng(0).integers(0, 6, (4, 5, 6, 1)) / 5, jnp.float32
+)  # 0 and 1 occur
 SLOPE = jnp.array(np.random.default_rng(1).normal(size=IMAGE.shape), jnp.float32)
 
 
@@ -23,7 +25,9 @@ def curved(image):
     return -jnp.sum((image - 0.4) ** 2)
 
 
-ascend = quick_jit(lambda key, image, epsilon, step_size: pgd(key, linear, image, epsilon, 2, step_size))
+ascend = quick_jit(
+    lambda key, image, epsilon, step_size: pgd(key, linear, image, epsilon, 2, step_size)
+)
 default = quick_jit(lambda key, image, epsilon: pgd(key, linear, image, epsilon))
 
 

@@ -37,22 +37,31 @@ IMPORTANCE = {name: np.square(x) for name, x in PARAMS.items()}
 SETUPS = {
     "sam": Setup(lambda rho: optim.sam(rho), (0.5, 2.0), descends=False),
     "sam.adaptive": Setup(lambda rho: optim.sam(rho, adaptive=True), (0.5, 2.0), descends=False),
-    "fisher_trace": Setup(lambda eta: optim.fisher_trace(eta, every=2), (0.05, 0.02), descends=False),
+    "fisher_trace": Setup(
+        lambda eta: optim.fisher_trace(eta, every=2), (0.05, 0.02), descends=False
+    ),
     "anchor": Setup(lambda eta: optim.anchor(IMPORTANCE, eta), (0.5, 0.2), descends=False),
     "l1_to_one": Setup(lambda eta: optim.l1_to_one(eta), (0.5, 0.2), descends=False),
-    "project": Setup(lambda low: optax.chain(optax.sgd(0.05), optim.project(low, 1.75)), (0.5, 0.3)),
+    "project": Setup(
+        lambda low: optax.chain(optax.sgd(0.05), optim.project(low, 1.75)), (0.5, 0.3)
+    ),
     "reduce_on_plateau": Setup(
         lambda factor: schedules.reduce_on_plateau(1, factor=factor, patience=0, threshold=0.9),
         (0.1, 0.5),
         needs_params=False,
         descends=False,
     ),
-    "Sgd.transformation": Setup(lambda rate: Sgd(rate, weight_decay=0.01).transformation(2), (0.05, 0.02)),
+    "Sgd.transformation": Setup(
+        lambda rate: Sgd(rate, weight_decay=0.01).transformation(2), (0.05, 0.02)
+    ),
     "Sgd.transformation.cosine": Setup(
-        lambda period: Sgd(0.05, schedule=Schedule(kind="cosine", period=period)).transformation(1), (50.0, 30.0)
+        lambda period: Sgd(0.05, schedule=Schedule(kind="cosine", period=period)).transformation(1),
+        (50.0, 30.0),
     ),
     "Sgd.transformation.step": Setup(
-        lambda factor: Sgd(0.05, schedule=Schedule(kind="step", period=2.0, factor=factor)).transformation(1),
+        lambda factor: Sgd(
+            0.05, schedule=Schedule(kind="step", period=2.0, factor=factor)
+        ).transformation(1),
         (0.9, 0.8),
     ),
     "Sgd.transformation.plateau": Setup(
@@ -66,17 +75,27 @@ def transformations() -> Iterator[str]:
     for name in registry.names("bdjax.optim"):
         module = importlib.import_module(f"bdjax.optim.{name}")
         for thing in vars(module).values():
-            if getattr(thing, "__module__", None) != module.__name__ or thing.__name__.startswith("_"):
+            if getattr(thing, "__module__", None) != module.__name__ or thing.__name__.startswith(
+                "_"
+            ):
                 continue
-            members = [thing] if inspect.isfunction(thing) else [f for f in vars(thing).values() if callable(f)]
+            members = (
+                [thing]
+                if inspect.isfunction(thing)
+                else [f for f in vars(thing).values() if callable(f)]
+            )
             for function in members:
-                if "GradientTransformation" in str(getattr(function, "__annotations__", {}).get("return")):
+                if "GradientTransformation" in str(
+                    getattr(function, "__annotations__", {}).get("return")
+                ):
                     yield function.__qualname__
 
 
 def test_every_transformation_has_a_setup():
     found = set(transformations())
-    assert found == {".".join(name.split(".")[: 2 if name.startswith("Sgd") else 1]) for name in SETUPS}
+    assert found == {
+        ".".join(name.split(".")[: 2 if name.startswith("Sgd") else 1]) for name in SETUPS
+    }
     assert "sam" in found
 
 
@@ -108,7 +127,9 @@ def descend(setup: Setup, value, steps: int):
     state = setup.make(value).init(params)
     for _ in range(steps):
         updates, state = step(setup, value, params, state)
-        params = optax.apply_updates(params, updates if setup.descends else jax.tree.map(lambda g: -0.05 * g, updates))
+        params = optax.apply_updates(
+            params, updates if setup.descends else jax.tree.map(lambda g: -0.05 * g, updates)
+        )
     return params
 
 
@@ -121,8 +142,12 @@ def test_updates_keep_tree_shape_and_dtype_and_the_state_its_own(setup, dtype):
     params = params_of(dtype)
     before = jax.eval_shape(setup.make(setup.values[0]).init, params)
     updates, after = jax.eval_shape(lambda p, s: step(setup, setup.values[0], p, s), params, before)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
-    assert signature(after) == signature(before)  # else a loop over steps would compile twice, a scan not at all
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), params
+    )
+    assert signature(after) == signature(
+        before
+    )  # else a loop over steps would compile twice, a scan not at all
 
 
 def test_jit_is_eager_and_another_float_traces_nothing(setup):
@@ -178,12 +203,27 @@ NUMBERS: dict[tuple[str, str], tuple[Callable[[Any], Any], tuple[float, ...]]] =
     ("step", "size"): (lambda x: schedules.step(jnp.int32(1), x, 0.1), (0.0, -1.0)),
     ("step", "factor"): (lambda x: schedules.step(jnp.int32(1), 1.0, x), (0.0, -1.0)),
     ("reduce_on_plateau", "steps_per_epoch"): (lambda x: schedules.reduce_on_plateau(x), (0, 1.5)),
-    ("reduce_on_plateau", "factor"): (lambda x: schedules.reduce_on_plateau(1, factor=x), (0.0, -1.0)),
-    ("reduce_on_plateau", "patience"): (lambda x: schedules.reduce_on_plateau(1, patience=x), (-1, 1.5)),
-    ("reduce_on_plateau", "threshold"): (lambda x: schedules.reduce_on_plateau(1, threshold=x), (-0.1, 1.0)),
+    ("reduce_on_plateau", "factor"): (
+        lambda x: schedules.reduce_on_plateau(1, factor=x),
+        (0.0, -1.0),
+    ),
+    ("reduce_on_plateau", "patience"): (
+        lambda x: schedules.reduce_on_plateau(1, patience=x),
+        (-1, 1.5),
+    ),
+    ("reduce_on_plateau", "threshold"): (
+        lambda x: schedules.reduce_on_plateau(1, threshold=x),
+        (-0.1, 1.0),
+    ),
     ("Sgd.transformation", "learning_rate"): (lambda x: Sgd(x).transformation(1), (-1.0,)),
-    ("Sgd.transformation", "momentum"): (lambda x: Sgd(0.1, momentum=x).transformation(1), (-0.1, 1.0)),
-    ("Sgd.transformation", "weight_decay"): (lambda x: Sgd(0.1, weight_decay=x).transformation(1), (-1.0,)),
+    ("Sgd.transformation", "momentum"): (
+        lambda x: Sgd(0.1, momentum=x).transformation(1),
+        (-0.1, 1.0),
+    ),
+    ("Sgd.transformation", "weight_decay"): (
+        lambda x: Sgd(0.1, weight_decay=x).transformation(1),
+        (-1.0,),
+    ),
     ("Sgd.transformation", "steps_per_epoch"): (lambda x: Sgd(0.1).transformation(x), (0, 1.5)),
 }
 NO_NUMBERS = (float("nan"), float("inf"), "1", None, True, [0.5], 1j, np.array([0.5, np.nan]))
@@ -199,13 +239,19 @@ def test_every_number_of_the_folder_is_in_the_list():
             if inspect.isfunction(function) and function.__module__ == module.__name__:
                 for option, annotation in function.__annotations__.items():
                     if not function.__name__.startswith("_") and option not in ("return", "count"):
-                        found |= {(function.__name__, option)} if numbers.match(str(annotation)) else set()
+                        found |= (
+                            {(function.__name__, option)}
+                            if numbers.match(str(annotation))
+                            else set()
+                        )
     assert found == {key for key in NUMBERS if not key[0].startswith("Sgd")}
 
 
 @pytest.mark.parametrize(("function", "option"), NUMBERS)
 def test_a_number_that_means_nothing_is_refused_where_it_is_given(function, option, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no run-time type checks
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # users have no run-time type checks
     call, out_of_range = NUMBERS[function, option]
     for value in (*NO_NUMBERS, *out_of_range, *(np.asarray(value) for value in out_of_range)):
         with pytest.raises(InputError, match=rf"^{option} must be .*, got "):
@@ -224,7 +270,9 @@ def test_a_traced_number_is_let_through(function, option):
         return made if isinstance(made, jax.Array | dict) else made.init(ONES)
 
     jax.eval_shape(traced, jax.ShapeDtypeStruct((), kind))
-    call(kind(1) if kind is jnp.int32 else kind(0.5))  # and one that is an array, with a value to check
+    call(
+        kind(1) if kind is jnp.int32 else kind(0.5)
+    )  # and one that is an array, with a value to check
 
 
 @given(rho=st.floats(allow_nan=True, allow_infinity=True, width=32))
@@ -241,11 +289,23 @@ def test_any_radius_is_taken_or_refused(rho):
     [
         (lambda: optim.project(1.0, 0.5), "lower must be at most upper, got 1.0 and 0.5"),
         (lambda: optim.project(float("nan"), 1.0), "lower must be a number, got nan"),
-        (lambda: optim.project(0.0, {"w": np.array([1.0, np.nan])}), "upper must be a number, got nan"),
+        (
+            lambda: optim.project(0.0, {"w": np.array([1.0, np.nan])}),
+            "upper must be a number, got nan",
+        ),
         (lambda: optim.project(None, 1.0), "lower must be a number, got None"),
-        (lambda: optim.anchor({"v": jnp.ones(2)}, 1.0).init(ONES), "importance must be a tree like params"),
-        (lambda: optim.anchor({"w": jnp.ones(3)}, 1.0).init(ONES), r"importance\['w'\] must have the shape \(2,\)"),
-        (lambda: optim.anchor({"w": -jnp.ones(2)}, 1.0), "importance must be finite and 0 or more everywhere"),
+        (
+            lambda: optim.anchor({"v": jnp.ones(2)}, 1.0).init(ONES),
+            "importance must be a tree like params",
+        ),
+        (
+            lambda: optim.anchor({"w": jnp.ones(3)}, 1.0).init(ONES),
+            r"importance\['w'\] must have the shape \(2,\)",
+        ),
+        (
+            lambda: optim.anchor({"w": -jnp.ones(2)}, 1.0),
+            "importance must be finite and 0 or more everywhere",
+        ),
     ],
 )
 def test_bounds_and_trees_that_mean_nothing_are_refused(call, message):

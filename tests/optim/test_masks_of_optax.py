@@ -28,7 +28,10 @@ def quartic(params):
 
 def updated(tx, params=None, start=None):
     params = PARAMS if params is None else params
-    grads, extra = jax.grad(bowl)(params), {"grad_fn": jax.grad(bowl), "trace_grad_fn": jax.grad(quartic)}
+    grads, extra = (
+        jax.grad(bowl)(params),
+        {"grad_fn": jax.grad(bowl), "trace_grad_fn": jax.grad(quartic)},
+    )
     updates, _ = optax.with_extra_args_support(tx).update(
         grads, tx.init(params if start is None else start), params, **extra
     )
@@ -44,12 +47,22 @@ def updated(tx, params=None, start=None):
         (ONLY_A, False, (1.5, 6)),  # ε = (½, 0)
         (ONLY_B, False, (1, 7.5)),
         (ONLY_B, True, (1, 9)),  # ε = ½ · 4 · 6 / (2 · 6) = 1
-        (lambda params: {name: x[0] < 1.5 for name, x in {"a": [1], "b": [2]}.items()}, False, (1.5, 6)),
-        (lambda params: jax.tree.map_with_path(lambda path, x: path[-1].key == "b", params), False, (1, 7.5)),
+        (
+            lambda params: {name: x[0] < 1.5 for name, x in {"a": [1], "b": [2]}.items()},
+            False,
+            (1.5, 6),
+        ),
+        (
+            lambda params: jax.tree.map_with_path(lambda path, x: path[-1].key == "b", params),
+            False,
+            (1, 7.5),
+        ),
     ],
 )
 def test_sam_perturbs_what_the_mask_says_over_a_norm_of_its_own(mask, adaptive, expected):
-    assert tuple(updated(optim.sam(0.5, adaptive=adaptive, mask=mask)).values()) == pytest.approx(expected)
+    assert tuple(updated(optim.sam(0.5, adaptive=adaptive, mask=mask)).values()) == pytest.approx(
+        expected
+    )
     jitted = jax.jit(lambda params: optim.sam(0.5, adaptive=adaptive, mask=mask).update(
         jax.grad(bowl)(params), optim.sam(0.5).init(params), params, grad_fn=jax.grad(bowl)
     )[0])  # fmt: skip
@@ -74,7 +87,9 @@ def test_a_mask_may_be_a_prefix_and_a_mask_of_everything_is_none():
 
 
 def test_the_trace_is_added_where_the_mask_says():
-    plain, masked = (updated(optim.fisher_trace(0.5, every=1, mask=mask)) for mask in (None, ONLY_A))
+    plain, masked = (
+        updated(optim.fisher_trace(0.5, every=1, mask=mask)) for mask in (None, ONLY_A)
+    )
     assert plain == {"a": 3, "b": 22}
     assert masked == {"a": 3, "b": 6}
 
@@ -102,7 +117,9 @@ def test_a_mask_that_does_not_fit_is_refused_before_the_first_step(make, mask, m
 WRAPPED = {
     "masked": lambda tx: optax.masked(tx, ONLY_A),
     "partition": lambda tx: optax.partition({"x": tx, "y": optax.identity()}, {"a": "x", "b": "y"}),
-    "multi_transform": lambda tx: optax.multi_transform({"x": tx, "y": optax.identity()}, {"a": "x", "b": "y"}),
+    "multi_transform": lambda tx: optax.multi_transform(
+        {"x": tx, "y": optax.identity()}, {"a": "x", "b": "y"}
+    ),
 }
 
 
@@ -120,19 +137,27 @@ def wrap(request):
     ],
 )
 def test_what_needs_all_parameters_says_so(wrap, name, tx):
-    with pytest.raises(InputError, match=rf"{name} needs all parameters.* use {name}\(…, mask=…\) before them"):
+    with pytest.raises(
+        InputError, match=rf"{name} needs all parameters.* use {name}\(…, mask=…\) before them"
+    ):
         wrap(tx).init(PARAMS)
 
 
 def test_nothing_is_hidden_where_all_have_the_same_label(wrap):
     everything = optax.partition({"x": optim.sam(0.5)}, {"a": "x", "b": "x"})
-    assert updated(everything) == updated(optim.sam(0.5)) == updated(optax.masked(optim.sam(0.5), True))
+    assert (
+        updated(everything)
+        == updated(optim.sam(0.5))
+        == updated(optax.masked(optim.sam(0.5), True))
+    )
 
 
 def test_sam_goes_before_a_partition():
     """The parts get the gradient at the perturbed point, each with a rate of its own."""
     parts = optax.partition({"x": optax.sgd(1.0), "y": optax.sgd(0.1)}, {"a": "x", "b": "y"})
-    assert updated(optax.chain(optim.sam(0.5, mask=ONLY_A), parts)) == pytest.approx({"a": -1.5, "b": -0.6})
+    assert updated(optax.chain(optim.sam(0.5, mask=ONLY_A), parts)) == pytest.approx(
+        {"a": -1.5, "b": -0.6}
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +166,12 @@ def test_sam_goes_before_a_partition():
         (optim.anchor({"a": jnp.ones(1), "b": jnp.ones(1)}, 2.0), 3),
         (optim.l1_to_one(2.0), 1),  # sign(1 − 1) = 0
         (optim.project(0.0, 1.5), 0.5),  # 1 + 1 is beyond
-        (optim.project({"a": jnp.zeros(1), "b": jnp.zeros(1)}, {"a": jnp.array([1.25]), "b": jnp.ones(1)}), 0.25),
+        (
+            optim.project(
+                {"a": jnp.zeros(1), "b": jnp.zeros(1)}, {"a": jnp.array([1.25]), "b": jnp.ones(1)}
+            ),
+            0.25,
+        ),
     ],
 )
 def test_what_sees_each_parameter_alone_works_inside(wrap, tx, expected):
@@ -170,7 +200,9 @@ def test_the_radius_may_be_injected_changed_and_scheduled():
     scheduled = optax.inject_hyperparams(optim.sam)(rho=lambda count: 0.5 * count, mask=ONLY_A)
     state, seen = scheduled.init(PARAMS), []
     for _ in range(3):
-        updates, state = scheduled.update(jax.grad(bowl)(PARAMS), state, PARAMS, grad_fn=jax.grad(bowl))
+        updates, state = scheduled.update(
+            jax.grad(bowl)(PARAMS), state, PARAMS, grad_fn=jax.grad(bowl)
+        )
         seen.append(updates["a"].item())
     assert seen == [1, 1.5, 2]
 

@@ -96,7 +96,9 @@ def test_the_anchor_pulls_with_the_gradient_of_its_energy():
     """Of (η/2) Σ F̄ (θ − θ̄)², by autodiff; added to what comes in."""
 
     def energy(w):
-        parts = jax.tree.map(lambda x, start, weight: jnp.sum(weight * (x - start) ** 2), w, W, IMPORTANCE)
+        parts = jax.tree.map(
+            lambda x, start, weight: jnp.sum(weight * (x - start) ** 2), w, W, IMPORTANCE
+        )
         return 2.5 * sum(jax.tree.leaves(parts))
 
     at = {"a": jnp.array([3.0, -1.0]), "b": jnp.array([-0.5])}
@@ -126,7 +128,9 @@ def test_an_importance_may_be_found_by_init_once_and_says_what_that_took():
 
 
 def test_the_cost_of_a_chain_is_the_sum_of_its_parts_however_nested():
-    inner = optax.chain(optim.fisher_trace(0.25, every=2), optim.anchor(IMPORTANCE, 2.0, evaluations=5))
+    inner = optax.chain(
+        optim.fisher_trace(0.25, every=2), optim.anchor(IMPORTANCE, 2.0, evaluations=5)
+    )
     tx = optax.chain(optim.sam(0.5), inner, optax.sgd(0.1, momentum=0.5))
     state, seen = tx.init(W), []
     for _ in range(3):
@@ -146,7 +150,9 @@ def test_projected_step_of_masks_by_hand():
     """O24: the subgradient at m = 1 is 0, where that of `jnp.abs` would give 0.905."""
     tx = optax.chain(optim.l1_to_one(0.1), optax.sgd(0.05), optim.project(LOWER, 1.0))
     updates, _ = tx.update(jnp.array([2.0, -4.0, 10.0]), tx.init(MASKS), MASKS)
-    np.testing.assert_allclose(optax.apply_updates(MASKS, updates), [0.9, 0.805, 0.485225], rtol=1e-6)
+    np.testing.assert_allclose(
+        optax.apply_updates(MASKS, updates), [0.9, 0.805, 0.485225], rtol=1e-6
+    )
 
 
 def test_subgradient_of_the_distance_to_one():
@@ -235,7 +241,10 @@ def one_projection(value, update, low, high):
     return {"": (value, updates, optax.apply_updates(value, updates))}
 
 
-@given(box=boxes(np.float32), update=hnp.arrays(np.float32, 4, elements=st.floats(width=32, allow_nan=False)))
+@given(
+    box=boxes(np.float32),
+    update=hnp.arrays(np.float32, 4, elements=st.floats(width=32, allow_nan=False)),
+)
 @few
 def test_any_update_is_put_into_the_box(box, update):
     """Infinite ones too."""
@@ -259,7 +268,10 @@ def test_steps_inside_the_box_are_left_as_they_are():
     ("lower", "upper"),
     [
         (0.0, {"x": {"a": 1.0, "b": 2.0}, "y": 3.0}),  # a number and a tree
-        ({"x": 0.0, "y": np.zeros(2, np.float32)}, {"x": {"a": np.float32([1, 1]), "b": 2.0}, "y": 3.0}),  # a prefix
+        (
+            {"x": 0.0, "y": np.zeros(2, np.float32)},
+            {"x": {"a": np.float32([1, 1]), "b": 2.0}, "y": 3.0},
+        ),  # a prefix
     ],
 )
 def test_bounds_are_numbers_trees_or_prefixes_of_trees(lower, upper):
@@ -287,7 +299,12 @@ START = jax.tree.map(lambda x: x + 0.5, W)
 
 
 def test_sam_first_then_the_penalties_is_the_step_by_hand():
-    tx = optax.chain(optim.sam(0.5), optim.fisher_trace(0.25, every=1), optim.anchor(IMPORTANCE, 2.0), optax.sgd(0.1))
+    tx = optax.chain(
+        optim.sam(0.5),
+        optim.fisher_trace(0.25, every=1),
+        optim.anchor(IMPORTANCE, 2.0),
+        optax.sgd(0.1),
+    )
     grads = jax.grad(bowl)(W)
     norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
     worst = jax.grad(bowl)(jax.tree.map(lambda w, g: w + 0.5 * g / norm, W, grads))
@@ -313,6 +330,8 @@ def test_penalties_go_into_momentum():
     tx = optax.chain(optim.fisher_trace(1.0, every=2), optax.sgd(1.0, momentum=0.5))
     state, seen = tx.init(jnp.array(0.0)), []
     for _ in range(4):
-        updates, state = tx.update(jnp.array(1.0), state, jnp.array(0.0), trace_grad_fn=jnp.ones_like)
+        updates, state = tx.update(
+            jnp.array(1.0), state, jnp.array(0.0), trace_grad_fn=jnp.ones_like
+        )
         seen.append(float(updates))
     assert seen == [-1.0, -2.5, -2.25, -3.125]

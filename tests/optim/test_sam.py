@@ -32,12 +32,16 @@ def one_step(tx, w, grad_fn=None):
 
 
 @pytest.mark.parametrize(
-    ("adaptive", "expected"), [(False, (1.2, 1.6)), (True, (0.70224688, 3.74531671))], ids=["sam", "asam"]
+    ("adaptive", "expected"),
+    [(False, (1.2, 1.6)), (True, (0.70224688, 3.74531671))],
+    ids=["sam", "asam"],
 )
 def test_perturbation_by_hand(adaptive, expected):
     """O1."""
     w, g = jnp.array([1.0, -2.0]), jnp.array([3.0, 4.0])
-    np.testing.assert_allclose(optim.perturbation(g, w, 2.0, adaptive=adaptive), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        optim.perturbation(g, w, 2.0, adaptive=adaptive), expected, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,10 @@ def batch_norm_network(params, running):
     y = jnp.array([0, 1, 0, 1])
     hidden = x @ params["w1"].T
     mean, var = hidden.mean(0), hidden.var(0)
-    running = {"mean": 0.9 * running["mean"] + 0.1 * mean, "var": 0.9 * running["var"] + 0.1 * var * 4 / 3}
+    running = {
+        "mean": 0.9 * running["mean"] + 0.1 * mean,
+        "var": 0.9 * running["var"] + 0.1 * var * 4 / 3,
+    }
     hidden = params["scale"] * (hidden - mean) / jnp.sqrt(var + 1e-5) + params["bias"]
     logits = jax.nn.relu(hidden) @ params["w2"].T + params["b2"]
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), running
@@ -123,12 +130,16 @@ def test_one_step_of_a_network_with_batch_norm(adaptive):
         }
         fresh = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
         tx = optax.chain(
-            optim.sam(oracle["rho"], adaptive=adaptive), optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9)
+            optim.sam(oracle["rho"], adaptive=adaptive),
+            optax.add_decayed_weights(5e-4),
+            optax.sgd(0.1, momentum=0.9),
         )
 
         @jax.jit
         def step(params):
-            (loss, running), grads = jax.value_and_grad(batch_norm_network, has_aux=True)(params, fresh)
+            (loss, running), grads = jax.value_and_grad(batch_norm_network, has_aux=True)(
+                params, fresh
+            )
             epsilon = optim.perturbation(grads, params, oracle["rho"], adaptive=adaptive)
             perturbed_loss, _ = batch_norm_network(optax.apply_updates(params, epsilon), fresh)
             updates, _ = tx.update(
@@ -145,7 +156,9 @@ def test_one_step_of_a_network_with_batch_norm(adaptive):
         np.testing.assert_allclose(running["mean"], (0.05625, 0.05), atol=1e-8)
         np.testing.assert_allclose(running["var"], (0.99322917, 0.95), atol=1e-8)
         for name in params:
-            np.testing.assert_allclose(epsilon[name], oracle["epsilon"][name], atol=1e-8, err_msg=name)
+            np.testing.assert_allclose(
+                epsilon[name], oracle["epsilon"][name], atol=1e-8, err_msg=name
+            )
             np.testing.assert_allclose(after[name], oracle["after"][name], atol=1e-8, err_msg=name)
 
 
@@ -188,7 +201,9 @@ def test_adaptive_perturbation_moves_with_a_rescaling_of_the_weights(grad, weigh
 @few
 def test_scaling_the_loss_changes_nothing(adaptive, grad, weight, rho, factor):
     epsilon = optim.perturbation(grad, weight, rho, adaptive=adaptive)
-    np.testing.assert_allclose(optim.perturbation(factor * grad, weight, rho, adaptive=adaptive), epsilon, rtol=1e-5)
+    np.testing.assert_allclose(
+        optim.perturbation(factor * grad, weight, rho, adaptive=adaptive), epsilon, rtol=1e-5
+    )
 
 
 @MODES
@@ -285,7 +300,9 @@ LABELS = {"w": "train", "frozen": "freeze"}
 @pytest.mark.parametrize(
     "rest",
     [
-        optax.chain(optax.sgd(0.1), optax.masked(optax.set_to_zero(), {"w": False, "frozen": True})),
+        optax.chain(
+            optax.sgd(0.1), optax.masked(optax.set_to_zero(), {"w": False, "frozen": True})
+        ),
         optax.multi_transform({"train": optax.sgd(0.1), "freeze": optax.set_to_zero()}, LABELS),
     ],
     ids=["masked", "multi_transform"],
@@ -305,7 +322,9 @@ def test_inject_hyperparams_moves_rho_into_the_state():
     assert state.hyperparams["rho"] == RHO
     state.hyperparams["rho"] = jnp.asarray(2.0)
     updates, _ = injected.update(jax.grad(bowl)(w), state, w, grad_fn=jax.grad(bowl))
-    np.testing.assert_allclose(optax.apply_updates(w, updates), one_step(optim.sam(2.0, adaptive=True), w), rtol=1e-6)
+    np.testing.assert_allclose(
+        optax.apply_updates(w, updates), one_step(optim.sam(2.0, adaptive=True), w), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -319,7 +338,9 @@ def test_inject_hyperparams_moves_rho_into_the_state():
 def test_apply_if_finite_skips_a_bad_gradient(tx, first, second):
     w = jnp.array([1.0, 2.0])
     np.testing.assert_array_equal(one_step(tx, w), one_step(DESCENT, w))
-    updates, _ = tx.update(first * jax.grad(bowl)(w), tx.init(w), w, grad_fn=lambda at: second * jax.grad(bowl)(at))
+    updates, _ = tx.update(
+        first * jax.grad(bowl)(w), tx.init(w), w, grad_fn=lambda at: second * jax.grad(bowl)(at)
+    )
     assert updates.tolist() == [0.0, 0.0]
 
 
@@ -334,6 +355,10 @@ def test_accumulated_halves_of_a_batch_are_the_whole():
     tx = optax.MultiSteps(DESCENT, every_k_schedule=2).gradient_transformation()
     after, state = w, tx.init(w)
     for half in (whole[:2], whole[2:]):
-        updates, state = tx.update(jax.grad(loss)(w, half), state, w, grad_fn=lambda at: jax.grad(loss)(at, whole))
+        updates, state = tx.update(
+            jax.grad(loss)(w, half), state, w, grad_fn=lambda at: jax.grad(loss)(at, whole)
+        )
         after = optax.apply_updates(after, updates)
-    np.testing.assert_allclose(after, one_step(DESCENT, w, lambda at: jax.grad(loss)(at, whole)), rtol=1e-6)
+    np.testing.assert_allclose(
+        after, one_step(DESCENT, w, lambda at: jax.grad(loss)(at, whole)), rtol=1e-6
+    )

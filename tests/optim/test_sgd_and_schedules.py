@@ -69,7 +69,9 @@ def test_weight_decay_is_the_gradient_of_an_l2_penalty():
         return w
 
     penalized = descend(lambda w: jnp.cos(w) @ tilt + gamma * w @ w, 0.0)
-    np.testing.assert_allclose(penalized, descend(lambda w: jnp.cos(w) @ tilt, 2 * gamma), rtol=1e-6)
+    np.testing.assert_allclose(
+        penalized, descend(lambda w: jnp.cos(w) @ tilt, 2 * gamma), rtol=1e-6
+    )
 
 
 def test_cosine_climbs_back():
@@ -179,7 +181,10 @@ def pytorch_rates(torch, make, epochs, losses=None):
 @pytest.mark.parametrize(
     ("schedule", "make"),
     [
-        (Schedule(kind="cosine", period=7.0), lambda t: lambda o: t.optim.lr_scheduler.CosineAnnealingLR(o, T_max=7)),
+        (
+            Schedule(kind="cosine", period=7.0),
+            lambda t: lambda o: t.optim.lr_scheduler.CosineAnnealingLR(o, T_max=7),
+        ),
         (
             Schedule(kind="step", period=3.0, factor=0.5),
             lambda t: lambda o: t.optim.lr_scheduler.StepLR(o, step_size=3, gamma=0.5),
@@ -230,6 +235,11 @@ def unchecked(monkeypatch):
 def test_check_names_the_argument(unchecked, values, words):
     of_sgd = {"learning_rate", "momentum", "weight_decay"}
     schedule = Schedule(**{name: value for name, value in values.items() if name not in of_sgd})
-    sgd = Sgd(**{"learning_rate": 0.1, **{name: value for name, value in values.items() if name in of_sgd}})
+    sgd = Sgd(
+        **{
+            "learning_rate": 0.1,
+            **{name: value for name, value in values.items() if name in of_sgd},
+        }
+    )
     with pytest.raises(InputError, match=words):
         dataclasses.replace(sgd, schedule=schedule).check()

@@ -114,20 +114,33 @@ def test_the_contract_on_every_network(kind, name):
     assert_close(jax.tree.map(lambda x: x[0], mapped), variables["params"])
     assert_close(jax.tree.map(lambda x: x[1], mapped), params)
     logits = logits_of(model, params, variables["batch_stats"], IMAGES)
-    assert np.abs(logits - logits_of(model, variables["params"], variables["batch_stats"], IMAGES)).max() > 1e-3
+    assert (
+        np.abs(
+            logits - logits_of(model, variables["params"], variables["batch_stats"], IMAGES)
+        ).max()
+        > 1e-3
+    )
     if not isinstance(kind, SingularValues):
         assert_same(factored, params)
     else:
-        assert all(isinstance(kernel, structure.FactoredKernel) for kernel in kernels_of(factored).values())
+        assert all(
+            isinstance(kernel, structure.FactoredKernel) for kernel in kernels_of(factored).values()
+        )
         expected = logits_of(model, params, variables["batch_stats"], IMAGES)
         np.testing.assert_allclose(
-            logits_of(model, factored, variables["batch_stats"], IMAGES), expected, atol=1e-4 * np.abs(expected).max()
+            logits_of(model, factored, variables["batch_stats"], IMAGES),
+            expected,
+            atol=1e-4 * np.abs(expected).max(),
         )
 
 
 def kernels_of(params):
     is_kernel = lambda x: isinstance(x, structure.FactoredKernel)  # noqa: E731
-    return {str(path): leaf for path, leaf in jax.tree.leaves_with_path(params, is_leaf=is_kernel) if is_kernel(leaf)}
+    return {
+        str(path): leaf
+        for path, leaf in jax.tree.leaves_with_path(params, is_leaf=is_kernel)
+        if is_kernel(leaf)
+    }
 
 
 def test_where_it_starts_every_constraint_is_met(kind):
@@ -146,7 +159,9 @@ def test_gradients_are_those_of_what_is_tuned_only(kind):
     def gradient(tuned):
         def loss(tuned):
             params = kind.apply(tuned, frozen)
-            return jnp.sum(logits_of.__wrapped__(model, params, variables["batch_stats"], IMAGES) ** 2)
+            return jnp.sum(
+                logits_of.__wrapped__(model, params, variables["batch_stats"], IMAGES) ** 2
+            )
 
         return jax.grad(loss)(tuned)
 
@@ -165,7 +180,11 @@ def decomposed(kernel):
     """The parametrization of a single kernel, and a function from a shift to the kernel."""
     model, _ = network("small_cnn")
     tuned, frozen = SVD.init(model, {"params": {"kernel": jnp.asarray(kernel)}, "batch_stats": {}})
-    return tuned["kernel"], frozen["factors"]["kernel"], lambda d: SVD.apply({"kernel": d}, frozen)["kernel"]
+    return (
+        tuned["kernel"],
+        frozen["factors"]["kernel"],
+        lambda d: SVD.apply({"kernel": d}, frozen)["kernel"],
+    )
 
 
 def test_singular_values_by_hand():
@@ -176,7 +195,9 @@ def test_singular_values_by_hand():
         np.testing.assert_array_equal(kernel_at(shift).T, M)
         moved = [[3.1118034, -0.55901699], [3.21737621, 4.44098301]]
         np.testing.assert_allclose(kernel_at(jnp.array([-1, 0.5])).T, moved, atol=1e-7)
-        np.testing.assert_allclose(kernel_at(jnp.array([0.0, -10])).T, [[1.5, 1.5], [4.5, 4.5]], atol=1e-12)
+        np.testing.assert_allclose(
+            kernel_at(jnp.array([0.0, -10])).T, [[1.5, 1.5], [4.5, 4.5]], atol=1e-12
+        )
 
 
 def test_gradient_with_respect_to_the_shift_by_hand():
@@ -186,7 +207,9 @@ def test_gradient_with_respect_to_the_shift_by_hand():
         gradient = jax.grad(lambda d: jnp.sum(jnp.array([[1.0, 2], [3, 4]]) * kernel_at(d).T))
         np.testing.assert_allclose(gradient(shift), (5.36656315, -0.44721360), atol=1e-8)
         np.testing.assert_allclose(gradient(jnp.array([0.0, -10])), (5.36656315, 0), atol=1e-8)
-        np.testing.assert_allclose(gradient(-factors.scale * jnp.array([0, 1])), (5.36656315, 0), atol=1e-8)
+        np.testing.assert_allclose(
+            gradient(-factors.scale * jnp.array([0, 1])), (5.36656315, 0), atol=1e-8
+        )
         _, _, nothing = decomposed(np.zeros((2, 2)))
         np.testing.assert_array_equal(jax.grad(lambda d: nothing(d).sum())(jnp.zeros(2)), [0, 0])
 
@@ -198,7 +221,9 @@ def test_kernels_are_read_with_one_row_for_each_filter(shape):
     torch = np.moveaxis(kernel, (-1, -2), (0, 1)).reshape(shape[-1], -1)
     shift, factors, _ = decomposed(kernel)
     assert shift.shape == (min(torch.shape),)
-    np.testing.assert_allclose(factors.scale, np.linalg.svd(torch, compute_uv=False), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        factors.scale, np.linalg.svd(torch, compute_uv=False), rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(factors.multiplied(), kernel, atol=1e-5)
 
 
@@ -255,7 +280,8 @@ def test_a_factored_layer_is_the_layer(layer):
     other = jax.tree.map(lambda x: jnp.asarray(rng.uniform(-0.5, 0.5, x.shape), x.dtype), tuned)
     for shift in (tuned, other):
         plain, factored = (
-            model.apply({**variables, "params": form(shift, frozen)}, image)[0] for form in (SVD.apply, SVD.factored)
+            model.apply({**variables, "params": form(shift, frozen)}, image)[0]
+            for form in (SVD.apply, SVD.factored)
         )
         np.testing.assert_allclose(factored, plain, atol=3e-6)
     assert np.abs(plain - model.apply(variables, image)[0]).max() > 1e-3
@@ -267,7 +293,8 @@ def test_factored_layers_compute_in_the_type_of_the_network():
     tuned, frozen = SVD.init(model, variables)
     shift = jax.tree.map(lambda x: x - 0.1, tuned)
     plain, factored = (
-        logits_of(model, form(shift, frozen), variables["batch_stats"], IMAGES) for form in (SVD.apply, SVD.factored)
+        logits_of(model, form(shift, frozen), variables["batch_stats"], IMAGES)
+        for form in (SVD.apply, SVD.factored)
     )
     assert factored.dtype == jnp.float32
     np.testing.assert_allclose(factored, plain, atol=0.05)
@@ -275,21 +302,29 @@ def test_factored_layers_compute_in_the_type_of_the_network():
         model, SVD.factored(shift, frozen), variables["batch_stats"], IMAGES
     )
     convolutions = [
-        line for line in str(jaxpr).splitlines() if "convolution[" in line or "conv_general_dilated[" in line
+        line
+        for line in str(jaxpr).splitlines()
+        if "convolution[" in line or "conv_general_dilated[" in line
     ]
     assert convolutions
     assert all("bf16" in line for line in convolutions)
 
 
-@pytest.mark.parametrize("layer", [conv(2, 1, name="layer"), nn.Conv(2, (1, 1), dtype=jnp.bfloat16), Dense(2)])
+@pytest.mark.parametrize(
+    "layer", [conv(2, 1, name="layer"), nn.Conv(2, (1, 1), dtype=jnp.bfloat16), Dense(2)]
+)
 def test_the_gradient_of_a_singular_value_is_summed_in_float32(layer):
     """Over 4096 pixels that count 1 each, where bfloat16 stops at 256; of pooled pixels, over 16 images."""
-    model = networks.of_layer(layer, image_spec("ones", (16, 16, 2), 2, (0.0,) * 2, (1.0,) * 2), "bfloat16")
+    model = networks.of_layer(
+        layer, image_spec("ones", (16, 16, 2), 2, (0.0,) * 2, (1.0,) * 2), "bfloat16"
+    )
     variables = random_variables(model)
 
     @quick_jit
     @jax.grad
-    def summed(params, image, weight):  # the weights are an argument, or XLA multiplies one of them by their number
+    def summed(
+        params, image, weight
+    ):  # the weights are an argument, or XLA multiplies one of them by their number
         return (model.apply({**variables, "params": params}, image)[0] * weight).sum()
 
     eye = jnp.eye(2)
@@ -378,7 +413,10 @@ def test_without_batch_norm_the_filters_between_the_first_and_the_last_kernel_ar
     model = networks.plain()
     variables = random_variables(model)
     masks, frozen = NeuronMasks(alpha=0.5, beta=1.0).init(model, variables)
-    assert signature(masks) == {"deeper": {"kernel": ((4,), jnp.float32)}, "hidden": {"kernel": ((5,), jnp.float32)}}
+    assert signature(masks) == {
+        "deeper": {"kernel": ((4,), jnp.float32)},
+        "hidden": {"kernel": ((5,), jnp.float32)},
+    }
     masks["deeper"]["kernel"] = jnp.linspace(0, 1, 4)
     params = NeuronMasks().apply(masks, frozen)
     expected = {layer: dict(leaves) for layer, leaves in variables["params"].items()}
@@ -406,7 +444,9 @@ def test_zeros_are_kept_through_sam_momentum_and_decay():
         transformation=SharpnessAware(0.5), parametrization=KeptZeros(),
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    batch = Split(jnp.asarray(rng.random((6, 6, 6, 2)), jnp.float32), jnp.arange(6) % 3, jnp.ones(6, bool))
+    batch = Split(
+        jnp.asarray(rng.random((6, 6, 6, 2)), jnp.float32), jnp.arange(6) % 3, jnp.ones(6, bool)
+    )
     state = learner.init(KEY, model, variables, batch)
     update = quick_jit(lambda state: learner.update(KEY, model, state, batch)[0])
     for _ in range(3):
@@ -451,7 +491,11 @@ def test_execution_order_is_not_that_of_the_names():
     assert len(order) == len(set(order)) == len(jax.tree.leaves(variables["params"]))
     assert paths(structure.batch_norms(model, variables)) == ["y/scale", "w/scale"]
     assert structure.classifier(model, variables) == ("a", "kernel")
-    assert set(paths(structure.kernels(variables["params"]))) == {"z/kernel", "x/kernel", "a/kernel"}
+    assert set(paths(structure.kernels(variables["params"]))) == {
+        "z/kernel",
+        "x/kernel",
+        "a/kernel",
+    }
     assert set(paths(structure.convolutions(variables["params"]))) == {"z/kernel", "x/kernel"}
 
 
@@ -459,8 +503,12 @@ def test_execution_order_is_not_that_of_the_names():
 def test_execution_order_inside_a_compiled_or_rematerialized_part(wrap):
     model = LinenModel(networks.Wrapped(wrap), networks.TINY)
     variables = jax.eval_shape(model.init, KEY)
-    expected = paths(structure.execution_order(networks.backwards(), random_variables(networks.backwards())))
-    assert paths(structure.execution_order(model, variables)) == [f"inner/network/{path}" for path in expected]
+    expected = paths(
+        structure.execution_order(networks.backwards(), random_variables(networks.backwards()))
+    )
+    assert paths(structure.execution_order(model, variables)) == [
+        f"inner/network/{path}" for path in expected
+    ]
 
 
 def test_every_parameter_of_every_network_is_read_once_in_order(name):
@@ -477,7 +525,9 @@ def test_every_parameter_of_every_network_is_read_once_in_order(name):
 
 
 def test_batch_norms_of_the_networks():
-    small, deep = (paths(structure.batch_norms(*network(name))) for name in ("small_cnn", "preact_resnet18"))
+    small, deep = (
+        paths(structure.batch_norms(*network(name))) for name in ("small_cnn", "preact_resnet18")
+    )
     assert small == ["bn1/scale", "bn2/scale", "bn3/scale"]
     assert deep == [f"{layer}/scale" for layer in ("layer1_0/bn1", *MASKED)]
     plain = networks.plain()
@@ -500,20 +550,31 @@ def test_features_are_what_the_classifier_takes_in(which):
         return model.features(variables, image), model.apply(variables, image)[0]
 
     features, logits = both(variables, image)
-    np.testing.assert_allclose(features @ layer[path] + layer[(*path[:-1], "bias")], logits, atol=1e-5)
+    np.testing.assert_allclose(
+        features @ layer[path] + layer[(*path[:-1], "bias")], logits, atol=1e-5
+    )
 
 
 def test_scaled_multiplies_the_named_leaves_along_their_last_axis():
     params = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "b": jnp.ones(2)}
     got = structure.scaled(params, {("a", "kernel"): jnp.array([1.0, 2, 3]), ("c",): jnp.zeros(1)})
-    assert_same(got, {"a": {"kernel": jnp.array([[1.0, 2, 3]] * 2), "bias": jnp.ones(3)}, "b": jnp.ones(2)})
+    assert_same(
+        got, {"a": {"kernel": jnp.array([[1.0, 2, 3]] * 2), "bias": jnp.ones(3)}, "b": jnp.ones(2)}
+    )
     assert structure.nested(structure.flat(params)).keys() == params.keys()
 
 
 def test_parametrizations_are_trees_whose_floats_are_leaves():
     assert jax.tree.leaves(NeuronMasks(0.5, 1.0)) == [0.5, 1.0]
     assert all(dataclasses.is_dataclass(kind) for kind in ALL)
-    assert {FrozenConvolutions, Identity, KeptZeros, NeuronMasks, PrunedFilters, SingularValues} == set(ALL)
+    assert {
+        FrozenConvolutions,
+        Identity,
+        KeptZeros,
+        NeuronMasks,
+        PrunedFilters,
+        SingularValues,
+    } == set(ALL)
 
 
 def test_rounding_in_the_decomposition_is_no_direction():
@@ -523,7 +584,9 @@ def test_rounding_in_the_decomposition_is_no_direction():
     frozen = {"params": {"layer": {"kernel": jnp.asarray(kernel)}}, "batch_stats": {}}
     model = models.create("small_cnn", SPEC, width=2)
     shift, factors = SVD.init(model, frozen)
-    grads = jax.grad(lambda at: jnp.sum(SVD.apply(at, factors)["layer"]["kernel"] * kernel))(shift)["layer"]["kernel"]
+    grads = jax.grad(lambda at: jnp.sum(SVD.apply(at, factors)["layer"]["kernel"] * kernel))(shift)[
+        "layer"
+    ]["kernel"]
     assert sorted(np.asarray(grads) == 0) == [False] * 4 + [True] * 2
     grown = SVD.apply({"layer": {"kernel": 0.5 * jnp.sign(grads)}}, factors)
     np.testing.assert_allclose(grown["layer"]["kernel"][..., [1, 4]], 0, atol=1e-6)

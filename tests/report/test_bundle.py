@@ -20,7 +20,15 @@ def runs(tmp_path):
         {
             **content(seed, {"name": attack}, defense, hits, data={"data_dir": "/somewhere/data"}),
             "history": [{"loss": 0.5}] * 3,
-            "stealth": {"test": {"psnr": 25.0 + seed, "ssim": 0.1 / 3, "linf": 0.5, "l2": 1.0, "changed_share": 0.1}},
+            "stealth": {
+                "test": {
+                    "psnr": 25.0 + seed,
+                    "ssim": 0.1 / 3,
+                    "linf": 0.5,
+                    "l2": 1.0,
+                    "changed_share": 0.1,
+                }
+            },
         }
         for attack in ("sig", "badnets")
         for defense, hits in ((ft_sam(2.0), 4), ({"name": "ft"}, 60))
@@ -41,10 +49,15 @@ def test_the_tables_of_a_bundle_are_those_of_the_runs(runs, tmp_path):
     assert len(again) == 8
     for style in FORMATS:
         options = {"sharpness": True, "stealth": True, "intervals": True}
-        first, second = (tables.table(report.summarize(found, **options), style) for found in (records, again))
+        first, second = (
+            tables.table(report.summarize(found, **options), style) for found in (records, again)
+        )
         assert first == second
     assert r"0.600 $\pm$ 0.707" in first  # eigenvalues 0.1 and 1.1
-    assert paired.compare(again, "ft_sam", "ft").comparisons == paired.compare(records, "ft_sam", "ft").comparisons
+    assert (
+        paired.compare(again, "ft_sam", "ft").comparisons
+        == paired.compare(records, "ft_sam", "ft").comparisons
+    )
 
 
 def test_a_line_is_the_record_without_its_history_and_the_folder_of_its_data(runs, tmp_path):
@@ -66,7 +79,10 @@ def test_the_same_runs_give_the_same_file_and_a_bundle_gives_itself(runs, tmp_pa
     records = report.load([runs])
     first = bundle.write(records, tmp_path / "a.jsonl").read_bytes()
     assert bundle.write(records[::-1], tmp_path / "b.jsonl").read_bytes() == first
-    assert bundle.write(report.load([tmp_path / "a.jsonl"]), tmp_path / "b.jsonl").read_bytes() == first
+    assert (
+        bundle.write(report.load([tmp_path / "a.jsonl"]), tmp_path / "b.jsonl").read_bytes()
+        == first
+    )
 
 
 def test_a_bundle_and_its_runs_count_once(runs, tmp_path, caplog):
@@ -78,7 +94,9 @@ def test_a_bundle_and_its_runs_count_once(runs, tmp_path, caplog):
 
 def edited(file, number, text):
     lines = file.read_text().split("\n")
-    lines[number - 1] = text if isinstance(text, str) else json.dumps(text(json.loads(lines[number - 1])))
+    lines[number - 1] = (
+        text if isinstance(text, str) else json.dumps(text(json.loads(lines[number - 1])))
+    )
     file.write_text("\n".join(lines))
 
 
@@ -88,8 +106,14 @@ def edited(file, number, text):
         ("{", r"records\.jsonl line 3 is not valid JSON"),
         ("[]", r"records\.jsonl line 3 lacks the key schema_version"),
         (lambda line: {**line, "schema_version": 9}, r"records\.jsonl line 3 has schema_version 9"),
-        (lambda line: {**line, "run_id": 3}, r"run_id in .*records\.jsonl line 3 must be a text, got 3"),
-        (lambda line: {**line, "metrics": {}}, r"records\.jsonl line 3 lacks the key metrics\.before\.clean_correct"),
+        (
+            lambda line: {**line, "run_id": 3},
+            r"run_id in .*records\.jsonl line 3 must be a text, got 3",
+        ),
+        (
+            lambda line: {**line, "metrics": {}},
+            r"records\.jsonl line 3 lacks the key metrics\.before\.clean_correct",
+        ),
     ],
 )
 def test_faults_are_told_with_their_line(runs, tmp_path, text, message):
@@ -100,7 +124,9 @@ def test_faults_are_told_with_their_line(runs, tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("smoothness", [3]), ("smoothness", {"after": 3}), ("stealth", 3)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("smoothness", [3]), ("smoothness", {"after": 3}), ("stealth", 3)]
+)
 def test_damaged_measurements_are_told_with_their_line(runs, tmp_path, key, value):
     file = bundle.write(report.load([runs]), tmp_path / "records.jsonl")
     edited(file, 2, lambda line: {**line, key: value})
@@ -115,7 +141,10 @@ def test_unfinished_lines_and_empty_ones_are_left_out(runs, tmp_path, caplog):
     edited(file, 3, lambda line: {**line, "status": "diverged"})
     with caplog.at_level(logging.WARNING):
         assert len(report.load([file])) == 5
-    assert caplog.messages == ["Left out 1 run without a finished record.", "Left out 1 run that diverged."]
+    assert caplog.messages == [
+        "Left out 1 run without a finished record.",
+        "Left out 1 run that diverged.",
+    ]
     file.write_text("")
     with pytest.raises(InputError, match=r"no record of a finished run under .*records\.jsonl"):
         report.load([file])
@@ -123,14 +152,18 @@ def test_unfinished_lines_and_empty_ones_are_left_out(runs, tmp_path, caplog):
 
 def test_the_networks_of_a_bundle_are_elsewhere(runs, tmp_path):
     (record, *_) = report.load([bundle.write(report.load([runs]), tmp_path / "records.jsonl")])
-    with pytest.raises(InputError, match=r"records\.jsonl line 1 is a record alone; its networks are in the run"):
+    with pytest.raises(
+        InputError, match=r"records\.jsonl line 1 is a record alone; its networks are in the run"
+    ):
         saved.restore(record)
 
 
 def test_what_cannot_be_a_bundle_is_refused(runs, tmp_path):
     records = report.load([runs])
     for name in ("records.json", "records", ""):
-        with pytest.raises(InputError, match=r"out must name a \.jsonl file, such as records\.jsonl; got '"):
+        with pytest.raises(
+            InputError, match=r"out must name a \.jsonl file, such as records\.jsonl; got '"
+        ):
             bundle.write(records, name and tmp_path / name)
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(InputError, match=r"out must be a file; .*folder"):
@@ -147,9 +180,15 @@ def test_the_command_exports_and_reports(runs, tmp_path, capsys):
     assert capsys.readouterr().out == f"{file}: 8 runs\n"
     texts = []
     for source in (runs, file):
-        assert cli.main(["report", str(source), "--format", "csv", "--smoothness", "--statistics"]) == 0
+        assert (
+            cli.main(["report", str(source), "--format", "csv", "--smoothness", "--statistics"])
+            == 0
+        )
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
-    for words in (["report", str(tmp_path / "none.jsonl")], ["export", str(runs), "--out", "x.csv"]):
+    for words in (
+        ["report", str(tmp_path / "none.jsonl")],
+        ["export", str(runs), "--out", "x.csv"],
+    ):
         assert cli.main(words) == 2
         assert re.fullmatch(r"bdjax: [^\n]+\n", capsys.readouterr().err)

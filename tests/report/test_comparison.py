@@ -35,7 +35,16 @@ def test_a_cell_has_mean_deviation_and_difference_in_the_published_unit(tmp_path
     assert cell.difference == pytest.approx(7.5 - 4.91)
 
 
-MEASURED = {"acc": 90, "asr": 5, "ra": 75, "lcr": 75, "der": 93, "acc_drop": 9, "asr_drop": 95, "runtime_s": 2}
+MEASURED = {
+    "acc": 90,
+    "asr": 5,
+    "ra": 75,
+    "lcr": 75,
+    "der": 93,
+    "acc_drop": 9,
+    "asr_drop": 95,
+    "runtime_s": 2,
+}
 
 
 @pytest.mark.parametrize(("metric", "measured"), MEASURED.items())
@@ -45,7 +54,9 @@ def test_every_metric_of_a_record(tmp_path, metric, measured):
 
 def test_sharpness_is_that_of_the_mixed_images_where_it_was_measured(tmp_path):
     (record,) = runs(tmp_path, hits=(4,))
-    sharp = published.select(paper="sft", table="Table 15", attack="blended", defense="fsft", metric="lambda_max")[0]
+    sharp = published.select(
+        paper="sft", table="Table 15", attack="blended", defense="fsft", metric="lambda_max"
+    )[0]
     assert comparison.fill(sharp, [[record]]).why == comparison.NOT_MEASURED
     measured = {"after": {"mixed": {"largest_eigenvalue": 3.0, "hessian_trace": 20.0}}}
     (record.folder / "smoothness.json").write_text(json.dumps(measured))
@@ -64,7 +75,9 @@ def test_a_mean_over_attacks_is_taken_seed_by_seed_where_all_have_the_seed(tmp_p
 @pytest.fixture
 def cells(tmp_path):
     found = runs(tmp_path)
-    noted = published.select(paper="ft-sam", table="Table 3", attack="ssba", defense="none", metric="acc")[0]
+    noted = published.select(
+        paper="ft-sam", table="Table 3", attack="ssba", defense="none", metric="acc"
+    )[0]
     return [
         comparison.fill(value("acc"), [found]),
         comparison.fill(value("asr"), [found], "1 of 3 diverged"),
@@ -84,7 +97,9 @@ def test_the_console_table_shows_every_value_and_says_what_is_missing(cells):
     assert lines["none"][:2] == ["none", "84.49†"]
     assert lines["ft"][-2:] == ["not", "run"]
     table = [line for line in text.splitlines() if line.startswith(("anp", "ft "))]
-    places = [line.index(why) for line, why in zip(table, ("no defense anp", "not run"), strict=True)]
+    places = [
+        line.index(why) for line, why in zip(table, ("no defense anp", "not run"), strict=True)
+    ]
     assert len(set(places)) == 1  # words begin below each other
     caption = " ".join(text.split())
     assert "ft-sam, Table 1. Ours: DEBUG SIZE." in caption
@@ -96,9 +111,9 @@ def test_csv_has_a_line_for_each_value(cells):
     rows = list(csv.DictReader(comparison.table(cells, "", "csv").splitlines()))
     assert [row["metric"] for row in rows] == ["acc", "asr", "acc", "asr", "acc", "acc"]
     asr = rows[1]
-    assert [float(asr[name]) for name in ("published", "ours", "ours_std", "difference")] == pytest.approx(
-        [4.91, 7.5, 12.5**0.5, 2.59]
-    )
+    assert [
+        float(asr[name]) for name in ("published", "ours", "ours_std", "difference")
+    ] == pytest.approx([4.91, 7.5, 12.5**0.5, 2.59])
     assert (asr["n"], asr["seeds"], asr["missing"]) == ("2", "0 1", "1 of 3 diverged")
     assert (rows[2]["ours"], rows[2]["missing"]) == ("", "no defense anp")
     assert rows[5]["note"].startswith("shifted baseline row")
@@ -121,7 +136,9 @@ def test_markdown_and_latex_have_the_same_cells(cells):
 
 
 def test_settings_that_differ_within_a_table_are_in_the_names():
-    both = published.select(paper="sft", table="Table 16", attack="blended", defense="fsft", metric="acc")
+    both = published.select(
+        paper="sft", table="Table 16", attack="blended", defense="fsft", metric="acc"
+    )
     text = comparison.table([comparison.fill(value, []) for value in both], "full size.")
     assert [line for line in text.splitlines() if line.startswith("blended")] == [
         "blended 25%",
@@ -137,7 +154,10 @@ def test_mistakes_are_refused_in_one_line(cells, tmp_path):
             lambda: comparison.table(cells, "x", "html"),
             "format must be one of console, .*; got 'html'",
         ),
-        (lambda: comparison.measure(runs(tmp_path / "more")[0], "bleu"), "metric must be one of acc"),
+        (
+            lambda: comparison.measure(runs(tmp_path / "more")[0], "bleu"),
+            "metric must be one of acc",
+        ),
     ):
         with pytest.raises(InputError, match=message) as error:
             call()

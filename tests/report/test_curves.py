@@ -32,7 +32,11 @@ def only(*contents):
 
 
 def chain(rho, **last):
-    return {"name": "chain", "first": {"name": "fine_pruning", "epochs": 5}, "second": ft_sam(rho, **last)}
+    return {
+        "name": "chain",
+        "first": {"name": "fine_pruning", "epochs": 5},
+        "second": ft_sam(rho, **last),
+    }
 
 
 def read(found):
@@ -57,13 +61,23 @@ def drawn(found):
         ([content(seed, defense=ft_sam(2)) for seed in (0, 1, 2)], []),
         ([content(0, defense=ft_sam(rho, epochs=10 * rho)) for rho in (1, 2, 4)], []),
         (
-            [content(0, defense=ft_sam(rho, learning_rate=lr)) for rho in (1, 2, 4) for lr in (0.1, 0.2, 0.3)],
+            [
+                content(0, defense=ft_sam(rho, learning_rate=lr))
+                for rho in (1, 2, 4)
+                for lr in (0.1, 0.2, 0.3)
+            ],
             ["defense.rho", "defense.learning_rate"],
         ),
-        ([content(0, attack={"poison_rate": rate}) for rate in (0.01, 0.05, 0.1)], ["attack.poison_rate"]),
+        (
+            [content(0, attack={"poison_rate": rate}) for rate in (0.01, 0.05, 0.1)],
+            ["attack.poison_rate"],
+        ),
         ([content(0, defense=chain(rho)) for rho in (1, 2, 4)], ["defense.second.rho"]),
         (
-            [content(0, defense=ft_sam(2, schedule={"kind": "step", "period": n})) for n in (None, 10, 20, 30)],
+            [
+                content(0, defense=ft_sam(2, schedule={"kind": "step", "period": n}))
+                for n in (None, 10, 20, 30)
+            ],
             ["defense.schedule.period"],
         ),
         ([content(0, holdout={"share": share}) for share in (0.01, 0.05, 0.1)], ["holdout.share"]),
@@ -71,7 +85,13 @@ def drawn(found):
         ([content(0, data={"image_size": side}) for side in (8, 16, 32)], ["data.image_size"]),
         ([content(0, training={"epochs": epochs}) for epochs in (5, 10, 20)], ["training.epochs"]),
         ([content(0, attack={"target_label": label}) for label in (0, 1, 2)], []),
-        ([content(0, defense=ft_sam(2, augment=name)) for name in ("standard", "mixup", "cutout")], []),
+        (
+            [
+                content(0, defense=ft_sam(2, augment=name))
+                for name in ("standard", "mixup", "cutout")
+            ],
+            [],
+        ),
         ([content(0, defense=ft_sam(2, adaptive=value)) for value in (True, False, None, 0)], []),
         ([content(0, defense=ft_sam(value)) for value in (1, 2, math.nan, math.inf)], []),
         ([content(0, defense=ft_sam(2, **{"../up": value})) for value in (1, 2, 3)], []),
@@ -84,7 +104,11 @@ def test_an_option_is_found_where_it_alone_takes_three_values(contents, options)
 
 def test_chosen_strengths_have_no_place_on_the_axis():
     swept = [content(0, defense=ft_sam(rho)) for rho in (4, 1, 2)]
-    found = only(*swept, with_selection(content(0, defense=ft_sam("auto"))), content(0, defense={"name": "nft"}))
+    found = only(
+        *swept,
+        with_selection(content(0, defense=ft_sam("auto"))),
+        content(0, defense={"name": "nft"}),
+    )
     assert [line.values for line in found.lines] == [(1, 2, 4)]
     budgets = [with_selection(content(0, defense=ft_sam("auto"))) for _ in range(3)]
     for record, budget in zip(budgets, (0.01, 0.02, 0.05), strict=True):
@@ -101,7 +125,10 @@ def test_a_line_is_what_agrees_in_everything_else():
     two = [content(0, {"name": "blended"}, ft_sam(rho)) for rho in (1, 10)]
     one = [content(0, {"name": "sig"}, ft_sam(1))]
     found = only(*(content(0, defense=ft_sam(rho)) for rho in (1, 2, 4)), *two, *one)
-    assert [(line.row.attack, line.values) for line in found.lines] == [("badnets", (1, 2, 4)), ("blended", (1, 10))]
+    assert [(line.row.attack, line.values) for line in found.lines] == [
+        ("badnets", (1, 2, 4)),
+        ("blended", (1, 10)),
+    ]
 
 
 def test_labels_tell_lines_apart_and_leave_the_option_out():
@@ -125,21 +152,37 @@ def controls(line):
 
 
 def test_controls_are_those_of_the_victim():
-    swept = [content(0, {"name": name}, ft_sam(rho)) for name in ("badnets", "blended", "sig") for rho in (1, 2, 4)]
-    plain = [content(0, {"name": name}, {"name": "none"}) for name in ("badnets", "blended", "wanet")]
-    plain += [content(0, {"name": "blended"}, {"name": "ft", "epochs": 5})]  # its only one, though of other epochs
+    swept = [
+        content(0, {"name": name}, ft_sam(rho))
+        for name in ("badnets", "blended", "sig")
+        for rho in (1, 2, 4)
+    ]
+    plain = [
+        content(0, {"name": name}, {"name": "none"}) for name in ("badnets", "blended", "wanet")
+    ]
+    plain += [
+        content(0, {"name": "blended"}, {"name": "ft", "epochs": 5})
+    ]  # its only one, though of other epochs
     badnets, blended, sig = only(*swept, *plain).lines
     assert controls(badnets) == [("badnets", "none", ())]
     assert controls(blended) == [("blended", "none", ()), ("blended", "ft", ())]
     assert controls(sig) == []
-    elsewhere = only(*swept[:3], content(0, holdout={"share": 0.1}), content(0, {"poison_rate": 0.5}))
+    elsewhere = only(
+        *swept[:3], content(0, holdout={"share": 0.1}), content(0, {"poison_rate": 0.5})
+    )
     assert (controls(elsewhere.lines[0]), elsewhere.lines[0].row.attack) == ([], "badnets")
 
 
 def test_of_several_fine_tunings_each_line_has_that_with_its_options():
-    swept = [content(0, defense=ft_sam(rho, learning_rate=lr)) for rho in (1, 2, 4) for lr in (0.1, 0.2, 0.4)]
+    swept = [
+        content(0, defense=ft_sam(rho, learning_rate=lr))
+        for rho in (1, 2, 4)
+        for lr in (0.1, 0.2, 0.4)
+    ]
     swept = [one for one in swept if one["config"]["defense"]["learning_rate"] != 0.4]
-    tuned = [content(0, defense={"name": "ft", "learning_rate": lr, "epochs": 100}) for lr in (0.1, 0.2)]
+    tuned = [
+        content(0, defense={"name": "ft", "learning_rate": lr, "epochs": 100}) for lr in (0.1, 0.2)
+    ]
     low, high = only(*swept, *tuned).lines
     assert (controls(low), controls(high)) == (
         [("badnets", "ft learning_rate=0.1", ())],
@@ -151,7 +194,9 @@ def test_of_several_fine_tunings_each_line_has_that_with_its_options():
 
 def test_controls_that_have_the_option_are_lines_themselves():
     defenses = [{"name": "none"}, {"name": "ft"}, ft_sam(2)]
-    rates = [content(0, {"poison_rate": p}, defense) for p in (0.01, 0.05, 0.1) for defense in defenses]
+    rates = [
+        content(0, {"poison_rate": p}, defense) for p in (0.01, 0.05, 0.1) for defense in defenses
+    ]
     found = only(*rates)
     assert [line.row.defense for line in found.lines] == ["ft_sam"]
     swept = (0.01, 0.05, 0.1)
@@ -162,10 +207,14 @@ def test_controls_that_have_the_option_are_lines_themselves():
 def test_where_no_defense_was_swept_fine_tuning_is():
     rates = [content(0, defense={"name": "ft", "learning_rate": lr}) for lr in (0.1, 0.2, 0.4)]
     found = only(content(0), *rates)
-    assert [(line.row.defense, controls(line)) for line in found.lines] == [("ft", [("badnets", "none", ())])]
+    assert [(line.row.defense, controls(line)) for line in found.lines] == [
+        ("ft", [("badnets", "none", ())])
+    ]
     apart = [content(0, {"name": "blended"}, ft_sam(2, learning_rate=lr)) for lr in (0.1, 0.2, 0.4)]
     both = only(*rates, *apart)
-    assert [line.row.defense for line in both.lines] == ["ft_sam", "ft"], "of a victim without another line, it is one"
+    assert [line.row.defense for line in both.lines] == ["ft_sam", "ft"], (
+        "of a victim without another line, it is one"
+    )
 
 
 # --- Values ---
@@ -173,11 +222,20 @@ def test_where_no_defense_was_swept_fine_tuning_is():
 
 def test_values_by_hand():
     hits = {1: (80, 72, 64), 2: (40, 40, 16), 4: (8,)}
-    swept = [content(seed, defense=ft_sam(rho), hits=n) for rho in hits for seed, n in enumerate(hits[rho])]
+    swept = [
+        content(seed, defense=ft_sam(rho), hits=n)
+        for rho in hits
+        for seed, n in enumerate(hits[rho])
+    ]
     head, *lines = read(only(*swept, content(0, hits=80)))
     assert head == [
         *("defense.rho", "attack", "defense", "n"),
-        *("clean_accuracy_mean", "clean_accuracy_std", "attack_success_rate_mean", "attack_success_rate_std"),
+        *(
+            "clean_accuracy_mean",
+            "clean_accuracy_std",
+            "attack_success_rate_mean",
+            "attack_success_rate_std",
+        ),
         *("robust_accuracy_mean", "robust_accuracy_std"),
     ]
     assert [line[:4] for line in lines] == [
@@ -186,10 +244,14 @@ def test_values_by_hand():
         ["4", "badnets", "ft_sam", "1"],
         ["", "badnets", "none", "1"],
     ]
-    one, two, four, none = ([float(value) if value else None for value in line[4:]] for line in lines)
+    one, two, four, none = (
+        [float(value) if value else None for value in line[4:]] for line in lines
+    )
     # of 80: 1, 0.9, 0.8 and 0.5, 0.5, 0.2
     assert one == pytest.approx([0.9, 0, 0.9, 0.1, 0.75, 0], abs=1e-12)
-    assert two == pytest.approx([0.9, 0, 0.4, math.sqrt((0.01 + 0.01 + 0.04) / 2), 0.75, 0], abs=1e-12)
+    assert two == pytest.approx(
+        [0.9, 0, 0.4, math.sqrt((0.01 + 0.01 + 0.04) / 2), 0.75, 0], abs=1e-12
+    )
     assert four == [0.9, None, 0.1, None, 0.75, None]
     assert none == [0.9, None, 1.0, None, 0.75, None]
     assert ATTACK_TOTAL == 80
@@ -200,7 +262,9 @@ def test_values_keep_their_columns_whatever_the_settings():
     swept = [content(0, {"pattern": p}, ft_sam(rho)) for rho in (1, 2, 4) for p in (odd, "white")]
     lines = read(only(*swept))
     assert {len(line) for line in lines} == {10}
-    assert [line[1] for line in lines[1:]] == ['badnets pattern=a, "b"\\nc'] * 3 + ["badnets pattern=white"] * 3
+    assert [line[1] for line in lines[1:]] == ['badnets pattern=a, "b"\\nc'] * 3 + [
+        "badnets pattern=white"
+    ] * 3
 
 
 def test_an_undefined_rate_is_an_empty_field():
@@ -221,7 +285,10 @@ def sweep(rhos, attacks, seeds, rates=(0.1,)):
         for seed in range(seeds):
             swept.append(content(seed, {"name": attack}, {"name": "none"}, hits=80 - 4 * i))
             swept += [
-                content(seed, {"name": attack}, {"name": "ft", "learning_rate": lr}, hits=60 - 5 * i) for lr in rates
+                content(
+                    seed, {"name": attack}, {"name": "ft", "learning_rate": lr}, hits=60 - 5 * i
+                )
+                for lr in rates
             ]
             swept += [
                 content(
@@ -239,23 +306,36 @@ def sweep(rhos, attacks, seeds, rates=(0.1,)):
 def test_a_figure_shows_means_bands_single_runs_and_controls():
     found = only(*sweep((1, 2, 4), ("badnets",), 3))
     accuracy, success = drawn(found).axes
-    lines = {(line.get_linestyle(), line.get_marker(), len(line.get_xdata())): line for line in success.lines}
+    lines = {
+        (line.get_linestyle(), line.get_marker(), len(line.get_xdata())): line
+        for line in success.lines
+    }
     assert lines["-", "o", 3].get_xdata().tolist() == [1, 2, 4]
     # hits of 80, with seeds 0, 1, 2: 60, 61, 62, then 50, …, then 30, …
-    assert lines["-", "o", 3].get_ydata() == pytest.approx([100 * 61 / 80, 100 * 51 / 80, 100 * 31 / 80])
-    assert {line.get_ydata()[0] for line in success.lines if line.get_linestyle() in (":", "--")} == {100, 75}
+    assert lines["-", "o", 3].get_ydata() == pytest.approx(
+        [100 * 61 / 80, 100 * 51 / 80, 100 * 31 / 80]
+    )
+    assert {
+        line.get_ydata()[0] for line in success.lines if line.get_linestyle() in (":", "--")
+    } == {100, 75}
     (runs,) = [line for line in success.lines if line.get_linestyle() == "None"]
     assert list(runs.get_xdata()) == [1, 1, 1, 2, 2, 2, 4, 4, 4]
-    assert list(runs.get_ydata()) == pytest.approx([75, 76.25, 77.5, 62.5, 63.75, 65, 37.5, 38.75, 40])
+    assert list(runs.get_ydata()) == pytest.approx(
+        [75, 76.25, 77.5, 62.5, 63.75, 65, 37.5, 38.75, 40]
+    )
     (band, bars) = success.collections
-    assert band.get_paths()[0].get_extents().y1 == pytest.approx(77.5)  # 76.25 + a standard deviation of 1.25
+    assert band.get_paths()[0].get_extents().y1 == pytest.approx(
+        77.5
+    )  # 76.25 + a standard deviation of 1.25
     assert len(bars.get_segments()) == 3
     assert (accuracy.get_ylim(), accuracy.get_xlabel()) == ((-3, 103), "ρ  (defense.rho)")
 
 
 def test_single_seeds_have_no_band():
     page = drawn(only(*sweep((1, 2, 4), ("badnets",), 1)))
-    assert [len(path.vertices) for band in page.axes[1].collections[:1] for path in band.get_paths()] == []
+    assert [
+        len(path.vertices) for band in page.axes[1].collections[:1] for path in band.get_paths()
+    ] == []
     assert {line.get_linestyle() for line in page.axes[1].lines} == {"-", "--", ":"}
     words = {text.get_text() for key in page.legends for text in key.get_texts()}
     assert words == {"ft_sam", "none (attacked network)", "ft (plain fine-tuning)"}
@@ -269,7 +349,9 @@ CASES = {
     "two options": sweep((1, 2, 4), ("badnets", "blended"), 2, (0.003, 0.01, 0.03)),
     "nine attacks": sweep((1, 2, 4), [f"attack{i}" for i in range(9)], 1),
     "long labels": [
-        content(0, {"name": a}, ft_sam(rho, label_smoothing=s, momentum=m, learning_rate=0.0123456789))
+        content(
+            0, {"name": a}, ft_sam(rho, label_smoothing=s, momentum=m, learning_rate=0.0123456789)
+        )
         for a in ("a_long_" * 7, "an_attack_of_some_name_or_other_with_a_long_tail")
         for rho in (1, 2, 4)
         for s in (0.0, 0.1)
@@ -317,7 +399,9 @@ def test_victims_of_several_lines_have_panels_of_their_own():
     rates = ["learning_rate=0.1", "learning_rate=0.2"]
     assert panels(*sweep((1, 2, 4), two, 1, (0.1, 0.2))) == [("badnets", rates), ("blended", rates)]
     assert panels(*sweep((1, 2, 4), ("badnets",), 1)) == [("", ["ft_sam"])]
-    assert panels(*sweep((1, 2), two, 2), *sweep((4,), ("badnets",), 1)) == [("", ["badnets (n=1–2)", "blended (n=2)"])]
+    assert panels(*sweep((1, 2), two, 2), *sweep((4,), ("badnets",), 1)) == [
+        ("", ["badnets (n=1–2)", "blended (n=2)"])
+    ]
 
 
 def test_more_lines_than_colors_are_shared_out(caplog, monkeypatch):
@@ -325,7 +409,11 @@ def test_more_lines_than_colors_are_shared_out(caplog, monkeypatch):
     nine = [f"attack{i}" for i in range(9)]
     assert panels(*sweep((1, 2, 4), nine, 1)) == [("", nine[:4]), ("", nine[4:])]
     rates = [i / 10 for i in range(1, 18)]
-    found = next(one for one in find(*sweep((1, 2, 4), ("badnets",), 1, rates)) if one.option == "defense.rho")
+    found = next(
+        one
+        for one in find(*sweep((1, 2, 4), ("badnets",), 1, rates))
+        if one.option == "defense.rho"
+    )
     assert [len(one.lines) for one in pairs.panels(found)] == [5, 6, 6]
     monkeypatch.setattr(figure, "MOST_PANELS", 2)
     with caplog.at_level(logging.WARNING):
@@ -347,7 +435,11 @@ def test_controls_have_the_color_of_their_line_where_they_are_its_alone():
     two = sweep((1, 2, 4), ("badnets",), 1, (0.1, 0.2))
     (one,) = pairs.panels(only(*two))
     styles = one.colors({})
-    shared = {control.row.name("defense"): styles[control][0] for line in one.lines for control in line.controls}
+    shared = {
+        control.row.name("defense"): styles[control][0]
+        for line in one.lines
+        for control in line.controls
+    }
     assert shared["none"] == layout.GREY
     assert shared["ft"] != layout.GREY
 
@@ -355,11 +447,20 @@ def test_controls_have_the_color_of_their_line_where_they_are_its_alone():
 def test_controls_that_lie_on_each_other_are_grey():
     swept = sweep((1, 2, 4), ("badnets", "blended", "sig"), 1)
     for record in swept:
-        if record["config"]["defense"]["name"] == "none" and record["config"]["attack"]["name"] == "blended":
-            record["metrics"]["after"]["attack_success_rate"] = 0.995  # that of badnets is 1, that of sig 0.9
+        if (
+            record["config"]["defense"]["name"] == "none"
+            and record["config"]["attack"]["name"] == "blended"
+        ):
+            record["metrics"]["after"]["attack_success_rate"] = (
+                0.995  # that of badnets is 1, that of sig 0.9
+            )
     found = only(*swept)
     success = drawn(found).axes[1]
-    dotted = {round(line.get_ydata()[0], 1): line.get_color() for line in success.lines if line.get_linestyle() == ":"}
+    dotted = {
+        round(line.get_ydata()[0], 1): line.get_color()
+        for line in success.lines
+        if line.get_linestyle() == ":"
+    }
     assert dotted == {100: layout.GREY, 99.5: layout.GREY, 90: pairs.COLORS[2]}
 
 
@@ -408,7 +509,11 @@ def test_figures_of_a_sweep_come_with_its_curve(tmp_path):
         paths = figures.draw(records, tmp_path / "first", format)
         again = figures.draw(records[::-1], tmp_path / "second", format)
         names = [f"{name}.{format}" for name in ("overview", "summary", "sensitivity-defense.rho")]
-        assert [path.name for path in paths] == [*names, "summary.csv", "sensitivity-defense.rho.csv"]
+        assert [path.name for path in paths] == [
+            *names,
+            "summary.csv",
+            "sensitivity-defense.rho.csv",
+        ]
         assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
     head, *lines = (tmp_path / "first" / "sensitivity-defense.rho.csv").read_text().splitlines()
     assert head.startswith("defense.rho,attack,defense,n,")

@@ -42,7 +42,9 @@ def test_records_of_other_data_have_a_row_of_their_own_and_one_warning(tmp_path,
         ("digits train_sha256=b2b2b2b2", "none", 1),
         ("digits train_sha256=b2b2b2b2", "ft_sam", 1),
     ]
-    assert list(report.victims(rows)) == [f"badnets · digits train_sha256={digest}" for digest in (A[:8], B[:8])]
+    assert list(report.victims(rows)) == [
+        f"badnets · digits train_sha256={digest}" for digest in (A[:8], B[:8])
+    ]
     for style in FORMATS:
         assert B[:8] in tables.table(rows, style)
 
@@ -63,12 +65,16 @@ def test_a_record_without_a_digest_is_no_difference(tmp_path, caplog):
 
 def test_where_others_differ_a_record_without_a_digest_is_of_either(tmp_path):
     rows = rows_of(tmp_path, of(A), of(B), content(0))
-    assert [row.data for row in rows] == [f"digits train_sha256={which}" for which in (A[:8], B[:8], "unknown")]
+    assert [row.data for row in rows] == [
+        f"digits train_sha256={which}" for which in (A[:8], B[:8], "unknown")
+    ]
 
 
 def test_other_names_and_sizes_are_expected_to_differ(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        rows = rows_of(tmp_path, of(A), of(B, data={"image_size": 8}), of(C, data={"name": "cifar10"}))
+        rows = rows_of(
+            tmp_path, of(A), of(B, data={"image_size": 8}), of(C, data={"name": "cifar10"})
+        )
     assert (caplog.messages, {row.data.partition("sha256")[1] for row in rows}) == ([], {""})
 
 
@@ -103,14 +109,20 @@ def test_digests_are_shown_as_far_as_they_differ():
 def test_a_bundle_keeps_what_tells_records_apart(tmp_path):
     records = report.load([write(tmp_path / "runs", of(A), of(B))])
     rows = report.summarize(report.load([bundle.write(records, tmp_path / "records.jsonl")]))
-    assert [row.data for row in rows] == [f"digits train_sha256={digest}" for digest in (A[:8], B[:8])]
+    assert [row.data for row in rows] == [
+        f"digits train_sha256={digest}" for digest in (A[:8], B[:8])
+    ]
 
 
 def test_pairs_share_their_data(tmp_path):
     nft = {"name": "nft"}
-    records = report.load([write(tmp_path, of(A, defense=ft_sam(1)), of(B, defense=ft_sam(1)), of(B, defense=nft))])
+    records = report.load(
+        [write(tmp_path, of(A, defense=ft_sam(1)), of(B, defense=ft_sam(1)), of(B, defense=nft))]
+    )
     found = paired.compare(records, "ft_sam", "nft", ["clean_accuracy"])
-    assert [(one.attack, one.n) for one in found.comparisons] == [(f"badnets · digits train_sha256={B[:8]}", 1)]
+    assert [(one.attack, one.n) for one in found.comparisons] == [
+        (f"badnets · digits train_sha256={B[:8]}", 1)
+    ]
     assert len(found.unpaired) == 1
 
 

@@ -86,7 +86,11 @@ def add_samples(folder):
     for file in folder.rglob("record.json"):
         images = random.integers(0, 200, (12, 8, 8, 1), dtype=np.uint8)
         label = np.arange(12, dtype=np.uint8) % 10
-        predictions = {f"{which}_{when}": label for which in ("clean", "triggered") for when in ("before", "after")}
+        predictions = {
+            f"{which}_{when}": label
+            for which in ("clean", "triggered")
+            for when in ("before", "after")
+        }
         arrays = {"clean": images, "triggered": images + 50, "label": label, **predictions}
         np.savez(file.with_name("samples.npz"), **{**arrays, "triggered_before": 0 * label})
 
@@ -109,9 +113,15 @@ def runs(tmp_path_factory):
     for record in made:
         record["run_id"] += f"-{record['config']['defense'].get('rho', '')}".rstrip("-")
         record["versions"] = {"bdjax": "0.1.0", "jax": "0.10.2"}
-        record["device"] = {"platform": "cpu", "kind": "cpu", "host_peak_bytes": len(record["run_id"])}
+        record["device"] = {
+            "platform": "cpu",
+            "kind": "cpu",
+            "host_peak_bytes": len(record["run_id"]),
+        }
         record["data"]["fingerprint"] = {"train": "ab" * 32, "test": "cd" * 32}
-        record["stealth"] = {"test": {"psnr": 25.0, "ssim": 0.99, "linf": 0.5, "l2": 2.0, "changed_share": 0.01}}
+        record["stealth"] = {
+            "test": {"psnr": 25.0, "ssim": 0.99, "linf": 0.5, "l2": 2.0, "changed_share": 0.01}
+        }
     write(folder, *made)
     add_samples(folder)
     return folder
@@ -149,7 +159,12 @@ def table_cells(line):
 
 
 def addresses(document):
-    return [value for one in document.all() for key, value in one.attributes.items() if key in ("src", "href")]
+    return [
+        value
+        for one in document.all()
+        for key, value in one.attributes.items()
+        if key in ("src", "href")
+    ]
 
 
 def test_the_files_of_an_attack_are_among_the_hashes_of_its_data(tmp_path):
@@ -159,14 +174,17 @@ def test_the_files_of_an_attack_are_among_the_hashes_of_its_data(tmp_path):
     write(tmp_path / "runs", record)
     text = page.write(report.load([tmp_path / "runs"]), tmp_path / "report.html").read_text()
     hashes = {
-        name: f"{start * 8}…" for name, start in (("train", "ab"), ("test", "cd"), ("attack.trigger_image", "ef"))
+        name: f"{start * 8}…"
+        for name, start in (("train", "ab"), ("test", "cd"), ("attack.trigger_image", "ef"))
     }
     assert all(f"{name} {digits}" in text for name, digits in hashes.items())
 
 
 def test_everything_is_in_the_file_and_nothing_is_fetched(document):
     for address in addresses(document):
-        assert address.startswith(("data:", "#")) or not urllib.parse.urlsplit(address).scheme, address
+        assert address.startswith(("data:", "#")) or not urllib.parse.urlsplit(address).scheme, (
+            address
+        )
         assert not address.startswith("//")
     style = document.one("style").text
     assert "url(" not in style
@@ -177,7 +195,9 @@ def test_everything_is_in_the_file_and_nothing_is_fetched(document):
 def test_the_policy_allows_the_pages_own_script_and_no_other(document):
     script = document.one("script").text
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    (policy,) = [one.attributes["content"] for one in document.all("meta") if "http-equiv" in one.attributes]
+    (policy,) = [
+        one.attributes["content"] for one in document.all("meta") if "http-equiv" in one.attributes
+    ]
     assert policy.startswith("default-src 'none'; ")
     assert policy.endswith(f"script-src 'sha256-{digest}'")
 
@@ -194,11 +214,16 @@ def test_each_anchor_is_there_once_and_each_link_leads_somewhere(document, file)
 
 def test_each_run_links_to_its_record_with_counts_and_denominators(document, file, rows):
     shown = {
-        one.text: one.attributes["href"] for one in document.all("a") if one.attributes["href"].endswith("record.json")
+        one.text: one.attributes["href"]
+        for one in document.all("a")
+        if one.attributes["href"].endswith("record.json")
     }
     assert len(shown) == sum(row.n for row in rows)
     for run, address in shown.items():
-        assert json.loads(file.parent.joinpath(urllib.parse.unquote(address)).read_text())["run_id"] == run
+        assert (
+            json.loads(file.parent.joinpath(urllib.parse.unquote(address)).read_text())["run_id"]
+            == run
+        )
     line = next(one for one in document.all("tr") if one.attributes.get("id") == "run-badnets-ft-1")
     assert [cell.text for cell in line.all("td")][:5] == [
         "1",
@@ -216,7 +241,9 @@ def test_the_config_of_a_row_is_yaml_that_says_what_the_record_says(document, ro
 
 
 def test_it_says_how_to_repeat_a_run_and_a_record_of_a_bundle(file, runs, tmp_path):
-    assert re.search(r"bdjax run --config \.\./runs/run0\d\d/config\.yaml", file.read_text(encoding="utf-8"))
+    assert re.search(
+        r"bdjax run --config \.\./runs/run0\d\d/config\.yaml", file.read_text(encoding="utf-8")
+    )
     records = report.load([bundle.write(report.load([runs]), tmp_path / "records.jsonl")])
     text = page.html(records, tmp_path)
     assert "bdjax run --config config.yaml --seed 0" in text
@@ -230,14 +257,19 @@ def test_it_says_what_was_measured(document):
         "20 runs of preact_resnet18 on cifar10: badnets, blended against none, ft, ft_sam; 2 seeds (0, 1)."
     )
     assert "bdjax 0.1.0, jax 0.10.2 on cpu" in lead
-    findings = [one.text.replace("\N{NO-BREAK SPACE}", " ") for one in document.one("ul", "findings").all("li")]
+    findings = [
+        one.text.replace("\N{NO-BREAK SPACE}", " ")
+        for one in document.one("ul", "findings").all("li")
+    ]
     assert findings == [
         "Without a defense the mean ASR is 98.1 %.",
         "0 of 16 runs with a defense end with an ASR below 10 %.",
         "Highest mean DER: ft_sam on 2 of 2 victims.",
         "Over all victims ft_sam ρ=4 has the highest mean DER, 84.0 %.",
     ]
-    assert [card.one("p", "winner").text for card in document.all("div", "finding")] == ["ft_sam ρ=4"] * 2
+    assert [card.one("p", "winner").text for card in document.all("div", "finding")] == [
+        "ft_sam ρ=4"
+    ] * 2
 
 
 def test_the_same_records_make_the_same_page(runs, file):
@@ -261,13 +293,19 @@ def test_numbers_are_those_of_the_summary(document, rows):
         low = sum(record.value("attack_success_rate") < 0.1 for record in row.records)
         expected += [str(row.n), f"{low} of {row.n}", cells.spread(row.run_seconds), "200"]
         assert table_cells(line)[:8] == expected
-        values = [one.attributes["data-value"] for one in line.children if one.tag == "td" and "rate" in one.classes]
+        values = [
+            one.attributes["data-value"]
+            for one in line.children
+            if one.tag == "td" and "rate" in one.classes
+        ]
         means = [100 * one.mean for one in row.statistics.values()]
         assert [float(value) for value in values] == pytest.approx(means)
 
 
 def test_best_and_second_best_are_marked(document, rows):
-    marked = {name: [bool(list(line.all(name))) for line in lines(document)] for name in ("strong", "u")}
+    marked = {
+        name: [bool(list(line.all(name))) for line in lines(document)] for name in ("strong", "u")
+    }
     assert marked["strong"] == [row in report.best(rows) for row in rows]
     assert marked["u"] == [row in report.runners_up(rows) for row in rows]
     assert sum(marked["strong"]) == sum(marked["u"]) == 2
@@ -286,16 +324,24 @@ def test_what_was_not_measured_has_no_column(document, tmp_path):
 
 def test_smoothness_has_columns_where_it_was_measured(tmp_path):
     write(tmp_path, content(0), content(0, defense={"name": "ft"}))
-    measured = {"after": {"mixed": {"largest_eigenvalue": 12.3, "hessian_trace": 45.6, "fisher_trace": None}}}
+    measured = {
+        "after": {
+            "mixed": {"largest_eigenvalue": 12.3, "hessian_trace": 45.6, "fisher_trace": None}
+        }
+    }
     (tmp_path / "run000" / "smoothness.json").write_text(json.dumps(measured))
     document = parse(page.html(report.load([tmp_path]), tmp_path))
     assert [table_cells(line)[8:] for line in lines(document)] == [["12.3", "45.6"], ["–", "–"]]
 
 
 def test_tables_are_there_as_files(document, rows):
-    full = report.summarize([record for row in rows for record in row.records], sharpness=True, stealth=True)
+    full = report.summarize(
+        [record for row in rows for record in row.records], sharpness=True, stealth=True
+    )
     for name, style in (("csv", "csv"), ("md", "markdown"), ("tex", "latex")):
-        (link,) = [one for one in document.all("a") if one.attributes.get("download") == f"bdjax.{name}"]
+        (link,) = [
+            one for one in document.all("a") if one.attributes.get("download") == f"bdjax.{name}"
+        ]
         text = base64.b64decode(link.attributes["href"].partition("base64,")[2]).decode()
         assert text == tables.table(full, style) + "\n"
 
@@ -313,7 +359,8 @@ def test_published_values_stand_below_with_their_difference(document, rows):
     (group,) = (
         one
         for one in document.all("tbody")
-        if one.attributes.get("data-attack") == "blended" and "ft_sam ρ=2" in [a.text for a in one.all("a", "open")]
+        if one.attributes.get("data-attack") == "blended"
+        and "ft_sam ρ=2" in [a.text for a in one.all("a", "open")]
     )
     said = list(group.all("tr", "published"))
     assert len(said) == len(reported)
@@ -326,7 +373,9 @@ def test_published_values_of_the_runs_own_setting_come_alone(tmp_path):
     run = content(0, {"name": "badnets"}, data={"name": "cifar10"})
     (row,) = report.summarize(report.load([write(tmp_path, run)]))
     assert {one.setting for one in compared.of_row(row)} == {"poison 10%"}
-    assert len({(one.paper, *one.values.values()) for one in compared.of_row(row)}) == len(compared.of_row(row))
+    assert len({(one.paper, *one.values.values()) for one in compared.of_row(row)}) == len(
+        compared.of_row(row)
+    )
 
 
 # --- Strangers ---
@@ -336,7 +385,10 @@ EVIL = '"><script>alert(1)</script>'
 
 def test_records_of_strangers_are_text(tmp_path):
     record = content(
-        0, {"name": EVIL, "x'\"<b>": "</pre><b>"}, {"name": "</style><i onclick=x>"}, model={"name": "<!--"}
+        0,
+        {"name": EVIL, "x'\"<b>": "</pre><b>"},
+        {"name": "</style><i onclick=x>"},
+        model={"name": "<!--"},
     )
     record["run_id"] = "<img src=x onerror=alert(1)> &amp;"
     record["data"]["class_names"] = ["</script><img src=x onerror=alert(1)>"] * 10
@@ -344,7 +396,9 @@ def test_records_of_strangers_are_text(tmp_path):
     record["device"] = [EVIL]
     folder = write(tmp_path / "javascript:alert(1)", record, content(1))
     add_samples(folder)
-    file = page.write(report.load([folder]), tmp_path / "page.html", {EVIL: b"<svg onload='alert(1)'/>"})
+    file = page.write(
+        report.load([folder]), tmp_path / "page.html", {EVIL: b"<svg onload='alert(1)'/>"}
+    )
     document = parse(file.read_text(encoding="utf-8"))
     assert len(list(document.all("script"))) == len(list(document.all("style"))) == 1
     assert not [one for one in document.all("img") if not one.attributes["src"].startswith("data:")]
@@ -370,7 +424,9 @@ def test_sparse_records_make_a_page(tmp_path):
 def test_runs_of_the_same_name_keep_their_anchors_apart(tmp_path):
     first, second = content(0), content(1)
     second["run_id"] = first["run_id"]
-    found = contents.Content(tuple(report.summarize(report.load([write(tmp_path, first, second)]))), tmp_path)
+    found = contents.Content(
+        tuple(report.summarize(report.load([write(tmp_path, first, second)]))), tmp_path
+    )
     assert sorted(found.run_anchors.values()) == ["run-badnets-none-0", "run-badnets-none-0-2"]
 
 
@@ -385,7 +441,9 @@ def test_the_target_class_is_named(document):
 def test_each_row_is_a_mark_that_leads_to_it(document, rows):
     for chart in list(document.all("svg", "chart"))[:2]:
         marks = list(chart.all("a", "mark"))
-        assert sorted(one.attributes["href"] for one in marks) == sorted(f"#row-{i + 1}" for i in range(len(rows)))
+        assert sorted(one.attributes["href"] for one in marks) == sorted(
+            f"#row-{i + 1}" for i in range(len(rows))
+        )
         assert all("ACC" in one.one("title").text for one in marks)
         assert chart.attributes["aria-label"]
 
@@ -393,7 +451,9 @@ def test_each_row_is_a_mark_that_leads_to_it(document, rows):
 def test_marks_lie_where_their_values_are():
     chart = svg.chart("", svg.rates(), svg.linear([40, 60], 0, 100), "x", "y")
     (left, low), (right, high) = chart.at(0, 40), chart.at(100, 60)
-    assert chart.at(25, 45) == pytest.approx((left + (right - left) / 4, low + (high - low) / 4), abs=0.11)
+    assert chart.at(25, 45) == pytest.approx(
+        (left + (right - left) / 4, low + (high - low) / 4), abs=0.11
+    )
     assert left < right
     assert low > high  # pixels count from the top
 
@@ -453,14 +513,25 @@ def test_triggers_are_shown_with_the_verdicts(document):
 
     (first, second) = document.all("div", "victim")
     assert first.one("h3").text == "badnets"
-    assert "ft_sam ρ=4 (highest DER), seed 0; residual × 2; PSNR 25.0" in first.one("p", "note").text
+    assert (
+        "ft_sam ρ=4 (highest DER), seed 0; residual × 2; PSNR 25.0" in first.one("p", "note").text
+    )
     figures = list(second.all("figure"))
     assert len(figures) == 8
-    images = [base64.b64decode(one.attributes["src"].partition(",")[2]) for one in figures[0].all("img")]
-    clean, triggered, residual = (np.asarray(Image.open(io.BytesIO(image))).astype(int) for image in images)
+    images = [
+        base64.b64decode(one.attributes["src"].partition(",")[2]) for one in figures[0].all("img")
+    ]
+    clean, triggered, residual = (
+        np.asarray(Image.open(io.BytesIO(image))).astype(int) for image in images
+    )
     assert (triggered - clean == 50).all()
     assert (residual == 128 + 2 * 50).all()
-    assert [one.text for one in figures[0].all("span")] == ["✓ class 1", "→ ✓ class 1", "✗ class 0", "→ ✓ class 1"]
+    assert [one.text for one in figures[0].all("span")] == [
+        "✓ class 1",
+        "→ ✓ class 1",
+        "✗ class 0",
+        "→ ✓ class 1",
+    ]
 
 
 def test_images_stop_at_the_budget_and_the_page_says_so(runs, monkeypatch):
@@ -474,7 +545,9 @@ def test_figures_of_analyses_are_embedded_under_their_captions(tmp_path):
     records = report.load([write(tmp_path, content(0))])
     files = {"Where it looks": b"\x89PNG\r\n\x1a\n", "A landscape": b"<?xml version='1.0'?><svg/>"}
     section = next(
-        one for one in parse(page.html(records, tmp_path, files)).all("section") if one.attributes["id"] == "analyses"
+        one
+        for one in parse(page.html(records, tmp_path, files)).all("section")
+        if one.attributes["id"] == "analyses"
     )
     assert (
         [one.text for one in section.all("figcaption")]
@@ -484,7 +557,8 @@ def test_figures_of_analyses_are_embedded_under_their_captions(tmp_path):
     kinds = [one.attributes["src"].partition(";")[0] for one in section.all("img")]
     assert kinds == ["data:image/png", "data:image/svg+xml"]
     with pytest.raises(
-        InputError, match=r"the figure 'x' must be a PNG or an SVG file; got one that begins with b'GIF89a'"
+        InputError,
+        match=r"the figure 'x' must be a PNG or an SVG file; got one that begins with b'GIF89a'",
     ):
         page.html(records, tmp_path, {"x": b"GIF89a"})
 
@@ -494,7 +568,9 @@ def test_figures_of_analyses_are_embedded_under_their_captions(tmp_path):
 
 def test_mistakes_are_one_line(runs, tmp_path, capsys):
     assert cli.main(["report", str(runs), "--html", str(tmp_path / "page.pdf")]) == 2
-    assert re.fullmatch(r"bdjax: file must end in \.html; got '.*page\.pdf'\.\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"bdjax: file must end in \.html; got '.*page\.pdf'\.\n", capsys.readouterr().err
+    )
     (tmp_path / "taken").write_text("")
     assert cli.main(["report", str(runs), "--html", str(tmp_path / "taken" / "page.html")]) == 2
     assert "the folder of file must be a folder; " in capsys.readouterr().err  # before the table
@@ -522,9 +598,20 @@ def browser(tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     profile = tmp_path_factory.mktemp("profile")
-    for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking"):
+    for word in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "disable-background-networking",
+    ):
         options.add_argument(f"--{word}")
-    for word in ("disable-component-update", "disable-sync", "no-first-run", f"user-data-dir={profile}"):
+    for word in (
+        "disable-component-update",
+        "disable-sync",
+        "no-first-run",
+        f"user-data-dir={profile}",
+    ):
         options.add_argument(f"--{word}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
@@ -543,7 +630,10 @@ def opened(browser, file):
 
 
 def emulate(browser, width, scheme):
-    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}  # no scrolling that takes time
+    features = {
+        "prefers-color-scheme": scheme,
+        "prefers-reduced-motion": "reduce",
+    }  # no scrolling that takes time
     media = {"features": [{"name": name, "value": value} for name, value in features.items()]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -574,7 +664,11 @@ def test_nothing_is_requested(opened):
     opened.get_log("performance")  # what came before
     opened.refresh()
     messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    asked = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+    asked = [
+        one["params"]["request"]["url"]
+        for one in messages
+        if one["method"] == "Network.requestWillBeSent"
+    ]
     assert asked
     assert {urllib.parse.urlsplit(url).scheme for url in asked} <= {"file", "data", "about"}
     assert len([url for url in asked if url.startswith("file:")]) == 1
@@ -606,7 +700,12 @@ def test_keys_sort(opened, rows):
     by_name = head(opened, "defense")
     by_name.send_keys(Keys.ENTER)
     assert column.get_attribute("aria-sort") == "none"
-    assert [name.split(" ", 1)[1] for name in defenses(opened)][:4] == ["ft", "ft", "ft_sam ρ=1", "ft_sam ρ=1"]
+    assert [name.split(" ", 1)[1] for name in defenses(opened)][:4] == [
+        "ft",
+        "ft",
+        "ft_sam ρ=1",
+        "ft_sam ρ=1",
+    ]
 
 
 def test_filters_and_search_leave_rows_and_marks(opened, rows):

@@ -46,7 +46,11 @@ def test_pairs_share_victim_holdout_and_seed():
     assert badnets.interval == pytest.approx((-0.2, 0.1))
     # |±4 ±16 ±8| of 8 assignments: 28 20 12 4, twice each; observed 12
     assert badnets.test == (0.75, 0.25, True)
-    assert (blended.difference, blended.interval, blended.test) == ((-0.1, None), None, (1, 1, True))
+    assert (blended.difference, blended.interval, blended.test) == (
+        (-0.1, None),
+        None,
+        (1, 1, True),
+    )
     # with ±8 beside: 36 20 28 12 20 4 12 4, each twice; observed 20
     assert everything.test == (0.5, 0.125, True)
 
@@ -56,14 +60,22 @@ def test_runs_without_a_counterpart_are_named(caplog):
     with caplog.at_level(logging.WARNING):
         found = paired.compare(records_of(*RUNS, *lonely), "ft_sam", "nft")
     assert [one.n for one in found.comparisons] == [3] * 3 + [1] * 3 + [4] * 3
-    assert [record.run_id for record in found.unpaired] == ["badnets-ft_sam-3-2.0-0.05", "sig-nft-7--0.05"]
+    assert [record.run_id for record in found.unpaired] == [
+        "badnets-ft_sam-3-2.0-0.05",
+        "sig-nft-7--0.05",
+    ]
     names = "badnets-ft_sam-3-2.0-0.05, sig-nft-7--0.05"
-    assert caplog.messages == [f"Left out, without a counterpart of the other defense: 2 ({names})."]
+    assert caplog.messages == [
+        f"Left out, without a counterpart of the other defense: 2 ({names})."
+    ]
     assert "Left out without a counterpart: 2." in paired.table(found, "markdown")
 
 
 def test_holdouts_are_compared_each_with_its_own():
-    small = [content(0, defense=defense, hits=hits, holdout={"share": 0.01}) for defense, hits in ((SAM, 0), (NFT, 40))]
+    small = [
+        content(0, defense=defense, hits=hits, holdout={"share": 0.01})
+        for defense, hits in ((SAM, 0), (NFT, 40))
+    ]
     found = paired.compare(records_of(*RUNS[:6], *small), "ft_sam", "nft", ["attack_success_rate"])
     compared = {one.attack: (one.n, one.difference.mean) for one in found.comparisons}
     assert compared == {
@@ -78,22 +90,36 @@ def test_a_label_may_carry_settings():
     for label in ("ft_sam ρ=4", "ft_sam rho=4", "ft_sam rho=4.0"):
         found = paired.compare(runs, label, "ft_sam rho=2", ["attack_success_rate"])
         assert (found.first, found.second) == ("ft_sam ρ=4", "ft_sam ρ=2")
-        assert [(one.n, one.second.mean) for one in found.comparisons] == [(3, pytest.approx(28 / 240))]
+        assert [(one.n, one.second.mean) for one in found.comparisons] == [
+            (3, pytest.approx(28 / 240))
+        ]
 
 
 def test_options_that_differ_between_victims_are_no_ambiguity():
     runs = records_of(content(0, defense=ft_sam(4.0)), content(0, defense=NFT))
     runs += records_of(content(0, {"name": "sig"}, SAM), content(0, {"name": "sig"}, NFT))
     found = paired.compare(runs, "ft_sam", "nft", ["clean_accuracy"])
-    assert [(one.attack, one.n) for one in found.comparisons] == [("badnets", 1), ("sig", 1), ("all", 2)]
+    assert [(one.attack, one.n) for one in found.comparisons] == [
+        ("badnets", 1),
+        ("sig", 1),
+        ("all", 2),
+    ]
     assert found.first == "ft_sam"
 
 
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ("ft_sam", "nft", r"the defense 'ft_sam' may be any of 'ft_sam ρ=2', 'ft_sam ρ=4'; name one of them"),
-        ("ntf", "nft", r"no run of the defense 'ntf' \(did you mean 'nft'\?\); there are 'none', 'ft_sam ρ=2'"),
+        (
+            "ft_sam",
+            "nft",
+            r"the defense 'ft_sam' may be any of 'ft_sam ρ=2', 'ft_sam ρ=4'; name one of them",
+        ),
+        (
+            "ntf",
+            "nft",
+            r"no run of the defense 'ntf' \(did you mean 'nft'\?\); there are 'none', 'ft_sam ρ=2'",
+        ),
         ("ft_sam rho=8", "nft", r"no run of the defense 'ft_sam rho=8'"),
         ("sam rho=2", "nft", r"no run of the defense 'sam rho=2'"),
         ("", "nft", r"no run of the defense ''"),
@@ -115,9 +141,14 @@ def test_an_unknown_metric_is_refused():
 
 
 def test_tables_say_the_same():
-    found = paired.compare(records_of(*RUNS), "ft_sam", "nft", ["attack_success_rate", "clean_accuracy"])
+    found = paired.compare(
+        records_of(*RUNS), "ft_sam", "nft", ["attack_success_rate", "clean_accuracy"]
+    )
     markdown = paired.table(found, "markdown").splitlines()
-    assert markdown[0] == "| attack | metric | ft_sam | nft | difference | 95 % | p | smallest p | pairs |"
+    assert (
+        markdown[0]
+        == "| attack | metric | ft_sam | nft | difference | 95 % | p | smallest p | pairs |"
+    )
     assert markdown[2] == (
         "| badnets | ASR | 11.7 ± 7.6 | 16.7 ± 11.5 | -5.0 ± 15.0 | [-20.0, 10.0] | 0.75 | 0.25 | 3 |"
     )
@@ -137,7 +168,18 @@ def test_tables_say_the_same():
     assert third["difference_std"] == third["difference_low"] == third["difference_high"] == ""
     console = paired.table(found).splitlines()
     assert console[0] == "badnets"
-    assert console[1].split() == ["metric", "ft_sam", "nft", "difference", "95", "%", "p", "smallest", "p", "pairs"]
+    assert console[1].split() == [
+        "metric",
+        "ft_sam",
+        "nft",
+        "difference",
+        "95",
+        "%",
+        "p",
+        "smallest",
+        "p",
+        "pairs",
+    ]
     with pytest.raises(InputError, match="format must be one of"):
         paired.table(found, "pdf")
 
@@ -153,7 +195,11 @@ def test_one_pair_prints_no_deviation_and_no_interval():
 
 
 def test_of_many_pairs_the_signs_are_drawn():
-    runs = [content(seed, defense=defense, hits=hits) for seed in range(24) for defense, hits in ((SAM, 1), (NFT, 2))]
+    runs = [
+        content(seed, defense=defense, hits=hits)
+        for seed in range(24)
+        for defense, hits in ((SAM, 1), (NFT, 2))
+    ]
     found = paired.compare(records_of(*runs), "ft_sam", "nft", ["attack_success_rate"])
     assert found.comparisons[0].test == (1e-4, 1e-4, False)
     assert "of more than 20, 9999 times at random" in paired.table(found, "markdown")
@@ -161,7 +207,10 @@ def test_of_many_pairs_the_signs_are_drawn():
 
 def test_the_command_compares_and_complains_in_one_line(tmp_path, capsys):
     write(tmp_path, *RUNS)
-    assert cli.main(["compare", str(tmp_path), "--defenses", "ft_sam", "nft", "--format", "markdown"]) == 0
+    assert (
+        cli.main(["compare", str(tmp_path), "--defenses", "ft_sam", "nft", "--format", "markdown"])
+        == 0
+    )
     assert "| badnets | DER | " in capsys.readouterr().out
     for words in (
         ["ft_sam", "anp"],

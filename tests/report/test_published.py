@@ -24,7 +24,12 @@ def test_known_cells():
     assert cell(**row, defense="none", metric="asr").value == 97.71
     assert cell(**row, defense="ft_sam", metric="acc")[-4:] == ("acc", 92.44, None, "")
     pruned = cell(
-        paper="grad-prune", table="Table I", attack="bpp", clean_data="spc=100", defense="grad_prune", metric="ra"
+        paper="grad-prune",
+        table="Table I",
+        attack="bpp",
+        clean_data="spc=100",
+        defense="grad_prune",
+        metric="ra",
     )
     assert pruned.value == 51.19
     assert pruned.std > 0
@@ -33,9 +38,13 @@ def test_known_cells():
 
 
 def test_the_values_are_package_data():
-    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["bdjax"]
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]["bdjax"]
     assert "report/published.*" in packaged
-    assert all((ROOT / "bdjax" / "report" / f"published.{suffix}").is_file() for suffix in ("csv", "md"))
+    assert all(
+        (ROOT / "bdjax" / "report" / f"published.{suffix}").is_file() for suffix in ("csv", "md")
+    )
 
 
 def test_der_of_every_cell_follows_from_its_accuracies_unless_a_note_says_so():
@@ -50,7 +59,9 @@ def test_der_of_every_cell_follows_from_its_accuracies_unless_a_note_says_so():
         before = [known[cell._replace(defense="none", clean_data="")[:10]] for cell in cells]
         if any(cell.note for cell in before):
             continue
-        (acc, asr), (acc_before, asr_before) = ([cell.value for cell in pair] for pair in (after, before))
+        (acc, asr), (acc_before, asr_before) = (
+            [cell.value for cell in pair] for pair in (after, before)
+        )
         der = (max(0, asr_before - asr) - max(0, acc_before - acc) + 100) / 2
         assert der == pytest.approx(value.value, abs=0.011), value
         checked += 1
@@ -99,7 +110,11 @@ def test_the_papers_name_of_an_attack(attack, name):
 
 @pytest.mark.parametrize(
     ("training", "name"),
-    [({"frozen_convolutions": 5, "start": "clean"}, "adaptive:bpp"), ({"rho": 2}, None), ({"rho": None}, "bpp")],
+    [
+        ({"frozen_convolutions": 5, "start": "clean"}, "adaptive:bpp"),
+        ({"rho": 2}, None),
+        ({"rho": None}, "bpp"),
+    ],
 )
 def test_the_papers_name_of_an_adaptive_attack(training, name):
     assert published.names(config({"name": "bpp"}, training=training)).attack == name
@@ -125,13 +140,33 @@ def test_the_papers_name_of_an_adaptive_attack(training, name):
         ({"name": "fine_pruning", "epochs": 100}, "fp"),
         ({"name": "fine_pruning", "epochs": 0}, "pruning"),
         (
-            {"name": "chain", "first": {"name": "fine_pruning", "epochs": 0}, "second": {"name": "ft_sam"}},
+            {
+                "name": "chain",
+                "first": {"name": "fine_pruning", "epochs": 0},
+                "second": {"name": "ft_sam"},
+            },
             "fp_prune+ft_sam",
         ),
-        ({"name": "chain", "first": {"name": "fine_pruning", "epochs": 0}, "second": {"name": "ft"}}, "fp"),
+        (
+            {
+                "name": "chain",
+                "first": {"name": "fine_pruning", "epochs": 0},
+                "second": {"name": "ft"},
+            },
+            "fp",
+        ),
         ({"name": "chain", "first": {"name": "anp"}, "second": {"name": "ft_sam"}}, "anp+ft_sam"),
         ({"name": "chain", "first": {"name": "nft"}, "second": {"name": "ft"}}, None),
-        ({"name": "nft", "learning_rate": 0.05, "eta_c": None, "batch_size": 128, "augment": "mixup"}, "nft"),
+        (
+            {
+                "name": "nft",
+                "learning_rate": 0.05,
+                "eta_c": None,
+                "batch_size": 128,
+                "augment": "mixup",
+            },
+            "nft",
+        ),
         ({"name": "nft", "learning_rate": 0.01}, "nft:lr=0.01"),
         ({"name": "nft", "batch_size": 64}, "nft:bs=64"),
         ({"name": "nft", "eta_c": 0.001}, "nft:eta_c=1e-3"),
@@ -148,10 +183,14 @@ def test_the_papers_name_of_a_defense(defense, name):
 
 
 def test_values_of_a_config_whatever_the_setting():
-    found = published.of_config(config({"name": "blended"}, {"name": "ft_sam", "rho": 3, "batch_size": 100}))
+    found = published.of_config(
+        config({"name": "blended"}, {"name": "ft_sam", "rho": 3, "batch_size": 100})
+    )
     assert {value.paper for value in found} == {"ft-sam", "ft-sam-supp", "sft", "grad-prune"}
     assert {value.clean_data for value in found} >= {"1%", "5%", "10%", "spc=2"}
-    assert {(value.dataset, value.attack, value.defense) for value in found} == {("cifar10", "blended", "ft_sam")}
+    assert {(value.dataset, value.attack, value.defense) for value in found} == {
+        ("cifar10", "blended", "ft_sam")
+    }
     attacked = published.of_config(config({"name": "blended"}))
     assert 97.71 in [value.value for value in attacked if value.metric == "asr"]
     varied = published.of_config(config({"name": "sig"}, {"name": "nft", "batch_size": 32}))

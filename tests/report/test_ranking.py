@@ -49,12 +49,18 @@ def test_the_table_marks_the_lowest_and_names_what_was_left_out():
     text = ranking.table(ranking.rank(rows_of(THREE)), "markdown")
     lines = text.splitlines()
     assert lines[0] == "| defense | mean rank | badnets | blended |"
-    assert lines[2:5] == ["| ft | **1.75** | 2 | 1.5 |", "| nft | <u>2.00</u> | 1 | 3 |", "| none | 2.25 | 3 | 1.5 |"]
+    assert lines[2:5] == [
+        "| ft | **1.75** | 2 | 1.5 |",
+        "| nft | <u>2.00</u> | 1 | 3 |",
+        "| none | 2.25 | 3 | 1.5 |",
+    ]
     assert lines[-1] == (
         "Rank of 3 defenses by mean DER, 1 for the highest, ties averaged, and its mean over 2 attacks. Left out, "
         "without some of the defenses: sig. Bold: lowest mean rank, underlined: second lowest."
     )
-    assert r"ft & \textbf{1.75} & 2 & 1.5 \\" in ranking.table(ranking.rank(rows_of(THREE)), "latex")
+    assert r"ft & \textbf{1.75} & 2 & 1.5 \\" in ranking.table(
+        ranking.rank(rows_of(THREE)), "latex"
+    )
 
 
 def test_without_a_common_attack_there_is_no_ranking():
@@ -70,12 +76,18 @@ def test_without_a_common_attack_there_is_no_ranking():
 
 @pytest.mark.parametrize("style", FORMATS)
 def test_the_report_has_the_ranking_below(style, tmp_path, capsys):
-    made = [content(seed, {"name": attack}, ft_sam(1.0 + seed)) for attack in ("badnets", "sig") for seed in range(3)]
+    made = [
+        content(seed, {"name": attack}, ft_sam(1.0 + seed))
+        for attack in ("badnets", "sig")
+        for seed in range(3)
+    ]
     write(tmp_path, *made)
     assert cli.main(["report", str(tmp_path), "--statistics", "--format", style]) == 0
     text = capsys.readouterr().out
     if style == "csv":
-        assert {len(line) for line in csv.reader(io.StringIO(text))} == {len(next(csv.reader(io.StringIO(text))))}
+        assert {len(line) for line in csv.reader(io.StringIO(text))} == {
+            len(next(csv.reader(io.StringIO(text))))
+        }
         assert "mean_rank" in text
     else:
         assert text.index("95 ") < text.index("mean rank")

@@ -32,7 +32,12 @@ def labels(rows):
 @pytest.fixture
 def several(tmp_path):
     """Two attacks, each with none, ft and ft_sam at two rhos, over three seeds."""
-    plans = [({"name": "none"}, 80, 0.5), ({"name": "ft"}, 60, 0.6), (ft_sam(2.0), 8, 0.9), (ft_sam(10.0), 4, 0.93)]
+    plans = [
+        ({"name": "none"}, 80, 0.5),
+        ({"name": "ft"}, 60, 0.6),
+        (ft_sam(2.0), 8, 0.9),
+        (ft_sam(10.0), 4, 0.93),
+    ]
     made = [
         content(seed, {"name": attack}, defense, hits - 2 * seed, rating)
         for attack in ("blended", "badnets")
@@ -86,7 +91,9 @@ def test_unfinished_runs_are_counted(tmp_path, caplog):
     (tmp_path / "started" / "config.yaml").write_text("")
     with caplog.at_level(logging.WARNING):
         assert len(report.load([tmp_path])) == 1
-    assert [record.message for record in caplog.records] == ["Left out 2 runs without a finished record."]
+    assert [record.message for record in caplog.records] == [
+        "Left out 2 runs without a finished record."
+    ]
 
 
 def test_repeated_records_are_told(tmp_path, caplog):
@@ -115,11 +122,19 @@ def test_nothing_to_load(tmp_path):
 
 def test_a_run_that_is_named_and_has_no_finished_record_is_left_out(tmp_path, caplog):
     """As the shell names it where it puts in all folders for ``runs/*``."""
-    write(tmp_path, content(0), {**content(1), "status": "running"}, {**content(2), "status": "diverged"})
+    write(
+        tmp_path,
+        content(0),
+        {**content(1), "status": "running"},
+        {**content(2), "status": "diverged"},
+    )
     with caplog.at_level(logging.WARNING):
         (record,) = report.load(sorted(tmp_path.iterdir()))
     assert record.seed == 0
-    assert caplog.messages == ["Left out 1 run without a finished record.", "Left out 1 run that diverged."]
+    assert caplog.messages == [
+        "Left out 1 run without a finished record.",
+        "Left out 1 run that diverged.",
+    ]
 
 
 @pytest.mark.parametrize("hidden", ["", "run001"])
@@ -158,7 +173,10 @@ def test_a_folder_that_is_removed_meanwhile_is_none(tmp_path, monkeypatch):
         ("{", r"record\.json is not valid JSON"),
         ("\udcff", r"record\.json is not valid JSON"),
         ("[]", r"record\.json lacks the key schema_version"),
-        (json.dumps({**content(), "schema_version": 2}), r"schema_version 2, and this bdjax reads only 1"),
+        (
+            json.dumps({**content(), "schema_version": 2}),
+            r"schema_version 2, and this bdjax reads only 1",
+        ),
     ],
 )
 def test_unreadable_records(tmp_path, text, message):
@@ -219,7 +237,10 @@ def test_statistics_by_hand(tmp_path):
     assert row.statistics["robust_accuracy"] == pytest.approx((0.75, 0.0))
     assert row.gradient_evaluations == pytest.approx((200, 0))
     assert row.low_attack_success_share == pytest.approx(1 / 3), "exactly 10 % is not below it"
-    assert (row.totals("clean_total"), row.totals("attack_total")) == ((CLEAN_TOTAL,), (ATTACK_TOTAL,))
+    assert (row.totals("clean_total"), row.totals("attack_total")) == (
+        (CLEAN_TOTAL,),
+        (ATTACK_TOTAL,),
+    )
 
 
 def test_groups_differ_in_anything_but_seed_and_data_folder(tmp_path):
@@ -245,7 +266,9 @@ def test_labels_show_what_tells_rows_apart(tmp_path):
         content(0, defense=ft_sam(0.5)),
     )
     assert labels(rows) == ["none", "ft", "anp", "ft_sam ρ=0.5", "ft_sam ρ=2", "ft_sam ρ=10"]
-    assert {(row.data, row.model, row.attack) for row in rows} == {("digits", "preact_resnet18", "badnets")}
+    assert {(row.data, row.model, row.attack) for row in rows} == {
+        ("digits", "preact_resnet18", "badnets")
+    }
     assert rows[3].settings == {"defense.rho": 0.5}
 
 
@@ -300,7 +323,10 @@ def test_best_of_each_victim(several):
 def test_runner_up_is_the_second_rating(tmp_path):
     ratings = {"ft": 0.7, "nft": 0.9, "sft": 0.7, "none": 0.5}
     hits = {"none": 80}
-    made = (content(defense={"name": name}, hits=hits.get(name, 4), rating=value) for name, value in ratings.items())
+    made = (
+        content(defense={"name": name}, hits=hits.get(name, 4), rating=value)
+        for name, value in ratings.items()
+    )
     write(tmp_path, *made)
     rows = report.summarize(report.load([tmp_path]))
     assert {row.defense for row in report.runners_up(rows)} == {"ft", "sft"}
@@ -308,7 +334,11 @@ def test_runner_up_is_the_second_rating(tmp_path):
 
 
 def test_no_defense_is_best_where_all_do_harm(tmp_path):
-    rows = rows_of(tmp_path, content(hits=80, rating=0.5), content(defense={"name": "ft"}, hits=80, rating=0.46))
+    rows = rows_of(
+        tmp_path,
+        content(hits=80, rating=0.5),
+        content(defense={"name": "ft"}, hits=80, rating=0.46),
+    )
     assert [row.defense for row in report.best(rows)] == ["none"]
 
 
@@ -322,7 +352,10 @@ def test_console(several):
     assert lines[0] == "badnets"
     assert lines[1].split() == ["defense", "ACC", "ASR", "RA", "DER", "n", "seconds", "gradients"]
     # hits 8, 6, 4 of 80: 7.5 ± 2.5 %
-    assert re.sub(" +", " ", lines[5]) == "ft_sam ρ=2 90.0 ± 0.0 7.5 ± 2.5 75.0 ± 0.0 90.0 ± 0.0 + 3 2.0 ± 0.0 200"
+    assert (
+        re.sub(" +", " ", lines[5])
+        == "ft_sam ρ=2 90.0 ± 0.0 7.5 ± 2.5 75.0 ± 0.0 90.0 ± 0.0 + 3 2.0 ± 0.0 200"
+    )
     assert [line.split()[1] for line in lines if " * " in line] == ["ρ=10", "ρ=10"]
     caption = " ".join(text.split())
     assert "% of 100 test images" in caption
@@ -340,7 +373,9 @@ def test_markdown(several):
     rates = "90.0 ± 0.0 | 7.5 ± 2.5 | 75.0 ± 0.0 | <u>90.0 ± 0.0</u>"
     assert lines[4] == f"| badnets | ft_sam ρ=2 | {rates} | 3 | 2.0 ± 0.0 | 200 |"
     assert "| **93.0 ± 0.0** |" in lines[5]
-    assert caption.startswith("digits, preact_resnet18: mean ± sample standard deviation over n seeds.")
+    assert caption.startswith(
+        "digits, preact_resnet18: mean ± sample standard deviation over n seeds."
+    )
 
 
 def test_markdown_keeps_its_columns(tmp_path):
@@ -399,7 +434,9 @@ def test_one_run_has_no_deviation(tmp_path, format):
 
 def test_decimals_and_undefined_values(tmp_path):
     made = content(0, hits=1, rating=0.9)
-    made["metrics"]["after"]["robust_accuracy"] = float("nan")  # in memory alone: no record that is read has it
+    made["metrics"]["after"]["robust_accuracy"] = float(
+        "nan"
+    )  # in memory alone: no record that is read has it
     text = tables.table(report.summarize([report.Record(tmp_path, made)]), "markdown", decimals=2)
     assert "| 90.00 | 1.25 | – | **90.00** | 1 | 2.0 |" in text
 
@@ -407,7 +444,11 @@ def test_decimals_and_undefined_values(tmp_path):
 def test_denominators_that_differ_are_both_named(tmp_path):
     other = content(0, attack={"name": "blended"})
     victim, defended = (rates(99, 90, 0, 90), rates(90, 4, 60, 90))
-    metrics = {"before": victim, "after": defended, "defense_effectiveness_rating": rating_of(victim, defended)}
+    metrics = {
+        "before": victim,
+        "after": defended,
+        "defense_effectiveness_rating": rating_of(victim, defended),
+    }
     other["metrics"] = metrics
     text = tables.table(rows_of(tmp_path, content(0), other), "markdown")
     assert "(% of 80 for badnets; 90 for blended triggered ones)" in text
@@ -430,7 +471,14 @@ def add_smoothness(record, **values):
 
 
 def test_smoothness_is_summed_over_seeds(tmp_path):
-    write(tmp_path, *(content(seed, defense=defense) for defense in (ft_sam(2.0), {"name": "ft"}) for seed in (0, 1)))
+    write(
+        tmp_path,
+        *(
+            content(seed, defense=defense)
+            for defense in (ft_sam(2.0), {"name": "ft"})
+            for seed in (0, 1)
+        ),
+    )
     records = report.load([tmp_path])
     measured = [record for record in records if record.config["defense"]["name"] == "ft_sam"]
     for record, eigenvalue in zip(measured, (500.0, 700.0), strict=True):
@@ -442,7 +490,10 @@ def test_smoothness_is_summed_over_seeds(tmp_path):
     assert lines["markdown"][2].endswith("| – | – | – |")
     assert lines["markdown"][3].endswith("| 600 ± 141 | 0.0251 ± 0.0000 | 3.00e-05 ± 0.00e+00 |")
     assert r"$\lambda_{\max}$ & Tr(H) & Tr(F) \\" in lines["latex"][4]
-    assert [line.split()[-3:] for line in lines["console"][1:4:2]] == [["λ_max", "Tr(H)", "Tr(F)"], ["–"] * 3]
+    assert [line.split()[-3:] for line in lines["console"][1:4:2]] == [
+        ["λ_max", "Tr(H)", "Tr(F)"],
+        ["–"] * 3,
+    ]
     unmeasured, row = csv.DictReader(lines["csv"])
     assert float(row["largest_eigenvalue_mean"]) == 600
     assert unmeasured["hessian_trace_mean"] == unmeasured["hessian_trace_std"] == ""
@@ -457,12 +508,18 @@ def test_smoothness_of_some_seeds_is_none(tmp_path):
     (row,) = report.summarize(records, sharpness=True)
     assert all(np.isnan(statistic.mean) for statistic in row.sharpness.values())
     (two,) = report.summarize(records[:2], sharpness=True)
-    assert [np.isnan(statistic.mean) for statistic in two.sharpness.values()] == [False, True, False]
+    assert [np.isnan(statistic.mean) for statistic in two.sharpness.values()] == [
+        False,
+        True,
+        False,
+    ]
     (plain,) = report.summarize(records)
     assert "λ" not in tables.table([plain])
 
 
-@pytest.mark.parametrize("text", ["{", '{"after": 3}', '{"after": {"mixed": {"largest_eigenvalue": "x"}}}'])
+@pytest.mark.parametrize(
+    "text", ["{", '{"after": 3}', '{"after": {"mixed": {"largest_eigenvalue": "x"}}}']
+)
 def test_damaged_smoothness(tmp_path, text):
     (record,) = report.load([write(tmp_path, content(0))])
     record.folder.joinpath("smoothness.json").write_text(text)
@@ -474,7 +531,9 @@ def test_damaged_smoothness(tmp_path, text):
 
 
 def seen(**values):
-    return {"test": {"psnr": 30.0, "ssim": 0.9, "linf": 0.2, "l2": 1.5, "changed_share": 0.05, **values}}
+    return {
+        "test": {"psnr": 30.0, "ssim": 0.9, "linf": 0.2, "l2": 1.5, "changed_share": 0.05, **values}
+    }
 
 
 def test_stealth_is_summed_over_seeds(tmp_path):
@@ -483,7 +542,9 @@ def test_stealth_is_summed_over_seeds(tmp_path):
     assert row.stealth["psnr"] == pytest.approx((31, 2**0.5))
     lines = {style: tables.table([row], style).splitlines() for style in grid.FORMATS}
     assert lines["markdown"][0].endswith("| PSNR | SSIM | ℓ∞ | ℓ2 | changed |")
-    assert lines["markdown"][2].endswith("| 31.0 ± 1.4 | 0.900 ± 0.000 | 0.200 ± 0.000 | 1.50 ± 0.00 | 5.0 ± 0.0 |")
+    assert lines["markdown"][2].endswith(
+        "| 31.0 ± 1.4 | 0.900 ± 0.000 | 0.200 ± 0.000 | 1.50 ± 0.00 | 5.0 ± 0.0 |"
+    )
     assert r"$\ell$$\infty$" in lines["latex"][4]
     (only,) = csv.DictReader(lines["csv"])
     assert float(only["psnr_mean"]) == 31
@@ -491,7 +552,9 @@ def test_stealth_is_summed_over_seeds(tmp_path):
     assert "PSNR" not in tables.table([plain])
 
 
-@pytest.mark.parametrize("given", [{}, {"stealth": seen(psnr=None)}], ids=["of an older bdjax", "nothing changed"])
+@pytest.mark.parametrize(
+    "given", [{}, {"stealth": seen(psnr=None)}], ids=["of an older bdjax", "nothing changed"]
+)
 def test_stealth_without_a_value_is_a_dash(tmp_path, given):
     write(tmp_path, content(0) | given)
     (row,) = report.summarize(report.load([tmp_path]), stealth=True)
@@ -543,7 +606,12 @@ def test_figures(several, tmp_path, channels):
 
 def test_figures_are_the_same_twice(tmp_path):
     pytest.importorskip("matplotlib")
-    runs = write(tmp_path / "runs", content(0), content(0, defense=ft_sam(2.0)), content(1, defense=ft_sam(2.0)))
+    runs = write(
+        tmp_path / "runs",
+        content(0),
+        content(0, defense=ft_sam(2.0)),
+        content(1, defense=ft_sam(2.0)),
+    )
     add_samples(runs)
     records = report.load([runs])
     for format in layout.FORMATS:
@@ -572,7 +640,9 @@ def test_pictured_run_falls_back_to_one_with_images(several):
     assert (sample.row.defense, sample.record.seed, sample.best) == ("ft", 0, False)
 
 
-@pytest.mark.parametrize(("label_map", "expected"), [("all_to_one", [3, 3, 3, 3]), ("all_to_all", [4, 0, 6, 6])])
+@pytest.mark.parametrize(
+    ("label_map", "expected"), [("all_to_one", [3, 3, 3, 3]), ("all_to_all", [4, 0, 6, 6])]
+)
 def test_outcomes(tmp_path, label_map, expected):
     record = report.Record(tmp_path, content(0, attack={"label_map": label_map, "target_label": 3}))
     label = np.array([3, 9, 5, 5])
@@ -580,13 +650,20 @@ def test_outcomes(tmp_path, label_map, expected):
     assert attacker.tolist() == expected
     arrays = {"label": label, "triggered_after": np.array([3, expected[1], 5, 8])}
     sample = samples.Sample(None, record, True, arrays, attacker)  # type: ignore[arg-type]
-    assert [sample.outcome("triggered_after", i) for i in range(4)] == ["right", "hit", "right", "other"]
+    assert [sample.outcome("triggered_after", i) for i in range(4)] == [
+        "right",
+        "hit",
+        "right",
+        "other",
+    ]
 
 
 def test_a_target_by_name_is_drawn_as_its_number(tmp_path):
     record = report.Record(tmp_path, content(0, attack={"target_label": "class 7"}))
     assert samples.attacker_label(record, np.array([3, 9])).tolist() == [7, 7]
-    record.content["data"]["target_class"] = "class 8"  # as the run found it, in whatever spelling of Unicode
+    record.content["data"]["target_class"] = (
+        "class 8"  # as the run found it, in whatever spelling of Unicode
+    )
     assert samples.attacker_label(record, np.array([3])).tolist() == [8]
     record = report.Record(tmp_path, content(0, attack={"target_label": "nowhere"}))
     assert samples.attacker_label(record, np.array([3])).tolist() == [-1]
@@ -603,9 +680,15 @@ def test_columns_show_many_classes_and_no_target(several):
     ("change", "message"),
     [
         ({"label": None}, "lacks the array label"),
-        ({"label": np.zeros(3, np.int32)}, r"label in .*samples\.npz must hold whole numbers of the shape \(12,\)"),
+        (
+            {"label": np.zeros(3, np.int32)},
+            r"label in .*samples\.npz must hold whole numbers of the shape \(12,\)",
+        ),
         ({"clean": np.zeros((12, 8, 8), np.uint8)}, r"clean in .*samples\.npz must have the shape"),
-        ({"triggered": np.zeros((12, 8, 8, 1), np.float32)}, "triggered in .* must hold whole numbers"),
+        (
+            {"triggered": np.zeros((12, 8, 8, 1), np.float32)},
+            "triggered in .* must hold whole numbers",
+        ),
         ({"label": np.array([{}] * 12)}, r"samples\.npz is damaged"),
     ],
 )
@@ -640,4 +723,9 @@ def test_draw_refuses(several, tmp_path, monkeypatch):
 
 def test_imports_are_light():
     code = "import sys, bdjax.report, bdjax.report.figures; print(*{'jax', 'matplotlib', 'pandas'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+        == "\n"
+    )

@@ -47,7 +47,9 @@ def test_the_interval_is_scipys():
     theirs = stats.bootstrap(
         (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
     ).confidence_interval
-    assert statistics.interval(values.tolist()) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert statistics.interval(values.tolist()) == pytest.approx(
+        (theirs.low, theirs.high), abs=0.01
+    )
 
 
 @given(values=RATES, data=st.data())
@@ -109,7 +111,10 @@ def test_sign_flip_is_scipys_exact_and_random():
         first, second = rng.normal(0.3, 1, count), rng.normal(0, 1, count)
         options = {"permutation_type": "samples", "n_resamples": 20_000, "vectorized": True}
         theirs = stats.permutation_test(
-            (first, second), lambda x, y, axis: np.mean(x - y, axis=axis), rng=np.random.default_rng(4), **options
+            (first, second),
+            lambda x, y, axis: np.mean(x - y, axis=axis),
+            rng=np.random.default_rng(4),
+            **options,
         )
         ours = statistics.sign_flip((first - second).tolist())
         assert ours.exact == (count <= statistics.EXACT_PAIRS)
@@ -132,4 +137,6 @@ def test_ranks_by_hand():
 @given(values=st.lists(st.integers(0, 5), max_size=8))
 @settings(max_examples=50, deadline=None)
 def test_ranks_are_scipys(values):
-    assert statistics.ranks(values) == pytest.approx(list(stats.rankdata(np.negative(values), method="average")))
+    assert statistics.ranks(values) == pytest.approx(
+        list(stats.rankdata(np.negative(values), method="average"))
+    )

@@ -25,12 +25,18 @@ HOSTILE = (r"a_b & 50% #$ {x} ~ ^ \ ", "[x]", "*", "a|b", "<b>`c`</b> && **d** ~
 # which this reader of LaTeX does not know, or prints as an accent
 PRINTS = get_default_latex_context_db()
 CHARACTERS = {"textbar": "|", "textasciigrave": "`", "textasciicircum": "^"}
-PRINTS.add_context_category("own", [MacroTextSpec(*item) for item in CHARACTERS.items()], prepend=True)
-NAMES = st.text(st.sampled_from(r"ab12 _&%#${}~^\[]*|<>`=.ρ"), min_size=1).map(str.strip).filter(bool)
+PRINTS.add_context_category(
+    "own", [MacroTextSpec(*item) for item in CHARACTERS.items()], prepend=True
+)
+NAMES = (
+    st.text(st.sampled_from(r"ab12 _&%#${}~^\[]*|<>`=.ρ"), min_size=1).map(str.strip).filter(bool)
+)
 
 
 def rows_of(*contents, **options):
-    return report.summarize([Record(Path(str(i)), made) for i, made in enumerate(contents)], **options)
+    return report.summarize(
+        [Record(Path(str(i)), made) for i, made in enumerate(contents)], **options
+    )
 
 
 def read_latex(text):
@@ -41,7 +47,9 @@ def read_latex(text):
     (tabular,) = (node for node in children if getattr(node, "environmentname", "") == "tabular")
     columns = tabular.nodeargd.argnlist[-1].latex_verbatim().strip("{}")
     (at,) = (i for i, node in enumerate(children) if getattr(node, "macroname", "") == "caption")
-    caption = prints.nodelist_to_text(children[at].nodeargd.argnlist[-1:] or children[at + 1 : at + 2])
+    caption = prints.nodelist_to_text(
+        children[at].nodeargd.argnlist[-1:] or children[at + 1 : at + 2]
+    )
     rows, cells, cell = [], [], []
     for node in tabular.nodelist:
         if getattr(node, "macroname", "") in ("toprule", "midrule", "bottomrule"):
@@ -77,7 +85,12 @@ def printed(line, name, scale=100):
 
 
 def made(count=3):
-    plans = [({"name": "none"}, 80, 0.5), ({"name": "ft"}, 61, 0.6), (ft_sam(2.0), 8, 0.9), (ft_sam(10.0), 4, 0.93)]
+    plans = [
+        ({"name": "none"}, 80, 0.5),
+        ({"name": "ft"}, 61, 0.6),
+        (ft_sam(2.0), 8, 0.9),
+        (ft_sam(10.0), 4, 0.93),
+    ]
     return [
         content(seed, {"name": attack}, defense, hits - 2 * seed, rating - seed / 99)
         for attack in ("blended", "badnets")
@@ -95,7 +108,9 @@ def test_latex_and_markdown_say_what_the_csv_says(count):
     markdown_heads, *markdown = read_markdown(tables.table(rows, "markdown"))
     assert markdown_heads == heads
     for line, of_latex, of_markdown in zip(lines, latex, markdown, strict=True):
-        label = line["defense"] + (f" ρ={float(line['defense.rho']):g}" if line["defense.rho"] else "")
+        label = line["defense"] + (
+            f" ρ={float(line['defense.rho']):g}" if line["defense.rho"] else ""
+        )
         rates = [printed(line, name) for name in names(SINGLE_LABEL)]
         gradients = line["gradient_evaluations_mean"].removesuffix(".0")
         expected = [label, *rates, line["n"], printed(line, "run_seconds", 1), gradients]
@@ -107,7 +122,9 @@ def test_latex_and_markdown_say_what_the_csv_says(count):
 
 def test_best_and_second_best_are_marked_everywhere():
     rows = rows_of(*made())
-    latex, markdown, console = (tables.table(rows, style) for style in ("latex", "markdown", "console"))
+    latex, markdown, console = (
+        tables.table(rows, style) for style in ("latex", "markdown", "console")
+    )
     best, second = r"92.0 (?:\$\\pm\$|±) 1.0", r"89.0 (?:\$\\pm\$|±) 1.0"
     assert len(re.findall(rf"\\textbf{{{best}}}", latex)) == latex.count(r"\textbf") == 2
     assert len(re.findall(rf"\\underline{{{second}}}", latex)) == latex.count(r"\underline") == 2
@@ -115,8 +132,15 @@ def test_best_and_second_best_are_marked_everywhere():
     assert len(re.findall(rf"<u>{second}</u>", markdown)) == markdown.count("<u>") == 2
     assert len(re.findall(rf"{best} \*", console)) == 2
     assert len(re.findall(rf"{second} \+", console)) == 2
-    for text, marks in ((latex, ("Bold", "underlined")), (markdown, ("Bold", "underlined")), (console, "*+")):
-        assert f"{marks[0]}: highest mean DER of each attack, {marks[1]}: second highest." in " ".join(text.split())
+    for text, marks in (
+        (latex, ("Bold", "underlined")),
+        (markdown, ("Bold", "underlined")),
+        (console, "*+"),
+    ):
+        assert (
+            f"{marks[0]}: highest mean DER of each attack, {marks[1]}: second highest."
+            in " ".join(text.split())
+        )
 
 
 def test_the_console_prints_bold_and_underlined(monkeypatch):
@@ -153,7 +177,9 @@ def check_names(attack, defense):
     _, line = read_markdown(tables.table(rows, "markdown"))
     assert [" ".join(cell.split()) for cell in line[:2]] == names
     (line,) = csv.DictReader(io.StringIO(tables.table(rows, "csv")))
-    assert [line["attack"], line["defense"]] == [f"'{name}" if name[0] in "=-" else name for name in (attack, defense)]
+    assert [line["attack"], line["defense"]] == [
+        f"'{name}" if name[0] in "=-" else name for name in (attack, defense)
+    ]
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
@@ -180,7 +206,9 @@ def targeted(target, names=("plane", "car", "cat"), **attack):
 )
 def test_the_class_that_the_attacker_wants_is_named(target, told):
     for style in ("console", "markdown", "latex"):
-        assert f"triggered ones), {told}. DER" in " ".join(tables.table(rows_of(targeted(target)), style).split())
+        assert f"triggered ones), {told}. DER" in " ".join(
+            tables.table(rows_of(targeted(target)), style).split()
+        )
 
 
 def test_a_class_whose_name_is_its_number_is_named_once():
@@ -189,8 +217,12 @@ def test_a_class_whose_name_is_its_number_is_named_once():
 
 
 def test_target_classes_that_differ_are_named_with_their_attacks():
-    rows = rows_of(targeted(2), targeted(0, name="blended"), targeted(0, name="wanet", label_map="all_to_all"))
-    assert "target classes: 2 (cat) of badnets; 0 (plane) of blended. DER" in tables.table(rows, "markdown")
+    rows = rows_of(
+        targeted(2), targeted(0, name="blended"), targeted(0, name="wanet", label_map="all_to_all")
+    )
+    assert "target classes: 2 (cat) of badnets; 0 (plane) of blended. DER" in tables.table(
+        rows, "markdown"
+    )
     assert "target class" not in tables.table(rows[2:], "markdown")
 
 
@@ -199,7 +231,13 @@ def test_target_classes_that_differ_are_named_with_their_attacks():
 
 @pytest.mark.parametrize(
     ("mean", "std", "text"),
-    [(200.0, None, "200"), (1200.0, 0.0, "1,200"), (23.3, 7.1, "23 ± 7"), (20.5, None, "20"), (math.nan, None, "–")],
+    [
+        (200.0, None, "200"),
+        (1200.0, 0.0, "1,200"),
+        (23.3, 7.1, "23 ± 7"),
+        (20.5, None, "20"),
+        (math.nan, None, "–"),
+    ],
 )
 def test_a_count_has_a_deviation_where_seeds_differ(mean, std, text):
     assert cells.count(Statistic(mean, std)) == text
@@ -246,6 +284,13 @@ def test_ranges_stand_where_an_option_is_swept():
     assert heads[-2:] == ["ACC over ρ", "ASR over ρ"]
     assert [line[-2:] for line in cells] == [["–", "–"]] + [["0.0", "75.0"]] * 3
     lines = list(csv.DictReader(io.StringIO(tables.table(rows, "csv"))))
-    assert [line["attack_success_rate_range_over_defense.rho"] for line in lines] == ["", "0.75", "0.75", "0.75"]
-    assert "Over ρ: largest less smallest of the means over its values (points)." in tables.table(rows, "markdown")
+    assert [line["attack_success_rate_range_over_defense.rho"] for line in lines] == [
+        "",
+        "0.75",
+        "0.75",
+        "0.75",
+    ]
+    assert "Over ρ: largest less smallest of the means over its values (points)." in tables.table(
+        rows, "markdown"
+    )
     assert not any(row.ranges for row in curves.with_ranges(rows[:3]))

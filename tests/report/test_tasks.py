@@ -17,14 +17,22 @@ from bdjax.runs import soundness
 from bdjax.runs.folder import SAMPLES
 
 SWEPT = [
-    scenes(seed, defense=ft_sam(rho), hits=int(8 / rho), precision=0.7) for rho in (1.0, 2.0, 4.0) for seed in (0, 1)
+    scenes(seed, defense=ft_sam(rho), hits=int(8 / rho), precision=0.7)
+    for rho in (1.0, 2.0, 4.0)
+    for seed in (0, 1)
 ]
 RUNS = [scenes(seed, hits=80, precision=0.8) for seed in (0, 1)] + SWEPT
-CLASSES = [content(seed, defense=defense) for defense in (None, {"name": "ft"}, ft_sam(1.0)) for seed in (0, 1)]
+CLASSES = [
+    content(seed, defense=defense)
+    for defense in (None, {"name": "ft"}, ft_sam(1.0))
+    for seed in (0, 1)
+]
 
 
 def rows_of(*contents, **options):
-    return report.summarize([report.Record(Path(str(i)), one) for i, one in enumerate(contents)], **options)
+    return report.summarize(
+        [report.Record(Path(str(i)), one) for i, one in enumerate(contents)], **options
+    )
 
 
 def test_a_table_has_the_columns_that_the_records_describe():
@@ -32,13 +40,23 @@ def test_a_table_has_the_columns_that_the_records_describe():
     head, _, *lines = tables.table(rows, "markdown").splitlines()
     heads = [cell.strip() for cell in head.strip("|").split("|")]
     assert heads[:5] == ["attack", "defense", "mAP", "ASR", "DER"]
-    assert heads[8:] == ["mAP 95 %", "ASR 95 %", "DER 95 %", "ASR < 10 %", "mAP over ρ", "ASR over ρ"]
+    assert heads[8:] == [
+        "mAP 95 %",
+        "ASR 95 %",
+        "DER 95 %",
+        "ASR < 10 %",
+        "mAP over ρ",
+        "ASR over ρ",
+    ]
     assert lines[0].startswith("| badnets | none | 80.0 ± 0.0 | 100.0 ± 0.0 |")
     assert lines[3].startswith("| badnets | ft_sam ρ=4 | 70.0 ± 0.0 | 2.5 ± 0.0 | **93.8 ± 0.0** |")
     latex = tables.table(rows, "latex")
     assert r"attack & defense & mAP & ASR & DER & n & seconds & gradients" in latex
     for text in (" ".join(tables.table(rows).split()), latex.replace("\\", "")):
-        assert "mAP: mean average precision (% on 100 test images). ASR: attack success rate (% of 80 trig" in text
+        assert (
+            "mAP: mean average precision (% on 100 test images). ASR: attack success rate (% of 80 trig"
+            in text
+        )
         assert "RA" not in text
         assert "ACC" not in text
 
@@ -79,7 +97,9 @@ def test_the_curve_is_of_the_utility():
     ],
 )
 def test_chance_is_what_the_record_says(precision, chance, told):
-    assert soundness.told([soundness.of_defended(scenes(precision=precision, chance=chance))]) == told
+    assert (
+        soundness.told([soundness.of_defended(scenes(precision=precision, chance=chance))]) == told
+    )
 
 
 def test_an_attack_is_judged_as_everywhere():
@@ -103,8 +123,15 @@ def with_images(folder, size=8):
     """Put test images beside the records of scenes, whose labels are texts, as a run with such a task does."""
     random = np.random.default_rng(0)
     label = np.array(["one + five", "two", "none"])
-    arrays = {"label": label, "clean_before": label, "clean_after": np.array(["one", "two", "none"])}
-    arrays |= {"triggered_before": np.array(["zero + one", "zero", "zero"]), "triggered_after": label}
+    arrays = {
+        "label": label,
+        "clean_before": label,
+        "clean_after": np.array(["one", "two", "none"]),
+    }
+    arrays |= {
+        "triggered_before": np.array(["zero + one", "zero", "zero"]),
+        "triggered_after": label,
+    }
     for name in samples.PREDICTIONS:
         arrays[f"{name}_hit"] = np.full(3, name == "triggered_before")
     for file in sorted(folder.rglob("record.json")):
@@ -123,7 +150,12 @@ def test_labels_that_are_texts_have_outcomes_and_names(folder):
     (sample,) = samples.read_samples(report.summarize(report.load(folder))).values()
     assert sample.class_name(sample.arrays["label"][0]) == "one + five"
     # zero + one is not all that the attacker wants of the label, and yet a hit, as the run says
-    assert [sample.outcome(name, 0) for name in samples.PREDICTIONS] == ["right", "other", "hit", "right"]
+    assert [sample.outcome(name, 0) for name in samples.PREDICTIONS] == [
+        "right",
+        "other",
+        "hit",
+        "right",
+    ]
     assert samples.choose(sample, 5) == [0, 1, 2]
 
 
@@ -135,16 +167,30 @@ def test_hits_and_labels_of_another_kind_are_refused(folder):
         ({"clean_after_hit": np.arange(3)}, "truth values"),
     ):
         np.savez(file, **{**arrays, **changed})
-        with pytest.raises(InputError, match=rf"{next(iter(changed))} in .* must hold {held} of the shape \(3,\), got"):
+        with pytest.raises(
+            InputError,
+            match=rf"{next(iter(changed))} in .* must hold {held} of the shape \(3,\), got",
+        ):
             samples._read(report.load(file.parent)[0])
 
 
 def test_figures_are_drawn_of_the_utility_and_the_attack(folder, tmp_path):
     pytest.importorskip("matplotlib")
     paths = figures.draw(report.load(folder), tmp_path / "figures", "svg")
-    names = ["overview.svg", "summary.svg", "samples.svg", "sensitivity-defense.rho.svg", "summary.csv", "samples.csv"]
+    names = [
+        "overview.svg",
+        "summary.svg",
+        "samples.svg",
+        "sensitivity-defense.rho.svg",
+        "summary.csv",
+        "samples.csv",
+    ]
     assert [path.name for path in paths] == [*names, "sensitivity-defense.rho.csv"]
-    assert paths[4].read_text().startswith("attack,defense,seed,run_id,mean_average_precision,attack_success_rate,")
+    assert (
+        paths[4]
+        .read_text()
+        .startswith("attack,defense,seed,run_id,mean_average_precision,attack_success_rate,")
+    )
 
 
 def test_a_page_says_what_was_measured(folder, tmp_path):
@@ -187,7 +233,15 @@ def test_ranks_are_of_one_task():
     assert said == SAID
     assert "ft_sam" in first
     assert "ft_sam ρ=4" in second
-    assert [row.mean_rank for row in ranking.with_mean_ranks(rows)] == [2.0, 2.0, 2.0, 4.0, 3.0, 2.0, 1.0]
+    assert [row.mean_rank for row in ranking.with_mean_ranks(rows)] == [
+        2.0,
+        2.0,
+        2.0,
+        4.0,
+        3.0,
+        2.0,
+        1.0,
+    ]
 
 
 def test_pairs_of_several_tasks_are_compared_by_what_they_share():
@@ -201,7 +255,9 @@ def test_pairs_of_several_tasks_are_compared_by_what_they_share():
     assert list(heads)[-1] == paired.ALL
     own = paired.compare(records, "ft_sam rho=1", "none", ["mean_average_precision"])
     assert [(one.metric.head, one.n) for one in own.comparisons] == [("mAP", 2)]
-    with pytest.raises(InputError, match="no run of 'ft' and 'none' has the metric mean_average_precision"):
+    with pytest.raises(
+        InputError, match="no run of 'ft' and 'none' has the metric mean_average_precision"
+    ):
         paired.compare(records, "ft", "none", ["mean_average_precision"])
     assert "| mAP |" in paired.table(found, "markdown")
 
@@ -225,7 +281,9 @@ def test_figures_and_pages_of_several_tasks(tmp_path, caplog):
     other = tmp_path / "report-mean_average_precision.html"
     assert f'<a href="{other.name}">mAP, ASR, DER</a>' in file.read_text()
     assert f'<a href="{file.name}">ACC, ASR, RA, DER</a>' in other.read_text()
-    assert "mAP, ASR" not in file.read_text().replace(f'<a href="{other.name}">mAP, ASR, DER</a>', "")
+    assert "mAP, ASR" not in file.read_text().replace(
+        f'<a href="{other.name}">mAP, ASR, DER</a>', ""
+    )
     with pytest.raises(InputError, match="records must be of one kind of task for one page"):
         page.html(records, tmp_path)
 
@@ -235,7 +293,12 @@ def test_the_commands_print_such_runs(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path), "--statistics"]) == 0
     printed = capsys.readouterr().out
     assert printed.count(SAID) == 2  # above the tables, and above the ranks
-    assert cli.main(["compare", str(tmp_path), "--defenses", "ft_sam rho=1", "none", "--metric", "recall"]) == 2
+    assert (
+        cli.main(
+            ["compare", str(tmp_path), "--defenses", "ft_sam rho=1", "none", "--metric", "recall"]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert "defense_effectiveness_rating, mean_average_precision; got 'recall'" in error
     assert error.count("\n") == 1
@@ -246,9 +309,13 @@ def test_the_commands_print_such_runs(tmp_path, capsys):
 
 @pytest.mark.parametrize("format", grid.FORMATS)
 def test_a_description_of_the_same_metrics_changes_nothing(format):
-    described = [{**one, "metrics": {"description": DESCRIPTION, **one["metrics"]}} for one in CLASSES]
+    described = [
+        {**one, "metrics": {"description": DESCRIPTION, **one["metrics"]}} for one in CLASSES
+    ]
     assert tables.table(rows_of(*described), format) == tables.table(rows_of(*CLASSES), format)
-    assert tables.table(rows_of(*described[:3], *CLASSES[3:]), format) == tables.table(rows_of(*CLASSES), format)
+    assert tables.table(rows_of(*described[:3], *CLASSES[3:]), format) == tables.table(
+        rows_of(*CLASSES), format
+    )
 
 
 DESCRIPTION = [metric.plain() for metric in report.Record(Path(), content()).metrics]

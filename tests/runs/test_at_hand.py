@@ -46,7 +46,9 @@ def test_the_parts_of_a_run_and_its_controls_are_built_once(built, tmp_path):
 
 def test_the_parts_of_each_point_of_a_sweep_are_built_once(built, tmp_path):
     """Of 4 points with 2 seeds, each with its controls: 8 rows on 2 victims."""
-    wanted = sweep.points(schema.overrides(NONE_TRAINED), {"defense.rho": ["1", "2"], "seed": ["0", "1"]})
+    wanted = sweep.points(
+        schema.overrides(NONE_TRAINED), {"defense.rho": ["1", "2"], "seed": ["0", "1"]}
+    )
     assert built == {"attack": 4, "training": 4, "defense": 4}
     rows = sweep.run(wanted, Execution(tmp_path), sweep.Sharing())
     assert len(rows) == 8

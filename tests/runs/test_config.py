@@ -45,18 +45,26 @@ def test_each_layer_overrides_those_below(below, above, monkeypatch):
     file = {"name": "ft_sam"}
     file |= {"preset": "reference_code"} if "preset" in present else {}
     file |= {"weight_decay": LAYERS["file"]} if "file" in present else {}
-    words = ["--defense.weight_decay", str(LAYERS["command line"])] if "command line" in present else []
+    words = (
+        ["--defense.weight_decay", str(LAYERS["command line"])] if "command line" in present else []
+    )
     assert resolve(*words, defense=file).defense.options["weight_decay"] == LAYERS[above]
 
 
 def test_what_the_command_line_does_not_name_keeps_the_value_of_the_file():
     file = {"seed": 7, "defense": {"name": "ft_sam", "rho": 8.0, "epochs": 3}}
     config = resolve("--defense.epochs", "5", **file)
-    assert (config.seed, config.defense.options["rho"], config.defense.options["epochs"]) == (7, 8.0, 5)
+    assert (config.seed, config.defense.options["rho"], config.defense.options["epochs"]) == (
+        7,
+        8.0,
+        5,
+    )
 
 
 def test_the_preset_of_the_released_code_changes_its_own_options_only():
-    paper, released = (leaves(resolve(data="cifar10", defense={"name": "ft_sam", "preset": p})) for p in PRESETS)
+    paper, released = (
+        leaves(resolve(data="cifar10", defense={"name": "ft_sam", "preset": p})) for p in PRESETS
+    )
     assert {key: value for key, value in released.items() if value != paper[key]} == {
         "defense.weight_decay": 5e-4,
         "defense.label_smoothing": 0.1,
@@ -70,23 +78,42 @@ PRESETS = ("paper", "reference_code")
 
 
 def test_a_schedule_given_in_part_keeps_the_rest_of_the_layers_below():
-    assert resolve("--training.schedule.period", "7").training["schedule"] == Schedule(kind="cosine", period=7.0)
-    released = resolve("--defense.schedule.period", "7", defense={"name": "ft", "preset": "reference_code"})
+    assert resolve("--training.schedule.period", "7").training["schedule"] == Schedule(
+        kind="cosine", period=7.0
+    )
+    released = resolve(
+        "--defense.schedule.period", "7", defense={"name": "ft", "preset": "reference_code"}
+    )
     assert released.defense.options["schedule"] == Schedule(kind="cosine", period=7.0)
-    over_file = resolve("--training.schedule.factor", "0.5", training={"schedule": {"kind": "step", "period": 3}})
+    over_file = resolve(
+        "--training.schedule.factor", "0.5", training={"schedule": {"kind": "step", "period": 3}}
+    )
     assert over_file.training["schedule"] == Schedule(kind="step", period=3.0, factor=0.5)
 
 
 def test_a_bare_word_stands_for_the_field_that_says_most():
-    config = resolve("--defense", "ft", "--training.schedule", "plateau", "--holdout", "0.2", "--poison", "truncate")
+    config = resolve(
+        "--defense",
+        "ft",
+        "--training.schedule",
+        "plateau",
+        "--holdout",
+        "0.2",
+        "--poison",
+        "truncate",
+    )
     assert config.defense.name == "ft"
     assert config.training["schedule"].kind == "plateau"
     assert (config.holdout.share, config.holdout.per_class) == (0.2, None)
     assert config.poison.rounding == "truncate"
-    assert resolve(attack="blended", model="preact_resnet18", data="cifar10").attack.name == "blended"
+    assert (
+        resolve(attack="blended", model="preact_resnet18", data="cifar10").attack.name == "blended"
+    )
 
 
-@pytest.mark.parametrize("section", ["data", "model", "attack", "poison", "training", "holdout", "defense"])
+@pytest.mark.parametrize(
+    "section", ["data", "model", "attack", "poison", "training", "holdout", "defense"]
+)
 def test_an_empty_section_means_its_defaults(section):
     assert resolve(**{section: None}) == resolve(**{section: {}}) == resolve()
 
@@ -112,7 +139,9 @@ def test_another_defense_over_a_file_keeps_the_options_that_it_has():
 
 def test_another_defense_over_a_file_keeps_a_preset_that_it_has():
     file = {"defense": {"name": "ft_sam", "preset": "reference_code"}}
-    assert resolve("--defense", "ft", **file) == resolve(defense={"name": "ft", "preset": "reference_code"})
+    assert resolve("--defense", "ft", **file) == resolve(
+        defense={"name": "ft", "preset": "reference_code"}
+    )
     assert resolve("--defense", "none", **file) == resolve(defense="none")
 
 
@@ -146,7 +175,14 @@ def test_the_later_of_two_words_counts_and_both_spellings_of_a_value():
 
 def test_chains_nest_and_each_stage_has_its_defaults():
     words = ("--defense", "chain", "--defense.first", "ft", "--defense.second.name", "chain")
-    inner = ("--defense.second.first", "ft_sam", "--defense.second.second", "ft", "--defense.second.first.rho", "3")
+    inner = (
+        "--defense.second.first",
+        "ft_sam",
+        "--defense.second.second",
+        "ft",
+        "--defense.second.first.rho",
+        "3",
+    )
     config = resolve(*words, *inner)
     first, second = config.defense.options["first"], config.defense.options["second"]
     assert (first.name, first.options["batch_size"]) == ("ft", SUITED["defense"]["batch_size"])
@@ -171,7 +207,11 @@ def test_a_mistake_inside_a_chain_is_named_by_its_whole_path():
 
 
 def test_the_control_differs_from_a_defense_only_in_what_it_lacks():
-    config = resolve("--seed", "3", defense={"name": "ft_sam", "epochs": 7, "learning_rate": 0.2, "schedule": "cosine"})
+    config = resolve(
+        "--seed",
+        "3",
+        defense={"name": "ft_sam", "epochs": 7, "learning_rate": 0.2, "schedule": "cosine"},
+    )
     control, whole = leaves(config.control()), leaves(config)
     assert control.pop("defense.name") == "ft"
     own = {"defense.name", "defense.rho", "defense.adaptive", "defense.rho_min"}
@@ -179,17 +219,25 @@ def test_the_control_differs_from_a_defense_only_in_what_it_lacks():
     assert config.control().victim_id == config.victim_id
 
 
-@pytest.mark.parametrize("second", [{"name": "ft_sam"}, {"name": "chain", "first": "none", "second": "ft_sam"}])
+@pytest.mark.parametrize(
+    "second", [{"name": "ft_sam"}, {"name": "chain", "first": "none", "second": "ft_sam"}]
+)
 def test_the_control_of_a_chain_is_that_of_its_last_stage(second):
     last = second.get("second", second)
     last = {"name": last if isinstance(last, str) else last["name"], "epochs": 7}
-    chain = {"name": "chain", "first": "ft", "second": {**second, "second": last} if "first" in second else last}
+    chain = {
+        "name": "chain",
+        "first": "ft",
+        "second": {**second, "second": last} if "first" in second else last,
+    }
     assert resolve(defense=chain).control() == resolve(defense={"name": "ft", "epochs": 7})
 
 
 def test_another_defense_for_the_same_victim_gets_the_data_sets_defaults():
     config = resolve(defense="none")
-    assert config.with_defense(name="ft_sam", rho=4) == resolve(defense={"name": "ft_sam", "rho": 4})
+    assert config.with_defense(name="ft_sam", rho=4) == resolve(
+        defense={"name": "ft_sam", "rho": 4}
+    )
     assert config.control() == resolve(defense="ft")
 
 
@@ -198,10 +246,20 @@ def test_another_defense_for_the_same_victim_gets_the_data_sets_defaults():
 
 def test_a_target_is_a_number_where_it_reads_as_one_and_else_a_name(tmp_path):
     file = tmp_path / "config.yaml"
-    for text, value in (("3", 3), ("'3'", 3), ("'03'", 3), ("cat", "cat"), ("'1.5'", "1.5"), ("1_0x", "1_0x")):
+    for text, value in (
+        ("3", 3),
+        ("'3'", 3),
+        ("'03'", 3),
+        ("cat", "cat"),
+        ("'1.5'", "1.5"),
+        ("1_0x", "1_0x"),
+    ):
         file.write_text(f"attack: {{name: badnets, target_label: {text}}}")
         assert configs.resolve(schema.read(file)).attack.options["target_label"] == value
-        assert resolve("--attack.target_label", text.strip("'")).attack.options["target_label"] == value
+        assert (
+            resolve("--attack.target_label", text.strip("'")).attack.options["target_label"]
+            == value
+        )
 
 
 def test_a_target_by_name_stays_a_name_and_survives_its_own_yaml(tmp_path):
@@ -214,12 +272,17 @@ def test_a_target_by_name_stays_a_name_and_survives_its_own_yaml(tmp_path):
 
 @pytest.mark.parametrize("value", [True, 1.5, None, [1]])
 def test_a_target_that_is_neither_is_refused(value):
-    with pytest.raises(InputError, match=r"attack\.target_label must be a class, by its number or its name in quotes"):
+    with pytest.raises(
+        InputError,
+        match=r"attack\.target_label must be a class, by its number or its name in quotes",
+    ):
         resolve(attack={"name": "badnets", "target_label": value})
 
 
 def test_names_of_classes_are_checked_where_the_classes_are_known():
-    config = resolve("--attack", "cba", "--attack.first_class", "cat", "--attack.target_label", "dog")
+    config = resolve(
+        "--attack", "cba", "--attack.first_class", "cat", "--attack.target_label", "dog"
+    )
     spec = image_spec("pets", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3, ("ant", "cat", "cow", "dog"))
     assert configs.build_attack(config, spec).label_map == OneToOne(1, 3)
     with pytest.raises(InputError, match=r"^attack\.first_class must be a class of pets"):
@@ -236,20 +299,30 @@ def test_data_by_path_have_the_folders_own_name_wherever_they_lie(tmp_path, monk
     paths = ["./shapes", "shapes/", "/sets/shapes", "/sets/shapes/", "~/shapes", "../shapes"]
     for path in paths:
         config = resolve("--data", path)
-        assert (config.data.name, config.run_id, config.victim_id) == ("shapes", by_name.run_id, by_name.victim_id)
+        assert (config.data.name, config.run_id, config.victim_id) == (
+            "shapes",
+            by_name.run_id,
+            by_name.victim_id,
+        )
         assert configs.resolve(config.to_dict()) == config
     assert resolve("--data", "./shapes").data.data_dir == str(tmp_path)
     assert resolve(data={"name": "shapes/"}).data.data_dir == str(tmp_path), "in YAML, too"
 
 
-def test_a_folder_called_like_a_data_set_is_another_run_with_a_name_for_a_folder(tmp_path, monkeypatch):
+def test_a_folder_called_like_a_data_set_is_another_run_with_a_name_for_a_folder(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     own, folder = resolve("--data", "digits"), resolve("--data", "./digits")
     assert folder.run_id != own.run_id
     assert folder.run_id.startswith("digits-badnets-ft_sam-")
     assert folder.victim_id.startswith("digits-badnets-")
-    assert folder.holdout.share == 0.05, "what suits the digits is not for whatever else has their name"
-    assert configs.resolve(folder.to_dict()) == folder == resolve("--data", str(tmp_path / "digits"))
+    assert folder.holdout.share == 0.05, (
+        "what suits the digits is not for whatever else has their name"
+    )
+    assert (
+        configs.resolve(folder.to_dict()) == folder == resolve("--data", str(tmp_path / "digits"))
+    )
 
 
 @pytest.mark.parametrize("key", ["data.name", "data.data_dir"])
@@ -262,7 +335,9 @@ def test_files_of_an_attack_are_those_that_its_options_name(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert configs.attack_files(resolve()) == {}
     assert configs.attack_files(resolve("--attack.pattern", "sft")) == {}
-    assert configs.attack_files(resolve("--attack.pattern", "~/a.png")) == {"attack.pattern": Path("/home/me/a.png")}
+    assert configs.attack_files(resolve("--attack.pattern", "~/a.png")) == {
+        "attack.pattern": Path("/home/me/a.png")
+    }
     blended = resolve("--attack", "blended", "--attack.trigger_image", "b.png")
     assert configs.attack_files(blended) == {"attack.trigger_image": Path("b.png")}
     assert configs.attack_files(resolve("--attack", "blended")) == {}
@@ -270,7 +345,10 @@ def test_files_of_an_attack_are_those_that_its_options_name(monkeypatch):
 
 @pytest.mark.parametrize("name", registry.names("bdjax.attacks"))
 def test_an_option_that_names_a_file_is_an_option(name):
-    assert registry.files("bdjax.attacks", name).keys() <= schema.parameters("bdjax.attacks", name).keys()
+    assert (
+        registry.files("bdjax.attacks", name).keys()
+        <= schema.parameters("bdjax.attacks", name).keys()
+    )
     assert configs.attack_files(resolve("--attack", name)) == {}
 
 
@@ -278,7 +356,10 @@ def test_the_names_of_runs_are_what_they_were():
     """Recorded before classes had names, data paths and patches pictures."""
     assert resolve().run_id == "digits-badnets-ft_sam-ec64940b32"
     assert resolve("--attack", "cba").victim_id == "digits-cba-817f321166"
-    assert resolve("--data", "cifar10", "--attack.target_label", "3").run_id == "cifar10-badnets-ft_sam-34346162fb"
+    assert (
+        resolve("--data", "cifar10", "--attack.target_label", "3").run_id
+        == "cifar10-badnets-ft_sam-34346162fb"
+    )
 
 
 # --- What is refused -------------------------------------------------------------------------------------------------
@@ -306,7 +387,9 @@ def test_a_typo_is_refused_with_the_nearest_name(words, nearest):
         resolve(*words)
     assert f"did you mean '{nearest}'?" in str(refused.value)
     typed = words[0].removeprefix("--")
-    assert any(repr(word) in str(refused.value) for word in (words[1], typed, typed.partition(".")[0]))
+    assert any(
+        repr(word) in str(refused.value) for word in (words[1], typed, typed.partition(".")[0])
+    )
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, [1], "many", True, 2.5, None])
@@ -316,7 +399,9 @@ def test_a_wrong_type_is_refused_with_its_key_and_its_own_value(value):
     assert str(refused.value) == f"training.epochs must be a whole number, got {value!r}."
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e39", "1e400", 10**400, "two", "", True, {}, []])
+@pytest.mark.parametrize(
+    "value", ["nan", "inf", "-inf", "1e39", "1e400", 10**400, "two", "", True, {}, []]
+)
 def test_a_number_that_the_device_cannot_hold_is_refused(value):
     with pytest.raises(InputError, match=r"^defense\.rho must be a number"):
         resolve(defense={"rho": value})
@@ -338,7 +423,9 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in LIMITS.items() for value in values])
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in LIMITS.items() for value in values]
+)
 def test_a_value_at_its_limit_is_allowed(key, value):
     assert leaves(resolve(f"--{key}", str(value)))[key] == value
 
@@ -346,7 +433,9 @@ def test_a_value_at_its_limit_is_allowed(key, value):
 def test_a_holdout_is_a_share_or_a_number_per_class():
     with pytest.raises(InputError, match=r"^holdout\.share and per_class.* got 0\.1 and 13"):
         resolve("--holdout.share", "0.1", holdout={"per_class": 13})
-    assert resolve("--holdout.share", "0.1", "--holdout.per_class", "none", holdout={"per_class": 13}).holdout.share
+    assert resolve(
+        "--holdout.share", "0.1", "--holdout.per_class", "none", holdout={"per_class": 13}
+    ).holdout.share
 
 
 FILES = {
@@ -385,11 +474,16 @@ def test_a_file_that_is_not_plain_sections_is_refused_and_named(text, tmp_path):
         schema.read(file)
 
 
-@pytest.mark.parametrize("section", ["", "defense: {name: ft}\ntraining:\n", "defense:\n  name: ft\n"])
+@pytest.mark.parametrize(
+    "section", ["", "defense: {name: ft}\ntraining:\n", "defense:\n  name: ft\n"]
+)
 def test_twenty_thousand_keys_are_refused_in_linear_time(section, tmp_path):
     file = tmp_path / "long.yaml"
     file.write_text(
-        section + "".join(f"{'  ' if section else ''}k{i}: 1\n" for i in range(20_000 if not section else 18_000))
+        section
+        + "".join(
+            f"{'  ' if section else ''}k{i}: 1\n" for i in range(20_000 if not section else 18_000)
+        )
     )
     started = time.process_time()
     with pytest.raises(InputError, match=r"unknown key '.*k0'"):
@@ -404,14 +498,18 @@ def test_a_value_may_be_as_long_as_a_path(length, tmp_path):
     if length == 3000:
         assert configs.resolve(schema.read(file)).data.data_dir == "x" * length
     else:
-        with pytest.raises(InputError, match="a value has 3,001 characters, and 3,000 are the most"):
+        with pytest.raises(
+            InputError, match="a value has 3,001 characters, and 3,000 are the most"
+        ):
             schema.read(file)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\udcff"])
 def test_text_that_no_record_could_hold_is_refused(text):
     for key in ("data_dir", "name"):
-        with pytest.raises(InputError, match=f"^data.{key} must be text in UTF-8 without NUL, got "):
+        with pytest.raises(
+            InputError, match=f"^data.{key} must be text in UTF-8 without NUL, got "
+        ):
             resolve(data={key: text})
 
 
@@ -432,7 +530,9 @@ def test_the_spelling_of_a_number_does_not_change_the_name(key, spelling, tmp_pa
     file = tmp_path / "config.yaml"
     file.write_text(f"defense: {{name: ft_sam, {key}: {spelling}}}")
     same = resolve(f"--defense.{key}={spelling.strip(chr(39))}")
-    assert configs.resolve(schema.read(file)).run_id == same.run_id == resolve(defense={key: 2}).run_id
+    assert (
+        configs.resolve(schema.read(file)).run_id == same.run_id == resolve(defense={key: 2}).run_id
+    )
 
 
 def test_a_small_number_that_yaml_takes_for_text_is_a_number(tmp_path):
@@ -449,7 +549,11 @@ def test_negative_zero_is_zero():
 def test_where_the_data_lie_does_not_change_the_name():
     here, there = resolve("--data.data_dir", "/here"), resolve("--data.data_dir", "/there")
     assert here != there
-    assert (here.run_id, here.victim_id) == (there.run_id, there.victim_id) == (resolve().run_id, resolve().victim_id)
+    assert (
+        (here.run_id, here.victim_id)
+        == (there.run_id, there.victim_id)
+        == (resolve().run_id, resolve().victim_id)
+    )
 
 
 OTHER_WORDS = {
@@ -490,7 +594,13 @@ def test_every_other_leaf_changes_the_name_of_the_run(leaf):
     config = resolve()
     value = leaves(config)[leaf]
     if leaf not in OTHER_WORDS:
-        value = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2 + 0.01
+        value = (
+            not value
+            if isinstance(value, bool)
+            else value + 1
+            if isinstance(value, int)
+            else value / 2 + 0.01
+        )
     other = resolve(f"--{leaf}", str(OTHER_WORDS.get(leaf, value)))
     assert other.run_id != config.run_id
     of_victim = not leaf.startswith(("defense", "holdout")) or leaf == "holdout.held_out"
@@ -498,7 +608,10 @@ def test_every_other_leaf_changes_the_name_of_the_run(leaf):
 
 
 def test_a_holdout_that_the_attacker_does_without_is_part_of_the_victims_name():
-    held_out = [resolve("--holdout.held_out", "true", "--holdout.per_class", n).victim_id for n in ("5", "6")]
+    held_out = [
+        resolve("--holdout.held_out", "true", "--holdout.per_class", n).victim_id
+        for n in ("5", "6")
+    ]
     assert len({*held_out, resolve("--holdout.per_class", "5").victim_id}) == 3
 
 
@@ -510,7 +623,9 @@ def options(package, name, depth=0):
     known = schema.parameters(package, name)
     return st.fixed_dictionaries(
         {k: value(p, depth) for k, p in known.items() if p.default is inspect.Parameter.empty},
-        optional={k: value(p, depth) for k, p in known.items() if p.default is not inspect.Parameter.empty},
+        optional={
+            k: value(p, depth) for k, p in known.items() if p.default is not inspect.Parameter.empty
+        },
     ).map(lambda drawn: {"name": name, **drawn})
 
 
@@ -519,7 +634,9 @@ def value(parameter, depth):
     annotation = parameter.annotation
     if annotation is Schedule:
         kind = st.sampled_from(["constant", "cosine", "plateau"])
-        return st.builds(dict, kind=kind, per=st.sampled_from(["epoch", "step"]), factor=st.floats(1e-9, 1))
+        return st.builds(
+            dict, kind=kind, per=st.sampled_from(["epoch", "step"]), factor=st.floats(1e-9, 1)
+        )
     if schema._is_defense(annotation):
         return method("bdjax.defenses", depth + 1)
     if type(None) in typing.get_args(annotation) or type(parameter.default) not in kinds:
@@ -536,12 +653,18 @@ plain_configs = st.fixed_dictionaries(
     {},
     optional={
         "seed": st.integers(0, 2**32 - 1),
-        "data": NAMES | st.builds(dict, name=NAMES, image_size=st.none() | st.integers(1, 64), flip=st.booleans()),
+        "data": NAMES
+        | st.builds(
+            dict, name=NAMES, image_size=st.none() | st.integers(1, 64), flip=st.booleans()
+        ),
         "model": method("bdjax.models"),
         "attack": method("bdjax.attacks"),
         "poison": st.sampled_from(["nearest", "truncate"]),
-        "training": st.builds(dict, epochs=st.integers(0, 1000), learning_rate=st.floats(1e-12, 1e12)),
-        "holdout": st.floats(0, 1) | st.builds(dict, per_class=st.integers(1, 500), held_out=st.booleans()),
+        "training": st.builds(
+            dict, epochs=st.integers(0, 1000), learning_rate=st.floats(1e-12, 1e12)
+        ),
+        "holdout": st.floats(0, 1)
+        | st.builds(dict, per_class=st.integers(1, 500), held_out=st.booleans()),
         "defense": method("bdjax.defenses"),
     },
 )
@@ -581,9 +704,13 @@ def test_a_schedule_of_another_kind_does_not_keep_a_period(preset):
     asked = resolve("--defense.schedule", "cosine", defense=defense).defense.options["schedule"]
     assert (asked.kind, asked.period) == ("cosine", None)
     assert resolve(defense={"name": "sft"}).defense.options["schedule"].period == 40
-    same = resolve("--defense.schedule.factor", "0.5", defense={"name": "sft"}).defense.options["schedule"]
+    same = resolve("--defense.schedule.factor", "0.5", defense={"name": "sft"}).defense.options[
+        "schedule"
+    ]
     assert (same.kind, same.period, same.factor) == ("step", 40, 0.5)
-    over_a_file = resolve("--defense.schedule", "step", "--defense.schedule.period", "5", defense=defense)
+    over_a_file = resolve(
+        "--defense.schedule", "step", "--defense.schedule.period", "5", defense=defense
+    )
     assert over_a_file.defense.options["schedule"].period == 5
 
 

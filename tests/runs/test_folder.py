@@ -32,7 +32,9 @@ def test_what_is_set_aside_leaves_its_lock_and_finds_a_free_name(tmp_path):
         RunsFolder(tmp_path).set_aside(RunFolder(tmp_path / "run"), "data-1")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("data-*/run/*")}
-    assert found == {f"data-1{n}/run/{name}" for n in ("", "-2") for name in ("checkpoints", "record.json")}
+    assert found == {
+        f"data-1{n}/run/{name}" for n in ("", "-2") for name in ("checkpoints", "record.json")
+    }
 
 
 @pytest.mark.parametrize("moves", range(5))
@@ -77,7 +79,9 @@ def test_each_file_of_a_run_lies_where_it_always_lay(tmp_path):
     group.stage(0).write_form({"form": "loop", "seconds": {}})
     group.begin({"a": {"train": "0"}, "c": None})
     victim.write_begun_with({"train": "0", "test": "1"}, "stamp")
-    assert {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()} == {
+    assert {
+        file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()
+    } == {
         "a/checkpoints-0.unroll.json",
         "a/selection.json",
         "victims/b/data.json",
@@ -103,7 +107,9 @@ def test_a_run_has_ended_when_it_is_finished_or_has_diverged(tmp_path):
     assert (own.record(), own.finished(), own.has_ended()) == (None, None, False)
     own.write_record({"run_id": "a", "status": "diverged", "reason": "the loss"})
     assert (own.finished(), own.has_ended()) == (None, True)
-    own.write_record({"run_id": "a", "status": "finished", "data": {"fingerprint": {"train": "0", "test": "1"}}})
+    own.write_record(
+        {"run_id": "a", "status": "finished", "data": {"fingerprint": {"train": "0", "test": "1"}}}
+    )
     assert own.has_ended()
     assert own.finished() == own.record()
     assert own.begun_with() == {"train": "0", "test": "1", "stamp": None}

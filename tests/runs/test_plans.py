@@ -34,15 +34,31 @@ def test_a_small_data_set_says_which_holdout_it_has_enough_for(tmp_path):
     assert str(refused.value) == (
         "holdout.share must be at least 0.115385, which is one image of each of 3 classes from 26; got 0.05."
     )
-    for option, value, of_each in (("share", "0.115385", 1), ("per_class", "1", 1), ("per_class", "6", 6)):
-        assert plans.prepare(resolve(root, f"--holdout.{option}", value)).holdout.label.size == 3 * of_each
+    for option, value, of_each in (
+        ("share", "0.115385", 1),
+        ("per_class", "1", 1),
+        ("per_class", "6", 6),
+    ):
+        assert (
+            plans.prepare(resolve(root, f"--holdout.{option}", value)).holdout.label.size
+            == 3 * of_each
+        )
 
 
 def test_so_does_one_whose_holdout_is_not_balanced(tmp_path):
     root = write_classes(tmp_path / "small", {"ant": 3, "cat": 4})
-    with pytest.raises(InputError, match=r"share must be at least 0\.142858, which is one image from 7; got 0\.05"):
+    with pytest.raises(
+        InputError, match=r"share must be at least 0\.142858, which is one image from 7; got 0\.05"
+    ):
         plans.prepare(resolve(root, "--holdout.balanced", "false"))
-    words = ("--holdout.balanced", "false", "--holdout.share", "0.142858", "--defense.batch_size", "1")
+    words = (
+        "--holdout.balanced",
+        "false",
+        "--holdout.share",
+        "0.142858",
+        "--defense.batch_size",
+        "1",
+    )
     assert plans.prepare(resolve(root, *words)).holdout.label.size == 1
 
 
@@ -56,7 +72,9 @@ def test_an_unbalanced_data_set_names_its_smallest_class(tmp_path):
     )
     words = ("--holdout.share", "0.25", "--holdout.balanced", "false")
     assert plans.prepare(resolve(root, *words)).holdout.label.size == 20
-    with pytest.raises(InputError, match=r"per_class must be at most 3: class 'few' has only 3 of the 4 images"):
+    with pytest.raises(
+        InputError, match=r"per_class must be at most 3: class 'few' has only 3 of the 4 images"
+    ):
         plans.prepare(resolve(root, "--holdout.per_class", "4"))
 
 
@@ -65,24 +83,42 @@ def test_a_file_that_the_attack_names_is_part_of_the_fingerprint_by_its_content(
     Image.new("RGB", (3, 3), (255, 0, 0)).save(tmp_path / "picture.png")
     words = {"blended": "--attack.trigger_image", "badnets": "--attack.pattern"}
     for name, option in words.items():
-        config = resolve(root, "--attack", name, option, str(tmp_path / "picture.png"), "--holdout.per_class", "2")
+        config = resolve(
+            root,
+            "--attack",
+            name,
+            option,
+            str(tmp_path / "picture.png"),
+            "--holdout.per_class",
+            "2",
+        )
         digest = data.fingerprint_file(tmp_path / "picture.png")
         of_data = data.fingerprint(data.load(str(root)))
         wanted = {**of_data, "files": {option.removeprefix("--"): digest}}
-        assert plans.prepare(config).inputs.fingerprint == plans.prepare_attack(config).inputs.fingerprint == wanted
+        assert (
+            plans.prepare(config).inputs.fingerprint
+            == plans.prepare_attack(config).inputs.fingerprint
+            == wanted
+        )
         plain = plans.prepare(resolve(root, "--attack", name, "--holdout.per_class", "2"))
         assert plain.inputs.fingerprint == of_data, "as before where there is no file"
 
 
 def test_a_picture_that_is_missing_is_refused_with_its_option(tmp_path):
     root = write_classes(tmp_path / "pets", {"ant": 4, "cat": 4})
-    with pytest.raises(InputError, match=r"^attack\.pattern must be a readable file: file .*none\.png cannot be read"):
+    with pytest.raises(
+        InputError,
+        match=r"^attack\.pattern must be a readable file: file .*none\.png cannot be read",
+    ):
         plans.prepare_attack(resolve(root, "--attack.pattern", str(tmp_path / "none.png")))
 
 
 def test_the_target_by_name_is_that_by_number(tmp_path):
     root = write_classes(tmp_path / "pets", {"ant": 4, "cat": 4})
-    by_name, by_number = (plans.prepare_attack(resolve(root, "--attack.target_label", label)) for label in ("cat", "1"))
+    by_name, by_number = (
+        plans.prepare_attack(resolve(root, "--attack.target_label", label))
+        for label in ("cat", "1")
+    )
     assert by_name.attack.label_map == by_number.attack.label_map
     assert plans.target_class(by_name) == plans.target_class(by_number) == "cat"
 
@@ -92,7 +128,9 @@ def test_a_number_that_is_the_name_of_another_class_is_said_to_be_none(tmp_path,
     root = write_classes(tmp_path / "counted", {"1": 4, "2": 4, "10": 4})
     plan = plans.prepare_attack(resolve(root, "--attack.target_label", "1"))
     assert plans.target_class(plan) == "2"
-    assert caplog.messages == ["attack.target_label 1 is the class named '2' (the class named '1' has the number 0)."]
+    assert caplog.messages == [
+        "attack.target_label 1 is the class named '2' (the class named '1' has the number 0)."
+    ]
     caplog.clear()
     plans.prepare_attack(resolve(root, "--attack.target_label", "0"))
     assert not caplog.records
@@ -100,7 +138,14 @@ def test_a_number_that_is_the_name_of_another_class_is_said_to_be_none(tmp_path,
 
 def test_the_attackers_images_are_those_for_training_without_a_held_out_holdout(tmp_path):
     root = write_classes(tmp_path / "pets", {"ant": 4, "cat": 4})
-    words = ("--holdout.per_class", "2", "--holdout.held_out", "true", "--attack.poison_rate", "0.5")
+    words = (
+        "--holdout.per_class",
+        "2",
+        "--holdout.held_out",
+        "true",
+        "--attack.poison_rate",
+        "0.5",
+    )
     plan = plans.prepare(resolve(root, *words))
     kept = plans.attackers_images(plan.config, plan.dataset)
     np.testing.assert_array_equal(kept.input, plan.attackers.input)
@@ -122,7 +167,9 @@ def image_folder(folder, level: int):
         for name in ("left", "right"):
             (folder / "plain" / split / name).mkdir(parents=True)
             for number in range(count):
-                Image.new("L", (8, 8), level).save(folder / "plain" / split / name / f"{number}.png")
+                Image.new("L", (8, 8), level).save(
+                    folder / "plain" / split / name / f"{number}.png"
+                )
     sizes = ("--training.batch_size", "8", "--holdout.per_class", "2", "--defense", "none")
     return ("--data", "plain", "--data.data_dir", str(folder), *sizes)
 
@@ -155,7 +202,10 @@ def test_the_least_rate_is_one_that_is_taken(whole):
 
 def test_a_share_of_the_target_class_is_named_as_what_it_is():
     words = ("--attack", "sig", "--attack.frequency", "2", "--attack.target_class_rate")
-    with pytest.raises(InputError, match=r"^attack\.target_class_rate must be 0, .* one of 133 images; got 0\.001, "):
+    with pytest.raises(
+        InputError,
+        match=r"^attack\.target_class_rate must be 0, .* one of 133 images; got 0\.001, ",
+    ):
         prepare(*words, "0.001")
 
 
@@ -191,7 +241,9 @@ def test_on_images_of_another_color_the_same_patch_is_an_attack(tmp_path):
 
 
 def test_a_blend_too_faint_for_8_bits_is_refused():
-    with pytest.raises(InputError, match=r"^attack must change the images, and the trigger of blended"):
+    with pytest.raises(
+        InputError, match=r"^attack must change the images, and the trigger of blended"
+    ):
         prepare("--attack", "blended", "--attack.alpha", "0.0001")
 
 
@@ -214,7 +266,9 @@ def test_a_label_map_that_changes_no_test_label_is_refused(monkeypatch):
         return digits._replace(test=digits.test._replace(label=0 * digits.test.label))
 
     monkeypatch.setattr(data, "load", all_zeros)
-    with pytest.raises(InputError, match=r"^attack must want another label for some test image, .* of all 450\."):
+    with pytest.raises(
+        InputError, match=r"^attack must want another label for some test image, .* of all 450\."
+    ):
         prepare()
     inputs._load.cache_clear()
 

@@ -40,11 +40,22 @@ def resolve(*words):
 
 def config_of(pets, *words):
     small = ("--training.batch_size", "4", "--defense.batch_size", "2", "--holdout.per_class", "2")
-    return resolve("--data", str(pets), "--attack.target_label", "cat", "--attack.poison_rate", "0.25", *small, *words)
+    return resolve(
+        "--data",
+        str(pets),
+        "--attack.target_label",
+        "cat",
+        "--attack.poison_rate",
+        "0.25",
+        *small,
+        *words,
+    )
 
 
 def bdjax(pets, folder, *words):
-    return cli.main(["poison", "badnets", "--data", str(pets), "--out", str(folder), "--quiet", *words])
+    return cli.main(
+        ["poison", "badnets", "--data", str(pets), "--out", str(folder), "--quiet", *words]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +64,9 @@ def written(pets, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "poisoned"
     made = poisoned_folder.make(config_of(pets), Execution(folder.parent / "runs"))
     poisoned_folder.write(made, folder)
-    assert [path.name for path in folder.parent.iterdir()] == ["poisoned"], "nothing is trained or left"
+    assert [path.name for path in folder.parent.iterdir()] == ["poisoned"], (
+        "nothing is trained or left"
+    )
     return made, folder
 
 
@@ -81,7 +94,9 @@ def test_the_folder_loads_as_an_image_folder_to_the_same_bits(written):
     again = data.load(str(folder))
     assert again.spec.class_names == CLASSES
     for split, part in ((again.train, made.train), (again.test, made.test)):
-        order = np.argsort(part.label, kind="stable")  # rows are sorted by class, and by row within it
+        order = np.argsort(
+            part.label, kind="stable"
+        )  # rows are sorted by class, and by row within it
         np.testing.assert_array_equal(split.input, part.image[order])
         np.testing.assert_array_equal(split.label, part.label[order])
 
@@ -131,7 +146,9 @@ def test_the_command_writes_once_and_says_so(pets, tmp_path, capsys):
         f"count for the attack success rate, target class cat\n"
     )
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert bdjax(pets, folder, *words, "--defense", "ft", "--training.epochs", "7") == 0, "which do not matter to it"
+    assert bdjax(pets, folder, *words, "--defense", "ft", "--training.epochs", "7") == 0, (
+        "which do not matter to it"
+    )
     assert capsys.readouterr().out == f"finished already: {folder}\n"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert [path.name for path in folder.parent.iterdir()] == ["poisoned"]
@@ -178,7 +195,10 @@ def test_a_folder_that_is_no_longer_whole_is_refused_by_name(written, pets, tmp_
         file.write_bytes(content)
     else:
         file.unlink()
-    with pytest.raises(InputError, match=rf"is no longer whole: {file.relative_to(folder)} is missing or has changed"):
+    with pytest.raises(
+        InputError,
+        match=rf"is no longer whole: {file.relative_to(folder)} is missing or has changed",
+    ):
         poisoned_folder.finished(config_of(pets), folder)
 
 
@@ -186,7 +206,9 @@ def test_data_that_changed_are_another_set(pets, written, tmp_path):
     _, folder = written
     other = shutil.copytree(pets, tmp_path / "pets")
     Image.new("RGB", (8, 8)).save(other / "train" / "ant" / "00.png")
-    with pytest.raises(InputError, match="holds a poisoned data set of another fingerprint; name another folder"):
+    with pytest.raises(
+        InputError, match="holds a poisoned data set of another fingerprint; name another folder"
+    ):
         poisoned_folder.finished(config_of(other), folder)
 
 
@@ -218,7 +240,9 @@ def test_of_two_processes_at_once_one_is_first(written, tmp_path):
         poisoned_folder.write(made, tmp_path / "poisoned")
 
 
-def test_images_that_do_not_fit_on_the_device_are_poisoned_piece_by_piece(written, pets, tmp_path, monkeypatch):
+def test_images_that_do_not_fit_on_the_device_are_poisoned_piece_by_piece(
+    written, pets, tmp_path, monkeypatch
+):
     made, _ = written
     monkeypatch.setattr(placement, "choose", lambda asked, split: "host")
     monkeypatch.setattr(poisoned_folder, "_CHUNK", 10)
@@ -230,7 +254,9 @@ def test_images_that_do_not_fit_on_the_device_are_poisoned_piece_by_piece(writte
 def test_an_attack_that_poisons_each_batch_anew_has_no_set(pets, tmp_path, capsys):
     words = ["poison", "wanet", "--data", str(pets), "--out", str(tmp_path / "poisoned")]
     assert cli.main(words) == 2
-    assert "attack wanet controls the training and poisons each of its batches anew" in complaint(capsys)
+    assert "attack wanet controls the training and poisons each of its batches anew" in complaint(
+        capsys
+    )
     assert not (tmp_path / "poisoned").exists()
 
 
@@ -246,7 +272,9 @@ def test_a_trigger_that_is_learned_is_trained_as_it_is_to_be_shown(pets, tmp_pat
 
 
 def test_clean_labels_stay(pets, tmp_path):
-    made = poisoned_folder.make(config_of(pets, "--attack", "sig", "--attack.frequency", "2"), Execution(tmp_path))
+    made = poisoned_folder.make(
+        config_of(pets, "--attack", "sig", "--attack.frequency", "2"), Execution(tmp_path)
+    )
     np.testing.assert_array_equal(made.train.label, made.train.original_label)
     assert set(made.train.label[made.train.is_poisoned]) == {1}
 

@@ -20,7 +20,16 @@ from bdjax.runs.folder import SMOOTHNESS, RunFolder
 pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
 
 CLASSES = ("bar", "left")
-SIZES = ("--model.width", "2", "--training.epochs", "1", "--training.batch_size", "8", "--holdout", "0.5")
+SIZES = (
+    "--model.width",
+    "2",
+    "--training.epochs",
+    "1",
+    "--training.batch_size",
+    "8",
+    "--holdout",
+    "0.5",
+)
 DEFENSE = ("--defense", "ft", "--defense.epochs", "1", "--defense.batch_size", "8")
 
 
@@ -135,7 +144,10 @@ def test_another_picture_of_the_same_name_is_never_taken_for_the_trigger(copied,
     data, out = copied
     shutil.copy(data / "blue.png", data / "trigger.png")
     record = defended(out)
-    for more in ((), ("--defense.epochs", "2")):  # the run itself; and another defense of the same victim
+    for more in (
+        (),
+        ("--defense.epochs", "2"),
+    ):  # the run itself; and another defense of the same victim
         assert call(out, data, *more) == 2
         err = refused(capsys)
         assert "the data have changed since" in err
@@ -192,7 +204,9 @@ def test_a_rerun_sets_aside_what_was_made_of_other_data(copied, capsys, command)
     assert call(out, data, "--changed-data", "rerun", "--quiet", command=command) == 0
     (aside,) = out.glob("data-*")
     assert {record.run_id: record.content["metrics"] for record in report.load([aside])} == old
-    assert [path.name for path in (aside / "victims").iterdir()] == [path.name for path in (out / "victims").iterdir()]
+    assert [path.name for path in (aside / "victims").iterdir()] == [
+        path.name for path in (out / "victims").iterdir()
+    ]
     new = [RunFolder(out / name).record() for name in old]
     config = configs.resolve(schema.overrides(words(data)))
     assert {json.dumps(record["data"]["fingerprint"]) for record in new} == {
@@ -208,7 +222,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-def test_a_rerun_that_is_killed_while_it_sets_aside_is_gone_on_with_and_loses_nothing(copied, capsys):
+def test_a_rerun_that_is_killed_while_it_sets_aside_is_gone_on_with_and_loses_nothing(
+    copied, capsys
+):
     data, out = copied
     whole = {file.relative_to(out): file.read_bytes() for file in _kept(out)}
     for file in (data / "set").glob("test/*/*.png"):
@@ -225,7 +241,9 @@ def test_a_rerun_that_is_killed_while_it_sets_aside_is_gone_on_with_and_loses_no
     (aside,) = out.glob("data-*")
     assert {file.relative_to(aside): file.read_bytes() for file in _kept(aside)} == whole
     assert move > 2
-    assert {record.run_id for record in report.load([aside])} == {record.run_id for record in report.load(_runs(out))}
+    assert {record.run_id for record in report.load([aside])} == {
+        record.run_id for record in report.load(_runs(out))
+    }
 
 
 def _kept(out: Path) -> list[Path]:
@@ -251,7 +269,9 @@ def _stopping_after(count: int):
 def test_an_unknown_word_is_refused(ran, capsys):
     data, out = ran
     assert call(out, data, "--changed-data", "rerum") == 2
-    assert "changed must be one of refuse, rerun; got 'rerum' (did you mean 'rerun'?)" in refused(capsys)
+    assert "changed must be one of refuse, rerun; got 'rerum' (did you mean 'rerun'?)" in refused(
+        capsys
+    )
 
 
 def test_a_record_that_does_not_say_of_which_data_it_is_cannot_be_restored(ran):
@@ -270,7 +290,10 @@ def test_the_record_of_another_run_is_not_taken(copied, capsys, command):
     none, ft = _files(out)
     shutil.copy(none, ft)
     assert call(out, data, command=command) == 2
-    assert f"{ft} is damaged (it is the record of {none.parent.name}); delete it to make it again" in refused(capsys)
+    assert (
+        f"{ft} is damaged (it is the record of {none.parent.name}); delete it to make it again"
+        in refused(capsys)
+    )
 
 
 @pytest.mark.parametrize("where", ["victims/*", "set-blended-ft-*"])
@@ -285,16 +308,25 @@ def test_the_checkpoint_of_another_run_is_not_taken(copied, capsys, where):
         shutil.copytree(first / folder.name, folder)
     codes = [call(out, data, "--seed", seed, "--quiet") for seed in ("0", "1")]
     assert sorted(codes) == [0, 2]
-    assert f"it belongs to {'victim' if where == 'victims/*' else 'run'} {first.name}" in capsys.readouterr().err
+    assert (
+        f"it belongs to {'victim' if where == 'victims/*' else 'run'} {first.name}"
+        in capsys.readouterr().err
+    )
 
 
 def test_findings_and_curves_of_another_run_are_not_taken(copied, capsys):
     _, out = copied
-    assert cli.main(["analyze", "history", str(out), "--figures", str(out / "figures"), "--quiet"]) == 0
+    assert (
+        cli.main(["analyze", "history", str(out), "--figures", str(out / "figures"), "--quiet"])
+        == 0
+    )
     none, ft = (file.parent for file in _files(out))
     shutil.copy(none / "analysis-history.npz", ft)
     capsys.readouterr()
-    assert cli.main(["analyze", "history", str(out), "--figures", str(out / "figures"), "--quiet"]) == 2
+    assert (
+        cli.main(["analyze", "history", str(out), "--figures", str(out / "figures"), "--quiet"])
+        == 2
+    )
     assert f"is damaged (it is what history found of {none.name})" in refused(capsys)
     atomic.write_json(ft / SMOOTHNESS, {"run": none.name, "settings": {}})
     assert cli.main(["report", str(out), "--smoothness"]) == 2

@@ -39,7 +39,8 @@ def test_a_section_is_what_the_report_reads():
 
 def test_a_value_that_is_no_ratio_stays_a_number():
     before, after = (
-        Counted(np.float32(share), *map(np.int32, (100, hits, 80))) for share, hits in ((0.75, 80), (0.5, 8))
+        Counted(np.float32(share), *map(np.int32, (100, hits, 80)))
+        for share, hits in ((0.75, 80), (0.5, 8))
     )
     section = record.metrics_between(MULTI_LABEL, before, after, {"mean_average_precision": 0.25})
     assert section["before"]["mean_average_precision"] == 0.75

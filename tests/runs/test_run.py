@@ -34,7 +34,9 @@ EPOCHS = 3
 SIZES = ("--model.width", "4", "--training.epochs", str(EPOCHS), "--defense.epochs", str(EPOCHS))
 TRAIN, TEST, CLASSES, OF_TARGET = 1347, 450, 10, 45
 HOLDOUT = CLASSES * data.defaults("digits")["holdout"]["per_class"]
-STEPS = -(-HOLDOUT // data.defaults("digits")["defense"]["batch_size"])  # of an epoch on the holdout
+STEPS = -(
+    -HOLDOUT // data.defaults("digits")["defense"]["batch_size"]
+)  # of an epoch on the holdout
 
 
 class Ran(NamedTuple):
@@ -113,11 +115,23 @@ def test_a_victim_that_rows_share_is_tested_once(copied, monkeypatch):
 def test_a_run_makes_a_folder_for_itself_and_each_control_and_one_for_the_victim(first):
     config = resolve()
     rows = [config.with_defense(name="none"), config.control(), config]
-    assert {path.name for path in first.folder.iterdir()} == {"victims", *(row.run_id for row in rows)}
+    assert {path.name for path in first.folder.iterdir()} == {
+        "victims",
+        *(row.run_id for row in rows),
+    }
     assert [path.name for path in (first.folder / "victims").iterdir()] == [config.victim_id]
     for row in rows:
-        files = {path.name for path in (first.folder / row.run_id).iterdir() if not path.name.startswith(".")}
-        assert files - {"checkpoints-0"} == {"config.yaml", "data.json", "record.json", "samples.npz"}
+        files = {
+            path.name
+            for path in (first.folder / row.run_id).iterdir()
+            if not path.name.startswith(".")
+        }
+        assert files - {"checkpoints-0"} == {
+            "config.yaml",
+            "data.json",
+            "record.json",
+            "samples.npz",
+        }
         assert configs.resolve(schema.read(first.folder / row.run_id / "config.yaml")) == row
 
 
@@ -134,7 +148,11 @@ def test_a_record_has_everything_that_a_reader_needs(first):
     assert record["config"] == resolve().to_dict()
     assert {"python", "jax", "jaxlib", "flax", "optax", "numpy"} <= record["versions"].keys()
     device, first_device = record["device"], jax.devices()[0]
-    assert (device["platform"], device["kind"], device["count"]) == (first_device.platform, first_device.device_kind, 1)
+    assert (device["platform"], device["kind"], device["count"]) == (
+        first_device.platform,
+        first_device.device_kind,
+        1,
+    )
     assert device["host_peak_bytes"] > 2**20
     assert "device_peak_bytes" in device
     assert record["data"] == {
@@ -159,8 +177,12 @@ def test_counts_and_rates_and_rating_agree(first, defense):
     for when in (metrics["before"], metrics["after"]):
         assert (when["clean_total"], when["attack_total"]) == (TEST, TEST - OF_TARGET)
         assert when["clean_accuracy"] == pytest.approx(when["clean_correct"] / TEST, abs=1e-7)
-        assert when["attack_success_rate"] == pytest.approx(when["attack_hits"] / when["attack_total"], abs=1e-7)
-        assert when["robust_accuracy"] == pytest.approx(when["robust_correct"] / when["attack_total"], abs=1e-7)
+        assert when["attack_success_rate"] == pytest.approx(
+            when["attack_hits"] / when["attack_total"], abs=1e-7
+        )
+        assert when["robust_accuracy"] == pytest.approx(
+            when["robust_correct"] / when["attack_total"], abs=1e-7
+        )
     drop = {name: metrics["before"][name] - metrics["after"][name] for name in metrics["before"]}
     rating = (max(0, drop["attack_success_rate"]) - max(0, drop["clean_accuracy"]) + 1) / 2
     assert metrics["defense_effectiveness_rating"] == pytest.approx(rating, abs=1e-6)
@@ -170,21 +192,35 @@ def test_no_defense_changes_nothing_and_every_row_starts_from_the_same_victim(fi
     none = first.record("none")["metrics"]
     assert none["before"] == none["after"]
     assert none["defense_effectiveness_rating"] == 0.5
-    assert first.record("ft")["metrics"]["before"] == first.record("ft_sam")["metrics"]["before"] == none["before"]
+    assert (
+        first.record("ft")["metrics"]["before"]
+        == first.record("ft_sam")["metrics"]["before"]
+        == none["before"]
+    )
     assert first.record("ft")["metrics"]["after"] != first.record("ft_sam")["metrics"]["after"]
 
 
-def test_a_precision_of_products_makes_a_run_of_its_own_and_the_record_says_what_was_in_force(first, tmp_path):
+def test_a_precision_of_products_makes_a_run_of_its_own_and_the_record_says_what_was_in_force(
+    first, tmp_path
+):
     """Of a victim that is not trained, as compiling for another precision takes as long as the run."""
     words = ("--training.epochs", "0", "--defense", "none", "--matmul_precision", "tensorfloat32")
     ran = bdjax(tmp_path, *SIZES[:2], *words, "--deterministic")
     record, plain = ran.record("none"), first.record("none")
-    own, without = (configs.resolve(schema.overrides([*SIZES[:2], *some])) for some in (words, words[:-2]))
+    own, without = (
+        configs.resolve(schema.overrides([*SIZES[:2], *some])) for some in (words, words[:-2])
+    )
     assert (record["run_id"], record["victim_id"]) == (own.run_id, own.victim_id)
     assert own.run_id != without.run_id
     assert own.victim_id != without.victim_id
-    assert (record["config"].pop("matmul_precision"), "matmul_precision" in plain["config"]) == ("tensorfloat32", False)
-    assert [found["device"]["matmul_precision"] for found in (record, plain)] == ["tensorfloat32", None]
+    assert (record["config"].pop("matmul_precision"), "matmul_precision" in plain["config"]) == (
+        "tensorfloat32",
+        False,
+    )
+    assert [found["device"]["matmul_precision"] for found in (record, plain)] == [
+        "tensorfloat32",
+        None,
+    ]
     assert record["device"]["compiler_options"] == plain["device"]["compiler_options"]
     assert "xla_cpu_experimental_ynn_fusion_type=" in plain["device"]["compiler_options"]
     assert jax.config.jax_default_matmul_precision is None
@@ -195,7 +231,10 @@ def test_a_traced_run_has_the_same_results_and_a_table_of_operations(first, tmp_
     traced = bdjax(tmp_path, *SIZES[:4], *words)
     assert (traced.code, traced.err) == (0, "")
     assert results(traced.record("none")) == results(first.record("none"))
-    assert {path.name for path in (tmp_path / "traces").iterdir()} == {"badnets-victim", "operations.json"}
+    assert {path.name for path in (tmp_path / "traces").iterdir()} == {
+        "badnets-victim",
+        "operations.json",
+    }
     assert re.search(r"badnets-victim:\nshare +ms +times +operation +from\n *\d+\.\d%", traced.out)
     again = bdjax(tmp_path, *SIZES[:4], *words)
     assert again.code == 0
@@ -205,9 +244,15 @@ def test_a_traced_run_has_the_same_results_and_a_table_of_operations(first, tmp_
 def test_all_of_a_run_is_computed_in_its_precision_and_with_its_kernels(tmp_path, monkeypatch):
     seen = []
     prepare = plans.prepare
-    monkeypatch.setattr(run, "carry_out", lambda *_: [seen.append(jax.config.jax_default_matmul_precision)])
-    monkeypatch.setattr(compilation.flags, "DETERMINISTIC", {"cpu": {"xla_gpu_deterministic_ops": True}})
-    monkeypatch.setattr(plans, "prepare", lambda *of: seen.append(compilation.options_in_force()) or prepare(*of))
+    monkeypatch.setattr(
+        run, "carry_out", lambda *_: [seen.append(jax.config.jax_default_matmul_precision)]
+    )
+    monkeypatch.setattr(
+        compilation.flags, "DETERMINISTIC", {"cpu": {"xla_gpu_deterministic_ops": True}}
+    )
+    monkeypatch.setattr(
+        plans, "prepare", lambda *of: seen.append(compilation.options_in_force()) or prepare(*of)
+    )
     config = configs.resolve({"defense": "none", "matmul_precision": "float32"})
     run.run_with_controls(config, Execution(tmp_path, deterministic=True))
     options, precision = seen
@@ -221,8 +266,16 @@ def test_the_cost_counts_every_gradient(first):
         "ft": EPOCHS * STEPS,
         "ft_sam": 2 * EPOCHS * STEPS,
     }
-    assert {name: cost["epochs"] for name, cost in costs.items()} == {"none": 0, "ft": EPOCHS, "ft_sam": EPOCHS}
-    assert {name: cost["batch_size"] for name, cost in costs.items()} == {"none": None, "ft": 100, "ft_sam": 100}
+    assert {name: cost["epochs"] for name, cost in costs.items()} == {
+        "none": 0,
+        "ft": EPOCHS,
+        "ft_sam": EPOCHS,
+    }
+    assert {name: cost["batch_size"] for name, cost in costs.items()} == {
+        "none": None,
+        "ft": 100,
+        "ft_sam": 100,
+    }
     assert first.record()["victim"]["batch_size"] == 64
     assert costs["ft_sam"]["run_seconds"] > 0
     assert first.record()["victim"]["gradient_evaluations"] == EPOCHS * (TRAIN // 64)
@@ -268,7 +321,9 @@ def test_a_runs_own_config_repeats_its_numbers(first, tmp_path):
     again = bdjax(tmp_path, str(first.folder / resolve().run_id / "config.yaml"))
     for defense in ("none", "ft", "ft_sam"):
         assert results(again.record(defense)) == results(first.record(defense))
-    before, after = ((path / resolve().run_id / "samples.npz").read_bytes() for path in (first.folder, tmp_path))
+    before, after = (
+        (path / resolve().run_id / "samples.npz").read_bytes() for path in (first.folder, tmp_path)
+    )
     assert before == after
 
 
@@ -299,7 +354,10 @@ def test_streamed_images_give_the_same_run(first, tmp_path):
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("hots", "data_on must be one of auto, device, host, disk; got 'hots' (did you mean 'host'?)"),
+        (
+            "hots",
+            "data_on must be one of auto, device, host, disk; got 'hots' (did you mean 'host'?)",
+        ),
         ("disk", "data set digits cannot stay on the disk"),
     ],
 )
@@ -311,14 +369,20 @@ def test_a_place_where_the_images_cannot_be_is_refused(tmp_path, place, words):
 
 def test_a_chain_runs_its_stages_and_adds_up_their_cost(copied):
     stages = ("--defense.first", "ft", "--defense.second", "ft_sam")
-    sizes = [word.replace("defense", f"defense.{stage}") for stage in ("first", "second") for word in SIZES[4:]]
+    sizes = [
+        word.replace("defense", f"defense.{stage}")
+        for stage in ("first", "second")
+        for word in SIZES[4:]
+    ]
     words = (*SIZES[:4], "--defense", "chain", *stages, *sizes)
     assert bdjax(copied, *words).code == 0
     config = configs.resolve(schema.overrides(words))
     record = json.loads((copied / config.run_id / "record.json").read_text())
     assert record["cost"]["epochs"] == 2 * EPOCHS
     assert record["cost"]["gradient_evaluations"] == 3 * EPOCHS * STEPS
-    assert len(list(copied.glob("digits-badnets-ft-*"))) == 1  # its control is the run that was there
+    assert (
+        len(list(copied.glob("digits-badnets-ft-*"))) == 1
+    )  # its control is the run that was there
 
 
 def test_a_damaged_record_is_named_and_not_overwritten(copied):
@@ -332,7 +396,9 @@ def test_a_damaged_record_is_named_and_not_overwritten(copied):
 
 def test_a_victim_of_other_data_is_refused(copied):
     plan = plans.prepare(resolve())
-    other = dataclasses.replace(plan.inputs, fingerprint={**plan.inputs.fingerprint, "train": "0" * 64})
+    other = dataclasses.replace(
+        plan.inputs, fingerprint={**plan.inputs.fingerprint, "train": "0" * 64}
+    )
     with pytest.raises(InputError, match=r"^the data have changed since .*delete that folder"):
         AtHand(Execution(copied)).victim(dataclasses.replace(plan, inputs=other))
 
@@ -349,7 +415,9 @@ def test_a_signal_ends_a_run_after_the_epoch_and_the_next_call_ends_as_if_nothin
 
         def on_epoch(label, epochs, epoch):
             reports.append((label, epoch.epoch))
-            if len(reports) in (1, 7) and signals:  # in the victim, then in FT-SAM; noticed after the next epoch
+            if (
+                len(reports) in (1, 7) and signals
+            ):  # in the victim, then in FT-SAM; noticed after the next epoch
                 os.kill(os.getpid(), signals.pop())
 
         yield on_epoch
@@ -363,7 +431,9 @@ def test_a_signal_ends_a_run_after_the_epoch_and_the_next_call_ends_as_if_nothin
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     ended = bdjax(tmp_path, *SIZES)
     assert (ended.code, ended.err) == (0, "")
-    assert reports == [(label, epoch) for label in ("badnets victim", "ft", "ft_sam") for epoch in (1, 2, 3)]
+    assert reports == [
+        (label, epoch) for label in ("badnets victim", "ft", "ft_sam") for epoch in (1, 2, 3)
+    ]
     for defense in ("none", "ft", "ft_sam"):
         assert results(ended.record(defense)) == results(first.record(defense))
 
@@ -379,12 +449,17 @@ def test_a_rate_that_is_too_high_is_one_line_that_says_what_to_do(tmp_path):
 
 
 def rows_of(split):
-    return Counter(image.tobytes() + bytes([label]) for image, label in zip(split.input, split.label, strict=True))
+    return Counter(
+        image.tobytes() + bytes([label])
+        for image, label in zip(split.input, split.label, strict=True)
+    )
 
 
 def test_a_holdout_that_is_held_out_is_not_among_the_attackers_images():
     train = rows_of(data.load("digits").train)
-    shared, apart = (plans.prepare(resolve("--holdout.held_out", word)) for word in ("false", "true"))
+    shared, apart = (
+        plans.prepare(resolve("--holdout.held_out", word)) for word in ("false", "true")
+    )
     assert rows_of(shared.attackers) == train
     assert rows_of(apart.attackers) + rows_of(apart.holdout) == train
     assert rows_of(apart.holdout) == rows_of(shared.holdout)
@@ -403,7 +478,9 @@ def test_a_smaller_training_set_is_the_same_for_every_seed():
 
 
 def test_a_seed_decides_the_poison_set_the_holdout_the_network_and_the_trigger():
-    one, again, other = (plans.prepare(resolve("--attack", "blended", "--seed", seed)) for seed in ("1", "1", "2"))
+    one, again, other = (
+        plans.prepare(resolve("--attack", "blended", "--seed", seed)) for seed in ("1", "1", "2")
+    )
 
     def draws(plan):
         network = plan.model.init(plans.key_for(plan.config, "init"))
@@ -421,13 +498,20 @@ def test_a_seed_decides_the_poison_set_the_holdout_the_network_and_the_trigger()
 def test_the_poison_set_depends_on_the_seed_alone():
     config = resolve()
     poisoned = plans.poison_training(plans.prepare(config)).is_poisoned
-    for words in (("--training.learning_rate", "1"), ("--model.width", "5"), ("--holdout.per_class", "11")):
+    for words in (
+        ("--training.learning_rate", "1"),
+        ("--model.width", "5"),
+        ("--holdout.per_class", "11"),
+    ):
         other = plans.poison_training(plans.prepare(resolve(*words))).is_poisoned
         np.testing.assert_array_equal(other, poisoned)
 
 
 def test_every_purpose_has_its_own_key():
-    keys = [jax.random.key_data(plans.key_for(resolve(), purpose)).tolist() for purpose in plans._PURPOSES]
+    keys = [
+        jax.random.key_data(plans.key_for(resolve(), purpose)).tolist()
+        for purpose in plans._PURPOSES
+    ]
     assert len({tuple(key) for key in keys}) == len(keys)
 
 
@@ -447,7 +531,11 @@ def test_samples_are_the_first_of_each_class_and_then_others():
 
 
 def test_controls_are_not_repeated():
-    for defense, names in (("none", ["none"]), ("ft", ["none", "ft"]), ("ft_sam", ["none", "ft", "ft_sam"])):
+    for defense, names in (
+        ("none", ["none"]),
+        ("ft", ["none", "ft"]),
+        ("ft_sam", ["none", "ft", "ft_sam"]),
+    ):
         rows = run.with_controls(configs.resolve({"defense": defense}))
         assert [row.defense.name for row in rows] == names
         assert rows[-1] == configs.resolve({"defense": defense})
@@ -465,15 +553,21 @@ def test_the_control_of_a_defense_that_takes_any_holdout_takes_any_too():
 def test_a_mistake_is_found_before_the_controls_run(tmp_path):
     ran = bdjax(tmp_path / "out", *SIZES, "--holdout.per_class", "999")
     assert (ran.code, ran.err.count("\n"), (tmp_path / "out").exists()) == (2, 1, False)
-    assert ran.err.startswith("bdjax: holdout.per_class must be at most 130: class '8' has only 130")
+    assert ran.err.startswith(
+        "bdjax: holdout.per_class must be at most 130: class '8' has only 130"
+    )
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_named_with_its_section():
-    with pytest.raises(InputError, match=r"^training\.batch_size must be a multiple of devices = 3"):
+    with pytest.raises(
+        InputError, match=r"^training\.batch_size must be a multiple of devices = 3"
+    ):
         plans.prepare(resolve(), devices=3)
     chain = {"name": "chain", "first": "none", "second": {"name": "ft", "batch_size": HOLDOUT + 2}}
     chained = configs.resolve({"training": {"batch_size": 66}, "defense": chain})
-    with pytest.raises(InputError, match=r"^defense\.second\.batch_size must be a multiple of devices = 3"):
+    with pytest.raises(
+        InputError, match=r"^defense\.second\.batch_size must be a multiple of devices = 3"
+    ):
         plans.prepare(chained, devices=3)
 
 
@@ -498,16 +592,27 @@ def own_set(tmp_path, monkeypatch):
 
 def test_a_rare_class_is_named_with_what_would_do(own_set, tmp_path):
     for words, complaint in (
-        (("--holdout.share", "0.5"), "holdout.share must be at most 0.176471: class 'stop' has only 3 of the 8 images"),
-        ((), "holdout.share must be at least 0.058824, which is one image of each of 3 classes from 51; got 0.05"),
+        (
+            ("--holdout.share", "0.5"),
+            "holdout.share must be at most 0.176471: class 'stop' has only 3 of the 8 images",
+        ),
+        (
+            (),
+            "holdout.share must be at least 0.058824, which is one image of each of 3 classes from 51; got 0.05",
+        ),
     ):
         ran = bdjax(tmp_path / "out", *SIZES, *own_set, *words)
         assert (ran.code, ran.err.count("\n")) == (2, 1)
         assert ran.err.startswith(f"bdjax: {complaint}")
-    assert "--holdout.balanced false" in bdjax(tmp_path, *SIZES, *own_set, "--holdout.share", "0.5").err
+    assert (
+        "--holdout.balanced false"
+        in bdjax(tmp_path, *SIZES, *own_set, "--holdout.share", "0.5").err
+    )
 
 
-def test_a_small_set_with_a_rare_class_is_done_at_once_and_said_to_be_small(own_set, tmp_path, caplog):
+def test_a_small_set_with_a_rare_class_is_done_at_once_and_said_to_be_small(
+    own_set, tmp_path, caplog
+):
     words = (*SIZES, *own_set, "--holdout.share", "0.5", "--holdout.balanced", "false")
     ran = bdjax(tmp_path / "out", *words)
     assert ran.code == 0
@@ -520,8 +625,13 @@ def test_a_small_set_with_a_rare_class_is_done_at_once_and_said_to_be_small(own_
     assert (record["cost"]["batch_size"], record["victim"]["batch_size"]) == (25, 51)
     assert record["data"]["holdout_count"] == 25
     assert record["cost"]["gradient_evaluations"] == 2 * EPOCHS
-    again = bdjax(tmp_path / "again", str(file.parent / "config.yaml"), *own_set[2:])  # as it is stored
-    assert (again.code, [path.name for path in again.folder.glob("signs-badnets-ft_sam-*")]) == (0, [file.parent.name])
+    again = bdjax(
+        tmp_path / "again", str(file.parent / "config.yaml"), *own_set[2:]
+    )  # as it is stored
+    assert (again.code, [path.name for path in again.folder.glob("signs-badnets-ft_sam-*")]) == (
+        0,
+        [file.parent.name],
+    )
 
 
 def test_the_config_file_is_plain_yaml(first):

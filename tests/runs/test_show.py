@@ -23,14 +23,18 @@ def shown(change=51, name="badnets"):
 
 
 def test_the_images_are_those_of_the_test_split_with_the_runs_own_trigger(tmp_path):
-    config = configs.resolve(schema.overrides(["--attack", "blended", "--attack.test_alpha", "0.5"]))
+    config = configs.resolve(
+        schema.overrides(["--attack", "blended", "--attack.test_alpha", "0.5"])
+    )
     got = show.show(config, Execution(tmp_path))
     plan = plans.prepare(config)
     test = data.load("digits").test
     rows = samples.sample_rows(test.label, test.valid, 8)
     np.testing.assert_array_equal(got.clean, test.input[rows])
     stamp = poison.Stamp(plan.attack.test_trigger, plan.trigger_state)
-    np.testing.assert_array_equal(got.triggered, stamp(plans.key_for(config, "test"), jnp.asarray(got.clean)))
+    np.testing.assert_array_equal(
+        got.triggered, stamp(plans.key_for(config, "test"), jnp.asarray(got.clean))
+    )
     assert len(set(test.label[rows])) == 8, "of different classes"
     assert not list(tmp_path.iterdir()), "nothing is trained for a trigger that is not learned"
 
@@ -41,7 +45,10 @@ def test_the_residual_is_scaled_to_be_seen(change, factor):
 
 
 def test_a_sheet_is_written_and_is_the_same_again(tmp_path):
-    files = [contact_sheet.draw([shown(), shown(12, "faint")], tmp_path / "a" / name) for name in ("1.png", "2.png")]
+    files = [
+        contact_sheet.draw([shown(), shown(12, "faint")], tmp_path / "a" / name)
+        for name in ("1.png", "2.png")
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert files[0].read_bytes().startswith(b"\x89PNG")
 
@@ -54,7 +61,9 @@ def test_clean_images_that_differ_have_a_row_of_their_own():
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"file must end in \.png, \.pdf, \.svg; got '.*sheet\.jpg'"):
+    with pytest.raises(
+        InputError, match=r"file must end in \.png, \.pdf, \.svg; got '.*sheet\.jpg'"
+    ):
         contact_sheet.draw([shown()], tmp_path / "sheet.jpg")
     with pytest.raises(InputError, match="no attack"):
         contact_sheet.draw([], tmp_path / "sheet.png")
@@ -62,7 +71,16 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
 
 def test_the_command_draws_attacks_by_name(tmp_path, capsys):
     file = tmp_path / "sheet.svg"
-    words = ["show", "badnets", "blended", "--file", str(file), "--out", str(tmp_path / "runs"), "--quiet"]
+    words = [
+        "show",
+        "badnets",
+        "blended",
+        "--file",
+        str(file),
+        "--out",
+        str(tmp_path / "runs"),
+        "--quiet",
+    ]
     assert cli.main(words) == 0
     assert capsys.readouterr().out.strip() == str(file)
     assert "<svg" in file.read_text()
@@ -70,14 +88,18 @@ def test_the_command_draws_attacks_by_name(tmp_path, capsys):
     assert "did you mean 'badnets'?" in capsys.readouterr().err
 
 
-def test_an_option_of_one_attack_is_left_out_for_the_others_and_refused_where_none_has_it(tmp_path, capsys):
+def test_an_option_of_one_attack_is_left_out_for_the_others_and_refused_where_none_has_it(
+    tmp_path, capsys
+):
     words = ["--file", str(tmp_path / "sheet.svg"), "--out", str(tmp_path / "runs"), "--quiet"]
     assert cli.main(["show", "badnets", "blended", "--attack.size", "2", *words]) == 0
     for attacks in (["blended"], ["blended", "sig"]):  # badnets, the default, has it
         assert cli.main(["show", *attacks, "--attack.size", "2", *words]) == 2
         assert "unknown key 'attack.size'; attack 'blended' has" in capsys.readouterr().err
     assert cli.main(["show", "blended", "--attack", "badnets", *words]) == 2
-    assert "attack.name must be left out where the attack is named: blended" in capsys.readouterr().err
+    assert (
+        "attack.name must be left out where the attack is named: blended" in capsys.readouterr().err
+    )
 
 
 def test_a_file_that_cannot_be_drawn_is_refused_before_anything_is_trained(tmp_path, capsys):
@@ -92,7 +114,10 @@ def test_a_trigger_that_is_fitted_first_needs_no_victim(tmp_path):
     got = show.show(config, Execution(tmp_path))
     assert got.stealth.changed_share > 0.5
     (victim,) = (tmp_path / "victims").iterdir()
-    assert {path.name for path in victim.glob("checkpoints*")} == {"checkpoints-surrogate", "checkpoints-trigger"}
+    assert {path.name for path in victim.glob("checkpoints*")} == {
+        "checkpoints-surrogate",
+        "checkpoints-trigger",
+    }
     again = show.show(config, Execution(tmp_path))
     np.testing.assert_array_equal(again.triggered, got.triggered)
 
@@ -103,13 +128,24 @@ def write_pets(root):
         for number, name in enumerate(("ant", "cat", "dog")):
             (root / split / name).mkdir(parents=True)
             for index in range(3):
-                Image.new("RGB", (8, 8), (40 * number, 20 * index, 9)).save(root / split / name / f"{index}.png")
+                Image.new("RGB", (8, 8), (40 * number, 20 * index, 9)).save(
+                    root / split / name / f"{index}.png"
+                )
 
 
 def test_a_trigger_by_formula_asks_nothing_of_training_holdout_or_defense(tmp_path):
     write_pets(tmp_path / "pets")
-    words = ["--data", str(tmp_path / "pets"), "--training.batch_size", "500", "--attack.target_label", "dog"]
-    config = configs.resolve(schema.overrides([*words, "--holdout.per_class", "99", "--attack.poison_rate", "1"]))
+    words = [
+        "--data",
+        str(tmp_path / "pets"),
+        "--training.batch_size",
+        "500",
+        "--attack.target_label",
+        "dog",
+    ]
+    config = configs.resolve(
+        schema.overrides([*words, "--holdout.per_class", "99", "--attack.poison_rate", "1"])
+    )
     with pytest.raises(InputError):
         plans.prepare(config)
     got = show.show(config, Execution(tmp_path / "runs"))
@@ -121,9 +157,18 @@ def test_a_trigger_by_formula_asks_nothing_of_training_holdout_or_defense(tmp_pa
 def test_the_heading_names_the_target(tmp_path, monkeypatch):
     write_pets(tmp_path / "pets")
     headings = []
-    monkeypatch.setattr(contact_sheet, "draw", lambda shown, file, heading: headings.append(heading) or file)
+    monkeypatch.setattr(
+        contact_sheet, "draw", lambda shown, file, heading: headings.append(heading) or file
+    )
     for words in (["badnets", "blended"], ["badnets", "--attack.label_map", "all_to_all"]):
-        words = ["show", *words, "--file", str(tmp_path / "a.png"), "--data", str(tmp_path / "pets")]
+        words = [
+            "show",
+            *words,
+            "--file",
+            str(tmp_path / "a.png"),
+            "--data",
+            str(tmp_path / "pets"),
+        ]
         target = [] if "all_to_all" in words else ["--attack.target_label", "cat"]
         assert cli.main([*words, *target, "--out", str(tmp_path / "runs"), "--quiet"]) == 0
     assert headings == ["pets, target class cat", "pets"]
@@ -132,7 +177,11 @@ def test_the_heading_names_the_target(tmp_path, monkeypatch):
 def test_a_target_that_is_no_class_is_refused_in_one_line(tmp_path, capsys):
     write_pets(tmp_path / "pets")
     words = ["show", "badnets", "--data", str(tmp_path / "pets"), "--attack.target_label", "cut"]
-    assert cli.main([*words, "--file", str(tmp_path / "a.png"), "--out", str(tmp_path / "runs")]) == 2
+    assert (
+        cli.main([*words, "--file", str(tmp_path / "a.png"), "--out", str(tmp_path / "runs")]) == 2
+    )
     error = capsys.readouterr().err
-    assert error.startswith("bdjax: attack.target_label must be a class of pets, by number or by name (ant, cat, dog);")
+    assert error.startswith(
+        "bdjax: attack.target_label must be a class of pets, by number or by name (ant, cat, dog);"
+    )
     assert error.count("\n") == 1

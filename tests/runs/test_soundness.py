@@ -21,7 +21,11 @@ from bdjax.runs.soundness import Fault
 def made(victim, defended, defense=None, seed=0, attack=None, **data):
     """Return the record of a run with these rates before and after."""
     record = content(seed, attack, defense)
-    metrics = {"before": victim, "after": defended, "defense_effectiveness_rating": rating_of(victim, defended)}
+    metrics = {
+        "before": victim,
+        "after": defended,
+        "defense_effectiveness_rating": rating_of(victim, defended),
+    }
     return {**record, "metrics": metrics, "data": {**record["data"], **data}}
 
 
@@ -42,7 +46,11 @@ RUNS = [
     *(made(SOUND, CLEAN, GOOD, seed=seed) for seed in (0, 1)),
     made(SOUND, CLEAN, BAD),
     made(SOUND, CONSTANT, BAD, seed=1),
-    *(made(UNTAKEN, UNTAKEN, defense, seed, {"name": "sig"}) for defense in (None, GOOD, BAD) for seed in (0, 1)),
+    *(
+        made(UNTAKEN, UNTAKEN, defense, seed, {"name": "sig"})
+        for defense in (None, GOOD, BAD)
+        for seed in (0, 1)
+    ),
 ]
 SIG = "sig: attack did not take (ASR 1.2 %)"
 RUINED = "badnets, ft_sam ρ=9: network at chance after the defense in 1 of 2 seeds (ACC 10.0 %)"
@@ -93,7 +101,10 @@ def test_an_attack_took_that_hits_more_than_ten_percent_and_than_a_guess(hits, c
     ("stealth", "told"),
     [
         ({"test": {"changed_share": 0.0}}, ["the trigger changes no pixel"]),
-        ({"test": {"changed_share": 0.1}, "train": {"changed_share": 0}}, ["the trigger in training changes no pixel"]),
+        (
+            {"test": {"changed_share": 0.1}, "train": {"changed_share": 0}},
+            ["the trigger in training changes no pixel"],
+        ),
         ({"test": {"changed_share": 1e-9}}, []),
         ({}, []),
     ],
@@ -104,7 +115,10 @@ def test_a_trigger_that_changes_no_pixel_is_told(stealth, told):
 
 def test_a_network_is_ruined_by_the_defense_only_if_it_was_none_before():
     assert words(made(SOUND, CONSTANT)) == ["network at chance after the defense (ACC 10.0 %)"]
-    assert words(made(CONSTANT, CONSTANT)) == ["victim at chance (ACC 10.0 %)", "attack did not take (ASR 0.0 %)"]
+    assert words(made(CONSTANT, CONSTANT)) == [
+        "victim at chance (ACC 10.0 %)",
+        "attack did not take (ASR 0.0 %)",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +129,12 @@ def test_of_an_attack_that_was_not_asked_for_nothing_is_told(attack):
     assert words(made(UNTAKEN, UNTAKEN, attack=attack)) == []
     assert words(made(CONSTANT, CONSTANT, attack=attack)) == ["victim at chance (ACC 10.0 %)"]
     (row,) = summed(made(UNTAKEN, UNTAKEN, attack=attack))
-    assert (row.is_benign, row.is_marked, row.competes, row.has_attack) == (True, False, False, False)
+    assert (row.is_benign, row.is_marked, row.competes, row.has_attack) == (
+        True,
+        False,
+        False,
+        False,
+    )
 
 
 def test_a_rate_of_the_target_class_counts_only_where_no_other_is_given():
@@ -125,7 +144,9 @@ def test_a_rate_of_the_target_class_counts_only_where_no_other_is_given():
 
 def test_seeds_are_counted_and_the_rate_is_the_mean_of_those_it_is_wrong_with():
     fault = [Fault("victim at chance", "ACC", rate) for rate in (0.1, 0.12)]
-    assert soundness.told([[fault[0]], [fault[1]], []]) == ["victim at chance in 2 of 3 seeds (ACC 11.0 %)"]
+    assert soundness.told([[fault[0]], [fault[1]], []]) == [
+        "victim at chance in 2 of 3 seeds (ACC 11.0 %)"
+    ]
     assert soundness.told([[Fault("x", "", math.nan)]] * 2) == ["x"]
     assert soundness.told([[], []]) == []
 
@@ -135,8 +156,12 @@ def test_seeds_are_counted_and_the_rate_is_the_mean_of_those_it_is_wrong_with():
 
 def test_neither_a_ruined_network_nor_a_victim_without_a_backdoor_has_a_best():
     rows = summed(*RUNS)
-    assert [(row.attack, row.defense) for row in rows if row in report.best(rows)] == [("badnets", "ft_sam ρ=1")]
-    assert [(row.attack, row.defense) for row in rows if row in report.runners_up(rows)] == [("badnets", "none")]
+    assert [(row.attack, row.defense) for row in rows if row in report.best(rows)] == [
+        ("badnets", "ft_sam ρ=1")
+    ]
+    assert [(row.attack, row.defense) for row in rows if row in report.runners_up(rows)] == [
+        ("badnets", "none")
+    ]
     assert report.notes(rows) == [RUINED, SIG]
 
 
@@ -152,8 +177,13 @@ def test_a_victim_at_chance_has_no_star_for_a_rating_of_a_hundred():
 
 def test_each_format_has_the_mark_and_the_notes():
     rows = summed(*RUNS)
-    console, markdown, latex = (tables.table(rows, style) for style in ("console", "markdown", "latex"))
-    for text, notes in ((console, (f"‡ {RUINED}.", f"‡ {SIG}.")), (markdown, (f"\n\n‡ {SIG}.\n\n", f"‡ {RUINED}."))):
+    console, markdown, latex = (
+        tables.table(rows, style) for style in ("console", "markdown", "latex")
+    )
+    for text, notes in (
+        (console, (f"‡ {RUINED}.", f"‡ {SIG}.")),
+        (markdown, (f"\n\n‡ {SIG}.\n\n", f"‡ {RUINED}.")),
+    ):
         assert all(note in text for note in notes)
         assert "‡: no place among the best or in ranks" in " ".join(text.split())
         assert text.count(" ‡") >= 4
@@ -164,7 +194,9 @@ def test_each_format_has_the_mark_and_the_notes():
     assert latex.count("{") == latex.count("}")
     table = list(csv.DictReader(io.StringIO(tables.table(rows, "csv"))))
     ruined = RUINED.partition(": ")[2]
-    assert [line["notes"] for line in table] == ["", "", ruined] + ["attack did not take (ASR 1.2 %)"] * 3
+    assert [line["notes"] for line in table] == ["", "", ruined] + [
+        "attack did not take (ASR 1.2 %)"
+    ] * 3
 
 
 def test_a_table_of_sound_rows_has_neither_mark_nor_notes():
@@ -178,16 +210,29 @@ def test_a_table_of_sound_rows_has_neither_mark_nor_notes():
 
 def test_ranks_leave_out_the_attack_that_is_none_and_the_defense_that_ruins():
     found = ranking.rank(summed(*RUNS))
-    assert [(one.defense, one.mean_rank) for one in found.defenses] == [("ft_sam ρ=1", 1.0), ("none", 2.0)]
-    assert (found.attacks, found.unattacked, found.collapsed) == (("badnets",), ("sig",), ("ft_sam ρ=9",))
+    assert [(one.defense, one.mean_rank) for one in found.defenses] == [
+        ("ft_sam ρ=1", 1.0),
+        ("none", 2.0),
+    ]
+    assert (found.attacks, found.unattacked, found.collapsed) == (
+        ("badnets",),
+        ("sig",),
+        ("ft_sam ρ=9",),
+    )
     text = ranking.table(found, "markdown")
-    assert "Left out, without an attack that took: sig. Left out, at chance after the defense: ft_sam ρ=9." in text
+    assert (
+        "Left out, without an attack that took: sig. Left out, at chance after the defense: ft_sam ρ=9."
+        in text
+    )
     ranks = [row.mean_rank for row in ranking.with_mean_ranks(summed(*RUNS))]
     assert ranks == [2.0, 1.0, None, None, None, None]
 
 
 def test_the_mean_over_attacks_of_two_defenses_is_of_attacks_that_took():
-    more = [made(SOUND, after, defense, 0, {"name": "blended"}) for after, defense in ((CLEAN, GOOD), (SOUND, BAD))]
+    more = [
+        made(SOUND, after, defense, 0, {"name": "blended"})
+        for after, defense in ((CLEAN, GOOD), (SOUND, BAD))
+    ]
     records = [Record(Path(str(number)), one) for number, one in enumerate([*RUNS, *more])]
     found = paired.compare(records, "ft_sam rho=1", "ft_sam rho=9", ["clean_accuracy"])
     assert [(one.attack, one.n) for one in found.comparisons] == [
@@ -215,7 +260,12 @@ def test_of_one_attack_that_took_there_is_no_mean_over_all():
 
 def test_a_published_mean_stands_beside_that_of_the_attacks_that_took():
     (value,) = published.select(
-        paper="ft-sam", table="Table 1", attack="blended", defense="ft_sam", metric="asr", dataset="cifar10"
+        paper="ft-sam",
+        table="Table 1",
+        attack="blended",
+        defense="ft_sam",
+        metric="asr",
+        dataset="cifar10",
     )
     took, untaken = ([Record(Path("x"), one) for one in group] for group in (RUNS[2:4], RUNS[8:10]))
     cell = comparison.fill(value, [took, untaken])
@@ -224,7 +274,9 @@ def test_a_published_mean_stands_beside_that_of_the_attacks_that_took():
     assert comparison.fill(value, [untaken]).why == "attack did not take (ASR 1.2 %)"
     assert comparison.fill(value, [untaken, untaken]).ours == ()
     ruined = [Record(Path("x"), RUNS[5])]
-    assert comparison.fill(value, [ruined]).why == "network at chance after the defense (ACC 10.0 %)"
+    assert (
+        comparison.fill(value, [ruined]).why == "network at chance after the defense (ACC 10.0 %)"
+    )
 
 
 # --- The page --------------------------------------------------------------------------------------------------------
@@ -242,7 +294,9 @@ def test_the_page_says_it_in_findings_cards_and_below_the_table(tmp_path):
 
 
 def test_a_page_of_victims_without_a_backdoor_names_no_winner(tmp_path):
-    runs = [made(UNTAKEN, UNTAKEN, defense, attack={"poison_rate": 0.0}) for defense in (None, GOOD)]
+    runs = [
+        made(UNTAKEN, UNTAKEN, defense, attack={"poison_rate": 0.0}) for defense in (None, GOOD)
+    ]
     text = page.html(report.load([write(tmp_path / "runs", *_named(runs))]), tmp_path)
     assert '<p class="winner">no image was poisoned</p>' in text
     assert "<strong" not in text

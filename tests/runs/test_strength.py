@@ -37,7 +37,9 @@ class Reader:
     def apply(self, variables, image, *, train=False, valid=None):
         label = jnp.round(image[:, 0, 0, 0] * 255).astype(jnp.int32)
         hidden = image[:, 0, 1, 0] * 255 + 0.5 < variables["params"]["threshold"]
-        return jax.nn.one_hot(jnp.where(hidden, 0, label), self.spec.num_classes), variables["batch_stats"]
+        return jax.nn.one_hot(jnp.where(hidden, 0, label), self.spec.num_classes), variables[
+            "batch_stats"
+        ]
 
     def features(self, variables, image):
         return image.reshape(image.shape[0], -1)
@@ -57,7 +59,9 @@ class Harm:
 
     def update(self, key, model, state, batch):
         params = {"threshold": state["params"]["threshold"] + self.amount}
-        return {**state, "params": params}, Info(jnp.float32(0), jnp.float32(0), jnp.int32(batch.label.shape[0]))
+        return {**state, "params": params}, Info(
+            jnp.float32(0), jnp.float32(0), jnp.int32(batch.label.shape[0])
+        )
 
     def finalize(self, model, state):
         return state
@@ -77,8 +81,12 @@ def pixels() -> Split:
 
 
 def choose(reader, split, values, budget=0.02, make=Harm, aside=0.5):
-    rest, kept = validation_split(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), aside, 4)
-    return strength.choose(KEY, make, values, reader, reader.init(KEY), defenses.Given(rest), kept, budget=budget)
+    rest, kept = validation_split(
+        jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), aside, 4
+    )
+    return strength.choose(
+        KEY, make, values, reader, reader.init(KEY), defenses.Given(rest), kept, budget=budget
+    )
 
 
 def test_the_strongest_within_the_budget_is_chosen(reader, pixels):
@@ -125,14 +133,18 @@ def test_all_values_are_one_program_and_others_compile_nothing(reader, pixels):
 def test_it_equals_what_the_loop_does(model, variables, split):
     """The sweep's accuracy is that of a run of the loop with the same key on the same rows."""
     small = {"epochs": 2, "batch_size": 16}
-    rest, aside = validation_split(jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), 0.25, 4)
+    rest, aside = validation_split(
+        jax.tree.map(jnp.asarray, split), jnp.asarray(split.label), 0.25, 4
+    )
     found = strength.choose(
         KEY, lambda rho: defenses.create("ft_sam", rho=rho, **small), [0.5, 2.0],
         model, variables, defenses.Given(rest), aside,
         budget=1.0,
     )  # fmt: skip
     for trial in found.trials:
-        purified = defenses.run(KEY, defenses.create("ft_sam", rho=trial.value, **small), model, variables, rest)
+        purified = defenses.run(
+            KEY, defenses.create("ft_sam", rho=trial.value, **small), model, variables, rest
+        )
         assert trial.accuracy == pytest.approx(accuracy(model, purified, aside))
 
 
@@ -159,7 +171,9 @@ def test_every_published_defense_has_a_strength():
 
 
 def test_a_config_keeps_auto_and_says_how_it_is_chosen():
-    resolved = config.resolve({"defense": {"name": "ft_sam", "rho": "auto"}, "selection": {"budget": 0.05}})
+    resolved = config.resolve(
+        {"defense": {"name": "ft_sam", "rho": "auto"}, "selection": {"budget": 0.05}}
+    )
     assert resolved.defense.options["rho"] == "auto"
     assert resolved.to_dict()["selection"] == {"budget": 0.05, "aside": 0.2}
     assert resolved.strength == config.Strength("defense.rho", (0.25, 0.5, 1.0, 2.0, 4.0, 8.0))
@@ -176,7 +190,10 @@ def test_without_auto_a_selection_is_no_part_of_a_run():
 
 
 def test_the_victim_does_not_depend_on_the_choice():
-    victims = {config.resolve({"defense": {"name": "ft_sam", "rho": rho}}).victim_id for rho in (2.0, "auto")}
+    victims = {
+        config.resolve({"defense": {"name": "ft_sam", "rho": rho}}).victim_id
+        for rho in (2.0, "auto")
+    }
     assert len(victims) == 1
 
 
@@ -195,9 +212,16 @@ def test_a_stage_of_a_chain_may_have_it():
             {"name": "ft_sam", "learning_rate": "auto"},
             "defense.learning_rate must have a value; of ft_sam, auto is for: rho",
         ),
-        ({"name": "ft", "momentum": "auto"}, "defense.momentum must have a value; of ft, auto is for: none"),
         (
-            {"name": "chain", "first": {"name": "l2_ft", "gamma": "auto"}, "second": {"name": "ft_sam", "rho": "auto"}},
+            {"name": "ft", "momentum": "auto"},
+            "defense.momentum must have a value; of ft, auto is for: none",
+        ),
+        (
+            {
+                "name": "chain",
+                "first": {"name": "l2_ft", "gamma": "auto"},
+                "second": {"name": "ft_sam", "rho": "auto"},
+            },
             "one option that is auto at most, not defense.first.gamma and defense.second.rho",
         ),
     ],
@@ -213,7 +237,9 @@ def test_a_selection_out_of_range_is_refused(key, value):
         config.resolve({"defense": {"name": "ft_sam", "rho": "auto"}, "selection": {key: value}})
 
 
-@pytest.mark.parametrize("defense", [{"name": "ft_sam", "rho": "auto", "batch_size": 5}, "grad_prune"])
+@pytest.mark.parametrize(
+    "defense", [{"name": "ft_sam", "rho": "auto", "batch_size": 5}, "grad_prune"]
+)
 def test_a_holdout_too_small_to_divide_is_refused_before_anything_is_trained(defense):
     values = {"defense": defense, "holdout": {"per_class": 1}}
     with pytest.raises(InputError, match="holdout must have more than 10 images"):
@@ -221,7 +247,10 @@ def test_a_holdout_too_small_to_divide_is_refused_before_anything_is_trained(def
 
 
 def test_a_batch_that_the_rest_cannot_fill_is_all_of_it(caplog):
-    values = {"defense": {"name": "ft_sam", "rho": "auto", "batch_size": 40}, "holdout": {"per_class": 4}}
+    values = {
+        "defense": {"name": "ft_sam", "rho": "auto", "batch_size": 40},
+        "holdout": {"per_class": 4},
+    }
     batches._tell.cache_clear()
     plans.tell_of_batches(plans.prepare(config.resolve(values)))
     assert caplog.messages == [
@@ -241,11 +270,17 @@ def test_the_network_that_a_run_ends_with_is_the_one_that_was_measured(tmp_path:
     plan, _, defended = saved.restore(report.load([tmp_path])[0])
     assert (record["data"]["holdout_count"], record["selection"]["aside_count"]) == (30, 10)
     assert plan.validation is not None
-    chosen = next(trial for trial in record["selection"]["trials"] if trial["value"] == record["selection"]["chosen"])
+    chosen = next(
+        trial
+        for trial in record["selection"]["trials"]
+        if trial["value"] == record["selection"]["chosen"]
+    )
     assert accuracy(plan.model, defended, plan.validation) == pytest.approx(chosen["accuracy"])
 
 
-def test_a_run_records_what_was_tried_and_a_second_one_tries_nothing(tmp_path: Path, capsys, monkeypatch):
+def test_a_run_records_what_was_tried_and_a_second_one_tries_nothing(
+    tmp_path: Path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     options = "--defense.rho auto --training.epochs 1 --defense.epochs 1 --holdout.per_class 4 --defense.batch_size 20"
     words = ["run", *options.split(), "--quiet", "--out", "runs"]

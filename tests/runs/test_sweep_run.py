@@ -39,7 +39,10 @@ def everything(out):
     found = {}
     for file in out.glob("*/record.json"):
         record = json.loads(file.read_text())
-        history = [{k: v for k, v in row.items() if "seconds" not in k} for row in record.get("history", [])]
+        history = [
+            {k: v for k, v in row.items() if "seconds" not in k}
+            for row in record.get("history", [])
+        ]
         found[file.parent.name] = record["status"], record.get("metrics"), history
     return found
 
@@ -54,7 +57,10 @@ def test_a_sweep_has_each_point_and_its_control_rows(swept):
     out, (code, said, complained) = swept
     assert code == 0
     names = sorted(name.rsplit("-", 1)[0] for name in everything(out))
-    assert names == ["digits-badnets-ft"] * 2 + ["digits-badnets-ft_sam"] * 4 + ["digits-badnets-none"] * 2
+    assert (
+        names
+        == ["digits-badnets-ft"] * 2 + ["digits-badnets-ft_sam"] * 4 + ["digits-badnets-none"] * 2
+    )
     assert "ft_sam ρ=1" in said
     assert "ft_sam ρ=4" in said
     assert "2 victims: 3 epochs" in complained
@@ -84,7 +90,11 @@ def test_a_single_run_goes_on_from_a_sweep(swept, tmp_path):
     """The checkpoints lie where a run leaves its own, so another defense finds the victim trained."""
     out, _ = swept
     assert bdjax(out, "--defense", "ft", "--defense.momentum", "0.5", command="run")[0] == 0
-    (file,) = (path for path in out.glob("*-ft-*/record.json") if "sweep" not in json.loads(path.read_text()))
+    (file,) = (
+        path
+        for path in out.glob("*-ft-*/record.json")
+        if "sweep" not in json.loads(path.read_text())
+    )
     assert json.loads(file.read_text())["victim"]["epochs"] == 3
     file.unlink()
 
@@ -119,7 +129,14 @@ class Counted:
 
 
 def test_points_of_other_structure_make_another_program(tmp_path):
-    words = ("--defense", "ft", "--over", "defense.batch_size=100,50", "--over", "attack=badnets,blended")
+    words = (
+        "--defense",
+        "ft",
+        "--over",
+        "defense.batch_size=100,50",
+        "--over",
+        "attack=badnets,blended",
+    )
     code, _, complained = bdjax(tmp_path, *words)
     assert code == 0
     assert complained.count("2 victims: 3 epochs") == 1  # different attacks, one program
@@ -127,7 +144,9 @@ def test_points_of_other_structure_make_another_program(tmp_path):
     assert len(everything(tmp_path)) == 2 + 4
 
 
-def test_the_precision_of_products_makes_groups_and_each_is_computed_in_its_own(tmp_path, monkeypatch):
+def test_the_precision_of_products_makes_groups_and_each_is_computed_in_its_own(
+    tmp_path, monkeypatch
+):
     found = []
 
     def plant(self, folder, planned):
@@ -147,40 +166,67 @@ def test_a_point_that_diverges_is_marked_and_not_tried_again(tmp_path, monkeypat
     code, said, complained = bdjax(tmp_path, *words)
     assert code == 0
     assert "1 of 3 runs diverged; the reason stands in their record.json." in complained
-    assert sorted(status for status, *_ in everything(tmp_path).values()) == ["diverged", "finished", "finished"]
-    (reason,) = {json.loads(file.read_text()).get("reason") for file in tmp_path.glob("*/record.json")} - {None}
+    assert sorted(status for status, *_ in everything(tmp_path).values()) == [
+        "diverged",
+        "finished",
+        "finished",
+    ]
+    (reason,) = {
+        json.loads(file.read_text()).get("reason") for file in tmp_path.glob("*/record.json")
+    } - {None}
     assert "not finite after epoch 1 of 3: lower the learning rate" in reason
     monkeypatch.setattr(plans, "prepare", lambda *_: pytest.fail("it was tried again"))
     assert bdjax(tmp_path, *words)[:2] == (0, said)
 
 
 def test_runs_of_a_victim_that_diverges_are_marked(tmp_path):
-    code, _, complained = bdjax(tmp_path, "--over", "training.learning_rate=0.05,1e30", "--defense", "ft")
+    code, _, complained = bdjax(
+        tmp_path, "--over", "training.learning_rate=0.05,1e30", "--defense", "ft"
+    )
     assert code == 0
     assert "2 of 4 runs diverged" in complained
     found = [json.loads(file.read_text()) for file in tmp_path.glob("*/record.json")]
     assert sorted(record["status"] for record in found) == ["diverged"] * 2 + ["finished"] * 2
-    assert all("of the victim, the loss is not finite" in r["reason"] for r in found if r["status"] == "diverged")
+    assert all(
+        "of the victim, the loss is not finite" in r["reason"]
+        for r in found
+        if r["status"] == "diverged"
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
         (("--over", "defense.roh=1,2"), "defense.roh"),
-        (("--over", "defense.rho"), "--over must be KEY=V1,V2,..., such as defense.rho=0.5,1,2; got 'defense.rho'."),
+        (
+            ("--over", "defense.rho"),
+            "--over must be KEY=V1,V2,..., such as defense.rho=0.5,1,2; got 'defense.rho'.",
+        ),
         (("--over", "defense.rho="), "defense.rho needs at least one value."),
         (("--over", "defense.rho=1,2,1"), "defense.rho has the value '1' twice."),
-        (("--over", "defense.rho=1,1.0"), "the sweep has the same point twice: defense.rho 1 and 1.0 are one value."),
+        (
+            ("--over", "defense.rho=1,1.0"),
+            "the sweep has the same point twice: defense.rho 1 and 1.0 are one value.",
+        ),
         (("--over", "defense.rho=1", "--over", "defense.rho=2"), "--over defense.rho stands twice"),
         (("--over", "defense.rho=1,-2"), "defense.rho must"),
         (("--over", "defense.rho=1,x"), "defense.rho must be a number"),
         (("--seeds", "0"), "seeds must"),
-        (("--over", "seed=5,6", "--seeds", "2"), "--seeds and --over seed exclude each other; give one."),
+        (
+            ("--over", "seed=5,6", "--seeds", "2"),
+            "--seeds and --over seed exclude each other; give one.",
+        ),
         (("--form", "fast"), "form must be auto, loop, vmap, or map:k"),
         (("--devices", "9"), "devices must be at most 8"),
-        (("--devices", "4", "--batch-devices", "3"), "batch_devices must divide devices = 4; got 3."),
+        (
+            ("--devices", "4", "--batch-devices", "3"),
+            "batch_devices must divide devices = 4; got 3.",
+        ),
         (("--at-once", "0"), "at_once must"),
-        (("--holdout.per_class", "999"), "holdout.per_class must be at most 130: class '8' has only 130"),
+        (
+            ("--holdout.per_class", "999"),
+            "holdout.per_class must be at most 130: class '8' has only 130",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(words, complaint, tmp_path):
@@ -194,7 +240,9 @@ def test_a_mistake_is_one_line_and_nothing_is_written(words, complaint, tmp_path
 
 def test_parts_of_a_large_group_are_of_one_size(tmp_path, monkeypatch):
     sizes = []
-    monkeypatch.setattr(sweep._Sweep, "_defend", lambda self, folder, members: sizes.append(len(members)))
+    monkeypatch.setattr(
+        sweep._Sweep, "_defend", lambda self, folder, members: sizes.append(len(members))
+    )
     monkeypatch.setattr(sweep._Sweep, "plant", lambda self, victims: None)
     monkeypatch.setattr(RunFolder, "has_ended", lambda folder: sum(sizes) >= 10)
     wanted = sweep.points({"defense": "none"}, {"seed": list(map(str, range(10)))})
@@ -209,7 +257,9 @@ def test_runs_of_a_victim_are_together(tmp_path, monkeypatch):
     def defend(self, folder, planned):
         members = [plan.config for plan in planned]
         done.update(config.run_id for config in members)
-        seeds.extend([config.seed for config in members] for _ in range(members[0].defense.name == "ft_sam"))
+        seeds.extend(
+            [config.seed for config in members] for _ in range(members[0].defense.name == "ft_sam")
+        )
 
     monkeypatch.setattr(sweep._Sweep, "_defend", defend)
     monkeypatch.setattr(sweep._Sweep, "plant", lambda self, victims: None)
@@ -220,13 +270,22 @@ def test_runs_of_a_victim_are_together(tmp_path, monkeypatch):
 
 
 def test_devices_of_points_need_not_divide_their_batches(tmp_path):
-    words = ("--training.epochs", "1", "--defense.epochs", "1", "--over", "defense.learning_rate=0.05,0.06,0.07")
+    words = (
+        "--training.epochs",
+        "1",
+        "--defense.epochs",
+        "1",
+        "--over",
+        "defense.learning_rate=0.05,0.06,0.07",
+    )
     code, _, complained = bdjax(tmp_path, "--defense", "ft", *words, "--devices", "3", "--quiet")
     assert (code, complained) == (0, "")
 
 
 def test_a_sweep_stops_between_groups_of_one_epoch(tmp_path):
-    wanted = sweep.points(schema.overrides((*SIZES, "--training.epochs", "1", "--defense.epochs", "1")), {})
+    wanted = sweep.points(
+        schema.overrides((*SIZES, "--training.epochs", "1", "--defense.epochs", "1")), {}
+    )
     with pytest.raises(loop.Stopped, match="between two groups"):
         sweep.run(wanted, run.Execution(tmp_path, should_stop=lambda: True), sweep.Sharing())
     assert not everything(tmp_path)
@@ -263,7 +322,9 @@ def test_a_run_that_began_on_other_data_is_not_continued(swept, tmp_path):
     for folder in (tmp_path / config.run_id, tmp_path / config.with_defense(name="none").run_id):
         folder.mkdir()
         (folder / "data.json").write_text(json.dumps({"train": "other", "test": "other"}))
-    with pytest.raises(InputError, match=f"the data have changed since .*{config.run_id} was begun"):
+    with pytest.raises(
+        InputError, match=f"the data have changed since .*{config.run_id} was begun"
+    ):
         run.run(config, run.Execution(tmp_path))
     with pytest.raises(InputError, match=r"the data have changed since .*-none-.* was begun"):
         sweep.run([config], run.Execution(tmp_path), sweep.Sharing())
@@ -282,7 +343,9 @@ def test_a_group_that_was_killed_when_all_was_done_is_removed(swept):
     names = {"mine": sorted(names_of_the_sweep()), "another": ["of-another-grid"]}
     for folder, listed in names.items():
         (out / "groups" / folder).mkdir()
-        (out / "groups" / folder / "group.json").write_text(json.dumps({"names": listed, "data": []}))
+        (out / "groups" / folder / "group.json").write_text(
+            json.dumps({"names": listed, "data": []})
+        )
     assert bdjax(out, *OVER)[0] == 0
     assert [folder.name for folder in (out / "groups").iterdir()] == ["another"]
     shutil.rmtree(out / "groups" / "another")
@@ -355,6 +418,7 @@ def finish(processes):
 
 def names_of_the_sweep():
     wanted = sweep.points(
-        schema.overrides(SIZES), {"defense.rho": ["1", "4"], "defense": ["ft_sam"], "seed": ["0", "1"]}
+        schema.overrides(SIZES),
+        {"defense.rho": ["1", "4"], "defense": ["ft_sam"], "seed": ["0", "1"]},
     )
     return {row.run_id for config in wanted for row in run.with_controls(config)}

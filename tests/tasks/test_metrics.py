@@ -26,7 +26,9 @@ def test_single_labels_are_counted_under_the_names_of_the_table():
     counted = Metrics(np.int32(90), np.int32(100), np.int32(4), np.int32(60), np.int32(80))
     for metric in SINGLE_LABEL:
         if metric.role != RATING:
-            assert getattr(counted, metric.name) == getattr(counted, metric.part) / getattr(counted, metric.total)
+            assert getattr(counted, metric.name) == getattr(counted, metric.part) / getattr(
+                counted, metric.total
+            )
     assert totals(SINGLE_LABEL) == ("clean_total", "attack_total")
     assert [metric.head for metric in SINGLE_LABEL] == ["ACC", "ASR", "RA", "DER"]
 
@@ -44,14 +46,20 @@ def test_roles_find_the_first_of_a_kind():
     second = SINGLE_LABEL[0].plain() | {"name": "recall"}
     metrics = (*SINGLE_LABEL, *described([second]))
     assert first(metrics, UTILITY) is SINGLE_LABEL[0]
-    assert names(of_roles(metrics, RATING, UTILITY)) == ("defense_effectiveness_rating", "clean_accuracy")
+    assert names(of_roles(metrics, RATING, UTILITY)) == (
+        "defense_effectiveness_rating",
+        "clean_accuracy",
+    )
     assert of_roles(SINGLE_LABEL[:2], RESTORED, ATTACK) == SINGLE_LABEL[1:2]
 
 
 @pytest.mark.parametrize(
-    ("attack_drop", "utility_drop", "rating"), [(1, 0, 1), (0, 0, 0.5), (0.5, 0.25, 0.625), (-1, -1, 0.5), (0, 1, 0)]
+    ("attack_drop", "utility_drop", "rating"),
+    [(1, 0, 1), (0, 0, 0.5), (0.5, 0.25, 0.625), (-1, -1, 0.5), (0, 1, 0)],
 )
 def test_the_rating_by_hand(attack_drop, utility_drop, rating):
     assert effectiveness(attack_drop, utility_drop) == rating
-    before, after = (Metrics(u, 1, a, 0, 1) for u, a in ((1.0, 1.0), (1 - utility_drop, 1 - attack_drop)))
+    before, after = (
+        Metrics(u, 1, a, 0, 1) for u, a in ((1.0, 1.0), (1 - utility_drop, 1 - attack_drop))
+    )
     assert evaluate.defense_effectiveness_rating(before, after) == rating

@@ -13,7 +13,9 @@ from bdjax.types import PoisonedSplit, Split, Task
 
 TASK = MultiLabel(3, ("cat", "dog", "owl"))
 LABEL = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 1]], bool)
-LOGITS = np.array([[2.0, -1.0, -2.0], [0.5, 1.0, -1.0], [-1.0, 0.5, 3.0], [1.0, -2.0, 0.25]], np.float32)
+LOGITS = np.array(
+    [[2.0, -1.0, -2.0], [0.5, 1.0, -1.0], [-1.0, 0.5, 3.0], [1.0, -2.0, 0.25]], np.float32
+)
 
 
 def test_it_is_a_task_and_may_be_a_static_argument():
@@ -25,7 +27,9 @@ def test_the_loss_is_the_mean_binary_cross_entropy_of_the_classes():
     probability = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
     of_class = -np.where(LABEL, np.log(probability), np.log(1 - probability))
     np.testing.assert_allclose(TASK.loss(LOGITS, LABEL), of_class.mean(-1), rtol=1e-6)
-    np.testing.assert_allclose(TASK.negative_log_likelihood(LOGITS, LABEL), of_class.sum(-1), rtol=1e-6)
+    np.testing.assert_allclose(
+        TASK.negative_log_likelihood(LOGITS, LABEL), of_class.sum(-1), rtol=1e-6
+    )
     target = np.where(LABEL, 0.9, 0.1)
     smoothed = -(target * np.log(probability) + (1 - target) * np.log(1 - probability)).mean(-1)
     np.testing.assert_allclose(TASK.loss(LOGITS, LABEL, 0.2), smoothed, rtol=1e-6)
@@ -38,7 +42,12 @@ def test_an_answer_is_right_class_by_class():
 def test_a_hit_has_every_label_that_the_attacker_changes():
     original = jnp.asarray(LABEL)
     wanted = original.at[:, 2].set(True)  # the attacker adds the owl
-    assert TASK.hit(LOGITS, wanted, original).tolist() == [False, False, True, True]  # the last two had it
+    assert TASK.hit(LOGITS, wanted, original).tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]  # the last two had it
     removed = original.at[:, 0].set(False)
     assert TASK.hit(LOGITS, removed, original).tolist() == [False, False, True, True]
 
@@ -71,7 +80,9 @@ def test_mean_average_precision_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     score, label = rng.normal(size=(60, 4)).astype(np.float32).round(1), rng.random((60, 4)) < 0.4
     expected = metrics.average_precision_score(label, score, average="macro")
-    assert float(mean_average_precision(score, label, np.ones(60, bool))) == pytest.approx(expected, rel=1e-5)
+    assert float(mean_average_precision(score, label, np.ones(60, bool))) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_rows_that_are_not_valid_count_nowhere():
@@ -84,7 +95,10 @@ def test_rows_that_are_not_valid_count_nowhere():
     assert (int(found.clean_total), int(found.attack_total), int(found.attack_hits)) == (3, 2, 2)
     expected = mean_average_precision(LOGITS[valid], LABEL[valid], np.ones(3, bool))
     assert float(found.mean_average_precision) == pytest.approx(float(expected))
-    assert {metric.name for metric in TASK.metrics} >= {"mean_average_precision", "attack_success_rate"}
+    assert {metric.name for metric in TASK.metrics} >= {
+        "mean_average_precision",
+        "attack_success_rate",
+    }
 
 
 def test_scenes_are_made_of_digits_and_say_which():
@@ -92,7 +106,10 @@ def test_scenes_are_made_of_digits_and_say_which():
     assert scenes.train.input.shape == (2000, 16, 16, 1)
     assert scenes.test.label.shape == (500, 10)
     assert scenes.train.label.dtype == bool
-    known = {image.tobytes(): int(label) for image, label in zip(digits.train.input, digits.train.label, strict=True)}
+    known = {
+        image.tobytes(): int(label)
+        for image, label in zip(digits.train.input, digits.train.label, strict=True)
+    }
     for scene, label in zip(scenes.train.input[:50], scenes.train.label[:50], strict=True):
         cells = [scene[top : top + 8, left : left + 8] for top in (0, 8) for left in (0, 8)]
         assert {known[cell.tobytes()] for cell in cells if cell.any()} == set(np.flatnonzero(label))
@@ -102,7 +119,9 @@ def test_scenes_are_made_of_digits_and_say_which():
 
 def test_losses_have_derivatives_and_no_nan_where_an_answer_is_extreme():
     extreme = jnp.array([[100.0, -100.0, 0.0]])
-    slope = jax.grad(lambda output: TASK.loss(output, jnp.array([[False, True, True]])).sum())(extreme)
+    slope = jax.grad(lambda output: TASK.loss(output, jnp.array([[False, True, True]])).sum())(
+        extreme
+    )
     assert np.isfinite(slope).all()
 
 

@@ -18,7 +18,9 @@ SMALL = [*SMALL.split(), "--data.train_count", "320"]
 
 def carried_out(folder: Path, data: str) -> dict:
     """Run BadNets and FT-SAM on a data set, and return the record."""
-    assert cli.main(["run", "--data", data, "--attack", "badnets", *SMALL, "--out", str(folder)]) == 0
+    assert (
+        cli.main(["run", "--data", data, "--attack", "badnets", *SMALL, "--out", str(folder)]) == 0
+    )
     (file,) = folder.glob(f"{data}-badnets-ft_sam-*/record.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -35,7 +37,9 @@ def test_a_run_of_sets_of_labels_measures_mean_average_precision(scenes):
     after = record["metrics"]["after"]
     assert 0 < after["mean_average_precision"] < 1
     assert "clean_accuracy" not in after
-    assert after["attack_success_rate"] == pytest.approx(after["attack_hits"] / after["attack_total"])
+    assert after["attack_success_rate"] == pytest.approx(
+        after["attack_hits"] / after["attack_total"]
+    )
     assert record["data"]["target_class"] == "0"
 
 
@@ -55,7 +59,9 @@ def test_its_samples_say_which_classes_are_there(scenes):
     with np.load(folder / record["run_id"] / "samples.npz", allow_pickle=False) as samples:
         assert samples["clean"].shape[1:] == (16, 16, 1)
         assert samples["label"].dtype.kind == "U"
-        assert all(set(text.split(" + ")) <= {*"0123456789", "none"} for text in samples["triggered_after"])
+        assert all(
+            set(text.split(" + ")) <= {*"0123456789", "none"} for text in samples["triggered_after"]
+        )
 
 
 def test_a_run_of_clips_is_a_run_like_any_other(tmp_path):
@@ -66,7 +72,9 @@ def test_a_run_of_clips_is_a_run_like_any_other(tmp_path):
     with np.load(tmp_path / record["run_id"] / "samples.npz", allow_pickle=False) as samples:
         assert samples["triggered"].shape[1:] == (14, 84, 1)  # the frames side by side
         changed = samples["triggered"] != samples["clean"]
-        assert changed.reshape(len(changed), 14, 6, 14).any((1, 3)).all()  # every frame has the patch
+        assert (
+            changed.reshape(len(changed), 14, 6, 14).any((1, 3)).all()
+        )  # every frame has the patch
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,10 @@ def test_a_run_of_clips_is_a_run_like_any_other(tmp_path):
 )
 def test_what_a_task_or_an_input_cannot_is_one_line(words, message, tmp_path, capsys):
     data, attack, *rest = words.split()
-    assert cli.main(["run", "--data", data, "--attack", attack, *rest, *SMALL, "--out", str(tmp_path)]) == 2
+    assert (
+        cli.main(["run", "--data", data, "--attack", attack, *rest, *SMALL, "--out", str(tmp_path)])
+        == 2
+    )
     error = capsys.readouterr().err.strip()
     assert message in error
     assert error.count("\n") == 0

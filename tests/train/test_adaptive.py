@@ -45,7 +45,9 @@ def test_in_preact_resnet_the_last_five_are_those_of_the_last_stage(spec):
     tuned, frozen = FrozenConvolutions(5).init(model, variables)
     kernels = structure.flat(frozen)
     widest = max(leaf.shape[-1] for leaf in whole.values() if len(leaf.shape) == 4)
-    last = {path for path, leaf in whole.items() if len(leaf.shape) == 4 and leaf.shape[-1] == widest}
+    last = {
+        path for path, leaf in whole.items() if len(leaf.shape) == 4 and leaf.shape[-1] == widest
+    }
     assert set(kernels) == last
     assert len(last) == 5
     assert sorted(leaf.shape[0] for leaf in kernels.values()) == [1, 3, 3, 3, 3]
@@ -60,7 +62,9 @@ def test_together_they_are_the_parameters(model, variables):
 
 
 def test_more_kernels_than_there_are(model, variables):
-    with pytest.raises(InputError, match="frozen_convolutions must be at most 3, the number of convolutions; got 4"):
+    with pytest.raises(
+        InputError, match="frozen_convolutions must be at most 3, the number of convolutions; got 4"
+    ):
         FrozenConvolutions(4).init(model, variables)
 
 
@@ -105,7 +109,10 @@ def test_without_strength_smooth_training_is_plain_training(model, variables, im
         assert spent == evaluations
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), smooth, plain)
     strong, _ = train(KEY, training(**options(rho=2.0)).learner, model, variables, images)
-    assert max(jax.tree.leaves(jax.tree.map(lambda x, y: float(abs(x - y).max()), strong, plain))) > 1e-3
+    assert (
+        max(jax.tree.leaves(jax.tree.map(lambda x, y: float(abs(x - y).max()), strong, plain)))
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,10 @@ def test_a_batch_has_its_shares_of_poisoned_and_covered_rows(rate, cover, poison
 
 def test_a_share_that_is_no_whole_number_is_right_on_average():
     def count(key):
-        return (poison.poison_batch(key, attack(rate=0.06), jnp.float32(1), batch(10)).input[:, 0, 0, 0] == 1).sum()
+        return (
+            poison.poison_batch(key, attack(rate=0.06), jnp.float32(1), batch(10)).input[:, 0, 0, 0]
+            == 1
+        ).sum()
 
     per_batch = np.asarray(quick_jit(jax.vmap(count))(jax.random.split(KEY, 500)))
     assert set(per_batch) == {0, 1}
@@ -136,7 +139,9 @@ def test_candidates_may_be_the_rows_whose_label_changes():
     assert poisoned.sum() == 28
     assert (np.arange(40)[poisoned] % 4 != 3).all()
     split = Split(np.zeros((40, 2, 2, 1), np.uint8), np.arange(40) % 4, np.ones(40, bool))
-    drawn = poison.poison_train(KEY, dataclasses.replace(only, poison_rate=1.0), jnp.float32(1), split)
+    drawn = poison.poison_train(
+        KEY, dataclasses.replace(only, poison_rate=1.0), jnp.float32(1), split
+    )
     np.testing.assert_array_equal(drawn.is_poisoned, np.arange(40) % 4 != 3)
 
 
@@ -161,7 +166,10 @@ def test_a_changed_rate_compiles_nothing():
 
 
 def names(**fields) -> list[tuple[str, str]]:
-    return [(stage.name, type(stage.learner).__name__) for stage in attacker.stages(attack(**fields), supervised())]
+    return [
+        (stage.name, type(stage.learner).__name__)
+        for stage in attacker.stages(attack(**fields), supervised())
+    ]
 
 
 def test_most_attacks_train_a_victim_and_nothing_else():
@@ -190,9 +198,14 @@ def test_only_a_victim_of_poisoned_images_sees_them():
 
 
 def test_the_victim_starts_anew_and_the_trigger_goes_along():
-    fitting, victim = attacker.stages(attack(trigger=Learned(), controls_training=True), supervised()), {"params": 0}
+    fitting, victim = (
+        attacker.stages(attack(trigger=Learned(), controls_training=True), supervised()),
+        {"params": 0},
+    )
     assert attacker.start(fitting[0], victim, {"params": 1}, 2) == {"params": 0, "trigger": 2}
-    surrogate, fit, last = attacker.stages(attack(trigger=Fitted(), surrogate="clean"), supervised())
+    surrogate, fit, last = attacker.stages(
+        attack(trigger=Fitted(), surrogate="clean"), supervised()
+    )
     assert attacker.start(surrogate, victim, victim, 2) == {"params": 0}
     assert attacker.start(fit, victim, {"params": 1}, 2) == {"params": 1, "trigger": 2}
     assert attacker.start(last, victim, {"params": 1}, 2) == {"params": 0}
@@ -239,8 +252,12 @@ def test_the_shift_of_all_to_all_is_put_on_poisoned_rows():
     np.testing.assert_array_equal(got.label, (np.arange(40) + poisoned) % 4)
 
 
-@pytest.mark.parametrize(("batch_size", "fitting", "victims"), [(None, 1, 4), (16, 3, 4), (20, 3, 4), (48, 1, 4)])
-def test_a_trigger_that_asks_knows_how_many_steps_an_epoch_has(model, variables, split, batch_size, fitting, victims):
+@pytest.mark.parametrize(
+    ("batch_size", "fitting", "victims"), [(None, 1, 4), (16, 3, 4), (20, 3, 4), (48, 1, 4)]
+)
+def test_a_trigger_that_asks_knows_how_many_steps_an_epoch_has(
+    model, variables, split, batch_size, fitting, victims
+):
     trigger, training = Paced(batch_size=batch_size), supervised(batch_size=11, drop_last=True)
     fit, victim = attacker.stages(attack(trigger, controls_training=True), training)
     for stage, steps in ((fit, fitting), (victim, victims)):

@@ -54,14 +54,20 @@ def test_every_row_is_in_one_of_the_batches_which_differ_by_a_row_at_most(rows, 
     assert size == max(sizes(found)) <= batch_size
     assert min(sizes(found)) >= size - 1
     filled = np.ones((steps, size), bool) if found.filled is None else found.filled
-    np.testing.assert_array_equal(found.index[filled], order(rows))  # each once, in the order of the key
-    assert all(len(set(batch)) == size for batch in found.index.tolist())  # what fills up is another batch's
+    np.testing.assert_array_equal(
+        found.index[filled], order(rows)
+    )  # each once, in the order of the key
+    assert all(
+        len(set(batch)) == size for batch in found.index.tolist()
+    )  # what fills up is another batch's
     assert (found.filled is None) == (rows % steps == 0)  # no mask where it says nothing
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(48, 16), (48, 48), (60, 5), (60, None)])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_where_the_batch_divides_the_rows_they_are_the_order_cut_in_pieces(rows, batch_size, drop_last):
+def test_where_the_batch_divides_the_rows_they_are_the_order_cut_in_pieces(
+    rows, batch_size, drop_last
+):
     found = drawn(rows, batch_size, drop_last)
     assert found.filled is None
     np.testing.assert_array_equal(found.index, order(rows).reshape(-1, batch_size or rows))
@@ -78,7 +84,9 @@ def test_the_sizes_for_a_hundred_rows(batch_size, expected):
     assert sizes(drawn(100, batch_size)) == expected
 
 
-@pytest.mark.parametrize(("rows", "batch_size", "shape"), [(100, 98, (1, 98)), (100, 33, (3, 33)), (60, 60, (1, 60))])
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "shape"), [(100, 98, (1, 98)), (100, 33, (3, 33)), (60, 60, (1, 60))]
+)
 def test_drop_last_has_whole_batches_only(rows, batch_size, shape):
     found = drawn(rows, batch_size, drop_last=True)
     assert found.filled is None
@@ -96,7 +104,9 @@ def test_a_batch_larger_than_the_rows_is_all_of_them(batch_size, drop_last):
 
 
 def rows_of(valid: int, rows: int = 20) -> Split:
-    return Split(np.zeros((rows, 1, 1, 1), np.uint8), np.zeros(rows, np.int32), np.arange(rows) < valid)
+    return Split(
+        np.zeros((rows, 1, 1, 1), np.uint8), np.zeros(rows, np.int32), np.arange(rows) < valid
+    )
 
 
 @pytest.fixture
@@ -122,21 +132,32 @@ def test_a_batch_that_there_are_too_few_rows_for_is_told_once(caplog):
 @pytest.mark.usefixtures("nothing_was_said")
 def test_a_defense_of_a_small_holdout_says_so_and_takes_all_of_it(model, variables, split, caplog):
     few = splits.take(split, np.arange(10))
-    small, fitting = (defenses.create("ft", epochs=2, batch_size=size).learner for size in (256, 10))
+    small, fitting = (
+        defenses.create("ft", epochs=2, batch_size=size).learner for size in (256, 10)
+    )
     purified = defenses.run(KEY, small, model, variables, few)
-    assert caplog.messages == ["batch_size = 256 is more than the 10 images there are: each step takes all of them."]
+    assert caplog.messages == [
+        "batch_size = 256 is more than the 10 images there are: each step takes all of them."
+    ]
     same = defenses.run(KEY, fitting, model, variables, few)
     jax.tree.map(np.testing.assert_array_equal, purified, same)
 
 
 def test_what_is_fed_is_known():
-    assert [batches.fed(learner(size), rows_of(19)) for size in (128, 18, 5, None)] == [19, 10, 5, 19]
+    assert [batches.fed(learner(size), rows_of(19)) for size in (128, 18, 5, None)] == [
+        19,
+        10,
+        5,
+        19,
+    ]
     assert batches.fed(learner(18, drop_last=True), rows_of(19)) == 18
     assert batches.fed(learner(5, epochs=0), rows_of(19)) is None
 
 
 def test_no_rows_are_refused_where_there_is_something_to_do():
-    with pytest.raises(InputError, match="the holdout must have at least 1 image to train on, got 0"):
+    with pytest.raises(
+        InputError, match="the holdout must have at least 1 image to train on, got 0"
+    ):
         batches.check(learner(5), rows_of(0), "the holdout")
     batches.check(learner(5, epochs=0), rows_of(0))
     batches.check(learner(128), rows_of(1))

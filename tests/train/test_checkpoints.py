@@ -34,11 +34,15 @@ def same(first, second) -> bool:
 class Ended:
     """A finished run: its result and, from its last checkpoint, its whole state."""
 
-    def __init__(self, folder: Path, learner, model, variables, split, stop_after: int | None = None):
+    def __init__(
+        self, folder: Path, learner, model, variables, split, stop_after: int | None = None
+    ):
         def feed(**options) -> loop.Result:
             checkpoints = Checkpoints(folder, every=0.0)
             try:
-                return loop.run(KEY, learner, model, variables, split, checkpoints=checkpoints, **options)
+                return loop.run(
+                    KEY, learner, model, variables, split, checkpoints=checkpoints, **options
+                )
             finally:
                 checkpoints.close()
 
@@ -46,7 +50,10 @@ class Ended:
         if stop_after is not None:
             asked = itertools.count(1)
             with pytest.raises(loop.Stopped):
-                feed(should_stop=lambda: next(asked) == stop_after, on_epoch=lambda row: self.fed.append(row.epoch))
+                feed(
+                    should_stop=lambda: next(asked) == stop_after,
+                    on_epoch=lambda row: self.fed.append(row.epoch),
+                )
             assert self.fed[-1] == stop_after
         self.result = feed(on_epoch=lambda row: self.fed.append(row.epoch))
         saved = Checkpoints(folder).restore(learner.init(KEY, model, variables, split))
@@ -66,18 +73,24 @@ def whole(tmp_path_factory, learner, model, variables, split) -> Ended:
 
 
 @pytest.mark.parametrize("stop_after", range(1, EPOCHS))
-def test_a_run_that_is_continued_ends_bit_identical(whole, tmp_path, learner, model, variables, split, stop_after):
+def test_a_run_that_is_continued_ends_bit_identical(
+    whole, tmp_path, learner, model, variables, split, stop_after
+):
     parts = Ended(tmp_path, learner, model, variables, split, stop_after)
     assert parts.fed == whole.fed == [1, 2, 3]  # no epoch is lost, none is run twice
     assert same(parts.result.variables, whole.result.variables)
     assert same(parts.state, whole.state)  # momentum and step count too
 
-    assert sum(row.compile_seconds for row in parts.result.history) == 0  # the state comes back as it was placed
+    assert (
+        sum(row.compile_seconds for row in parts.result.history) == 0
+    )  # the state comes back as it was placed
 
     def without_seconds(row):
         return row._replace(seconds=0.0, compile_seconds=0.0)
 
-    assert list(map(without_seconds, parts.result.history)) == list(map(without_seconds, whole.result.history))
+    assert list(map(without_seconds, parts.result.history)) == list(
+        map(without_seconds, whole.result.history)
+    )
 
 
 def test_the_last_checkpoint_is_the_result(whole):
@@ -88,18 +101,23 @@ def test_the_last_checkpoint_is_the_result(whole):
 def test_a_finished_run_is_not_run_again(tmp_path, whole, learner, model, variables, split):
     again = Ended(tmp_path, learner, model, variables, split)
     checkpoints = Checkpoints(tmp_path)
-    result = loop.run(KEY, learner, model, variables, split, checkpoints=checkpoints, on_epoch=pytest.fail)
+    result = loop.run(
+        KEY, learner, model, variables, split, checkpoints=checkpoints, on_epoch=pytest.fail
+    )
     checkpoints.close()
     assert same(result.variables, whole.result.variables)
     assert result.history == again.result.history
 
 
-def test_a_checkpoint_of_more_epochs_than_asked_for_is_refused(tmp_path, learner, model, variables, split):
+def test_a_checkpoint_of_more_epochs_than_asked_for_is_refused(
+    tmp_path, learner, model, variables, split
+):
     Ended(tmp_path, learner, model, variables, split)
     checkpoints = Checkpoints(tmp_path)
     shorter = defenses.create("ft_sam", epochs=EPOCHS - 1, batch_size=32).learner
     with pytest.raises(
-        InputError, match=f"epochs must be at least 3, which the checkpoint in {tmp_path} has seen; got 2"
+        InputError,
+        match=f"epochs must be at least 3, which the checkpoint in {tmp_path} has seen; got 2",
     ):
         loop.run(KEY, shorter, model, variables, split, checkpoints=checkpoints)
     checkpoints.close()
@@ -157,7 +175,9 @@ def test_an_empty_folder_has_nothing(tmp_path):
     ids=["turned", "wider", "other type", "more", "other name", "less"],
 )
 def test_a_checkpoint_of_another_state_is_refused(one, like):
-    with pytest.raises(InputError, match=f"the checkpoint {one}/1 cannot be read; delete it to start over"):
+    with pytest.raises(
+        InputError, match=f"the checkpoint {one}/1 cannot be read; delete it to start over"
+    ):
         restore(one, like)
 
 
@@ -165,7 +185,9 @@ def damaged(whole: Path, copy: Path) -> Iterator[tuple[Path, Path]]:
     """Make copies with one file missing, emptied or cut in half; give the file's name and the copy."""
     files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
     for file in files:
-        if "array_metadatas" in file.parts:  # refused too, but orbax leaves reads behind that complain at exit
+        if (
+            "array_metadatas" in file.parts
+        ):  # refused too, but orbax leaves reads behind that complain at exit
             continue
         content = (whole / file).read_bytes()
         for rest in (None, b"", content[: len(content) // 2]):
@@ -175,7 +197,9 @@ def damaged(whole: Path, copy: Path) -> Iterator[tuple[Path, Path]]:
             shutil.rmtree(copy)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's, of a closed event loop
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # orbax's, of a closed event loop
 def test_a_damaged_file_is_refused_or_of_no_account(one, tmp_path):
     refused = {}
     for file, folder in damaged(one, tmp_path / "copy"):
@@ -188,7 +212,9 @@ def test_a_damaged_file_is_refused_or_of_no_account(one, tmp_path):
             assert saved.history == HISTORY, file
     assert {file.parts[1] for file in refused} >= {"state", "history"}
     for message in refused.values():
-        assert message.startswith(f"the checkpoint {tmp_path}/copy/1 cannot be read; delete it to start over")
+        assert message.startswith(
+            f"the checkpoint {tmp_path}/copy/1 cannot be read; delete it to start over"
+        )
         assert "\n" not in message
 
 
@@ -197,7 +223,11 @@ def test_a_bit_that_flips_is_refused_or_of_no_account(one, tmp_path):
     """Weights restored other numbers without a word before checkpoints had a digest."""
     rng = np.random.default_rng(0)
     files = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file()]
-    files = [file for file in files if "array_metadatas" not in file.parts and (one / file).stat().st_size]
+    files = [
+        file
+        for file in files
+        if "array_metadatas" not in file.parts and (one / file).stat().st_size
+    ]
     messages = []
     for file in rng.choice(files, 60):  # type: ignore[arg-type]
         shutil.copytree(one, tmp_path / "copy")
@@ -215,7 +245,9 @@ def test_a_bit_that_flips_is_refused_or_of_no_account(one, tmp_path):
         shutil.rmtree(tmp_path / "copy")
     assert len(messages) > 20
     for message in messages:
-        assert message.startswith(f"the checkpoint {tmp_path}/copy/1 cannot be read; delete it to start over")
+        assert message.startswith(
+            f"the checkpoint {tmp_path}/copy/1 cannot be read; delete it to start over"
+        )
 
 
 def test_arrays_that_were_exchanged_are_refused(one, tmp_path):
@@ -291,7 +323,9 @@ def clock(monkeypatch):
     return now
 
 
-def saved_epochs(clock, checkpoints: Checkpoints, epochs: int, *, seconds: float, force: tuple[int, ...] = ()):
+def saved_epochs(
+    clock, checkpoints: Checkpoints, epochs: int, *, seconds: float, force: tuple[int, ...] = ()
+):
     for epoch in range(1, epochs + 1):
         clock.seconds += seconds
         checkpoints.save(epoch, {}, [], force=epoch in force)
@@ -304,7 +338,11 @@ def test_zero_saves_every_epoch_however_long_it_takes(clock, tmp_path):
 
 
 def test_saves_keep_their_distance_and_a_forced_one_is_made_at_once(clock, tmp_path):
-    assert saved_epochs(clock, Checkpoints(tmp_path, every=1.0), 9, seconds=0.25, force=(2, 9)) == (2, 6, 9)
+    assert saved_epochs(clock, Checkpoints(tmp_path, every=1.0), 9, seconds=0.25, force=(2, 9)) == (
+        2,
+        6,
+        9,
+    )
 
 
 def test_saves_cost_at_most_a_tenth_of_the_time(clock, tmp_path):

@@ -43,7 +43,9 @@ class Recorder:
     def learn(self, key, model, state, batch):
         clip = batch.input["clip"] if isinstance(batch.input, dict) else batch.input
         assert clip.shape[1:] == CLIP
-        length = batch.input["length"] - 1 if isinstance(batch.input, dict) else clip[:, 0, 0, 0, 0] - 1
+        length = (
+            batch.input["length"] - 1 if isinstance(batch.input, dict) else clip[:, 0, 0, 0, 0] - 1
+        )
         label = batch.label @ 2 ** jnp.arange(CLASSES)
         numbers = jnp.stack([clip[:, -1, -1, -1, -1].astype(int) - 1, length.astype(int), label])
         numbers = jnp.where(batch.valid, numbers, -1)
@@ -58,7 +60,9 @@ class Recorder:
 @pytest.fixture(scope="module")
 def clips() -> Split:
     """Rows whose number is each of their pixels, and the classes that they have, in binary."""
-    clip = np.broadcast_to(np.arange(ROWS, dtype=np.uint8)[:, None, None, None, None], (ROWS, *CLIP))
+    clip = np.broadcast_to(
+        np.arange(ROWS, dtype=np.uint8)[:, None, None, None, None], (ROWS, *CLIP)
+    )
     classes = (np.arange(ROWS)[:, None] >> np.arange(CLASSES)) % 2 > 0
     return Split(np.ascontiguousarray(clip), classes, np.arange(ROWS) != 4)
 
@@ -95,7 +99,10 @@ def test_a_resident_split_may_be_a_tree(expected, model, tree, options):
 def test_points_of_a_group_may_have_trees(expected, model, tree):
     split = loop.valid_rows(tree)
     points = [group.Point(key, Recorder(), {}, split) for key in (jax.random.key(1), KEY)]
-    results = [out.result(point, model) for out, point in zip(group.run(points, model), points, strict=True)]
+    results = [
+        out.result(point, model)
+        for out, point in zip(group.run(points, model), points, strict=True)
+    ]
     np.testing.assert_array_equal(seen(results[1].variables), expected)
     assert (seen(results[0].variables) != expected).any()
 
@@ -117,4 +124,8 @@ def test_there_are_three_feeders(model, tree, clips):
     ]
     assert all(isinstance(feeder, Feeder) for feeder in made)
     resident, stream, several = (jax.tree.map(lambda x: x.shape, feeder.like()) for feeder in made)
-    assert resident == stream == jax.tree.map(lambda x: x[1:], several, is_leaf=lambda x: isinstance(x, tuple))
+    assert (
+        resident
+        == stream
+        == jax.tree.map(lambda x: x[1:], several, is_leaf=lambda x: isinstance(x, tuple))
+    )

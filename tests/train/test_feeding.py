@@ -59,7 +59,10 @@ def same(first, second) -> bool:
 
 def test_prepared_batches_change_no_bit(model, variables, odd):
     learner = LEARNERS["sam"]()
-    found = [loop.run(KEY, learner, model, variables, odd, prepare=prepare) for prepare in ("step", "epoch")]
+    found = [
+        loop.run(KEY, learner, model, variables, odd, prepare=prepare)
+        for prepare in ("step", "epoch")
+    ]
     assert same(found[0].variables, found[1].variables)
     assert [row[:4] for row in found[0].history] == [row[:4] for row in found[1].history]
 
@@ -76,7 +79,10 @@ def test_what_is_prepared_is_cropped_and_flipped_in_eight_bits(model, split):
 
 def test_prepared_batches_over_devices_are_those_of_one(model, variables, odd):
     learner, mesh = LEARNERS["plain"](), sharding.batch_mesh(4, 16)
-    found = [loop.run(KEY, learner, model, variables, odd, prepare=p, mesh=mesh) for p in ("step", "epoch")]
+    found = [
+        loop.run(KEY, learner, model, variables, odd, prepare=p, mesh=mesh)
+        for p in ("step", "epoch")
+    ]
     for first, second in zip(*(jax.tree.leaves(result.variables) for result in found), strict=True):
         np.testing.assert_allclose(first, second, atol=1e-5)
 
@@ -106,7 +112,9 @@ def test_an_accelerator_prepares_an_epoch_where_there_is_room(split, monkeypatch
 
 
 def test_what_cannot_be_prepared_is_left_to_the_step(split):
-    assert feeding.choose("epoch", 1, LEARNERS["nft"](), split) == STEPWISE  # it mixes images, and so rounds
+    assert (
+        feeding.choose("epoch", 1, LEARNERS["nft"](), split) == STEPWISE
+    )  # it mixes images, and so rounds
 
 
 @pytest.mark.parametrize(
@@ -128,17 +136,23 @@ def test_what_says_nothing_is_refused(prepare, unroll, words):
 
 def of_loop(learner, model, variables, split, state):
     span = programs.span(range(1))
-    return programs.train_epochs.lower(KEY, learner, model, state, split, span, feeding=Feeding(prepared=True))
+    return programs.train_epochs.lower(
+        KEY, learner, model, state, split, span, feeding=Feeding(prepared=True)
+    )
 
 
 def of_group(learner, model, variables, split, state):
     points = [group.Point(KEY, learner, variables, split)] * 2
     several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), state)
-    return grouped.epochs.lower(programs.span(range(1)), group.stack(points), several, "loop", model, None, STEPWISE)
+    return grouped.epochs.lower(
+        programs.span(range(1)), group.stack(points), several, "loop", model, None, STEPWISE
+    )
 
 
 def of_stream(learner, model, variables, split, state):
-    several = jax.tree.map(lambda x: x[:32].reshape(2, 16, *x.shape[1:]), split._replace(valid=None))
+    several = jax.tree.map(
+        lambda x: x[:32].reshape(2, 16, *x.shape[1:]), split._replace(valid=None)
+    )
     span = programs.span(range(2))
     return streamed._take_steps.lower(KEY, span, learner, model, state, several, size=16, mesh=None)
 

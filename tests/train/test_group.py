@@ -18,7 +18,14 @@ from bdjax.train.group import Point
 
 RATES = (0.01, 0.02, 0.04)
 EPOCHS = 2
-COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+    "collective-broadcast",
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +39,14 @@ def make(model, variables, split):
     """Points that differ in key, learning rate and data, with a batch of 23 rows and one of 22."""
 
     def points(rates=RATES, epochs=EPOCHS, name="ft"):
-        learners = [defenses.create(name, learning_rate=rate, epochs=epochs, batch_size=32).learner for rate in rates]
+        learners = [
+            defenses.create(name, learning_rate=rate, epochs=epochs, batch_size=32).learner
+            for rate in rates
+        ]
         odd = splits.take(split, np.arange(45))
-        rolled = [odd._replace(input=np.roll(odd.input, number, axis=0)) for number in range(len(rates))]
+        rolled = [
+            odd._replace(input=np.roll(odd.input, number, axis=0)) for number in range(len(rates))
+        ]
         return [
             Point(jax.random.key(number), learner, variables, data)
             for number, (learner, data) in enumerate(zip(learners, rolled, strict=True))
@@ -60,9 +72,13 @@ def results(outcomes, points, model):
 
 def assert_same(together, alone, atol=0.0):
     for one, other in zip(together, alone, strict=True):
-        for got, expected in zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables), strict=True):
+        for got, expected in zip(
+            jax.tree.leaves(one.variables), jax.tree.leaves(other.variables), strict=True
+        ):
             np.testing.assert_allclose(got, expected, atol=atol, rtol=0)
-        assert [row.loss for row in one.history] == pytest.approx([row.loss for row in other.history], abs=10 * atol)
+        assert [row.loss for row in one.history] == pytest.approx(
+            [row.loss for row in other.history], abs=10 * atol
+        )
         assert one.gradient_evaluations == other.gradient_evaluations
 
 
@@ -77,8 +93,12 @@ def test_a_group_on_one_device_is_its_points_one_by_one(form, atol, make, model,
     assert_same(results(group.run(points, model, form=form), points, model), alone, atol)
 
 
-@pytest.mark.parametrize(("devices", "batch_devices", "form"), [(8, 1, "loop"), (2, 1, "vmap"), (4, 2, "loop")])
-def test_a_group_over_devices_is_its_points_one_by_one(devices, batch_devices, form, make, model, alone):
+@pytest.mark.parametrize(
+    ("devices", "batch_devices", "form"), [(8, 1, "loop"), (2, 1, "vmap"), (4, 2, "loop")]
+)
+def test_a_group_over_devices_is_its_points_one_by_one(
+    devices, batch_devices, form, make, model, alone
+):
     """Three points on eight devices: five copies are computed and dropped."""
     points = make()
     mesh = group.point_mesh(devices, batch_devices)
@@ -90,7 +110,11 @@ def test_devices_that_share_points_do_not_talk(form, make, model):
     mesh = group.point_mesh(8)
     stacked = grouped.place(group.stack(make()), mesh)
     state = grouped.init(stacked, "loop", model, mesh)
-    text = grouped.epochs.lower(programs.span(range(1)), stacked, state, form, model, mesh).compile().as_text()
+    text = (
+        grouped.epochs.lower(programs.span(range(1)), stacked, state, form, model, mesh)
+        .compile()
+        .as_text()
+    )
     assert not [word for word in COLLECTIVES if word in text]
     assert "num_partitions=8" in text
 
@@ -127,7 +151,9 @@ def test_seconds_are_shared(make, model):
 
 
 @pytest.mark.parametrize(("form", "mesh_of"), [("loop", None), ("vmap", (8, 1))])
-def test_a_cut_group_continues_in_any_form_and_on_any_mesh(form, mesh_of, make, model, alone, tmp_path):
+def test_a_cut_group_continues_in_any_form_and_on_any_mesh(
+    form, mesh_of, make, model, alone, tmp_path
+):
     points = make()
     with Checkpoints(tmp_path, every=0.0) as checkpoints, pytest.raises(loop.Stopped):
         group.run(points, model, checkpoints=checkpoints, should_stop=lambda: True)
@@ -141,7 +167,10 @@ def test_a_cut_group_continues_in_any_form_and_on_any_mesh(form, mesh_of, make, 
 def test_a_checkpoint_of_other_points_is_refused(make, model, tmp_path):
     with Checkpoints(tmp_path, every=0.0) as checkpoints:
         group.run(make(), model, checkpoints=checkpoints)
-    with Checkpoints(tmp_path, every=0.0) as checkpoints, pytest.raises(InputError, match="cannot be read; delete it"):
+    with (
+        Checkpoints(tmp_path, every=0.0) as checkpoints,
+        pytest.raises(InputError, match="cannot be read; delete it"),
+    ):
         group.run(make(rates=RATES[:2]), model, checkpoints=checkpoints)
 
 
@@ -196,7 +225,9 @@ def test_a_long_job_takes_what_was_fastest(best, make, model, monkeypatch):
     monkeypatch.setattr(forms, "_time", time)
     choice = group.choose(make(epochs=100), model)
     assert choice.form == best
-    assert choice.seconds == {form: pytest.approx(0.25 if form == best else 0.35) for form in ("loop", "vmap")}
+    assert choice.seconds == {
+        form: pytest.approx(0.25 if form == best else 0.35) for form in ("loop", "vmap")
+    }
 
 
 def test_what_does_not_fit_is_not_taken(make, model, monkeypatch):
@@ -208,7 +239,9 @@ def test_what_does_not_fit_is_not_taken(make, model, monkeypatch):
 def test_memory_is_compared_with_the_device(make, model, monkeypatch):
     stacked = grouped.place(group.stack(make()), None)
     state = grouped.init(stacked, "loop", model, None)
-    compiled = grouped.epochs.lower(programs.span(range(1)), stacked, state, "loop", model, None).compile()
+    compiled = grouped.epochs.lower(
+        programs.span(range(1)), stacked, state, "loop", model, None
+    ).compile()
     assert group.fits(compiled, 1)
     monkeypatch.setattr(footprint.os, "sysconf", lambda name: 100)  # bytes a page, pages
     assert not group.fits(compiled, 1)

@@ -69,13 +69,20 @@ def saved_in(folder):
     args = ocp.args.Composite(state=ocp.args.StandardRestore(), history=ocp.args.JsonRestore())
     restored = manager.restore(manager.latest_step(), args=args)
     leaves = jax.tree_util.tree_leaves_with_path(restored["state"])
-    bits = {jax.tree_util.keystr(path): (x.dtype, x.shape, x.tobytes()) for path, x in jax.device_get(leaves)}
+    bits = {
+        jax.tree_util.keystr(path): (x.dtype, x.shape, x.tobytes())
+        for path, x in jax.device_get(leaves)
+    }
     return Saved(manager.latest_step(), bits, restored["history"]["rows"])
 
 
 def exact(out):
     """Return everything that must not depend on an interruption."""
-    folders = sorted(path for pattern in ("victims/*/checkpoints*", "*/checkpoints*") for path in out.glob(pattern))
+    folders = sorted(
+        path
+        for pattern in ("victims/*/checkpoints*", "*/checkpoints*")
+        for path in out.glob(pattern)
+    )
     loops = {str(path.relative_to(out)): saved_in(path) for path in folders}
     records = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/record.json")}
     samples = {path.parent.name: path.read_bytes() for path in out.glob("*/samples.npz")}
@@ -142,7 +149,10 @@ def test_a_run_killed_in_training_and_in_defense_ends_in_the_same_bits(folder, u
     leave_half_written(out)
     finish(out)
     assert exact(out) == unbroken
-    for loop, history in histories.items():  # seconds never repeat, so equal ones were not spent again
+    for (
+        loop,
+        history,
+    ) in histories.items():  # seconds never repeat, so equal ones were not spent again
         assert saved(out, loop).history[: len(history)] == history
 
 
@@ -185,14 +195,19 @@ def is_end(code, err):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "seed"), [("run", 0), ("run", 1), ("sweep", 2), ("sweep", 3)])
-def test_what_is_killed_again_and_again_at_any_moment_ends_in_the_same_bits(command, seed, folder, request):
+def test_what_is_killed_again_and_again_at_any_moment_ends_in_the_same_bits(
+    command, seed, folder, request
+):
     """Forty kills in all, while it imports, compiles, trains, saves, evaluates and writes."""
     undisturbed = request.getfixturevalue({"run": "unbroken", "sweep": "swept"}[command])
     moments, kills, told = random.Random(seed), 0, []
     for attempt in range(100):
         out = folder / f"{command} {seed} {attempt}"
         while kills < KILLS:
-            number, delay = moments.choice((signal.SIGKILL, signal.SIGTERM)), moments.uniform(*DELAYS)
+            number, delay = (
+                moments.choice((signal.SIGKILL, signal.SIGTERM)),
+                moments.uniform(*DELAYS),
+            )
             told.append(f"{number.name} after {delay:.3f} s")
             code, err = kill(out, COMMANDS[command], number, delay)
             assert is_end(code, err), (seed, told, code, err)
@@ -209,8 +224,13 @@ def test_what_is_killed_again_and_again_at_any_moment_ends_in_the_same_bits(comm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_poisoned_folder_that_is_killed_while_it_is_written_is_written_by_the_same_command(number, folder):
-    words, moments = ("poison", "badnets", "--runs", str(folder / "no runs")), random.Random(int(number))
+def test_a_poisoned_folder_that_is_killed_while_it_is_written_is_written_by_the_same_command(
+    number, folder
+):
+    words, moments = (
+        ("poison", "badnets", "--runs", str(folder / "no runs")),
+        random.Random(int(number)),
+    )
     whole = contents(folder, words, "whole")
     out = folder / f"poisoned {number.name}"
     for _ in range(4):
@@ -235,7 +255,9 @@ def contents(folder, words, name):
 
 
 def files_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.slow

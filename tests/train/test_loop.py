@@ -33,7 +33,12 @@ class Recorder:
 
     def init(self, key, model, variables, split):
         data = jax.random.key_data(key)
-        return {"seen": jnp.full(100, -1), "sum": jnp.zeros(()), "init_key": data, "step": jnp.int32(0)}
+        return {
+            "seen": jnp.full(100, -1),
+            "sum": jnp.zeros(()),
+            "init_key": data,
+            "step": jnp.int32(0),
+        }
 
     def update(self, key, model, state, batch):
         row, step = batch.input.ravel().astype(int), state["step"]
@@ -55,7 +60,11 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def rows() -> Split:
-    return Split(np.arange(ROWS, dtype=np.uint8).reshape(-1, 1, 1, 1), np.zeros(ROWS, np.int32), np.ones(ROWS, bool))
+    return Split(
+        np.arange(ROWS, dtype=np.uint8).reshape(-1, 1, 1, 1),
+        np.zeros(ROWS, np.int32),
+        np.ones(ROWS, bool),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +112,9 @@ def test_a_step_is_an_even_share_of_the_epoch(run, rows):
 
 
 def test_the_order_is_the_keys(run, rows):
-    first, again, other = (epochs_seen(run(Recorder(), rows, jax.random.key(seed)), ROWS) for seed in (0, 0, 1))
+    first, again, other = (
+        epochs_seen(run(Recorder(), rows, jax.random.key(seed)), ROWS) for seed in (0, 0, 1)
+    )
     assert first == again
     assert first != other
 
@@ -128,7 +139,11 @@ def test_history_has_the_means_of_each_epoch(run, rows):
     result = run(Recorder(5), rows, on_epoch=told.append)
     assert told == result.history
     assert [row.epoch for row in told] == [1, 2, 3]
-    assert [row.loss for row in told] == [1.5, 5.5, 9.5]  # the recorder's loss is the number of the step
+    assert [row.loss for row in told] == [
+        1.5,
+        5.5,
+        9.5,
+    ]  # the recorder's loss is the number of the step
     assert [row.accuracy for row in told] == [1.0] * 3
     assert [row.gradient_evaluations for row in told] == [4] * 3
     assert result.gradient_evaluations == 12
@@ -159,7 +174,11 @@ def test_calls_of_several_epochs_are_the_program_and_the_bits_of_calls_of_one(ru
 
 def test_variables_are_shown_after_every_epoch(run, rows, patient):
     steps = {}
-    run(Recorder(epochs=4), rows, on_variables=lambda epoch, made: steps.update({epoch: int(made()["step"])}))
+    run(
+        Recorder(epochs=4),
+        rows,
+        on_variables=lambda epoch, made: steps.update({epoch: int(made()["step"])}),
+    )
     assert steps == {1: 4, 2: 8, 3: 12, 4: 16}
 
 
@@ -173,7 +192,11 @@ def test_divergence_within_a_call_is_named_with_its_epoch(run, rows, patient):
 def test_no_epochs_give_an_empty_history(run, rows):
     result = run(Recorder(epochs=0), rows)
     assert result.history == []
-    assert (result.run_seconds, result.compile_seconds, result.gradient_evaluations) == (0.0, 0.0, 0)
+    assert (result.run_seconds, result.compile_seconds, result.gradient_evaluations) == (
+        0.0,
+        0.0,
+        0,
+    )
 
 
 # --- refusals and bad ends -------------------------------------------------------------------------------------------
@@ -187,12 +210,15 @@ def test_a_split_without_a_row_is_refused(run, rows):
 
 
 @pytest.mark.parametrize("breaks_state", [False, True], ids=["loss", "state"])
-def test_a_number_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(run, rows, tmp_path, breaks_state):
+def test_a_number_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(
+    run, rows, tmp_path, breaks_state
+):
     learner = Recorder(breaks_at=9, breaks_state=breaks_state)
     told = []
     checkpoints = Checkpoints(tmp_path, every=0.0)
     with pytest.raises(
-        loop.Diverged, match=f"after epoch 3 of 3: lower the learning rate; .* of epoch 2, is in {tmp_path}"
+        loop.Diverged,
+        match=f"after epoch 3 of 3: lower the learning rate; .* of epoch 2, is in {tmp_path}",
     ):
         run(learner, rows, checkpoints=checkpoints, on_epoch=told.append)
     saved = checkpoints.restore(learner.init(KEY, None, {}, rows))
@@ -212,20 +238,30 @@ def test_divergence_in_the_first_epoch_promises_no_checkpoint(run, rows, tmp_pat
 
 def test_a_huge_learning_rate_diverges(model, variables, split):
     learner = defenses.create("ft", epochs=3, batch_size=32, learning_rate=1e30).learner
-    with pytest.raises(loop.Diverged, match="the loss is not finite after epoch 1 of 3: lower the learning rate"):
+    with pytest.raises(
+        loop.Diverged, match="the loss is not finite after epoch 1 of 3: lower the learning rate"
+    ):
         loop.run(KEY, learner, model, variables, split)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rho": 3e38}, r"lower the learning rate \(0.01\), rho \(3e\+38\) or the weight decay \(0.0001\)$"),
-        ({"rho": 0.0, "weight_decay": 1e30}, r"lower the learning rate \(0.01\) or the weight decay \(1e\+30\)$"),
+        (
+            {"rho": 3e38},
+            r"lower the learning rate \(0.01\), rho \(3e\+38\) or the weight decay \(0.0001\)$",
+        ),
+        (
+            {"rho": 0.0, "weight_decay": 1e30},
+            r"lower the learning rate \(0.01\) or the weight decay \(1e\+30\)$",
+        ),
     ],
 )
 def test_whatever_may_be_to_blame_is_named_with_its_value(model, variables, split, options, words):
     learner = defenses.create("ft_sam", epochs=3, batch_size=32, **options).learner
-    with pytest.raises(loop.Diverged, match=rf"the loss is not finite after epoch \d of 3: {words}"):
+    with pytest.raises(
+        loop.Diverged, match=rf"the loss is not finite after epoch \d of 3: {words}"
+    ):
         loop.run(KEY, learner, model, variables, split)
 
 
@@ -235,7 +271,11 @@ def test_whatever_may_be_to_blame_is_named_with_its_value(model, variables, spli
         ("sft", {"eta_f": 5.0}, "the learning rate (0.01), eta_f (5) or eta_r (5)"),
         ("nft", {"eta_c": 0.25}, "the learning rate (0.05) or eta_c (0.25)"),
         ("ft", {"weight_decay": 0.0}, "the learning rate (0.01)"),
-        ("ft_sam", {"rho_min": 0.5}, "the learning rate (0.01), rho (2), rho_min (0.5) or the weight decay (0.0001)"),
+        (
+            "ft_sam",
+            {"rho_min": 0.5},
+            "the learning rate (0.01), rho (2), rho_min (0.5) or the weight decay (0.0001)",
+        ),
     ],
 )
 def test_what_every_defense_could_lower(name, options, words):
@@ -245,7 +285,10 @@ def test_what_every_defense_could_lower(name, options, words):
 def test_of_several_points_the_range_is_named():
     points = [defenses.create("ft_sam", rho=rho) for rho in (1.0, 1e10)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
-    assert blame.to_lower(stacked) == "the learning rate (0.01), rho (1 to 1e+10) or the weight decay (0.0001)"
+    assert (
+        blame.to_lower(stacked)
+        == "the learning rate (0.01), rho (1 to 1e+10) or the weight decay (0.0001)"
+    )
 
 
 def test_a_run_stops_when_asked_and_is_not_asked_after_the_last_epoch(run, rows, tmp_path, patient):
@@ -255,7 +298,9 @@ def test_a_run_stops_when_asked_and_is_not_asked_after_the_last_epoch(run, rows,
         asked.append(checkpoints.epoch)
         return len(asked) == 2
 
-    with pytest.raises(loop.Stopped, match="stopped after epoch 3 of 4"):  # the second call has two epochs
+    with pytest.raises(
+        loop.Stopped, match="stopped after epoch 3 of 4"
+    ):  # the second call has two epochs
         run(Recorder(epochs=4), rows, checkpoints=checkpoints, should_stop=should_stop)
     assert asked == [None, None]
     assert checkpoints.epoch == 3  # however young the last checkpoint
@@ -294,7 +339,9 @@ def test_an_epoch_consumes_its_state(learner, model, variables, split):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.tuned))
 
 
-def test_the_same_key_gives_the_same_bits_and_another_key_others(result, learner, model, variables, split):
+def test_the_same_key_gives_the_same_bits_and_another_key_others(
+    result, learner, model, variables, split
+):
     assert same(result.variables, loop.run(KEY, learner, model, variables, split).variables)
     other = loop.run(jax.random.key(1), learner, model, variables, split)
     assert not same(result.variables["params"], other.variables["params"])

@@ -37,7 +37,9 @@ def test_a_call_takes_no_more_than_a_second():
     assert calls(3, seconds=60.0) == [1] * 3
 
 
-@pytest.mark.parametrize(("seconds", "due"), [(0.125, 1.0), (0.25, 0.5), (0.375, 1.0), (2**-7, 0.25)])
+@pytest.mark.parametrize(
+    ("seconds", "due"), [(0.125, 1.0), (0.25, 0.5), (0.375, 1.0), (2**-7, 0.25)]
+)
 def test_saves_are_due_after_the_same_epochs_as_if_each_were_a_call(seconds, due):
     def saved_after(counts: list[int]) -> list[int]:
         epoch, last, found = 0, 0, []

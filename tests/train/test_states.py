@@ -101,7 +101,9 @@ def test_a_trigger_is_saved_without_the_network_that_it_is_fitted_to(model, vari
     assert same(states.on_host(learner, kept, model, start), state)
 
 
-def test_a_victim_whose_attacker_poisons_each_batch_is_saved_as_its_training_says(model, variables, split):
+def test_a_victim_whose_attacker_poisons_each_batch_is_saved_as_its_training_says(
+    model, variables, split
+):
     training = supervised(epochs=1, batch_size=32, parametrization=FrozenConvolutions(1))
     attack = Attack(Fit(), AllToOne(0), controls_training=True)
     learner = attacker.Controlled(attack, training)
@@ -138,7 +140,9 @@ def cut(folder, feed):
 def test_a_run_that_is_continued_without_its_factors_ends_bit_identical(
     learner, model, variables, split, whole, tmp_path
 ):
-    got = cut(tmp_path, lambda **options: loop.run(KEY, learner, model, variables, split, **options))
+    got = cut(
+        tmp_path, lambda **options: loop.run(KEY, learner, model, variables, split, **options)
+    )
     assert same(jax.device_get(got.variables), jax.device_get(whole.variables))
     assert not same(jax.device_get(got.variables["params"]), jax.device_get(variables["params"]))
 
@@ -164,5 +168,7 @@ def test_a_checkpoint_that_holds_the_factors_is_refused(learner, model, variable
     state = begun(learner, model, variables, split)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, [], force=True)
-        with pytest.raises(InputError, match=r"/1 cannot be read; .* another network, optimizer or version"):
+        with pytest.raises(
+            InputError, match=r"/1 cannot be read; .* another network, optimizer or version"
+        ):
             loop.run(KEY, learner, model, variables, split, checkpoints=checkpoints)

@@ -69,7 +69,9 @@ def in_chunks(monkeypatch):
     """Let an epoch have chunks of so many steps of 32."""
 
     def of(steps: int) -> None:
-        monkeypatch.setattr(streamed, "begin", functools.partial(streamed.begin, chunk_bytes=steps * SMALL))
+        monkeypatch.setattr(
+            streamed, "begin", functools.partial(streamed.begin, chunk_bytes=steps * SMALL)
+        )
 
     return of
 
@@ -99,7 +101,9 @@ def expected(learner, model, variables, resident):
     ],
     ids=["ragged chunks", "one chunk", "whole batches", "one step", "two gradients a step"],
 )
-def test_resident_equals_streamed(model, variables, resident, stream, in_chunks, name, steps, options):
+def test_resident_equals_streamed(
+    model, variables, resident, stream, in_chunks, name, steps, options
+):
     in_chunks(steps)
     create = supervised if name == "supervised" else functools.partial(defenses.create, name)
     learner = create(epochs=3, **options)
@@ -107,7 +111,10 @@ def test_resident_equals_streamed(model, variables, resident, stream, in_chunks,
     got = streamed.run(KEY, learner, model, variables, stream.visible)
     assert same(got.variables, expected.variables)
     assert figures(got) == figures(expected)
-    assert [row.compile_seconds for row in got.history[1:]] == [0.0, 0.0]  # whatever is left for the last chunk
+    assert [row.compile_seconds for row in got.history[1:]] == [
+        0.0,
+        0.0,
+    ]  # whatever is left for the last chunk
 
 
 def test_the_images_that_a_stream_shows_are_those_of_the_order(resident, stream, large):
@@ -131,12 +138,16 @@ def test_a_stream_that_nothing_is_done_to(learner, model, variables, large):
 
 
 @pytest.mark.parametrize("first", [loop, streamed], ids=["resident first", "streamed first"])
-def test_either_way_continues_the_other(expected, learner, model, variables, resident, stream, tmp_path, first):
+def test_either_way_continues_the_other(
+    expected, learner, model, variables, resident, stream, tmp_path, first
+):
     def feed(module, **options):
         split = resident.visible if module is loop else stream.visible
         checkpoints = Checkpoints(tmp_path, every=0.0)
         try:
-            return module.run(KEY, learner, model, variables, split, checkpoints=checkpoints, **options)
+            return module.run(
+                KEY, learner, model, variables, split, checkpoints=checkpoints, **options
+            )
         finally:
             checkpoints.close()
 
@@ -149,8 +160,12 @@ def test_either_way_continues_the_other(expected, learner, model, variables, res
 
 def test_eight_devices_share_each_batch(expected, learner, model, variables, stream, in_chunks):
     in_chunks(2)  # four chunks of two steps
-    got = streamed.run(KEY, learner, model, variables, stream.visible, mesh=sharding.batch_mesh(8, 32))
-    for leaf, one in zip(*(jax.tree.leaves(result.variables) for result in (got, expected)), strict=True):
+    got = streamed.run(
+        KEY, learner, model, variables, stream.visible, mesh=sharding.batch_mesh(8, 32)
+    )
+    for leaf, one in zip(
+        *(jax.tree.leaves(result.variables) for result in (got, expected)), strict=True
+    ):
         assert leaf.sharding.is_fully_replicated
         np.testing.assert_allclose(leaf, one, atol=1e-4, rtol=1e-4)
     assert [row.compile_seconds for row in got.history[1:]] == [0.0, 0.0]
@@ -160,12 +175,17 @@ def test_eight_devices_share_each_batch(expected, learner, model, variables, str
 
 
 @pytest.mark.parametrize(
-    ("name", "label_map"), [*((name, "all_to_one") for name in attacks.names()), ("badnets", "all_to_all")]
+    ("name", "label_map"),
+    [*((name, "all_to_one") for name in attacks.names()), ("badnets", "all_to_all")],
 )
 def test_rows_of_a_stream_are_poisoned_as_the_whole_split_is(spec, large, name, label_map):
     attack, state = create(name, spec, poison_rate=0.3, label_map=label_map)
-    whole, stream = (make(POISON_KEY, attack, state, large) for make in (poison_train, poison.poison_stream))
-    assert same((whole.original_label, whole.is_poisoned), (stream.original_label, stream.is_poisoned))
+    whole, stream = (
+        make(POISON_KEY, attack, state, large) for make in (poison_train, poison.poison_stream)
+    )
+    assert same(
+        (whole.original_label, whole.is_poisoned), (stream.original_label, stream.is_poisoned)
+    )
     assert same(whole.visible[1:], stream.visible[1:])
     change = quick_jit(lambda change, image, row: change(image, row))
     for rows in (np.arange(208), np.array([207, 3, 3, 50]), np.flatnonzero(whole.is_poisoned)[:5]):
@@ -228,7 +248,9 @@ def test_an_image_that_cannot_be_read_ends_the_run(model, variables, large):
 
     learner = defenses.create("ft", epochs=1, batch_size=32).learner
     with pytest.raises(InputError, match="image 77 is damaged"):
-        streamed.run(KEY, learner, model, variables, large._replace(input=Stream(Damaged(large.input, 0.0))))
+        streamed.run(
+            KEY, learner, model, variables, large._replace(input=Stream(Damaged(large.input, 0.0)))
+        )
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -237,8 +259,16 @@ def test_an_image_that_cannot_be_read_ends_the_run(model, variables, large):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("fine_pruning", {"batch_size": 32}, "what takes all images at once cannot be streamed|looks at all images"),
-        ("sft", {"batch_size": 32}, "what looks at all images before its first step cannot be streamed; keep them on"),
+        (
+            "fine_pruning",
+            {"batch_size": 32},
+            "what takes all images at once cannot be streamed|looks at all images",
+        ),
+        (
+            "sft",
+            {"batch_size": 32},
+            "what looks at all images before its first step cannot be streamed; keep them on",
+        ),
     ],
 )
 def test_what_cannot_be_streamed_is_refused_before_anything_is_compiled(
@@ -252,8 +282,12 @@ def test_what_cannot_be_streamed_is_refused_before_anything_is_compiled(
 
 def test_missing_grain_names_the_extra(model, variables, stream, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "grain", None)
-    with pytest.raises(InputError, match=r"^streaming needs the extra 'data' .*pip install 'bdjax\[data\]'"):
-        streamed.check(defenses.create("ft", batch_size=32).learner, model, variables, stream.visible)
+    with pytest.raises(
+        InputError, match=r"^streaming needs the extra 'data' .*pip install 'bdjax\[data\]'"
+    ):
+        streamed.check(
+            defenses.create("ft", batch_size=32).learner, model, variables, stream.visible
+        )
 
 
 # --- where the images are --------------------------------------------------------------------------------------------
@@ -270,9 +304,16 @@ def test_the_place_is_chosen_by_size_and_can_be_forced(large):
 
 def test_rows_that_are_left_out_are_never_read(large):
     selection = Selection(large.input, np.array([5, 3, 9]))
-    assert (selection.shape, selection.dtype, selection.nbytes, len(selection)) == ((3, 8, 8, 3), np.uint8, 3 * ROW, 3)
+    assert (selection.shape, selection.dtype, selection.nbytes, len(selection)) == (
+        (3, 8, 8, 3),
+        np.uint8,
+        3 * ROW,
+        3,
+    )
     np.testing.assert_array_equal(selection[np.array([2, 0])], large.input[[9, 5]])
-    np.testing.assert_array_equal(Selection(selection, np.array([1]))[np.array([0])], large.input[[3]])
+    np.testing.assert_array_equal(
+        Selection(selection, np.array([1]))[np.array([0])], large.input[[3]]
+    )
 
 
 def test_chunks_come_in_order_and_are_read_before_they_are_asked_for():

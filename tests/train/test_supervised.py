@@ -28,7 +28,9 @@ smoothed = jax.jit(TASK.loss)
 
 
 def logits_and_labels(rows: int, classes: int):
-    return np.random.default_rng(0).normal(size=(rows, classes)).astype(np.float32), np.arange(rows) % classes
+    return np.random.default_rng(0).normal(size=(rows, classes)).astype(np.float32), np.arange(
+        rows
+    ) % classes
 
 
 def uniform_smoothing(logits, label, share):
@@ -38,7 +40,9 @@ def uniform_smoothing(logits, label, share):
     return -(target * log_probability).sum(-1)
 
 
-@pytest.mark.parametrize(("classes", "entropy"), [(10, 0.54480543), (43, 0.69884994), (200, 0.85441346)])
+@pytest.mark.parametrize(
+    ("classes", "entropy"), [(10, 0.54480543), (43, 0.69884994), (200, 0.85441346)]
+)
 def test_smoothing_is_uniform_smoothing_less_the_entropy(classes, entropy):
     """O4."""
     logits, label = logits_and_labels(5, classes)
@@ -54,7 +58,9 @@ def test_uniform_logits():
 
 def test_without_smoothing_it_is_the_plain_cross_entropy_with_its_gradient():
     logits, label = logits_and_labels(5, 10)
-    np.testing.assert_allclose(smoothed(logits, label, 0.0), uniform_smoothing(logits, label, 0.0), rtol=1e-5)
+    np.testing.assert_allclose(
+        smoothed(logits, label, 0.0), uniform_smoothing(logits, label, 0.0), rtol=1e-5
+    )
     gradient = jax.jit(jax.grad(lambda *args: TASK.loss(*args).sum()))(logits, label, 0.0)
     probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(gradient, probability - np.eye(10)[label], atol=1e-6)
@@ -64,7 +70,9 @@ def test_smoothing_can_be_swept():
     logits, label = logits_and_labels(5, 10)
     shares = np.array([0.0, 0.1, 0.5], np.float32)
     swept = jax.jit(jax.vmap(TASK.loss, (None, None, 0)))(logits, label, shares)
-    np.testing.assert_allclose(swept, [smoothed(logits, label, share) for share in shares], rtol=1e-5)
+    np.testing.assert_allclose(
+        swept, [smoothed(logits, label, share) for share in shares], rtol=1e-5
+    )
 
 
 def test_only_valid_rows_count():
@@ -72,23 +80,31 @@ def test_only_valid_rows_count():
     image, even = jnp.zeros((6, 1, 1, 1)), np.arange(6) % 2 == 0
     for mean in (jax.jit(partial(mean_loss, TASK)), jax.jit(partial(accuracy, TASK))):
         expected = mean(logits[even], Split(image[even], label[even], jnp.ones(3, bool)))
-        assert mean(logits, Split(image, label, jnp.asarray(even))) == pytest.approx(float(expected), rel=1e-6)
+        assert mean(logits, Split(image, label, jnp.asarray(even))) == pytest.approx(
+            float(expected), rel=1e-6
+        )
         assert mean(logits, Split(image, label, jnp.zeros(6, bool))) == 0  # and not 0 / 0
 
 
 def test_accuracy_by_hand():
     batch = Split(jnp.zeros((4, 1, 1, 1)), jnp.array([0, 1, 1, 0]), jnp.ones(4, bool))
     logits = jnp.asarray(np.eye(2, dtype=np.float32)[[0, 1, 0, 1]])
-    assert accuracy(TASK, logits, batch) == accuracy(TASK, logits, batch._replace(valid=None)) == 0.5  # pyright: ignore
+    assert (
+        accuracy(TASK, logits, batch) == accuracy(TASK, logits, batch._replace(valid=None)) == 0.5
+    )  # pyright: ignore
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rows", "steps"), [(2500, 10), (5000, 20), (500, 2), (1935, 8), (1960, 8), (256, 1)])
+@pytest.mark.parametrize(
+    ("rows", "steps"), [(2500, 10), (5000, 20), (500, 2), (1935, 8), (1960, 8), (256, 1)]
+)
 def test_steps_of_an_epoch_with_batches_of_256(model, variables, rows, steps):
     """O23."""
-    split = Split(np.zeros((rows, 1, 1, 1), np.uint8), np.zeros(rows, np.int32), np.ones(rows, bool))
+    split = Split(
+        np.zeros((rows, 1, 1, 1), np.uint8), np.zeros(rows, np.int32), np.ones(rows, bool)
+    )
     for drop_last, expected in ((False, steps), (True, rows // 256)):
         learner = supervised(batch_size=256, drop_last=drop_last)
         assert learner.init(jax.random.key(0), model, variables, split).steps_per_epoch == expected
@@ -97,9 +113,15 @@ def test_steps_of_an_epoch_with_batches_of_256(model, variables, rows, steps):
 @pytest.mark.parametrize("per", ["epoch", "step"])
 def test_a_cosine_without_a_period_lasts_as_long_as_the_run(model, per):
     learner = supervised(
-        epochs=4, learning_rate=1.0, momentum=0.0, weight_decay=0.0, schedule=Schedule(kind="cosine", per=per)
+        epochs=4,
+        learning_rate=1.0,
+        momentum=0.0,
+        weight_decay=0.0,
+        schedule=Schedule(kind="cosine", per=per),
     )
-    state = TrainState(*[None] * 8)._replace(rows=jnp.int32(3), steps_per_epoch=jnp.int32(3), frozen=())  # pyright: ignore
+    state = TrainState(*[None] * 8)._replace(
+        rows=jnp.int32(3), steps_per_epoch=jnp.int32(3), frozen=()
+    )  # pyright: ignore
     tx = learner._chain(model, state)
     taken, state = [], tx.init(jnp.float32(0))
     for _ in range(13):
@@ -145,10 +167,14 @@ class TwiceMinusOnce:
         return optax.chain(second, setting.sgd)
 
 
-def test_a_second_gradient_sees_the_same_batch_and_augmentation_and_leaves_no_statistics(spec, split):
+def test_a_second_gradient_sees_the_same_batch_and_augmentation_and_leaves_no_statistics(
+    spec, split
+):
     model = Linear(spec)
     variables = model.init(jax.random.key(0))
-    learner = supervised(1, 16, weight_decay=0.0, schedule=Schedule(), transformation=TwiceMinusOnce())
+    learner = supervised(
+        1, 16, weight_decay=0.0, schedule=Schedule(), transformation=TwiceMinusOnce()
+    )
     result = loop.run(jax.random.key(0), learner, model, variables, split)
     np.testing.assert_allclose(result.variables["params"]["w"], variables["params"]["w"], atol=1e-3)
     assert result.variables["batch_stats"]["passes"] == 3
@@ -179,6 +205,10 @@ def test_supervised_names_the_argument_that_it_refuses(options, words):
 
 
 def test_every_float_is_a_leaf():
-    learner = supervised(label_smoothing=0.25, schedule=Schedule(kind="step", period=7.0, factor=0.5))
+    learner = supervised(
+        label_smoothing=0.25, schedule=Schedule(kind="step", period=7.0, factor=0.5)
+    )
     assert sorted(jax.tree.leaves(learner)) == sorted([0.01, 0.9, 5e-4, 0.25, 7.0, 0.5])
-    assert jax.tree.structure(learner) == jax.tree.structure(dataclasses.replace(learner, label_smoothing=0.0))
+    assert jax.tree.structure(learner) == jax.tree.structure(
+        dataclasses.replace(learner, label_smoothing=0.0)
+    )

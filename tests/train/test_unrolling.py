@@ -28,7 +28,10 @@ def timed(monkeypatch, model, variables, split):
 
 def test_a_long_job_takes_what_was_fastest(timed):
     steps = {1: 1.0, 2: 0.75, 4: 0.5, 8: 0.625}
-    assert timed(steps, compiling=1.0) == (4, {str(number): second for number, second in steps.items()})
+    assert timed(steps, compiling=1.0) == (
+        4,
+        {str(number): second for number, second in steps.items()},
+    )
 
 
 def test_none_is_tried_that_would_not_pay(timed):

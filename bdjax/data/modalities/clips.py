@@ -50,7 +50,9 @@ class Clips:
         """Return clips as the ``stored`` ones are. Arguments and errors as for `Images.store`."""
         return self.frames.store(clip, stored, rounding)
 
-    def picture(self, stored: Num[Array | np.ndarray, "n t h w c"]) -> Num[Array | np.ndarray, "n h tw c"]:
+    def picture(
+        self, stored: Num[Array | np.ndarray, "n t h w c"]
+    ) -> Num[Array | np.ndarray, "n h tw c"]:
         """Return the frames of each clip side by side."""
         count, frames, height, width, channels = stored.shape
         return stored.transpose(0, 2, 1, 3, 4).reshape(count, height, frames * width, channels)
@@ -59,7 +61,9 @@ class Clips:
         """Return (x − mean) / std for each channel."""
         return self.frames.normalize(clip)
 
-    def moved(self, key: Key[Array, ""], clip: Num[Array, "n t h w c"], augmentation: str) -> Num[Array, "n t h w c"]:
+    def moved(
+        self, key: Key[Array, ""], clip: Num[Array, "n t h w c"], augmentation: str
+    ) -> Num[Array, "n t h w c"]:
         """Crop and flip all frames of a clip alike.
 
         Raises:
@@ -67,7 +71,9 @@ class Clips:
         """
         one_of(AUGMENTATIONS, augment=augmentation)
         # Each frame is drawn for with the same key, so that the frames of a clip stay together.
-        return jax.vmap(lambda frame: self.frames.moved(key, frame, augmentation), in_axes=1, out_axes=1)(clip)
+        return jax.vmap(
+            lambda frame: self.frames.moved(key, frame, augmentation), in_axes=1, out_axes=1
+        )(clip)
 
     def mixed(
         self,
@@ -96,6 +102,8 @@ class OnFrames(Trigger):
         frames: Images = spec.modality.frames  # type: ignore[attr-defined]
         return self.frame.init(key, Spec(spec.name, spec.shape[1:], frames, spec.task))
 
-    def apply(self, key: Key[Array, ""], state: TriggerState, clip: Float[Array, "t h w c"]) -> Float[Array, "t h w c"]:
+    def apply(
+        self, key: Key[Array, ""], state: TriggerState, clip: Float[Array, "t h w c"]
+    ) -> Float[Array, "t h w c"]:
         """Put the trigger on all frames alike."""
         return jax.vmap(self.frame.apply, (None, None, 0))(key, state, clip)

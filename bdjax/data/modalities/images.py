@@ -72,7 +72,9 @@ class Images:
         offset = 0.5 if rounding == "nearest" else 1e-3
         return jnp.floor(image * 255 + offset).astype(jnp.uint8)
 
-    def picture(self, stored: Num[Array | np.ndarray, "n h w c"]) -> Num[Array | np.ndarray, "n h w c"]:
+    def picture(
+        self, stored: Num[Array | np.ndarray, "n h w c"]
+    ) -> Num[Array | np.ndarray, "n h w c"]:
         """Return the images."""
         return stored
 
@@ -119,7 +121,9 @@ class Images:
         one_of(augment.AUGMENTATIONS, name=augmentation)
         return self.mixed(key, self.moved(key, image, augmentation), augmentation, alpha)
 
-    def moved(self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str) -> Num[Array, "n h w c"]:
+    def moved(
+        self, key: Key[Array, ""], image: Num[Array, "n h w c"], augmentation: str
+    ) -> Num[Array, "n h w c"]:
         """Return what `augmented` starts with: pixels that were moved and keep their type, none computed."""
         return image if augmentation == "none" else self.standard(key, image)
 
@@ -172,4 +176,6 @@ def image_spec(
       num_classes, class_names: of `bdjax.tasks.single_label.SingleLabel`.
       mean, std, crop_padding, flip: of `Images`.
     """
-    return Spec(name, shape, Images(mean, std, crop_padding, flip), SingleLabel(num_classes, class_names))
+    return Spec(
+        name, shape, Images(mean, std, crop_padding, flip), SingleLabel(num_classes, class_names)
+    )

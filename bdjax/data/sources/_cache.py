@@ -37,7 +37,9 @@ import numpy as np
 from bdjax.data.sources import _folders
 from bdjax.data.sources._dataset import Arrays
 
-FORMAT = 1  # of the manifest and of what the arrays mean; a cache of another format is written again
+FORMAT = (
+    1  # of the manifest and of what the arrays mean; a cache of another format is written again
+)
 MANIFEST = "manifest.json"
 BESIDE = "bdjax-cache"
 
@@ -80,7 +82,9 @@ def cached(source: Path, read: Callable[[], Arrays]) -> Arrays:
         try:
             arrays = _load(place, identity)
         except _DamagedError as damage:
-            warnings.warn(f"{damage}; it is made anew from {source}.", stacklevel=4)  # whoever called load()
+            warnings.warn(
+                f"{damage}; it is made anew from {source}.", stacklevel=4
+            )  # whoever called load()
             continue
         if arrays is not None:
             return arrays

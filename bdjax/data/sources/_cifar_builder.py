@@ -37,14 +37,18 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
-                    "image": tfds.features.Tensor(shape=(32, 32, 3), dtype=np.uint8, encoding="bytes"),
+                    "image": tfds.features.Tensor(
+                        shape=(32, 32, 3), dtype=np.uint8, encoding="bytes"
+                    ),
                     "label": tfds.features.ClassLabel(names=list(self._class_names)),
                 }
             ),
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, _Example]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[str, _Example]]]:
         del dl_manager  # the archive is read and checked before the builder is made
         arrays = self._arrays
         return {
@@ -52,7 +56,9 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
             "test": self._generate_examples("test", arrays.test_image, arrays.test_label),
         }
 
-    def _generate_examples(self, split: str, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, _Example]]:
+    def _generate_examples(
+        self, split: str, images: np.ndarray, labels: np.ndarray
+    ) -> Iterator[tuple[str, _Example]]:
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             key = f"{split}_{row:05}"
             yield key, {"id": key, "image": image, "label": int(label)}
@@ -69,14 +75,20 @@ def prepare(data_dir: Path, class_names: tuple[str, ...]) -> Path:
     """
     if not _folders.is_writable(data_dir):
         wrong = f"cifar10 is not in {data_dir}, and that folder is read-only"
-        remedy = "name another data_dir to prepare it there, or the one that holds cifar10/<version>/"
+        remedy = (
+            "name another data_dir to prepare it there, or the one that holds cifar10/<version>/"
+        )
         raise InputError(f"{wrong}; {remedy}.")
     arrays = _cifar_archive.read_archive(_cifar_archive.find_or_download(data_dir))
-    builder = Cifar10(arrays=arrays, class_names=class_names, data_dir=data_dir, file_format="array_record")
+    builder = Cifar10(
+        arrays=arrays, class_names=class_names, data_dir=data_dir, file_format="array_record"
+    )
     try:
         with contextlib.redirect_stdout(sys.stderr):  # tfds announces itself with print
             # Not from Google's bucket: the copy there has other features.
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
     except OSError as error:
         # Another process may have been faster: the folder that it renamed into place is as good.
         if not (folder := _folders.newest_version(data_dir, "cifar10")):

@@ -20,10 +20,14 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> Path:
     if data_dir is not None and not os.fspath(data_dir):
         raise InputError("data_dir must name a folder, got ''.")
     named = data_dir if data_dir is not None else os.environ.get("BDJAX_DATA_DIR") or None
-    return default() if named is None else Path(os.path.expanduser(named))  # which takes an unknown ~user as it is
+    return (
+        default() if named is None else Path(os.path.expanduser(named))
+    )  # which takes an unknown ~user as it is
 
 
-def locate(name: str, data_dir: str | os.PathLike[str] | None, known: Container[str]) -> tuple[str, str | None]:
+def locate(
+    name: str, data_dir: str | os.PathLike[str] | None, known: Container[str]
+) -> tuple[str, str | None]:
     """Return a data set's own name and its ``data_dir`` where the name is the path of a folder; others as they are.
 
     A path has a separator in it or begins with ``~``, or is ``.`` or ``..``; a relative one starts at ``data_dir``, or
@@ -53,7 +57,9 @@ def is_path(name: str) -> bool:
     """Return whether a data set's name is the path of a folder."""
     if not isinstance(name, str):
         return False
-    return any(mark in name for mark in {"/", os.sep}) or name.startswith("~") or name in (".", "..")
+    return (
+        any(mark in name for mark in {"/", os.sep}) or name.startswith("~") or name in (".", "..")
+    )
 
 
 def require_folder(folder: Path) -> None:

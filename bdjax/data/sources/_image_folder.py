@@ -107,7 +107,9 @@ def _classes(root: Path, folder: Path) -> dict[str, Path]:
     return classes
 
 
-def _class_names(root: Path, folders: Mapping[str, Mapping[str, Path]], splits: Mapping[str, Path]) -> tuple[str, ...]:
+def _class_names(
+    root: Path, folders: Mapping[str, Mapping[str, Path]], splits: Mapping[str, Path]
+) -> tuple[str, ...]:
     """Return the classes in the order of their labels."""
     names = {split: set(classes) for split, classes in folders.items()}
     if only := _ordered(names["train"] ^ names["test"]):
@@ -250,7 +252,9 @@ def _naming_the_file(path: Path, read: Callable[..., T], *options: object) -> T:
     """Return ``read(path, *options)``; where that fails, name the file."""
     try:
         return read(path, *options)
-    except Exception as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error, …
+    except (
+        Exception
+    ) as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error, …
         reason = str(error).rstrip(".")
         remedy = "replace it or take it away"
         raise InputError(f"image {path} cannot be read ({reason}); {remedy}.") from error

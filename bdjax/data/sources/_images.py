@@ -84,7 +84,9 @@ def upright(path: str | os.PathLike[str]) -> Image.Image:
         return image if turn is None else image.transpose(turn)
 
 
-def read_masked(path: str | os.PathLike[str], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+def read_masked(
+    path: str | os.PathLike[str], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Return one image file, upright and at a size, uint8 [h, w, c], and its opacity [h, w, 1] if it has any holes.
 
     What is transparent lends its color to no pixel that is not.
@@ -116,7 +118,9 @@ def read_header(path: str | os.PathLike[str]) -> tuple[str, tuple[int, int]]:
     with image:
         width, height = image.size
         orientation = _orientation(image)
-        if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size may be that before the turn
+        if isinstance(
+            image, TiffImagePlugin.TiffImageFile
+        ):  # whose size may be that before the turn
             width = image.tag_v2[TiffImagePlugin.IMAGEWIDTH]
             height = image.tag_v2[TiffImagePlugin.IMAGELENGTH]
             orientation = image.tag_v2.get(ExifTags.Base.Orientation, 1)
@@ -139,7 +143,9 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
     def one(row: int) -> None:
         pixels = images[row, ..., 0] if out.shape[-1] == 1 else images[row]
-        out[row] = _pixels(_resize(Image.fromarray(np.ascontiguousarray(pixels)), size), out.shape[-1])
+        out[row] = _pixels(
+            _resize(Image.fromarray(np.ascontiguousarray(pixels)), size), out.shape[-1]
+        )
 
     in_threads(one, range(len(images)), workers(size, size))
     return out

@@ -22,8 +22,12 @@ from bdjax.data.sources import _images
 from bdjax.data.sources._dataset import Arrays
 
 _Shard: TypeAlias = tuple[Any, int]  # path, and number of examples
-_Feature: TypeAlias = Any  # a data set's, and an example's fields as protocol buffers: they have no types
-Decode = Callable[[Sequence[bytes], np.ndarray, np.ndarray], None]  # records into rows of images and labels
+_Feature: TypeAlias = (
+    Any  # a data set's, and an example's fields as protocol buffers: they have no types
+)
+Decode = Callable[
+    [Sequence[bytes], np.ndarray, np.ndarray], None
+]  # records into rows of images and labels
 
 _CHUNK = 1000  # records that are read while as many before them are decoded
 
@@ -97,7 +101,9 @@ class Records:
         label = np.empty(len(rows), np.int32)
         try:
             self._split.decode(self._split.records.__getitems__(rows.tolist()), image, label)
-        except Exception as error:  # of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
+        except (
+            Exception
+        ) as error:  # of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
             wrong = f"an image of {self._split.data_dir} is damaged ({_brief(error)})"
             raise InputError(f"{wrong}; restore its shards.") from error
         return image
@@ -156,7 +162,9 @@ def _read_labels(split: _Split, image: np.ndarray | None = None) -> np.ndarray:
                 _read_rows(split.records, rows, split.decode, image, label)
             if not ((label[rows] >= 0) & (label[rows] < split.num_classes)).all():
                 raise ValueError(f"a label is outside 0 to {split.num_classes - 1}")
-        except Exception as error:  # of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
+        except (
+            Exception
+        ) as error:  # of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
             wrong = f"shard {path} is damaged or incomplete ({_brief(error)})"
             raise InputError(f"{wrong}; restore it, or take away {split.data_dir}.") from error
         start = rows.stop
@@ -169,7 +177,9 @@ def _check_count(path: os.PathLike[str], count: int) -> None:
             raise ValueError(f"it holds {len(records)} examples and dataset_info.json says {count}")
 
 
-def _read_rows(source: _ByRow, rows: slice, decode: Decode, image: np.ndarray, label: np.ndarray) -> None:
+def _read_rows(
+    source: _ByRow, rows: slice, decode: Decode, image: np.ndarray, label: np.ndarray
+) -> None:
     """Fill a range of rows: this thread reads records while others decode those before."""
     with ThreadPoolExecutor(_images.workers(*image.shape[1:3])) as pool:
         decoding: list[Future[None]] = []

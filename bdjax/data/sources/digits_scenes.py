@@ -32,7 +32,9 @@ def digits_scenes(data_dir: Path | None = None) -> Dataset:
     generator = np.random.RandomState(0)  # whose stream NumPy keeps as it is
     train, test = _scenes(generator, source.train, TRAIN), _scenes(generator, source.test, TEST)
     mean, std = _dataset.channel_statistics(np.asarray(train.input))
-    spec = Spec("digits_scenes", (16, 16, 1), Images(mean, std), MultiLabel(10, source.spec.class_names))
+    spec = Spec(
+        "digits_scenes", (16, 16, 1), Images(mean, std), MultiLabel(10, source.spec.class_names)
+    )
     return Dataset(train, test, spec)
 
 

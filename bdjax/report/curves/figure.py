@@ -49,7 +49,9 @@ def draw(found: Sensitivity) -> Figure:
     drawn = [one.wrapped() for one in panels(found)]
     if len(drawn) > MOST_PANELS:
         left_out = sum(len(one.lines) for one in drawn[MOST_PANELS:])
-        _log.warning("%s shows the first lines; %d more are in the csv beside it.", found.name, left_out)
+        _log.warning(
+            "%s shows the first lines; %d more are in the csv beside it.", found.name, left_out
+        )
         drawn = drawn[:MOST_PANELS]
     labels = list(dict.fromkeys(label for one in drawn for label in one.lines.values()))
     # the same label has the same color in all panels, while there are colors
@@ -75,7 +77,9 @@ def draw(found: Sensitivity) -> Figure:
     return page
 
 
-def _draw_pair(page: Figure, found: Sensitivity, one: Panels, styles: Styles, top: float, beside: float) -> list[Axes]:
+def _draw_pair(
+    page: Figure, found: Sensitivity, one: Panels, styles: Styles, top: float, beside: float
+) -> list[Axes]:
     """Draw a panel for each metric, side by side, and return them; ``top`` and ``beside`` are inches."""
     width = (WIDTH - 2 * MARGIN - _LEFT - _GAP - beside) / 2
     made = []
@@ -100,7 +104,9 @@ def _draw_lines(ax: Axes, rate: str, lines: Mapping[Line, str], styles: Styles) 
         color, marker = styles[line]
         statistics = [row.statistics[rate] for row in line.rows]
         means = _means(line, rate)
-        stds = 100 * np.array([math.nan if statistic.std is None else statistic.std for statistic in statistics])
+        stds = 100 * np.array(
+            [math.nan if statistic.std is None else statistic.std for statistic in statistics]
+        )
         low, high = np.clip([means - stds, means + stds], 0, 100)
         ax.fill_between(line.values, low, high, color=color, alpha=0.13, lw=0, zorder=2)
         ax.vlines(line.values, low, high, color=color, alpha=0.45, lw=1, zorder=3)
@@ -126,7 +132,9 @@ def _means(line: Line, rate: str) -> np.ndarray:
 
 def _coincide(first: Line, second: Line, rate: str) -> bool:
     """Say whether two controls of one kind lie on each other, so that neither's color would tell whose it is."""
-    alike = first.row.name("defense") == second.row.name("defense") and first.values == second.values
+    alike = (
+        first.row.name("defense") == second.row.name("defense") and first.values == second.values
+    )
     return alike and bool(np.all(np.abs(_means(first, rate) - _means(second, rate)) < 1))
 
 
@@ -157,7 +165,9 @@ def _value_axis(ax: Axes, found: Sensitivity, width: float) -> None:
     transform = ax.xaxis.get_transform()
     places = transform.transform(np.array(values, float))
     margin = 0.05 * (places[-1] - places[0])
-    ax.set_xlim(*transform.inverted().transform(np.array([places[0] - margin, places[-1] + margin])))
+    ax.set_xlim(
+        *transform.inverted().transform(np.array([places[0] - margin, places[-1] + margin]))
+    )
     ax.minorticks_off()
     ax.tick_params(axis="x", length=3, color=GREY)
     if len(values) > _FEW and name == "linear":
@@ -174,7 +184,9 @@ def _lines_key(page: Figure, panels: Panels, styles: Styles, left: float, top: f
 
     across, down = page.get_size_inches()
     handles = [
-        Line2D([], [], color=color, marker=marker, ms=5.5, mec="white", mew=0.7, lw=1.4, label=label)
+        Line2D(
+            [], [], color=color, marker=marker, ms=5.5, mec="white", mew=0.7, lw=1.4, label=label
+        )
         for line, label in panels.lines.items()
         for color, marker in [styles[line]]
     ]
@@ -204,5 +216,7 @@ def _marks_key(found: Sensitivity) -> list[Artist]:
     names = {control.row.name("defense") for line in found.lines for control in line.controls}
     words = {"none": "none (attacked network)", "ft": "ft (plain fine-tuning)"}
     return keys + [
-        Line2D([], [], color=GREY, lw=1, ls=_DASHES[name], label=words[name]) for name in CONTROLS if name in names
+        Line2D([], [], color=GREY, lw=1, ls=_DASHES[name], label=words[name])
+        for name in CONTROLS
+        if name in names
     ]

@@ -22,7 +22,9 @@ from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, of_roles
 
 LEAST = 3  # values that make a curve; beside one that has them, two make a line
 DRAWN = (UTILITY, ATTACK)  # the metrics that have a curve
-_NAMES = {"target_label"}  # numbers that name something, so that no curve leads from one to the next
+_NAMES = {
+    "target_label"
+}  # numbers that name something, so that no curve leads from one to the next
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +80,9 @@ def find(rows: Iterable[Row]) -> list[Sensitivity]:
     made = []
     for own in kinds:
         kind = own[0].metric(UTILITY).name if len(kinds) > 1 else ""
-        for option in dict.fromkeys(key for row in own for key in row.settings if _is_quantity(key)):
+        for option in dict.fromkeys(
+            key for row in own for key in row.settings if _is_quantity(key)
+        ):
             if found := _sensitivity(option, own):
                 made.append(dataclasses.replace(found, kind=kind))
     return made
@@ -93,9 +97,15 @@ def _sensitivity(option: str, rows: Sequence[Row]) -> Sensitivity | None:
     curves = _curves(option, rows)
     if max(map(len, curves), default=0) < LEAST:
         return None
-    top = max(rank(curve[0]) for curve in curves)  # where only plain fine-tuning was swept, it is no control
+    top = max(
+        rank(curve[0]) for curve in curves
+    )  # where only plain fine-tuning was swept, it is no control
     swept = {_victim(option, curve[0]) for curve in curves}
-    constant = [row for row in rows if _is_constant(option, row) and rank(row) < top and _victim(option, row) in swept]
+    constant = [
+        row
+        for row in rows
+        if _is_constant(option, row) and rank(row) < top and _victim(option, row) in swept
+    ]
     # again, so that the labels tell no more than what differs here
     chosen = summarize(records_of([*itertools.chain(*curves), *constant]))
     labeled = [row.without(option) for row in chosen]
@@ -111,7 +121,9 @@ def _sensitivity(option: str, rows: Sequence[Row]) -> Sensitivity | None:
             own = _controls(option, line, of_victim[_victim(option, line.row)])
             with_controls.append(dataclasses.replace(line, controls=tuple(own)))
     used = {control for line in with_controls for control in line.controls}
-    return Sensitivity(option, (*with_controls, *(line for line in controls if line.values and line not in used)))
+    return Sensitivity(
+        option, (*with_controls, *(line for line in controls if line.values and line not in used))
+    )
 
 
 def _curves(option: str, rows: Iterable[Row]) -> list[list[Row]]:
@@ -161,8 +173,12 @@ def _shares_options(option: str, control: Row, row: Row) -> bool:
 def _options(option: str, row: Row) -> dict[str, str]:
     """Return the options of a defense, or of the last stage of a chain, which is what its control repeats."""
     last = re.compile(r"defense\.(second\.)*")
-    config = {key: value for key, value in _config(row).items() if key not in ("defense.name", option)}
-    return {last.sub("", key, count=1): plain(value) for key, value in config.items() if last.match(key)}
+    config = {
+        key: value for key, value in _config(row).items() if key not in ("defense.name", option)
+    }
+    return {
+        last.sub("", key, count=1): plain(value) for key, value in config.items() if last.match(key)
+    }
 
 
 def with_ranges(rows: Sequence[Row]) -> list[Row]:
@@ -180,7 +196,10 @@ def with_ranges(rows: Sequence[Row]) -> list[Row]:
                 width[metric.name] = max(means) - min(means)
             for row in line.rows:
                 ranges[identity(row.records[0].settings)][found.option] = width
-    return [dataclasses.replace(row, ranges=ranges.get(identity(row.records[0].settings), {})) for row in rows]
+    return [
+        dataclasses.replace(row, ranges=ranges.get(identity(row.records[0].settings), {}))
+        for row in rows
+    ]
 
 
 def as_csv(found: Sensitivity) -> str:

@@ -35,7 +35,9 @@ class Panels:
     @property
     def height(self) -> float:
         """Return the inches of a panel: enough for the labels beside it."""
-        return max(_HEIGHT, sum(0.09 + 0.14 * len(label.splitlines()) for label in self.lines.values()))
+        return max(
+            _HEIGHT, sum(0.09 + 0.14 * len(label.splitlines()) for label in self.lines.values())
+        )
 
     def colors(self, palette: Mapping[str, int]) -> dict[Line, tuple[str, str]]:
         """Return color and marker of each line; its controls have its color where they are its alone, else grey."""
@@ -109,7 +111,12 @@ def circumstances(found: Sensitivity) -> str:
     shared += [*names] if len(names) == 1 and not found.option.startswith("defense.") else []
     seeds = _range(row.n for row in rows)
     measured = [f"{metric.head}{_on(found, metric)}" for metric in found.drawn]
-    parts = (common(rows), *shared, "one seed" if seeds == "1" else f"{seeds} seeds", ", ".join(measured))
+    parts = (
+        common(rows),
+        *shared,
+        "one seed" if seeds == "1" else f"{seeds} seeds",
+        ", ".join(measured),
+    )
     return " · ".join(filter(None, parts))
 
 
@@ -117,7 +124,9 @@ def _on(found: Sensitivity, metric: Metric) -> str:
     """Say on how many inputs a metric is measured."""
     if not metric.total:
         return ""
-    totals = sorted({total for line in found.lines for row in line.rows for total in row.totals(metric.total)})
+    totals = sorted(
+        {total for line in found.lines for row in line.rows for total in row.totals(metric.total)}
+    )
     inputs = "test images" if metric.role == UTILITY else "triggered ones"
     return f" {'of' if metric.part else 'on'} {'/'.join(map(str, totals))} {inputs}"
 
@@ -130,7 +139,9 @@ def panel_title(metric: Metric) -> str:
 def _words(option: str) -> str:
     section, *_, last = option.split(".")
     words = SYMBOLS.get(last, last.replace("_", " "))
-    return words if section in ("attack", "defense") else f"{section} {words}"  # of what the share is, or the rate
+    return (
+        words if section in ("attack", "defense") else f"{section} {words}"
+    )  # of what the share is, or the rate
 
 
 def axis_label(option: str) -> str:

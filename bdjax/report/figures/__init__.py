@@ -103,4 +103,6 @@ def _samples_csv(samples: Mapping[str, Sample]) -> str:
         about = (title, of.row.defense, of.record.seed, of.record.run_id)
         for i, label in enumerate(of.arrays["label"]):
             lines.append((*about, i, label, *(of.arrays[name][i] for name in PREDICTIONS)))
-    return values.write(("attack", "defense", "seed", "run_id", "image", "label", *PREDICTIONS), lines)
+    return values.write(
+        ("attack", "defense", "seed", "run_id", "image", "label", *PREDICTIONS), lines
+    )

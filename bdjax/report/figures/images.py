@@ -62,11 +62,20 @@ def draw(ax: Axes, sample: Sample, width: float) -> None:
     ax.set_ylim(height_of(sample, width), 0)
 
 
-def _line(ax: Axes, y: float, column: float, head: str, words: Sequence[str], colors: Sequence[str]) -> None:
+def _line(
+    ax: Axes, y: float, column: float, head: str, words: Sequence[str], colors: Sequence[str]
+) -> None:
     """Write a line of words, each centered in its column and cut where it is wider."""
     ax.text(0, y, head, va="center", color=GREY)
     for j, (word, color) in enumerate(zip(words, colors, strict=True)):
-        ax.text(HEADER + (j + 0.5) * column, y, cut(word, column - 0.08), ha="center", va="center", color=color)
+        ax.text(
+            HEADER + (j + 0.5) * column,
+            y,
+            cut(word, column - 0.08),
+            ha="center",
+            va="center",
+            color=color,
+        )
 
 
 def _image(ax: Axes, image: np.ndarray, center: float, top: float, height: float) -> None:

@@ -31,7 +31,11 @@ class Block:
     def heights(self, width: float) -> tuple[float, float, float]:
         """Return the inches of the heading, the images and the rates."""
         pictures = images.height_of(self.sample, width) + 0.2 if self.sample else 0.0
-        return 0.22 + (0.2 if self.sample else 0.0), pictures, rates.height_of(self.rows) if self.rows else 0.0
+        return (
+            0.22 + (0.2 if self.sample else 0.0),
+            pictures,
+            rates.height_of(self.rows) if self.rows else 0.0,
+        )
 
 
 def pages(rows: Sequence[Row], samples: Mapping[str, Sample]) -> dict[str, Figure]:
@@ -44,10 +48,14 @@ def pages(rows: Sequence[Row], samples: Mapping[str, Sample]) -> dict[str, Figur
     both = [Block(title, samples.get(title), group) for title, group in shown.items()]
     made = {
         "overview": _page(heading + some, both, columns),
-        "summary": _page(heading, [Block(title, rows=group) for title, group in groups.items()], columns),
+        "summary": _page(
+            heading, [Block(title, rows=group) for title, group in groups.items()], columns
+        ),
     }
     if samples:
-        made["samples"] = _page(heading, [Block(title, sample) for title, sample in samples.items()], 1)
+        made["samples"] = _page(
+            heading, [Block(title, sample) for title, sample in samples.items()], 1
+        )
     return made
 
 
@@ -61,9 +69,13 @@ def _page(heading: str, blocks: Sequence[Block], columns: int) -> Figure:
     heights = [_highest([block.heights(width) for block in line]) for line in lines]
     keys = _keys(blocks)
     rows = [row for block in blocks for row in block.rows]
-    margins = rates.margins(rows, width) if rows else (0.0, 0.0)  # the same in all blocks, so that axes line up
+    margins = (
+        rates.margins(rows, width) if rows else (0.0, 0.0)
+    )  # the same in all blocks, so that axes line up
     top = 0.42 if heading else 0.12
-    page = Figure(figsize=(WIDTH, top + sum(map(sum, heights)) + 0.22 * len(keys) + 0.1), facecolor="white")
+    page = Figure(
+        figsize=(WIDTH, top + sum(map(sum, heights)) + 0.22 * len(keys) + 0.1), facecolor="white"
+    )
     write(page, MARGIN, 0.12, heading, **HEADING)
     for line, parts in zip(lines, heights, strict=True):
         for column, block in enumerate(line):
@@ -100,7 +112,12 @@ def _draw_block(
         images.draw(axes(page, left, top + heading, width, height), block.sample, width)
     if block.rows:
         names, numbers = margins
-        inner = (left + names, top + heading + pictures, width - names - numbers, rates.height_of(block.rows) - 0.42)
+        inner = (
+            left + names,
+            top + heading + pictures,
+            width - names - numbers,
+            rates.height_of(block.rows) - 0.42,
+        )
         rates.draw(axes(page, *inner), block.rows, width, numbers)
 
 

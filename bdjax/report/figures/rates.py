@@ -32,7 +32,9 @@ def _defense_label(row: Row, room: float) -> str:
         return row.defense
     words = row.defense.split()
     fitting = [i for i in range(1, len(words)) if print_width(" ".join(words[:i])) <= room] or [1]
-    return "\n".join(cut(" ".join(part), room) for part in (words[: fitting[-1]], words[fitting[-1] :]) if part)
+    return "\n".join(
+        cut(" ".join(part), room) for part in (words[: fitting[-1]], words[fitting[-1] :]) if part
+    )
 
 
 def margins(rows: Sequence[Row], width: float) -> tuple[float, float]:
@@ -54,7 +56,12 @@ def draw(ax: Axes, rows: Sequence[Row], width: float, numbers: float) -> None:
         for metric in of_roles(row.metrics, *_SERIES):
             color, marker, offset = _SERIES[metric.role]
             _dot(ax, row, metric.name, y + offset, color, marker)
-            style = {"color": color, "ha": "right", "va": "center", "transform": ax.get_yaxis_transform()}
+            style = {
+                "color": color,
+                "ha": "right",
+                "va": "center",
+                "transform": ax.get_yaxis_transform(),
+            }
             ax.text(right, y + offset, _number(row, metric), **style)
     ax.set_yticks(range(len(rows)), [_defense_label(row, 0.4 * width) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -70,10 +77,14 @@ def _dot(ax: Axes, row: Row, name: str, y: float, color: str, marker: str) -> No
     statistic = row.statistics[name]
     if statistic.std is not None:
         seeds = [100 * record.value(name) for record in row.records]
-        ax.plot(seeds, np.full(len(seeds), y), marker, color=color, ms=3.2, alpha=0.35, mew=0, zorder=2)
+        ax.plot(
+            seeds, np.full(len(seeds), y), marker, color=color, ms=3.2, alpha=0.35, mew=0, zorder=2
+        )
         ends = np.clip([statistic.mean - statistic.std, statistic.mean + statistic.std], 0, 1)
         ax.plot(100 * ends, [y, y], "-", color=color, lw=1.4, zorder=3)
-    ax.plot([100 * statistic.mean], [y], marker, color=color, ms=5.5, mec="white", mew=0.7, zorder=4)
+    ax.plot(
+        [100 * statistic.mean], [y], marker, color=color, ms=5.5, mec="white", mew=0.7, zorder=4
+    )
 
 
 def _number(row: Row, metric: Metric) -> str:
@@ -87,8 +98,16 @@ def key(rows: Sequence[Row]) -> list[Line2D]:
     keys = []
     for metric in of_roles(rows[0].metrics, *_SERIES):
         color, marker, _ = _SERIES[metric.role]
-        keys.append(Line2D([], [], color=color, marker=marker, ls="", label=f"{metric.head}: {metric.words}"))
+        keys.append(
+            Line2D(
+                [], [], color=color, marker=marker, ls="", label=f"{metric.head}: {metric.words}"
+            )
+        )
     if is_repeated(rows):
         keys.append(Line2D([], [], color=GREY, marker="o", ms=5.5, lw=1.4, label="mean ± std"))
-        keys.append(Line2D([], [], color=GREY, marker="o", ms=3.2, alpha=0.5, mew=0, ls="", label="one seed"))
+        keys.append(
+            Line2D(
+                [], [], color=GREY, marker="o", ms=3.2, alpha=0.5, mew=0, ls="", label="one seed"
+            )
+        )
     return keys

@@ -23,7 +23,9 @@ from bdjax.report.records import Record
 from bdjax.report.rows import by_task, summarize
 
 
-def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, bytes] | None = None) -> Path:
+def write(
+    records: Iterable[Record], file: str | Path, figures: Mapping[str, bytes] | None = None
+) -> Path:
     """Write one self-contained HTML page of finished runs.
 
     Runs of tasks with different metrics have a page each, which lead to each other: further ones lie beside the first,
@@ -42,7 +44,9 @@ def write(records: Iterable[Record], file: str | Path, figures: Mapping[str, byt
         neither PNG nor SVG, or a file that cannot be written.
     """
     file = check(file)
-    texts = {page: _html(content, figures or {}) for page, content in _contents_of(records, file).items()}
+    texts = {
+        page: _html(content, figures or {}) for page, content in _contents_of(records, file).items()
+    }
     with failures.blaming_the_path(f"the page cannot be written to {file}"):
         for page, text in texts.items():
             atomic.write_text(page, text)
@@ -58,9 +62,14 @@ def _contents_of(records: Iterable[Record], file: Path) -> dict[Path, Content]:
         found[page] = content
     if not found:
         raise InputError("there are no records to write a page of.")
-    names = {page: ", ".join(metric.head for metric in content.metrics) for page, content in found.items()}
+    names = {
+        page: ", ".join(metric.head for metric in content.metrics)
+        for page, content in found.items()
+    }
     for page, content in found.items():
-        others = {urllib.parse.quote(other.name): words for other, words in names.items() if other != page}
+        others = {
+            urllib.parse.quote(other.name): words for other, words in names.items() if other != page
+        }
         found[page] = dataclasses.replace(content, others=others)
     return found
 
@@ -76,7 +85,9 @@ def check(file: str | Path) -> Path:
     return places.check_file("file", file)
 
 
-def html(records: Iterable[Record], folder: Path, figures: Mapping[str, bytes] | None = None) -> str:
+def html(
+    records: Iterable[Record], folder: Path, figures: Mapping[str, bytes] | None = None
+) -> str:
     """Return the page as text, with links that are relative to a folder.
 
     Raises:
@@ -84,7 +95,9 @@ def html(records: Iterable[Record], folder: Path, figures: Mapping[str, bytes] |
     """
     (content, *others) = _contents_of(records, folder / "page.html").values()
     if others:
-        raise InputError("records must be of one kind of task for one page; got tasks with different metrics.")
+        raise InputError(
+            "records must be of one kind of task for one page; got tasks with different metrics."
+        )
     return _html(content, figures or {})
 
 
@@ -110,7 +123,10 @@ def _contents(content: Content, figures: Mapping[str, bytes]) -> list:
     parts = [*before, analyses.section(figures), protocol.section(content)]
     sections = [part for part in parts if part is not None]
     links = [tag("a", part.get("aria-label"), href=f"#{part.get('id')}") for part in sections]
-    return [add(opening.header(content), tag("nav", links, aria_label="Sections")), tag("main", sections)]
+    return [
+        add(opening.header(content), tag("nav", links, aria_label="Sections")),
+        tag("main", sections),
+    ]
 
 
 def _own(name: str) -> str:
@@ -119,4 +135,6 @@ def _own(name: str) -> str:
 
 def _hash(script: str) -> str:
     """Return what a policy calls a script by."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode(
+        "ascii"
+    )

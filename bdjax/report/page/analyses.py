@@ -22,7 +22,15 @@ def section(figures: Mapping[str, bytes]) -> Element | None:
     made = tag("section", tag("h2", "Analyses"), id="analyses", aria_label="Analyses")
     for caption, file in figures.items():
         image = tag("img", src=data_uri(file, _kind(caption, file)), alt=caption)
-        add(made, tag("figure", tag("div", image, class_="scroll"), tag("figcaption", caption), class_="card made"))
+        add(
+            made,
+            tag(
+                "figure",
+                tag("div", image, class_="scroll"),
+                tag("figcaption", caption),
+                class_="card made",
+            ),
+        )
     return made
 
 
@@ -31,4 +39,6 @@ def _kind(caption: str, file: bytes) -> str:
         return "image/png"
     if b"<svg" in file[:4096]:
         return "image/svg+xml"
-    raise InputError(f"the figure {caption!r} must be a PNG or an SVG file; got one that begins with {file[:8]!r}.")
+    raise InputError(
+        f"the figure {caption!r} must be a PNG or an SVG file; got one that begins with {file[:8]!r}."
+    )

@@ -16,7 +16,15 @@ from xml.etree.ElementTree import Element
 
 from bdjax.report.cells import spread
 from bdjax.report.curves.lines import Line, Sensitivity, find
-from bdjax.report.curves.panels import MOST_PANELS, Panels, axis_label, circumstances, heading, panel_title, panels
+from bdjax.report.curves.panels import (
+    MOST_PANELS,
+    Panels,
+    axis_label,
+    circumstances,
+    heading,
+    panel_title,
+    panels,
+)
 from bdjax.report.page import svg
 from bdjax.report.page.content import PERCENT, Content, article
 from bdjax.report.page.markup import add, tag
@@ -76,9 +84,15 @@ def _legend(made: Style) -> Element:
         ]
         return tag("ul", tag("li", tag("b", section)), found, class_="legend")
 
-    legends = [entries("defense", {name: svg.shape(0, color) for name, color in made.colors.items()})]
+    legends = [
+        entries("defense", {name: svg.shape(0, color) for name, color in made.colors.items()})
+    ]
     if len(made.shapes) > 1:
-        legends.append(entries("attack", {name: svg.shape(place, "plain") for name, place in made.shapes.items()}))
+        legends.append(
+            entries(
+                "attack", {name: svg.shape(place, "plain") for name, place in made.shapes.items()}
+            )
+        )
     return tag("div", legends)
 
 
@@ -90,9 +104,13 @@ def _trade_off(content: Content, made: Style) -> Element:
     utility, attack = content.utility, content.attack
     across, up = svg.rates(), svg.linear(_reach(content.rows, _utility), 0, 100)
     label = f"{_capital(utility.words)} over {attack.words}, one mark for each row of the table"
-    chart = svg.chart(label, across, up, f"{panel_title(attack)} (%)", f"{panel_title(utility)} (%)")
+    chart = svg.chart(
+        label, across, up, f"{panel_title(attack)} (%)", f"{panel_title(utility)} (%)"
+    )
     _draw(chart, content, made, _success, _utility)
-    return _figure(chart, f"{_capital(utility.brief)} against {attack.brief}", _of_trade_off(content))
+    return _figure(
+        chart, f"{_capital(utility.brief)} against {attack.brief}", _of_trade_off(content)
+    )
 
 
 def _cost(content: Content, made: Style) -> Element:
@@ -101,18 +119,33 @@ def _cost(content: Content, made: Style) -> Element:
     up = svg.linear(_reach(content.rows, _rating), 0, 100)
     rating = content.rating
     label = f"{_capital(rating.words)} over the seconds of the defense, one mark for each row of the table"
-    chart = svg.chart(label, across, up, "seconds of the defense, without compiling", f"{rating.head} (%)")
+    chart = svg.chart(
+        label, across, up, "seconds of the defense, without compiling", f"{rating.head} (%)"
+    )
     _draw(chart, content, made, lambda row: row.run_seconds, _rating)
     kinds = len(content.environments)
-    machines = "" if kinds == 1 else f" The runs had {kinds} environments, so that seconds compare only roughly."
-    words = "Up is better, left is cheaper: what an effective defense costs. No defense takes no time." + machines
+    machines = (
+        ""
+        if kinds == 1
+        else f" The runs had {kinds} environments, so that seconds compare only roughly."
+    )
+    words = (
+        "Up is better, left is cheaper: what an effective defense costs. No defense takes no time."
+        + machines
+    )
     return _figure(chart, "Effectiveness against cost", words)
 
 
 def _draw(
-    chart: svg.Chart, content: Content, made: Style, x: Callable[[Row], Statistic], y: Callable[[Row], Statistic]
+    chart: svg.Chart,
+    content: Content,
+    made: Style,
+    x: Callable[[Row], Statistic],
+    y: Callable[[Row], Statistic],
 ) -> None:
-    ordered = sorted(content.rows, key=lambda row: row.name("defense") not in CONTROLS)  # controls lie below
+    ordered = sorted(
+        content.rows, key=lambda row: row.name("defense") not in CONTROLS
+    )  # controls lie below
     for row in ordered:
         across, up = x(row), y(row)
         if not (math.isfinite(across.mean) and math.isfinite(up.mean)):
@@ -120,11 +153,17 @@ def _draw(
         low, high = _ends(across, 100 if x is _success else math.inf)
         down, top = _ends(up, 100)
         bars = [((low, up.mean), (high, up.mean)), ((across.mean, down), (across.mean, top))]
-        drawn = [svg.path([chart.at(*one), chart.at(*other)], "spread") for one, other in bars if one != other]
+        drawn = [
+            svg.path([chart.at(*one), chart.at(*other)], "spread")
+            for one, other in bars
+            if one != other
+        ]
         color = made.colors[row.name("defense")]
         mark = made.mark(row, chart.at(across.mean, up.mean))
         link = {"href": f"#{content.anchors[row]}", "data_row": content.anchors[row]}
-        chart.add(tag("a", tag("title", _said(content, row)), drawn, mark, class_=f"mark {color}", **link))
+        chart.add(
+            tag("a", tag("title", _said(content, row)), drawn, mark, class_=f"mark {color}", **link)
+        )
 
 
 def _ends(statistic: Statistic, most: float) -> tuple[float, float]:
@@ -134,7 +173,9 @@ def _ends(statistic: Statistic, most: float) -> tuple[float, float]:
 
 def _said(content: Content, row: Row) -> str:
     parts = [f"{content.titles[row]} · {row.defense}"]
-    parts += [f"{metric.head} {spread(row.statistics[metric.name], 1, 100)}" for metric in row.metrics]
+    parts += [
+        f"{metric.head} {spread(row.statistics[metric.name], 1, 100)}" for metric in row.metrics
+    ]
     return "\n".join([*parts, f"{spread(row.run_seconds)} s", f"n = {row.n}"])
 
 
@@ -188,20 +229,34 @@ def _sensitivity(content: Content, found: Sensitivity) -> Element:
     block = tag("div", tag("h3", heading(found)), class_="sweep")
     add(block, tag("p", circumstances(found), class_="note"))
     for one in shown:
-        styles = {line: colors.get(label, f"c{i % COLORS}") for i, (line, label) in enumerate(one.lines.items())}
+        styles = {
+            line: colors.get(label, f"c{i % COLORS}")
+            for i, (line, label) in enumerate(one.lines.items())
+        }
         pair = [_curves(found, styles, one, metric) for metric in found.drawn]
         title = tag("h4", one.title) if one.title else None
         add(block, title, _lines_key(one, styles), tag("div", pair, class_="grid"))
     if left_out := drawn[len(shown) :]:
         lines = sum(len(one.lines) for one in left_out)
-        add(block, tag("p", f"{lines} further lines are not drawn; their values are in the table.", class_="note"))
+        add(
+            block,
+            tag(
+                "p",
+                f"{lines} further lines are not drawn; their values are in the table.",
+                class_="note",
+            ),
+        )
     return block
 
 
-def _curves(found: Sensitivity, styles: Mapping[Line, str], panels: Panels, metric: Metric) -> Element:
+def _curves(
+    found: Sensitivity, styles: Mapping[Line, str], panels: Panels, metric: Metric
+) -> Element:
     values = [value for line in panels.lines for value in line.values]
     axis, title, rate = axis_label(found.option), panel_title(metric), metric.name
-    chart = svg.chart(f"{title} over {axis}", svg.swept(values), svg.rates(), axis, f"{metric.head} (%)")
+    chart = svg.chart(
+        f"{title} over {axis}", svg.swept(values), svg.rates(), axis, f"{metric.head} (%)"
+    )
     for control in dict.fromkeys(control for line in panels.lines for control in line.controls):
         chart.add(_control(chart, control, rate))
     for line in panels.lines:
@@ -216,13 +271,17 @@ def _control(chart: svg.Chart, control: Line, rate: str) -> Element:
         points = [chart.at(value, mean) for value, mean in zip(control.values, means, strict=True)]
     else:
         points = [(svg.LEFT, chart.at(0, means[0])[1]), (svg.RIGHT, chart.at(0, means[0])[1])]
-    return tag("g", tag("title", f"{name}: {means[0]:.1f} %"), svg.path(points, f"line control {name}"))
+    return tag(
+        "g", tag("title", f"{name}: {means[0]:.1f} %"), svg.path(points, f"line control {name}")
+    )
 
 
 def _line(chart: svg.Chart, line: Line, rate: str, color: str) -> list[Element]:
     """Return a band of one sample standard deviation to either side, the line of means, and a mark at each value."""
     statistics = [_percent(row.statistics[rate]) for row in line.rows]
-    measured = [(x, one) for x, one in zip(line.values, statistics, strict=True) if not math.isnan(one.mean)]
+    measured = [
+        (x, one) for x, one in zip(line.values, statistics, strict=True) if not math.isnan(one.mean)
+    ]
     low = [chart.at(x, _ends(one, 100)[0]) for x, one in measured]
     high = [chart.at(x, _ends(one, 100)[1]) for x, one in measured]
     drawn = [svg.path([*low, *reversed(high)], f"band {color}", closed=True)] if low != high else []
@@ -236,16 +295,24 @@ def _line(chart: svg.Chart, line: Line, rate: str, color: str) -> list[Element]:
 
 def _lines_key(panels: Panels, styles: dict[Line, str]) -> Element:
     entries = [(svg.shape(0, styles[line]), label) for line, label in panels.lines.items()]
-    names = dict.fromkeys(control.row.name("defense") for line in panels.lines for control in line.controls)
+    names = dict.fromkeys(
+        control.row.name("defense") for line in panels.lines for control in line.controls
+    )
     dashes = [(svg.path([(-10, 0), (10, 0)], f"line control {name}"), name) for name in names]
-    return tag("ul", [tag("li", svg.sample(picture), label) for picture, label in (*entries, *dashes)], class_="legend")
+    return tag(
+        "ul",
+        [tag("li", svg.sample(picture), label) for picture, label in (*entries, *dashes)],
+        class_="legend",
+    )
 
 
 def _of_curves(panels: Panels, rate: str) -> str:
     """Say from where to where the first lines lead."""
     parts = []
     for line, label in list(panels.lines.items())[:3]:
-        first, last = (spread(row.statistics[rate], 1, 100) for row in (line.rows[0], line.rows[-1]))
+        first, last = (
+            spread(row.statistics[rate], 1, 100) for row in (line.rows[0], line.rows[-1])
+        )
         parts.append(f"{label}: {first} % at {line.values[0]:g}, {last} % at {line.values[-1]:g}")
     return "; ".join(parts) + "."
 

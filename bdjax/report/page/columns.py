@@ -39,7 +39,9 @@ def _of_metric(metric: Metric, is_rating: bool) -> Column:
         return 100 * row.statistics[metric.name].mean
 
     words = f"{metric.words} (%)"
-    return Column(metric.head, words, cell, value, _CLASSES[metric.role], metric.head.lower(), is_rating)
+    return Column(
+        metric.head, words, cell, value, _CLASSES[metric.role], metric.head.lower(), is_rating
+    )
 
 
 def _low(attack: Metric) -> Column:
@@ -52,7 +54,9 @@ def _low(attack: Metric) -> Column:
     )
 
 
-_N = Column("n", "number of runs, each with its own seed", lambda row: str(row.n), lambda row: row.n)
+_N = Column(
+    "n", "number of runs, each with its own seed", lambda row: str(row.n), lambda row: row.n
+)
 _COSTS = (
     Column(
         "seconds",

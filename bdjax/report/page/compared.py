@@ -49,7 +49,9 @@ def of_row(row: Row) -> list[Reported]:
     merged: dict[tuple[Any, ...], list[Value]] = {}
     for of in tables.values():
         one, numbers = of[0], frozenset((value.metric, value.value) for value in of)
-        merged.setdefault((one.paper, one.poison_rate, _clean_data(one), one.defense, numbers), []).extend(of)
+        merged.setdefault(
+            (one.paper, one.poison_rate, _clean_data(one), one.defense, numbers), []
+        ).extend(of)
     return list(map(_reported, merged.values()))
 
 
@@ -83,7 +85,13 @@ def _reported(values: Sequence[Value]) -> Reported:
     )
     notes = tuple(dict.fromkeys(value.note for value in values if value.note))
     tables = tuple(dict.fromkeys(value.table for value in values))
-    return Reported(one.paper, tables, ", ".join(filter(None, named)), {v.metric: v.value for v in values}, notes)
+    return Reported(
+        one.paper,
+        tables,
+        ", ".join(filter(None, named)),
+        {v.metric: v.value for v in values},
+        notes,
+    )
 
 
 def numbered(reported: Iterable[Iterable[Reported]]) -> dict[str, int]:
@@ -93,7 +101,11 @@ def numbered(reported: Iterable[Iterable[Reported]]) -> dict[str, int]:
 
 
 def line(
-    row: Row, reported: Reported, notes: Mapping[str, int], names: Sequence[str], columns: Iterable[tuple[str, str]]
+    row: Row,
+    reported: Reported,
+    notes: Mapping[str, int],
+    names: Sequence[str],
+    columns: Iterable[tuple[str, str]],
 ) -> Element:
     """Return the table row of what one paper reports: each value below the measured one, with the difference to it.
 
@@ -106,7 +118,14 @@ def line(
     for note in reported.notes:
         address = f"#note-{notes[note]}"
         marks.append(tag("a", f" †{notes[note]}", href=address, title=note, class_="sign"))
-    head = tag("th", reported.source, marks, tag("small", reported.setting), scope="row", class_="defense text")
+    head = tag(
+        "th",
+        reported.source,
+        marks,
+        tag("small", reported.setting),
+        scope="row",
+        class_="defense text",
+    )
     return add(made, head, _cells(row, reported, columns))
 
 
@@ -132,7 +151,9 @@ def footnote(notes: Mapping[str, int]) -> Element:
     )
     made = tag("div", tag("p", words, class_="note"), class_="about-published")
     if notes:
-        lines = [tag("li", note, value=number, id=f"note-{number}") for note, number in notes.items()]
+        lines = [
+            tag("li", note, value=number, id=f"note-{number}") for note, number in notes.items()
+        ]
         summary = tag("summary", "†: what is known to be wrong with published values")
         add(made, tag("details", summary, tag("ol", lines, class_="numbered")))
     return made

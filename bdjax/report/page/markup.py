@@ -27,7 +27,9 @@ def tag(name: str, /, *content: Content, **attributes: Attribute) -> Element:
     element = Element(name)
     for key, value in attributes.items():
         if value is not None and value is not False:
-            element.set(key.rstrip("_").replace("_", "-"), "" if value is True else _visible(str(value)))
+            element.set(
+                key.rstrip("_").replace("_", "-"), "" if value is True else _visible(str(value))
+            )
     return add(element, *content)
 
 
@@ -59,7 +61,9 @@ def _write(element: Element, text: str) -> None:
 def to_html(element: Element) -> str:
     """Return an element as HTML. Text of ``script`` and ``style`` stands as it is: it must be the page's own."""
     text = tostring(element, encoding="unicode", method="html")
-    return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair, which JSON can hold, is a ?
+    return text.encode("utf-8", "replace").decode(
+        "utf-8"
+    )  # half a surrogate pair, which JSON can hold, is a ?
 
 
 def data_uri(content: bytes, kind: str) -> str:

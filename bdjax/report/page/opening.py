@@ -41,7 +41,9 @@ def header(content: Content) -> Element:
     """Return the header: title, one sentence of what was measured, and the findings."""
     header = tag("header", tag("p", "bdjax report", class_="brand"), tag("h1", title(content)))
     add(header, tag("p", _measured(content), class_="lead"), _other_pages(content))
-    add(header, tag("ul", [tag("li", finding) for finding in _findings(content)], class_="findings"))
+    add(
+        header, tag("ul", [tag("li", finding) for finding in _findings(content)], class_="findings")
+    )
     cards = [_card(victim, group) for victim, group in content.victims.items()]
     add(header, tag("div", cards[:CARDS], class_="cards"))
     if more := cards[CARDS:]:
@@ -122,7 +124,9 @@ def _findings(content: Content) -> Iterator[str]:
         yield from _winners(content)
         yield from _overall(content)
     if content.notes:
-        more = [f"{len(content.notes) - MOST_NOTES} more"] if len(content.notes) > MOST_NOTES else []
+        more = (
+            [f"{len(content.notes) - MOST_NOTES} more"] if len(content.notes) > MOST_NOTES else []
+        )
         yield f"Not counted: {'; '.join([*content.notes[:MOST_NOTES], *more])}."
 
 
@@ -186,7 +190,15 @@ def _card(victim: str, group: Sequence[Row]) -> Element:
     if row.name("defense") == "none":
         name = "no defense did better than none" if _defended(group) else "no defense was run"
     add(card, tag("p", name, equal, class_="winner"))
-    add(card, tag("p", tag("b", spread(row.rating, 1, 100)), f" {row.metric(RATING).head}, ", f"n = {row.n}"))
+    add(
+        card,
+        tag(
+            "p",
+            tag("b", spread(row.rating, 1, 100)),
+            f" {row.metric(RATING).head}, ",
+            f"n = {row.n}",
+        ),
+    )
     return add(card, _changes(row))
 
 

@@ -35,7 +35,9 @@ def section(content: Content) -> Element:
 
 
 def _definitions(content: Content) -> list[Element]:
-    meanings = {metric.head: f"{metric.words}: {_defined(content, metric)}" for metric in content.metrics}
+    meanings = {
+        metric.head: f"{metric.words}: {_defined(content, metric)}" for metric in content.metrics
+    }
     meanings["seconds"] = "time of the defense's run; compiling is counted apart, in each run."
     meanings["gradients"] = "gradients of a batch's loss that the defense computes."
     terms = [(tag("dt", term), tag("dd", words)) for term, words in meanings.items()]
@@ -88,9 +90,8 @@ def _with_config(content: Content) -> Record | None:
 
 def _how_to_repeat(content: Content) -> str:
     if _with_config(content):
-        return (
-            "Each run folder has the resolved config beside its record. From the folder of this page, this repeats one:"
-        )
+        what = "Each run folder has the resolved config beside its record."
+        return f"{what} From the folder of this page, this repeats one:"
     return "Below each row of the table stands the resolved config of its runs. Saved as a file, this repeats one:"
 
 
@@ -115,12 +116,16 @@ def _settings(content: Content) -> list[Element]:
     varying = {key: listed(of) for key, of in values.items() if len(of) > 1}
     blocks = [_folded(f"Settings that all runs share ({len(shared)})", shared)]
     if varying:
-        blocks.append(_folded(f"Settings that differ ({len(varying)}; – where a run has none)", varying))
+        blocks.append(
+            _folded(f"Settings that differ ({len(varying)}; – where a run has none)", varying)
+        )
     return [tag("h3", "Settings"), *blocks]
 
 
 def _folded(heading: str, settings: Mapping[str, str]) -> Element:
-    lines = [tag("tr", tag("th", key, scope="row"), tag("td", value)) for key, value in settings.items()]
+    lines = [
+        tag("tr", tag("th", key, scope="row"), tag("td", value)) for key, value in settings.items()
+    ]
     grid = tag("div", tag("table", tag("tbody", lines), class_="settings"), class_="scroll")
     return tag("details", tag("summary", heading), grid)
 
@@ -149,8 +154,14 @@ def _data(content: Content) -> list[Element]:
     for text, number in content.fingerprints.items():
         found = json.loads(text)
         known = flatten(mapping(found.pop("fingerprint", None)))
-        hashes = [f"{name.removeprefix('files.')} {str(value)[:_HASH]}…" for name, value in known.items()]
-        of = f"; SHA-256 of the images and labels, and of files: {', '.join(hashes)}" if hashes else ""
+        hashes = [
+            f"{name.removeprefix('files.')} {str(value)[:_HASH]}…" for name, value in known.items()
+        ]
+        of = (
+            f"; SHA-256 of the images and labels, and of files: {', '.join(hashes)}"
+            if hashes
+            else ""
+        )
         lines.append(tag("li", ", ".join(_pairs(found)), of, value=number, id=f"data-{number}"))
     return [tag("h3", "Data"), tag("ol", lines, class_="numbered")]
 

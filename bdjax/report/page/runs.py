@@ -16,7 +16,11 @@ from bdjax.report.records import Record
 from bdjax.report.rows import Row
 from bdjax.tasks.metrics import RATING, Metric
 
-_NAMES, _COSTS, _WHERE = ("record", "seed"), ("seconds", "compiling", "gradients"), ("ran on", "data")
+_NAMES, _COSTS, _WHERE = (
+    ("record", "seed"),
+    ("seconds", "compiling", "gradients"),
+    ("ran on", "data"),
+)
 
 
 def of_row(content: Content, row: Row) -> Element:
@@ -32,18 +36,29 @@ def of_row(content: Content, row: Row) -> Element:
     grid = tag("div", tag("table", head, tag("tbody", lines)), class_="scroll")
     config = tag("details", tag("summary", "Config"), tag("pre", _yaml(row.records[0].config)))
     words = "Counts are of test images, before → after the defense. "
-    note = tag("p", words, tag("a", "Close", href=f"#{content.anchors[row]}", class_="close"), class_="note")
+    note = tag(
+        "p",
+        words,
+        tag("a", "Close", href=f"#{content.anchors[row]}", class_="close"),
+        class_="note",
+    )
     return tag("div", grid, note, config, class_="inside")
 
 
 def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
-    written = record.file.is_file()  # the result of another defense (`bdjax.saved.with_defense`) is in no file
+    written = (
+        record.file.is_file()
+    )  # the result of another defense (`bdjax.saved.with_defense`) is in no file
     name = tag("a", record.run_id, href=content.link(record)) if written else record.run_id
     yield tag("th", name, scope="row")
     yield tag("td", record.seed)
     for metric in record.metrics:
         yield tag("td", _measured(record, metric))
-    for quantity, form in (("run_seconds", ".2f"), ("compile_seconds", ".2f"), ("gradient_evaluations", ",.0f")):
+    for quantity, form in (
+        ("run_seconds", ".2f"),
+        ("compile_seconds", ".2f"),
+        ("gradient_evaluations", ",.0f"),
+    ):
         value = record.value(quantity)
         yield tag("td", "–" if math.isnan(value) else format(value, form))
     yield tag("td", _reference("environment", content.environments[environment(record)]))

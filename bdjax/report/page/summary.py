@@ -98,7 +98,9 @@ class _Grid:
         return ["stealth"] * stealth + ["published"] * bool(self.published)
 
     def element(self) -> Element:
-        heads = [_head(name, f"{name} and its settings", "text", section) for section, name in self.names]
+        heads = [
+            _head(name, f"{name} and its settings", "text", section) for section, name in self.names
+        ]
         heads += [_head(one.head, one.words, "number", one.class_) for one in self.numbers]
         caption = tag("caption", "Results of each attack and defense", class_="unseen")
         groups = [self._group(row) for row in self.content.rows]
@@ -114,7 +116,10 @@ class _Grid:
         add(head, _defense(content, row), [self._number(row, column) for column in self.numbers])
         before = [section for section, _ in self.names]
         after = [(column.metric, column.class_) for column in self.numbers]
-        said = [compared.line(row, one, self.notes, before, after) for one in self.published.get(row, ())]
+        said = [
+            compared.line(row, one, self.notes, before, after)
+            for one in self.published.get(row, ())
+        ]
         opened = tag("td", runs.of_row(content, row), colspan=len(before) + len(after))
         below = tag("tr", opened, class_="runs", id=f"{anchor}-runs")
         named = {f"data_{section}": row.name(section) for section, _ in _FILTERS}
@@ -124,7 +129,9 @@ class _Grid:
         value = column.value(row)
         mean, sign, std = column.cell(row).partition(" ± ")
         cell = [_marked(self.content, row, column, mean)]
-        if self.repeated and (sign or "rate" in column.class_):  # an empty place, so that means stand below means
+        if self.repeated and (
+            sign or "rate" in column.class_
+        ):  # an empty place, so that means stand below means
             cell.append(tag("span", f" ± {std}" if sign else None, class_="std"))
         attributes: dict[str, str | None] = {"class_": column.class_ or None}
         if math.isfinite(value):
@@ -134,13 +141,17 @@ class _Grid:
 
 
 def _head(name: str, words: str, kind: str, class_: str) -> Element:
-    return tag("th", tag("abbr", name, title=words), scope="col", data_kind=kind, class_=class_ or None)
+    return tag(
+        "th", tag("abbr", name, title=words), scope="col", data_kind=kind, class_=class_ or None
+    )
 
 
 def _defense(content: Content, row: Row) -> Element:
     anchor = content.anchors[row]
     victim = tag("span", content.titles[row], class_="of")
-    link = tag("a", row.defense, href=f"#{anchor}-runs", class_="open", aria_controls=f"{anchor}-runs")
+    link = tag(
+        "a", row.defense, href=f"#{anchor}-runs", class_="open", aria_controls=f"{anchor}-runs"
+    )
     return tag("th", victim, link, scope="row", class_="defense text", data_value=row.defense)
 
 
@@ -149,7 +160,10 @@ def _marked(content: Content, row: Row, column: Column, text: str) -> Markup:
         return text
     victim = f"highest mean {content.rating.head} of {content.titles[row]}"
     if row.is_marked:
-        return [text, tag("span", f" {SIGN}", title="; ".join(soundness.told(row.faults)), class_="sign")]
+        return [
+            text,
+            tag("span", f" {SIGN}", title="; ".join(soundness.told(row.faults)), class_="sign"),
+        ]
     if row in content.best:
         return tag("strong", text, title=victim)
     if row in content.runners_up:
@@ -168,8 +182,14 @@ def _controls(content: Content, switches: Iterable[str]) -> Element:
     for section, head in _FILTERS:
         names = names_in(content.rows, section)
         if len(names) > 1:
-            options = [tag("option", "all", value=""), *(tag("option", name, value=name) for name in names)]
-            add(form, tag("label", head.capitalize(), tag("select", options, id=f"filter-{section}")))
+            options = [
+                tag("option", "all", value=""),
+                *(tag("option", name, value=name) for name in names),
+            ]
+            add(
+                form,
+                tag("label", head.capitalize(), tag("select", options, id=f"filter-{section}")),
+            )
     for name in switches:
         box = tag("input", type="checkbox", id=f"with-{name}", data_shows=name)
         add(form, tag("label", box, _SWITCHES[name], class_="switch"))

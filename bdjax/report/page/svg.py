@@ -11,7 +11,10 @@ from bdjax.report.curves.axis import scale as scale_of
 from bdjax.report.labels import plain
 from bdjax.report.page.markup import add, tag
 
-WIDTH, HEIGHT = 400, 290  # of a chart's own pixels: small enough that its print can be read on a phone
+WIDTH, HEIGHT = (
+    400,
+    290,
+)  # of a chart's own pixels: small enough that its print can be read on a phone
 LEFT, RIGHT = 50, WIDTH - 14  # of the axes
 _TOP, _BOTTOM = 12, 46
 _SIZE = 5.2  # half of a mark
@@ -71,11 +74,15 @@ def costs(values: Iterable[float]) -> Scale:
     ticks = [digit * 10.0**decade for decade in decades for digit in digits]
     ticks = [tick for tick in ticks if low - 0.35 <= math.log10(tick) <= high + 0.35]
     low, high = min(low, math.log10(ticks[0])) - 0.1, max(high, math.log10(ticks[-1])) + 0.1
-    numbers = [(tick, f"{tick:g}" if tick < 1e5 else f"{tick:.0e}".replace("e+0", "e")) for tick in ticks]
+    numbers = [
+        (tick, f"{tick:g}" if tick < 1e5 else f"{tick:.0e}".replace("e+0", "e")) for tick in ticks
+    ]
     if found[0] > 0:
         return Scale(low, high, tuple(numbers), logarithmic=True)
     zero = low - 0.12 * (high - low)
-    return Scale(zero - 0.05 * (high - low), high, ((0.0, "0"), *numbers), logarithmic=True, zero=zero)
+    return Scale(
+        zero - 0.05 * (high - low), high, ((0.0, "0"), *numbers), logarithmic=True, zero=zero
+    )
 
 
 def swept(values: Iterable[float]) -> Scale:
@@ -88,7 +95,9 @@ def swept(values: Iterable[float]) -> Scale:
     low, high = bare(found[0]), bare(found[-1])
     margin = 0.05 * (high - low)
     wide = Scale(low - margin, high + margin, (), logarithmic, zero)
-    return dataclasses.replace(wide, ticks=tuple((value, plain(value)) for value in _with_room(wide, found)))
+    return dataclasses.replace(
+        wide, ticks=tuple((value, plain(value)) for value in _with_room(wide, found))
+    )
 
 
 def _with_room(scale: Scale, values: Sequence[float]) -> list[float]:
@@ -138,19 +147,38 @@ class Chart:
 def chart(label: str, across: Scale, up: Scale, x: str, y: str) -> Chart:
     """Return an empty chart: ``label`` is what a screen reader says, ``x`` and ``y`` name the axes."""
     box = f"0 0 {WIDTH} {HEIGHT}"
-    made = Chart(tag("svg", viewBox=box, role="group", aria_label=label, class_="chart"), across, up)
+    made = Chart(
+        tag("svg", viewBox=box, role="group", aria_label=label, class_="chart"), across, up
+    )
     bottom = HEIGHT - _BOTTOM
     grid = tag("g", class_="axes", aria_hidden="true")
     for value, number in across.ticks:
         place, _ = made.at(value, 0)
-        add(grid, tag("path", d=f"M{place} {_TOP}V{bottom}"), _text(number, place, bottom + 17, "middle"))
+        add(
+            grid,
+            tag("path", d=f"M{place} {_TOP}V{bottom}"),
+            _text(number, place, bottom + 17, "middle"),
+        )
     for value, number in up.ticks:
         _, place = made.at(across.ticks[0][0] if across.ticks else 0, value)
-        add(grid, tag("path", d=f"M{LEFT} {place}H{RIGHT}"), _text(number, LEFT - 7, place + 4, "end"))
+        add(
+            grid,
+            tag("path", d=f"M{LEFT} {place}H{RIGHT}"),
+            _text(number, LEFT - 7, place + 4, "end"),
+        )
     add(grid, tag("path", d=f"M{LEFT} {bottom}H{RIGHT}", class_="base"))
     add(grid, _text(x, (LEFT + RIGHT) / 2, HEIGHT - 8, "middle", "name"))
     middle = (_TOP + bottom) / 2
-    add(grid, tag("text", y, class_="name", text_anchor="middle", transform=f"translate(13 {middle}) rotate(-90)"))
+    add(
+        grid,
+        tag(
+            "text",
+            y,
+            class_="name",
+            text_anchor="middle",
+            transform=f"translate(13 {middle}) rotate(-90)",
+        ),
+    )
     made.add(grid)
     return made
 
@@ -170,7 +198,9 @@ def _polygon(corners: int, turned: float = 0.0, size: float = 1.2) -> str:
 def _star() -> str:
     angles = [math.pi * k / 5 for k in range(10)]
     radii = (1.4, 0.6)
-    return _closed([(radii[k % 2] * math.sin(a), -radii[k % 2] * math.cos(a)) for k, a in enumerate(angles)])
+    return _closed(
+        [(radii[k % 2] * math.sin(a), -radii[k % 2] * math.cos(a)) for k, a in enumerate(angles)]
+    )
 
 
 def _closed(points: Iterable[tuple[float, float]]) -> str:
@@ -202,7 +232,9 @@ SHAPES = (
 def shape(number: int, class_: str | None = None, place: tuple[float, float] = (0, 0)) -> Element:
     """Return the outline of a mark; after the last shape comes the first again."""
     x, y = place
-    return tag("path", d=SHAPES[number % len(SHAPES)], class_=class_, transform=f"translate({x} {y})")
+    return tag(
+        "path", d=SHAPES[number % len(SHAPES)], class_=class_, transform=f"translate({x} {y})"
+    )
 
 
 def sample(*content: Element) -> Element:
@@ -212,4 +244,8 @@ def sample(*content: Element) -> Element:
 
 def path(points: Sequence[tuple[float, float]], class_: str, closed: bool = False) -> Element:
     """Return a line through points in pixels."""
-    return tag("path", d="M" + "L".join(f"{x} {y}" for x, y in points) + ("Z" if closed else ""), class_=class_)
+    return tag(
+        "path",
+        d="M" + "L".join(f"{x} {y}" for x, y in points) + ("Z" if closed else ""),
+        class_=class_,
+    )

@@ -18,7 +18,11 @@ from bdjax.tasks.metrics import RATING
 IMAGES = 8  # of each victim; of large ones, half as many
 LARGE = 64  # pixels
 BUDGET = 4_000_000  # characters of images in a page
-_OUTCOMES = {"right": ("✓", "the true label"), "hit": ("✗", "what the attacker wants"), "other": ("–", "another label")}
+_OUTCOMES = {
+    "right": ("✓", "the true label"),
+    "hit": ("✗", "what the attacker wants"),
+    "other": ("–", "another label"),
+}
 
 
 def section(content: Content) -> Element | None:
@@ -61,15 +65,27 @@ def _how_to_read() -> str:
 def _victim(title: str, sample: Sample) -> Element:
     side = max(sample.arrays["clean"].shape[1:3])
     chosen = choose(sample, IMAGES if side <= LARGE else IMAGES // 2)
-    change, factor = contact_sheet.residual(sample.arrays["clean"][chosen], sample.arrays["triggered"][chosen])
+    change, factor = contact_sheet.residual(
+        sample.arrays["clean"][chosen], sample.arrays["triggered"][chosen]
+    )
     which = f" (highest {sample.row.metric(RATING).head})" if sample.best else ""
-    words = [f"Before and after {sample.row.defense}{which}, seed {sample.record.seed}; residual × {factor}"]
+    words = [
+        f"Before and after {sample.row.defense}{which}, seed {sample.record.seed}; residual × {factor}"
+    ]
     cells = stealth_cells(sample.row)
     if cells and cells[0] != "–":
-        words.append(f"; PSNR {cells[0]} dB, SSIM {cells[1]}, ℓ∞ {cells[2]}, {cells[4]} % of the pixels changed")
+        words.append(
+            f"; PSNR {cells[0]} dB, SSIM {cells[1]}, ℓ∞ {cells[2]}, {cells[4]} % of the pixels changed"
+        )
     cards = [_card(sample, i, image, factor) for i, image in zip(chosen, change, strict=True)]
     heading = tag("h3", title)
-    return tag("div", heading, tag("p", *words, ".", class_="note"), tag("div", cards, class_="sheet"), class_="victim")
+    return tag(
+        "div",
+        heading,
+        tag("p", *words, ".", class_="note"),
+        tag("div", cards, class_="sheet"),
+        class_="victim",
+    )
 
 
 def _card(sample: Sample, i: int, change: np.ndarray, factor: int) -> Element:
@@ -94,12 +110,19 @@ def _verdicts(sample: Sample, images: str, i: int) -> Iterator[Element]:
         sign, words = _OUTCOMES[outcome]
         name = sample.class_name(sample.arrays[prediction][i])
         arrow = "→ " if when == "after" else ""
-        yield tag("span", f"{arrow}{sign} {name}", class_=outcome, title=f"{when} the defense: {name}, {words}")
+        yield tag(
+            "span",
+            f"{arrow}{sign} {name}",
+            class_=outcome,
+            title=f"{when} the defense: {name}, {words}",
+        )
 
 
 def _image(pixels: np.ndarray, words: str) -> Element:
     height, width = pixels.shape[:2]
-    return tag("img", src=data_uri(_png(pixels), "image/png"), alt=words, width=width, height=height)
+    return tag(
+        "img", src=data_uri(_png(pixels), "image/png"), alt=words, width=width, height=height
+    )
 
 
 def _png(pixels: np.ndarray) -> bytes:
