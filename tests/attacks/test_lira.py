@@ -66,7 +66,7 @@ def test_default_noise_is_a_tenth_of_normalized_cifar10():
     spec = image_spec("cifar10", (32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
     epsilon = attacks.create("lira").trigger.epsilon
     np.testing.assert_allclose(epsilon / np.array(spec.modality.std), 0.1, atol=0.005)
-    statistics = jnp.array([spec.mean, spec.std])
+    statistics = jnp.array([spec.modality.mean, spec.modality.std])
     np.testing.assert_allclose(
         normalized(jnp.ones((1, 1, 1, 3)), statistics)[0, 0, 0], [2.059, 2.131, 2.121], atol=1e-3
     )

@@ -70,8 +70,8 @@ def test_digits_known_answers():
 def test_digits_specification_is_measured_on_the_training_images():
     digits = data.load("digits")
     pixels = np.asarray(digits.train.input) / 255
-    assert digits.spec.mean == pytest.approx((pixels.mean(),), rel=1e-12)
-    assert digits.spec.std == pytest.approx((pixels.std(),), rel=1e-12)
+    assert digits.spec.modality.mean == pytest.approx((pixels.mean(),), rel=1e-12)
+    assert digits.spec.modality.std == pytest.approx((pixels.std(),), rel=1e-12)
     assert (digits.spec.name, digits.spec.shape, digits.spec.num_classes) == (
         "digits",
         (8, 8, 1),
@@ -102,7 +102,7 @@ def test_fingerprint_is_fixed_and_sees_every_change():
     image, label = np.array(digits.test.input), np.array(digits.test.label)
     image[17, 3, 3, 0] ^= 1
     label[17] = (label[17] + 1) % 10
-    for field, array in {"image": image, "label": label}.items():
+    for field, array in {"input": image, "label": label}.items():
         changed = digits._replace(test=digits.test._replace(**{field: array}))
         assert data.fingerprint(changed)["test"] != data.fingerprint(digits)["test"]
         assert data.fingerprint(changed)["train"] == data.fingerprint(digits)["train"]
@@ -273,8 +273,8 @@ def test_image_folder(folder):
     assert pets.train.label.tolist() == [0, 0, 1, 1]
     assert pets.train.input[:, 0, 0, 0].tolist() == [100, 140, 0, 40]
     assert pets.test.input[:, 0, 0, 0].tolist() == [120, 20]
-    assert pets.spec.mean == pytest.approx([70 / 255] * 3)
-    assert pets.spec.std == pytest.approx([np.std([100, 140, 0, 40]) / 255] * 3)
+    assert pets.spec.modality.mean == pytest.approx([70 / 255] * 3)
+    assert pets.spec.modality.std == pytest.approx([np.std([100, 140, 0, 40]) / 255] * 3)
 
 
 @pytest.mark.parametrize(
@@ -751,9 +751,9 @@ def test_cifar10_from_the_archive(tmp_path, no_network, place):
     assert rows_of(cifar.train) == rows_in(*(members[name] for name in TRAIN))
     assert rows_of(cifar.test) == rows_in(members["test_batch.bin"])
     assert "tensorflow" not in sys.modules
-    assert cifar.spec.mean == (0.4914, 0.4822, 0.4465)
-    assert cifar.spec.std == (0.247, 0.243, 0.261)
-    assert (cifar.spec.crop_padding, cifar.spec.flip) == (4, True)
+    assert cifar.spec.modality.mean == (0.4914, 0.4822, 0.4465)
+    assert cifar.spec.modality.std == (0.247, 0.243, 0.261)
+    assert (cifar.spec.modality.crop_padding, cifar.spec.modality.flip) == (4, True)
     assert cifar.spec.class_names[6] == "frog"
     # A whole folder under its final name, nothing half-written beside it.
     assert [path.name for path in (tmp_path / "data" / "cifar10").iterdir()] == ["1.0.0"]

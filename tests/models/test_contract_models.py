@@ -122,7 +122,9 @@ def test_images_are_normalized_inside(name, images):
     plain = models.create(
         name, dataclasses.replace(model.spec, modality=Images((0.0,) * 3, (1.0,) * 3)), width=2
     )
-    normalized = (images - np.float32(model.spec.mean)) / np.float32(model.spec.std)
+    normalized = (images - np.float32(model.spec.modality.mean)) / np.float32(
+        model.spec.modality.std
+    )
     ours, expected = (
         evaluated(model, variables, images)[0],
         evaluated(plain, variables, normalized)[0],
@@ -349,7 +351,9 @@ def test_the_last_block_is_pooled_without_batch_norm_or_relu(images):
 
     @quick_jit
     def features_and_logits(variables, image):
-        normalized = (image - np.float32(model.spec.mean)) / np.float32(model.spec.std)
+        normalized = (image - np.float32(model.spec.modality.mean)) / np.float32(
+            model.spec.modality.std
+        )
         logits, state = model.module.apply(
             variables,
             normalized,
@@ -453,7 +457,9 @@ def pair():
 def torch_input(model, image):
     import torch
 
-    normalized = (image - np.float32(model.spec.mean)) / np.float32(model.spec.std)
+    normalized = (image - np.float32(model.spec.modality.mean)) / np.float32(
+        model.spec.modality.std
+    )
     return torch.from_numpy(np.ascontiguousarray(normalized.transpose(0, 3, 1, 2)))
 
 

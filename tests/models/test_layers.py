@@ -367,7 +367,9 @@ def test_images_are_normalized_in_float32_and_logits_and_features_are_float32():
     spec = networks.TINY
     model = networks.of_layer(lambda x: x, spec, "bfloat16")
     logits, _ = model.apply({"params": {}, "batch_stats": {}}, image)
-    normalized = (np.asarray(image) - np.float32(spec.modality.mean)) / np.float32(spec.modality.std)
+    normalized = (np.asarray(image) - np.float32(spec.modality.mean)) / np.float32(
+        spec.modality.std
+    )
     assert logits.dtype == jnp.float32
     np.testing.assert_array_equal(
         logits, normalized.reshape(2, -1).astype(jnp.bfloat16).astype(np.float32)
