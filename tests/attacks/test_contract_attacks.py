@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from quick import quick_jit
-from small_attacks import create, facts
+from small_attacks import FACTS, create, facts
 
 from bdjax import attacks, models, poison, registry
 from bdjax.attacks import AllToOne

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bdjax.files import locks
+from bdjax.files import atomic, locks
 from bdjax.train import loop
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -198,7 +198,7 @@ def test_a_kill_while_the_results_are_written_leaves_the_last_ones(fake, out, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "_replace", die)
+        patch.setattr(atomic, "_replace", die)
         assert call(out) == 143
     assert (out / session.RESULTS).read_bytes() == before
     (out / f".{session.RESULTS}.123").write_text(
@@ -332,7 +332,7 @@ def test_what_the_machine_fails_at_is_one_line(fake, out, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "results.jsonl")
 
-    monkeypatch.setattr(records, "write_text", full)
+    monkeypatch.setattr(atomic, "write_text", full)
     assert call(out) == 1
     assert capsys.readouterr().err.startswith("on_accelerator: there is no room left")
 
