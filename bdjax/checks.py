@@ -97,7 +97,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def named(path: str, options: Container[str]) -> Iterator[None]:
+def in_section(path: str, options: Container[str]) -> Iterator[None]:
     """Put the section's name before the argument that an error names."""
     try:
         yield

@@ -182,7 +182,7 @@ def test_one_of():
     ],
 )
 def test_a_section_is_put_before_the_argument_it_holds(options, message, named):
-    with pytest.raises(InputError) as error, checks.named("attack", options):
+    with pytest.raises(InputError) as error, checks.in_section("attack", options):
         raise InputError(message)
     assert str(error.value) == named
 

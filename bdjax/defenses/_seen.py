@@ -59,9 +59,8 @@ def handed(stage: DefenseStage, given: Given) -> tuple[Learner, Split]:
     What the loop feeds are splits; a learner that sees something else is given that by an adapter.
     """
     if stage.sees == NOTHING:
-        return Blind(stage.learner), jax.tree.map(
-            lambda rows: jnp.zeros_like(rows[:1]), given.holdout
-        )._replace(valid=jnp.ones(1, bool))
+        row = jax.tree.map(lambda rows: jnp.zeros_like(rows[:1]), given.holdout)
+        return Blind(stage.learner), row._replace(valid=jnp.ones(1, bool))
     if stage.sees == TRIGGER:
         return WithTrigger(stage.learner, _as_tree(given.trigger)), given.holdout
     seen = given.holdout if stage.sees == HOLDOUT else given.training
@@ -74,12 +73,13 @@ def _as_tree(trigger: Any) -> Any:
     return jax.tree_util.Partial(trigger) if jax.tree_util.all_leaves([trigger]) else trigger
 
 
-@pytree.dataclass
-class WithTrigger:
-    """A learner that sees the trigger: it is given `bdjax.types.SplitAndTrigger` where others are given splits."""
+class _Adapter:
+    """A learner that is given something else where the loop feeds it splits."""
 
     learner: Any
-    trigger: TriggerSource
+
+    def see(self, split: Split) -> Any:
+        raise NotImplementedError
 
     @property
     def epochs(self) -> int:
@@ -101,7 +101,7 @@ class WithTrigger:
         split: Split,
     ) -> LearnerState:
         """Return the learner's state."""
-        return self.learner.init(key, model, variables, SplitAndTrigger(split, self.trigger))
+        return self.learner.init(key, model, variables, self.see(split))
 
     def update(
         self,
@@ -111,7 +111,7 @@ class WithTrigger:
         batch: Split,
     ) -> tuple[LearnerState, Info]:
         """Take the learner's step."""
-        return self.learner.update(key, model, state, SplitAndTrigger(batch, self.trigger))
+        return self.learner.update(key, model, state, self.see(batch))
 
     def finalize(self, model: Model, state: LearnerState) -> Variables:
         """Return the learner's variables."""
@@ -119,39 +119,23 @@ class WithTrigger:
 
 
 @pytree.dataclass
-class Blind:
-    """A learner that sees nothing: it is given None where others are given splits, once an epoch."""
+class Blind(_Adapter):
+    """A learner that sees nothing: it is given None."""
 
     learner: Any
-    batch_size: None = pytree.static(default=None)
-    drop_last: bool = pytree.static(default=False)
 
-    @property
-    def epochs(self) -> int:
-        return self.learner.epochs
-
-    def init(
-        self,
-        key: Key[Array, ""],
-        model: Model,
-        variables: Variables,
-        split: Split,
-    ) -> LearnerState:
-        """Return the learner's state."""
+    def see(self, split: Split) -> None:
+        """Return nothing."""
         del split
-        return self.learner.init(key, model, variables, None)
 
-    def update(
-        self,
-        key: Key[Array, ""],
-        model: Model,
-        state: LearnerState,
-        batch: Split,
-    ) -> tuple[LearnerState, Info]:
-        """Take the learner's step."""
-        del batch
-        return self.learner.update(key, model, state, None)
 
-    def finalize(self, model: Model, state: LearnerState) -> Variables:
-        """Return the learner's variables."""
-        return self.learner.finalize(model, state)
+@pytree.dataclass
+class WithTrigger(_Adapter):
+    """A learner that sees the trigger: it is given that beside each split."""
+
+    learner: Any
+    trigger: TriggerSource
+
+    def see(self, split: Split) -> SplitAndTrigger:
+        """Return the split and the trigger."""
+        return SplitAndTrigger(split, self.trigger)

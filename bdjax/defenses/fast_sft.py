@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bdjax.defenses.sft import FisherPenalties
-from bdjax.optim.sgd import Schedule
+from bdjax.defenses.sft import RECIPE, FisherPenalties
 from bdjax.parametrizations import SingularValues
 from bdjax.train.recipe import Recipe, with_recipe
 from bdjax.train.supervised import Supervised
@@ -11,14 +10,7 @@ from bdjax.train.supervised import Supervised
 STRENGTHS = {"eta_f": (1e-3, 1e-2, 1e-1, 1.0)}  # what ``auto`` tries
 
 
-@with_recipe(
-    Recipe(
-        batch_size=128,
-        weight_decay=0.0,
-        schedule=Schedule(kind="step", period=40.0, factor=0.1),
-    ),
-    without=("weight_decay", "label_smoothing"),
-)
+@with_recipe(RECIPE, without=("weight_decay", "label_smoothing"))
 def fast_sft(
     recipe: Recipe,
     eta_f: float = 0.001,

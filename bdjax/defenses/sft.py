@@ -26,6 +26,11 @@ PRESETS = {
         "schedule": Schedule(),
     },
 }
+RECIPE = Recipe(
+    batch_size=128,
+    weight_decay=0.0,
+    schedule=Schedule(kind="step", period=40.0, factor=0.1),
+)
 STRENGTHS = {"eta_f": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}  # what ``auto`` tries
 
 
@@ -61,14 +66,7 @@ class FisherPenalties:
         )
 
 
-@with_recipe(
-    Recipe(
-        batch_size=128,
-        weight_decay=0.0,
-        schedule=Schedule(kind="step", period=40.0, factor=0.1),
-    ),
-    without=("label_smoothing",),
-)
+@with_recipe(RECIPE, without=("label_smoothing",))
 def sft(
     recipe: Recipe,
     eta_f: float = 0.001,

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from bdjax import pytree
-from bdjax.checks import InputError, below_one, integer, named, non_negative, one_of, positive
+from bdjax.checks import InputError, below_one, in_section, integer, non_negative, one_of, positive
 from bdjax.optim import schedules
 from bdjax.optim._checks import each
 from bdjax.types import HParam
@@ -78,7 +78,7 @@ class Sgd:
         positive(learning_rate=self.learning_rate)
         below_one(momentum=self.momentum)
         non_negative(weight_decay=self.weight_decay)
-        with named("schedule", ("kind", "per", "factor", "period")):
+        with in_section("schedule", ("kind", "per", "factor", "period")):
             self.schedule.check()
 
     def transformation(

@@ -19,8 +19,8 @@ from bdjax.checks import (
     LARGEST,
     InputError,
     below_one,
+    in_section,
     integer,
-    named,
     one_of,
     positive,
     unit_interval,
@@ -232,7 +232,7 @@ class Config:
     @functools.cached_property
     def built_training(self) -> Training:
         """What trains the victim, built once."""
-        with named("training", self.training):
+        with in_section("training", self.training):
             return training(**self.training)
 
     @functools.cached_property
@@ -330,7 +330,7 @@ def _defaults_for(path: str, defense: Any, options: Mapping[str, Any]) -> dict[s
 
 def build_model(config: Config, spec: Spec) -> Model:
     """Return the network."""
-    with named("model", config.model.options):
+    with in_section("model", config.model.options):
         return models.create(config.model.name, spec, **config.model.options)
 
 
@@ -340,7 +340,7 @@ def build_attack(config: Config, spec: Spec | None = None, model: Model | None =
     Some triggers are made with the network; without it the attack is only good for checks.
     """
     options = dict(config.attack.options)
-    with named("attack", options):
+    with in_section("attack", options):
         if spec is None:
             options = _checkable(config.attack.name, options)
         return attacks.create(config.attack.name, spec=spec, model=model, **options)
@@ -404,6 +404,6 @@ def _build_defense(path: str, choice: Choice, strength: float | None = None) -> 
         elif value == AUTO:
             weakest = registry.strengths("bdjax.defenses", choice.name)[name][0]
             options[name] = weakest if strength is None else strength
-    with named(path, options):
+    with in_section(path, options):
         defense = defenses.of(registry.factory("bdjax.defenses", choice.name)(**options))
     return BuiltDefense(defense, paths or [path] * len(defense.stages))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import attacks, poison
-from bdjax.checks import LARGEST, InputError, named
+from bdjax.checks import LARGEST, InputError, in_section
 from bdjax.data import validation
 from bdjax.defenses import TRAINING, DefenseStage
 from bdjax.devices import sharding
@@ -71,7 +71,7 @@ def check_parametrization(config: Config, model: Model) -> None:
     """Refuse to freeze more convolutions than the network has."""
     if config.training["frozen_convolutions"]:
         variables = jax.eval_shape(model.init, jax.random.key(0))
-        with named("training", config.training):
+        with in_section("training", config.training):
             jax.eval_shape(
                 functools.partial(
                     configs.build_training(config).learner.parametrization.init, model
@@ -173,5 +173,5 @@ def check_steps(path: str, learner: Learner, split: Split) -> None:
 def check_devices(path: str, learner: Learner, devices: int) -> None:
     """Refuse devices that do not divide a batch."""
     if learner.epochs:
-        with named(path, ("batch_size",)):
+        with in_section(path, ("batch_size",)):
             sharding.batch_mesh(devices, learner.batch_size)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from bdjax import attacks, defenses, poison
-from bdjax.checks import InputError, named, one_of
+from bdjax.checks import InputError, in_section, one_of
 from bdjax.data import splits, validation
 from bdjax.defenses import Defense, DefenseStage, Given
 from bdjax.devices import compilation, footprint, placement
@@ -180,7 +180,7 @@ def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
     memory = placement.device_bytes()
     footprint.check_network(model, 1, memory)
     attack = configs.build_attack(config, spec, model)
-    with named("attack", config.attack.options):
+    with in_section("attack", config.attack.options):
         footprint.check_trigger(attack.trigger, spec, memory)
         trigger_state = attack.trigger.init(key_for(config, "trigger"), spec)
     plan_checks.tell_namesake(config, spec)
@@ -321,7 +321,7 @@ def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
     if wanted.per_class is not None and task.labels != "class":
         what = f"null for {dataset.spec.name}, whose labels are no single classes; give share"
         raise InputError(f"holdout.per_class must be {what}; got {wanted.per_class}.")
-    with named("holdout", ("share", "per_class")):
+    with in_section("holdout", ("share", "per_class")):
         return splits.holdout(
             key_for(config, "holdout"),
             splits.by_stratum(dataset.train, task),

@@ -21,7 +21,7 @@ import yaml
 
 from bdjax import registry
 from bdjax.attacks import _label_maps
-from bdjax.checks import InputError, did_you_mean, named, one_of
+from bdjax.checks import InputError, did_you_mean, in_section, one_of
 from bdjax.defenses import Defense
 from bdjax.files import failures
 from bdjax.optim.sgd import Schedule
@@ -286,7 +286,7 @@ def read_section(path: str, kind: type, value: Any) -> Any:
         for name, field in fields.items()
     }
     made = kind(**_typed(path, known, values, path))
-    with named(path, fields):
+    with in_section(path, fields):
         made.check()
     return made
 
