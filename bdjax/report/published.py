@@ -96,7 +96,7 @@ def select(**columns: Any) -> tuple[Value, ...]:
     Raises:
         InputError: no such column, or a word that is nowhere in it; the message names the nearest.
 
-    >>> from bdjax import published
+    >>> from bdjax.report import published
     >>> [(v.metric, v.value) for v in published.select(table="Table 1", attack="blended", defense="ft_sam",
     ...                                                dataset="cifar10", paper="ft-sam")]
     [('acc', 92.44), ('asr', 4.91), ('der', 95.9)]
@@ -161,7 +161,7 @@ def of_config(config: Mapping[str, Any]) -> tuple[Value, ...]:
 def method(defense: str) -> str:
     """Return a defense's identifier without the settings that a table varies.
 
-    >>> from bdjax import published
+    >>> from bdjax.report import published
     >>> published.method("nft:lr=0.01"), published.method("nft:cutmix")
     ('nft', 'nft:cutmix')
     """

@@ -303,7 +303,7 @@ def test_several_hosts_are_refused_on_windows(monkeypatch):
     parsed = cli._parser().parse_args(options)
     monkeypatch.setattr(_execution.sys, "platform", "win32")
     with pytest.raises(InputError, match="hosts must not be given on Windows"):
-        _execution.check(parsed)
+        _execution.check_execution(parsed)
 
 
 # --- Packages that may be missing ------------------------------------------------------------------------------------

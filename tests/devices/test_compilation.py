@@ -176,7 +176,7 @@ def test_a_full_disk_is_said_once_and_what_is_kept_is_still_read(
 
 MENDED = """
 import pathlib, sys
-from bdjax.train import compilation
+from bdjax.devices import compilation
 compilation.enable_cache(pathlib.Path(sys.argv[1]))
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

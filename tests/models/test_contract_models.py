@@ -74,7 +74,7 @@ def trained(model, variables, batch):
     def loss_fn(params):
         variables_at = {"params": params, "batch_stats": variables["batch_stats"]}
         logits, changed = model.apply(variables_at, batch.input, train=True, valid=batch.valid)
-        return mean_loss(logits, batch), changed
+        return mean_loss(model.spec.task, logits, batch), changed
 
     (loss, changed), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
     return loss, changed, grads
@@ -246,7 +246,7 @@ def derived(model, variables, batch):
 
     def loss_fn(params, image=batch.input, label=label):
         logits, _ = model.apply({"params": params, "batch_stats": stats}, image)
-        return mean_loss(logits, Split(image, label, None))
+        return mean_loss(model.spec.task, logits, Split(image, label, None))
 
     def of_example(params, image, label):
         return jax.grad(loss_fn)(params, image[None], label[None])
@@ -259,7 +259,7 @@ def derived(model, variables, batch):
         logits, changed = model.apply(
             {"params": params, "batch_stats": stats}, batch.input, train=True
         )
-        return mean_loss(logits, batch), changed
+        return mean_loss(model.spec.task, logits, batch), changed
 
     params = variables["params"]
     several = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x, 1.1 * x]), params)

@@ -244,7 +244,7 @@ def test_images_that_do_not_fit_on_the_device_are_poisoned_piece_by_piece(
     written, pets, tmp_path, monkeypatch
 ):
     made, _ = written
-    monkeypatch.setattr(placement, "choose", lambda asked, split: "host")
+    monkeypatch.setattr(placement, "choose_place", lambda asked, split: "host")
     monkeypatch.setattr(poisoned_folder, "_CHUNK", 10)
     pieces = poisoned_folder.make(config_of(pets), Execution(tmp_path))
     for field in made.train._fields:

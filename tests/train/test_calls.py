@@ -23,7 +23,7 @@ class Counting:
     row: Any = GroupEpoch
 
     def __init__(self, epochs: int = 8, most: int = 4, breaks_after: float = math.inf):
-        self.learner = defenses.create("ft", epochs=epochs)
+        self.learner = defenses.create("ft", epochs=epochs).learner
         self.most, self._breaks_after = most, breaks_after
         self.asked: list[range] = []
         self.closed = 0

@@ -105,8 +105,10 @@ def test_resident_equals_streamed(
     model, variables, resident, stream, in_chunks, name, steps, options
 ):
     in_chunks(steps)
-    create = supervised if name == "supervised" else functools.partial(defenses.create, name)
-    learner = create(epochs=3, **options)
+    if name == "supervised":
+        learner = supervised(epochs=3, **options)
+    else:
+        learner = defenses.create(name, epochs=3, **options).learner
     expected = loop.run(KEY, learner, model, variables, resident.visible)
     got = streamed.run(KEY, learner, model, variables, stream.visible)
     assert same(got.variables, expected.variables)
