@@ -14,8 +14,9 @@ import pytest
 
 from bdjax import attacks, evaluate
 from bdjax.runs import config as configs
-from bdjax.runs import plans, run, schema
-from bdjax.runs.run import Execution
+from bdjax.runs import schema
+from bdjax.runs.at_hand import AtHand
+from bdjax.runs.execution import Execution
 
 pytestmark = pytest.mark.slow
 
@@ -83,15 +84,15 @@ def out(tmp_path_factory):
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_the_backdoor_is_planted_and_is_one(name, out):
-    facts, execution = FACTS.get(name, Facts()), Execution(out)
+    facts, at_hand = FACTS.get(name, Facts()), AtHand(Execution(out))
     if facts.data == "cifar10" and "BDJAX_DATA_DIR" not in os.environ:
         pytest.skip("needs CIFAR-10: set BDJAX_DATA_DIR")
     like = name if facts.data == "cifar10" else "badnets"
-    clean = run.attack(
-        plans.prepare(config(like, poison_rate=0.0)), execution
+    clean = at_hand.victim(
+        at_hand.plan(config(like, poison_rate=0.0))
     )  # restored but for the first time
-    plan = plans.prepare(config(name))
-    victim = run.attack(plan, execution)
+    plan = at_hand.plan(config(name))
+    victim = at_hand.victim(plan)
     assert victim.metrics.attack_success_rate >= facts.least_success
     assert victim.metrics.clean_accuracy >= clean.metrics.clean_accuracy - facts.most_accuracy_lost
     without = evaluate.evaluate(
