@@ -49,7 +49,7 @@ class FeaturePruning(Operation):
             (features, batch.label, batch.input),
             task.stratum(batch.label),
             self.aside,
-            task.num_classes,
+            task.strata,
         )
         path, flat = structure.classifier(model, state), structure.flat(state["params"])
         bias = flat.get((*path[:-1], "bias"), 0)

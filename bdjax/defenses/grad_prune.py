@@ -45,9 +45,7 @@ class GradPrune(Operation):
         (clean, label, _), trigger = batch
         images = Images(clean, trigger(jax.random.fold_in(key, 0), clean), label)
         task = model.spec.task
-        rest, validation = validation_split(
-            images, task.stratum(label), self.aside, task.num_classes
-        )
+        rest, validation = validation_split(images, task.stratum(label), self.aside, task.strata)
         state, pruning = self.prune(model, state, rest, validation)
         state, tuning = self.tune(jax.random.fold_in(key, 1), model, state, rest, validation)
         found = score(model, state, validation, self.tuning.batch_size)
