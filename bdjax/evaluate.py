@@ -18,9 +18,8 @@ from bdjax.tasks.single_label import SingleLabel
 from bdjax.types import Metrics, Model, PoisonedSplit, Split, Task, Variables
 
 BATCH = 500
-Function: TypeAlias = Callable[
-    [np.ndarray], Any
-]  # float32 images [n, h, w, c] in [0, 1] → logits [n, k]
+# float32 images [n, h, w, c] in [0, 1] → logits [n, k]
+Function: TypeAlias = Callable[[np.ndarray], Any]
 
 
 def evaluate(
@@ -72,7 +71,7 @@ def evaluate_function(
       batch_size: images a call.
 
     Raises:
-      InputError: as `evaluate`; or what the function returns is no array of numbers, has another shape or number of
+      InputError: as `evaluate`; or the labels are no single classes, or what the function returns is no array of numbers, has another shape or number of
         classes, or is NaN for an image that counts. What the function itself raises passes through.
 
     >>> from bdjax import data
@@ -84,6 +83,9 @@ def evaluate_function(
     True
     """
     integer(1, batch_size=batch_size)
+    if np.ndim(clean.label) != 1:
+        got = f"labels of the shape {np.shape(clean.label)}"
+        raise InputError(f"clean must have one class for each image to be counted so; got {got}.")
     size = max(1, min(batch_size, max(clean.label.shape[0], triggered.visible.label.shape[0])))
     if num_classes is None:
         labels = (clean.label, triggered.visible.label, triggered.original_label)
@@ -176,9 +178,7 @@ class _Ask:
         for start in range(0, len(valid), self._size):
             image = as_float(jnp.asarray(split.input[start : start + self._size]))
             rows = len(image)
-            batch = np.empty(
-                (self._size, *image.shape[1:]), np.float32
-            )  # its own, to be written to
+            batch = np.empty((self._size, *image.shape[1:]), np.float32)  # to be written to
             batch[:rows], batch[rows:] = image, image[-1]
             logits = self._checked(self._function(batch))[:rows]
             undefined = np.isnan(logits).any(-1) & valid[start : start + rows]

@@ -16,13 +16,10 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from bdjax.checks import InputError
 from bdjax.files.shapes import misfit
-
-if TYPE_CHECKING:
-    pass
 
 Plain: TypeAlias = dict[str, Any]  # what a JSON file holds
 _DIGEST = "content_sha256"  # of everything else in a JSON file

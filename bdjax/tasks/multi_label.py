@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -127,15 +128,19 @@ def mean_average_precision(
       label: which classes are there.
       valid: which rows count.
     """
-    there = label & valid[:, None]
-    score = jnp.where(valid[:, None], score, -jnp.inf)
-    order = jnp.argsort(-score, axis=0)
-    sorted_score = jnp.take_along_axis(score, order, 0)
-    found = jnp.cumsum(jnp.take_along_axis(there, order, 0), axis=0)
-    # how many rows have a score that is no smaller than this row's
-    among = (score[None] >= sorted_score[:, None]).sum(1)
-    precision = jnp.take_along_axis(found, among - 1, 0) / among
-    present = jnp.take_along_axis(there, order, 0)
-    positives = present.sum(0)
-    average = jnp.where(present, precision, 0).sum(0) / jnp.maximum(positives, 1)
-    return average.sum() / jnp.maximum((positives > 0).sum(), 1)
+    known = valid[:, None] & ~jnp.isnan(score)  # what is no number is believed least
+    of_class = jax.vmap(_average_precision, in_axes=(1, 1, None), out_axes=0)
+    average = of_class(jnp.where(known, score, -jnp.inf), label & valid[:, None], valid)
+    present = (label & valid[:, None]).any(0)
+    return jnp.where(present, average, 0).sum() / jnp.maximum(present.sum(), 1)
+
+
+def _average_precision(
+    score: Float[Array, " n"], there: Bool[Array, " n"], valid: Bool[Array, " n"]
+) -> Float[Array, ""]:
+    order = jnp.argsort(-score)
+    falling, there = score[order], there[order]
+    # the last row whose score is no smaller than this row's
+    last = score.shape[0] - 1 - jnp.searchsorted(falling[::-1], falling)
+    precision = jnp.cumsum(there)[last] / jnp.maximum(jnp.cumsum(valid[order])[last], 1)
+    return jnp.where(there, precision, 0).sum() / jnp.maximum(there.sum(), 1)

@@ -71,6 +71,21 @@ def test_mean_average_precision_is_the_definition(levels):
     assert float(mean_average_precision(score, label, valid)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_mean_average_precision_takes_what_is_no_number_for_the_least_score():
+    label, valid = np.ones((4, 1), bool), np.array([True, True, True, False])
+    label[0] = False
+    score = np.array([[3.0], [2.0], [np.nan], [9.0]], np.float32)
+    expected = (1 / 2 + 2 / 3) / 2  # the row that is not valid counts nowhere, even among equals
+    assert float(mean_average_precision(score, label, valid)) == pytest.approx(expected)
+
+
+def test_mean_average_precision_of_many_rows_fits_into_little_memory():
+    rows = jax.ShapeDtypeStruct((20_000, 80), jnp.float32)
+    label, valid = jax.ShapeDtypeStruct(rows.shape, bool), jax.ShapeDtypeStruct((20_000,), bool)
+    compiled = jax.jit(mean_average_precision).lower(rows, label, valid).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 40 * 4 * 20_000 * 80
+
+
 def test_mean_average_precision_of_a_perfect_order_is_one():
     assert float(mean_average_precision(LABEL + 0.5, LABEL, np.ones(4, bool))) == pytest.approx(1)
 
