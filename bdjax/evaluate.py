@@ -71,8 +71,9 @@ def evaluate_function(
       batch_size: images a call.
 
     Raises:
-      InputError: as `evaluate`; or the labels are no single classes, or what the function returns is no array of numbers, has another shape or number of
-        classes, or is NaN for an image that counts. What the function itself raises passes through.
+      InputError: as `evaluate`; or the labels are no single classes, or what the function returns is no array of
+        numbers, has another shape or number of classes, or is NaN for an image that counts. What the function itself
+        raises passes through.
 
     >>> from bdjax import data
     >>> test = data.load("digits").test

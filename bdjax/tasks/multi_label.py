@@ -128,6 +128,7 @@ def mean_average_precision(
       label: which classes are there.
       valid: which rows count.
     """
+    score, label, valid = jnp.asarray(score), jnp.asarray(label), jnp.asarray(valid)
     known = valid[:, None] & ~jnp.isnan(score)  # what is no number is believed least
     of_class = jax.vmap(_average_precision, in_axes=(1, 1, None), out_axes=0)
     average = of_class(jnp.where(known, score, -jnp.inf), label & valid[:, None], valid)
