@@ -14,7 +14,7 @@ from bdjax.files import atomic, failures, places
 from bdjax.report.layout import FORMATS, need_matplotlib
 from bdjax.report.records import Record
 from bdjax.runs import schema
-from bdjax.runs.subject import Analysis, NeedsLibrary
+from bdjax.runs.subject import Analysis, NeedsLibrary, check_fits
 
 
 def analyze(
@@ -62,6 +62,7 @@ def analyze(
             on_run(number, len(runs), record)
             with lacking.noted(), saved.computing(record):
                 subject = saved.subject(record, data_dir, known)
+                check_fits(name, analysis, subject.model.spec)
                 found[title] = Found(analysis.measure(subject), dict(choice.options))
                 _findings.write_findings(record, name, found[title])
         else:

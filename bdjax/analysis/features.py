@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +175,7 @@ class Features:
     method: str
     seed: int
     perplexity: float
+    labels: ClassVar[str] = "class"
 
     def require(self) -> None:
         """Refuse to measure where what embeds is not installed."""

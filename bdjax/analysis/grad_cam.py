@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +169,8 @@ class GradCam:
     images: int
     target: str
     layer: str | None
+    works_on: ClassVar[str] = "image"
+    labels: ClassVar[str] = "class"
 
     def measure(self, subject: Subject) -> Findings:
         """Return images and maps, the first axes (network: before, after), (kind: clean, triggered) and image.

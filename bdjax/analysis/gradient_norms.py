@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
@@ -81,6 +81,8 @@ class GradientNorms:
     rho: float
     sam_rho: float
     layer: str | None
+    works_on: ClassVar[str] = "image"
+    labels: ClassVar[str] = "class"
 
     def measure(self, subject: Subject) -> Findings:
         """Return norms ``ft``, ``sam``, ``asam`` [epochs, k] in the network's order, and ``tac`` [k] to sort them by.

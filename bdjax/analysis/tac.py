@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,8 @@ class Tac:
     images: int
     form: str
     layer: str | None
+    works_on: ClassVar[str] = "image"
+    labels: ClassVar[str] = "class"
 
     def measure(self, subject: Subject) -> Findings:
         """Return, with ``victim_`` or ``defended_`` before their names, arrays of one number for each neuron, [k].

@@ -12,7 +12,7 @@ from bdjax import structure
 from bdjax.checks import InputError, did_you_mean
 from bdjax.structure import Path
 from bdjax.tasks.metrics import SINGLE_LABEL, Metric, from_text
-from bdjax.types import Model, PoisonedSplit, ProbedModel, Split, Variables
+from bdjax.types import Model, PoisonedSplit, ProbedModel, Spec, Split, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,9 @@ class Subject(NamedTuple):
 class Analysis(Protocol):
     """Measures one run at a time and draws several together.
 
-    A frozen dataclass of plain options, made by the function that its file is named after.
+    A frozen dataclass of plain options, made by the function that its file is named after. It may say
+    in ``works_on`` of which inputs (`bdjax.types.Modality.unit`), and in ``labels`` of which labels
+    (`bdjax.types.Task.labels`) it is alone.
     """
 
     def measure(self, subject: Subject) -> Findings:
@@ -78,6 +80,25 @@ class NeedsLibrary(Protocol):
     def require(self) -> None:
         """Raise InputError where it is not."""
         ...
+
+
+def check_fits(name: str, analysis: Analysis, spec: Spec) -> None:
+    """Refuse an analysis that is of other inputs or labels than a run's.
+
+    Args:
+      name: of the analysis.
+      analysis: that is to measure.
+      spec: of the run's data.
+
+    Raises:
+      InputError: what it needs and what there is.
+    """
+    unit, labels = spec.modality.unit, spec.task.labels
+    if (wanted := getattr(analysis, "works_on", unit)) != unit:
+        raise InputError(f"analysis {name!r} needs {wanted}s; {spec.name} has {unit}s.")
+    if (wanted := getattr(analysis, "labels", labels)) != labels:
+        what = f"whose label is a {wanted}; those of {spec.name} have a {labels}"
+        raise InputError(f"analysis {name!r} needs inputs {what}.")
 
 
 def metrics_of(findings: Findings) -> tuple[Metric, ...]:

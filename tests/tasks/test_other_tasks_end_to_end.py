@@ -64,12 +64,31 @@ def test_its_samples_say_which_classes_are_there(scenes):
         )
 
 
-def test_a_run_of_clips_is_a_run_like_any_other(tmp_path):
-    record = carried_out(tmp_path, "digits_clips")
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("clips")
+    return folder, carried_out(folder, "digits_clips")
+
+
+def test_an_analysis_of_other_inputs_or_labels_is_refused_by_name(scenes, clips, tmp_path, capsys):
+    for (folder, record), name, lacks in [
+        (scenes, "features", "digits_scenes have a set"),
+        (scenes, "tac", "digits_scenes have a set"),
+        (clips, "grad_cam", "digits_clips has clips"),
+        (clips, "gradient_norms", "digits_clips has clips"),
+    ]:
+        words = [name, str(folder / record["run_id"]), "--figures", str(tmp_path)]
+        assert cli.main(["analyze", *words]) == 2
+        assert f"analysis '{name}' needs" in (error := capsys.readouterr().err)
+        assert lacks in error
+
+
+def test_a_run_of_clips_is_a_run_like_any_other(clips):
+    folder, record = clips
     assert record["data"]["shape"] == [6, 14, 14, 1]
     assert record["metrics"]["after"]["clean_total"] == 450
     assert record["stealth"]["test"]["changed_share"] > 0
-    with np.load(tmp_path / record["run_id"] / "samples.npz", allow_pickle=False) as samples:
+    with np.load(folder / record["run_id"] / "samples.npz", allow_pickle=False) as samples:
         assert samples["triggered"].shape[1:] == (14, 84, 1)  # the frames side by side
         changed = samples["triggered"] != samples["clean"]
         assert (
