@@ -28,7 +28,7 @@ from bdjax.data.streams import Stream
 from bdjax.devices import compilation, environment, placement
 from bdjax.files import atomic
 from bdjax.runs import config as configs
-from bdjax.runs import plan_checks, plans, schema, show
+from bdjax.runs import inputs, plan_checks, plans, schema, show
 from bdjax.runs.config import Config
 from bdjax.runs.execution import Execution
 from bdjax.runs.plans import AttackPlan
@@ -80,8 +80,8 @@ def make(config: Config, execution: Execution) -> PoisonedSet:
     A trigger that is learned is restored from the victim of that config, which is trained first if there is none.
 
     Raises:
-      InputError: as for `bdjax.runs.show.attack_of`; or the attack controls the training, or wants more images
-      than there are. Stopped, Diverged: as for `bdjax.runs.run.run`.
+      InputError: as for `bdjax.runs.show.attack_of`; or the attack controls the training, wants more images
+      than there are, or the data are no images in classes. Stopped, Diverged: as for `bdjax.runs.run.run`.
     """
     check(config)
     with execution.computing(config):
@@ -89,6 +89,7 @@ def make(config: Config, execution: Execution) -> PoisonedSet:
 
 
 def _make(config: Config, execution: Execution) -> PoisonedSet:
+    _check_spec(inputs.load(config).spec)
     plan = show.attack_of(config, execution)
     attackers = plans.attackers_images(config, plan.dataset)
     plan_checks.check_rate(plan.attack, attackers)
@@ -102,6 +103,16 @@ def _make(config: Config, execution: Execution) -> PoisonedSet:
         Images(np.asarray(clean.input), label, label, no_row, no_row),
         _images(triggered, np.asarray(triggered.visible.valid)),
     )
+
+
+def _check_spec(spec: Spec) -> None:
+    """Refuse data that cannot be laid out as pictures in the folders of their classes."""
+    unit, labels = spec.modality.unit, spec.task.labels
+    if (unit, labels) != ("image", "class"):
+        got = f"{unit}s, each with a {labels} for its label"
+        raise InputError(
+            f"data must be images in classes, to be folders of them; {spec.name} has {got}."
+        )
 
 
 def check(config: Config) -> None:

@@ -260,6 +260,16 @@ def test_an_attack_that_poisons_each_batch_anew_has_no_set(pets, tmp_path, capsy
     assert not (tmp_path / "poisoned").exists()
 
 
+@pytest.mark.parametrize("name", ["digits_scenes", "digits_clips"])
+def test_what_is_no_image_of_a_class_has_no_folder(name, tmp_path, capsys):
+    words = ["--data", name, "--out", str(tmp_path / "out")]
+    assert cli.main(["poison", "badnets", *words]) == 2
+    assert (
+        f"data must be images in classes, to be folders of them; {name}" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_trigger_that_is_learned_is_trained_as_it_is_to_be_shown(pets, tmp_path):
     words = ["--attack", "lf", "--attack.passes", "1", "--attack.images", "4", "--model.width", "2"]
     config = config_of(pets, *words, "--training.epochs", "1")
