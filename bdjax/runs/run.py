@@ -26,7 +26,7 @@ from bdjax.runs.plans import Plan
 from bdjax.runs.samples import samples
 from bdjax.runs.trainer import Alone, Trainer, Work
 from bdjax.runs.victim import Victim, score
-from bdjax.train import loop
+from bdjax.train import checkpoints, loop
 from bdjax.types import Variables
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Run(NamedTuple):
 
     plan: Plan  # with the trigger as the attacker has made it, and the strength that was chosen
     result: loop.Result  # where its defense is
+    start: str  # the digest of the victim's network
     victim: Victim | None = None  # where it began; None where nothing is to be concluded
     selection: Plain | None = None  # of the strength, where it was chosen
     how: tuple[Plain, ...] = ()  # each stage of the defense was computed with others
@@ -93,7 +94,7 @@ def attacked(plan: Plan, victim: Victim, execution: Execution) -> Run:
 
 def undefended(plan: Plan, variables: Variables) -> Run:
     """Return a run whose defense is about to begin at a network, with nothing to be concluded."""
-    return Run(plan, loop.Result(variables, []))
+    return Run(plan, loop.Result(variables, []), checkpoints.digest(variables)[:16])
 
 
 def choose_strength(run: Run, execution: Execution) -> Run:
@@ -172,7 +173,8 @@ def _work(run: Run, number: int, execution: Execution) -> Work:
         split=split,
         label=config.defense.name,
         folder=folder_of(plan, execution).stage(number),
-        owner={"run": config.run_id, "stage": number, "seed": config.seed},
+        # A checkpoint leaves out what is made again of the victim, so it is of that victim alone.
+        owner={"run": config.run_id, "stage": number, "seed": config.seed, "victim": run.start},
         on_variables=None if run.curve is None else run.curve.after(sum(lengths[:number])),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ from bdjax.runs.inputs import Fingerprint
 from bdjax.runs.plans import Plan
 from bdjax.runs.run import mark_diverged
 from bdjax.runs.trainer import Outcome, Work
-from bdjax.train import group, loop
-from bdjax.train.checkpoints import Checkpoints
+from bdjax.train import checkpoints, group, loop
+from bdjax.train.checkpoints import Checkpoints, Owner
 from bdjax.train.group import Point
 from bdjax.types import Model
 
@@ -90,15 +91,17 @@ class Together:
         each, points = [], []
         for work in works:
             points.append(_point(work))
-            each.append(
-                work._replace(split=points[-1].split)
-            )  # the one on the device may be given up
+            # The one on the device may be given up
+            each.append(work._replace(split=points[-1].split))
         if not self._is_begun:
             self._folder.begin(self._members)
             self._is_begun = True
         what = "victims" if self._of_victims else f"× {each[0].label}"
         place = self._folder.stage(None if self._of_victims else stage)
-        outcomes, how = self._train(points, each[0].model, f"{len(points)} {what}", place)
+        owner = {"group": place.path.relative_to(self._execution.out).as_posix()}
+        owner["members"] = checkpoints.digest((), json.dumps([work.owner for work in each]))[:16]
+        label = f"{len(points)} {what}"
+        outcomes, how = self._train(points, each[0].model, label, place, owner)
         found = []
         for work, point, outcome in zip(each, points, outcomes, strict=True):
             if isinstance(outcome, group.Trained):
@@ -119,7 +122,12 @@ class Together:
         mark(config, self._execution, f"of the victim, {reason}" if victim else str(reason))
 
     def _train(
-        self, points: Sequence[Point], model: Model, label: str, place: GroupStage
+        self,
+        points: Sequence[Point],
+        model: Model,
+        label: str,
+        place: GroupStage,
+        owner: Owner,
     ) -> tuple[list[group.Trained | loop.Diverged], Plain]:
         """Train points and tell how it was done."""
         execution, sharing, epochs = self._execution, self._sharing, points[0].learner.epochs
@@ -131,7 +139,6 @@ class Together:
             options["on_epoch"] = functools.partial(execution.on_epoch, label, epochs)
         with contextlib.ExitStack() as stack:
             if epochs:
-                owner = {"group": place.path.relative_to(execution.out).as_posix()}
                 kept = Checkpoints(place.checkpoints, execution.checkpoint_seconds, owner)
                 options["checkpoints"] = stack.enter_context(kept)
             outcomes = group.run(
@@ -174,8 +181,10 @@ def _save(work: Work, trained: group.Trained) -> None:
     """Save a point's last state where a run of its own would, unless that was done before a kill."""
     if not work.learner.epochs:
         return
-    with Checkpoints(work.folder.path, owner=work.owner, every=0.0) as checkpoints:
+    with Checkpoints(work.folder.path, owner=work.owner, every=0.0) as its_own:
         epoch = len(trained.history)
-        if checkpoints.epoch != epoch:
+        if its_own.epoch == epoch:
+            its_own.restore(trained.kept)  # refuses one that belongs to another
+        else:
             history = [row._asdict() for row in trained.history]
-            checkpoints.save(epoch, trained.kept, history, force=True)
+            its_own.save(epoch, trained.kept, history, force=True)

@@ -5,13 +5,14 @@ Each has a digest of all that it holds, and of whose it is; what was damaged or 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -29,6 +30,16 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 History: TypeAlias = list[dict[str, Any]]
 Owner: TypeAlias = Mapping[str, str | int]  # such as run, stage and seed
+
+
+def digest(tree: Any, about: str = "") -> str:
+    """Return the SHA-256 of every bit of a tree's arrays, and of a text, as a hexadecimal word."""
+    found = hashlib.sha256(about.encode())
+    for leaf in jax.tree.leaves(hosts.local(tree)):
+        array = np.asarray(leaf)
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +61,10 @@ class Checkpoints:
       folder: made if it is not there.
       every: least seconds between two saves; 0 saves after every epoch.
       owner: whose they are. One that was put here from elsewhere, with another owner, is refused.
+
+    Raises:
+      InputError: what is there cannot be read.
+      OSError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, every: float = 1.0, owner: Owner | None = None):
@@ -66,7 +81,11 @@ class Checkpoints:
             "state": ocp.StandardCheckpointHandler(),
             "history": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _readable(self.folder):
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, item_handlers=handlers
+            )
 
     @property
     def epoch(self) -> int | None:
@@ -130,7 +149,7 @@ class Checkpoints:
             state=ocp.args.StandardRestore(abstract),
             history=ocp.args.JsonRestore(),
         )
-        try:
+        with _readable(self.folder / str(epoch)):
             if _shapes(self._manager.item_metadata(epoch)["state"].tree) != _shapes(abstract):
                 raise InputError("it is of another network, optimizer or version")
             restored = self._manager.restore(epoch, args=args)
@@ -138,21 +157,11 @@ class Checkpoints:
             saved = Saved(restored["state"], sealed.pop("rows"))
             self._check(sealed, self._seal(epoch, saved.state, saved.history))
             return saved
-        except jax.errors.JaxRuntimeError:  # another host was lost
-            raise
-        except Exception as error:  # orbax raises whatever its storage layers raise
-            broken = self.folder / str(epoch)
-            remedy = f"delete it to start over ({_brief(error)})"
-            raise InputError(f"the checkpoint {broken} cannot be read; {remedy}.") from error
 
     def _seal(self, epoch: int, state: LearnerState, history: History) -> dict[str, Any]:
         """Return whose the checkpoint is, with a digest of that and of every bit of it."""
-        digest = hashlib.sha256(json.dumps([epoch, self._owner, history], sort_keys=True).encode())
-        for leaf in jax.tree.leaves(hosts.local(state)):
-            array = np.asarray(leaf)
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        return {"owner": self._owner, "sha256": digest.hexdigest()}
+        about = json.dumps([epoch, self._owner, history], sort_keys=True)
+        return {"owner": self._owner, "sha256": digest(state, about)}
 
     @staticmethod
     def _check(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -172,6 +181,18 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say in one line that a checkpoint cannot be read: orbax raises whatever its storage layers raise."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # another host was lost
+        raise
+    except Exception as error:
+        remedy = f"delete it to start over ({_brief(error)})"
+        raise InputError(f"the checkpoint {path} cannot be read; {remedy}.") from error
 
 
 def _brief(error: Exception) -> str:

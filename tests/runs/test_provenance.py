@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -312,6 +313,34 @@ def test_the_checkpoint_of_another_run_is_not_taken(copied, capsys, where):
         f"it belongs to {'victim' if where == 'victims/*' else 'run'} {first.name}"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("more", [(), ("--seeds", "2")])
+def test_the_checkpoint_of_a_defense_of_another_victim_is_not_taken(
+    copied, capsys, monkeypatch, more
+):
+    """It leaves out what is made again of the victim: two victims would be mixed without a word."""
+    data, out = copied
+    command = {"command": "sweep" if more else "run"}
+    assert call(out, data, *more, "--quiet", **command) == 0
+    defended = [*out.glob("set-blended-ft-*/record.json")]
+    assert len(defended) == (2 if more else 1)
+
+    def again() -> int:
+        for file in defended:
+            file.unlink()
+        shutil.rmtree(out / "victims")
+        return call(out, data, *more, "--quiet", **command)
+
+    assert again() == 0  # a victim that is made again has the same bits
+    usual = plans.key_for
+    monkeypatch.setattr(plans, "key_for", lambda *words: jax.random.fold_in(usual(*words), 1))
+    assert again() == 2
+    said = capsys.readouterr().err
+    assert "it belongs to run set-blended-ft-" in said
+    assert ", stage 0, seed 0, victim " in said
+    assert "delete it to start over" in said
+    assert said.count("\n") == 1
 
 
 def test_findings_and_curves_of_another_run_are_not_taken(copied, capsys):
