@@ -33,9 +33,8 @@ class FactoredKernel:
 
     def multiplied(self) -> Float[Array, "*window out"]:
         """Return W."""
-        return jnp.matmul(
-            self.v * self.scale, self.u.T, precision="highest"
-        )  # it is what is exported
+        # It is what is exported
+        return jnp.matmul(self.v * self.scale, self.u.T, precision="highest")
 
 
 def flat(tree: Tree) -> dict[Path, Leaf]:

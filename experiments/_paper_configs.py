@@ -225,9 +225,8 @@ def _attack(paper: Paper, value: Value) -> Options:
         return {**options, "target_class_rate": rate}
     if base in paper.own_rate and rate == 0.1:
         return options
-    if (
-        base == "wanet" and 3 * rate > 1
-    ):  # no more cover samples than there are rows left in a batch
+    # No more cover samples than there are rows left in a batch
+    if base == "wanet" and 3 * rate > 1:
         options["cover_ratio"] = (1 - rate) / rate
     return {**options, "poison_rate": rate}
 

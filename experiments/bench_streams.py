@@ -87,9 +87,8 @@ def measure(
         {name: functools.partial(counted, call, processor[name]) for name, call in calls.items()},
         rounds,
     )
-    cpu = {
-        name: statistics.median(values[1:]) for name, values in processor.items()
-    }  # the first compiles
+    # The first compiles
+    cpu = {name: statistics.median(values[1:]) for name, values in processor.items()}
     images = len(first.label) // batch_size * batch_size
     row: dict[str, Any] = {"width": width, "batch_size": batch_size, "images": images}
     row |= {"seconds_per_epoch": seconds, "cpu_seconds_per_epoch": cpu}

@@ -15,9 +15,8 @@ from bdjax.types import Attack, Spec
 class Facts(NamedTuple):
     """What may differ from attack to attack; most need no entry in ``FACTS``."""
 
-    options: Mapping[str, Any] = MappingProxyType(
-        {}
-    )  # so that the attack fits 8×8 images and is quick
+    # So that the attack fits 8×8 images and is quick
+    options: Mapping[str, Any] = MappingProxyType({})
     clean_label: bool = False
     uses_key: bool = False  # the trigger draws something for each image
     visible: bool = True  # in 8 bits, before anything is learned

@@ -141,9 +141,8 @@ def test_a_function_counts_as_a_network_does(batch_size):
 def test_a_linear_model_in_numpy_by_hand():
     image = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.25]], np.float32).reshape(3, 1, 2, 1)
     weight = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 2.0]])
-    clean = Split(
-        image, np.array([0, 2, 1], np.int32), np.ones(3, bool)
-    )  # logits of the third: 0.5 0.25 0.5
+    # Logits of the third: 0.5 0.25 0.5
+    clean = Split(image, np.array([0, 2, 1], np.int32), np.ones(3, bool))
     triggered = PoisonedSplit(
         clean._replace(label=np.zeros(3, np.int32)), clean.label, np.ones(3, bool)
     )
@@ -250,9 +249,8 @@ def test_the_number_of_classes_is_held_if_it_is_given():
 def test_padding_may_be_undefined_and_infinity_is_a_number():
     def answer(image):
         logits = np.where(pixel(image) > 0, np.inf, -np.inf)
-        logits[5:] = (
-            np.nan
-        )  # the sixth clean row is padding, and so are the sixth and seventh triggered ones
+        # The sixth clean row is padding, and so are the sixth and seventh triggered ones
+        logits[5:] = np.nan
         return logits
 
     assert int(evaluate.evaluate_function(answer, CLEAN, TRIGGERED).clean_correct) == 3

@@ -100,9 +100,8 @@ def factors(before: Params, after: Params, paths: list[Path]) -> dict[Path, Floa
 
 def _factor(old: Array, new: Array) -> Array:
     others = tuple(range(old.ndim - 1))
-    largest = jnp.abs(old).max(
-        others, initial=0
-    )  # divided out first, so that no square of a small number is zero
+    # Divided out first, so that no square of a small number is zero
+    largest = jnp.abs(old).max(others, initial=0)
     unit = old / jnp.where(largest > 0, largest, 1)
     length = largest * jnp.square(unit).sum(others)
     factor = (unit * new).sum(others) / jnp.where(largest > 0, length, 1)

@@ -42,9 +42,8 @@ def read(path: str, shape: tuple[int, ...], option: str) -> Picture:
         if _images.is_deep(mode):
             raise ValueError(f"it has more than 8 bits a channel, mode {mode}")
         pixels, opacity = _images.read_masked(file, shape)
-    except (
-        Exception
-    ) as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error, its own, …
+    # Pillow answers a damaged file with OSError, SyntaxError, struct.error, its own, …
+    except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
             f"{option} must be a readable image file; {path!r} is not ({reason})."

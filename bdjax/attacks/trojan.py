@@ -38,9 +38,8 @@ _PATCH = np.array(
 )  # SFT's and NFT's, levels of red, green and blue
 _TOP = 25 / 32  # where it begins, from the top and from the left
 _ENOUGH = 1e-3
-_Search: TypeAlias = tuple[
-    Array, tuple[Array, Array], Array
-]  # picture, its loss and slope, steps so far
+# Picture, its loss and slope, steps so far
+_Search: TypeAlias = tuple[Array, tuple[Array, Array], Array]
 
 
 def added(image: Image, trigger: Image, addition: str) -> Image:

@@ -79,9 +79,8 @@ class Peak:
         """Choose sizes of which starting the call is no part, and which no cache holds."""
         cpu = jax.default_backend() == "cpu"
         size, length = (2048, 2**26) if cpu else (8192, 2**28)
-        self._times = (
-            1 if cpu else 8
-        )  # an accelerator is given the next before it has done the last
+        # An accelerator is given the next before it has done the last
+        self._times = 1 if cpu else 8
         self._precision = precision
         self._matrix = _random((size, size), dtype)
         self._array = _random((length,), jnp.float32)
@@ -145,9 +144,8 @@ def random_state(learner: Learner, model: Model, split: Split) -> LearnerState:
 
     def fill(index: int, leaf: jax.ShapeDtypeStruct) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.ones(
-                leaf.shape, leaf.dtype
-            )  # zero steps in an epoch would be a schedule of no length
+            # Zero steps in an epoch would be a schedule of no length
+            return jnp.ones(leaf.shape, leaf.dtype)
         values = np.random.default_rng(index).random(leaf.shape, np.float32)
         return jnp.asarray(0.1 * values + 0.01, leaf.dtype)
 

@@ -70,9 +70,8 @@ def trace(folder: Path) -> Iterator[None]:
     Raises:
       OSError: it cannot be written.
     """
-    (folder / "plugins" / "profile").mkdir(
-        parents=True, exist_ok=True
-    )  # before JAX finds out at the end
+    # Before JAX finds out at the end
+    (folder / "plugins" / "profile").mkdir(parents=True, exist_ok=True)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level, options.host_tracer_level = (
         0,
@@ -176,9 +175,8 @@ def second_epochs(traces: Traces, on_epoch: OnEpoch | None) -> Iterator[OnEpoch]
       an ``on_epoch`` of `bdjax.runs.run.Execution`. What has one epoch alone is not traced.
     """
     open_trace = contextlib.ExitStack()
-    before: list[
-        tuple[str, int, int]
-    ] = []  # what was trained, its epochs, and the number of the last one
+    # What was trained, its epochs, and the number of the last one
+    before: list[tuple[str, int, int]] = []
 
     def call(label: str, epochs: int, report: Epoch) -> None:
         open_trace.close()

@@ -25,9 +25,8 @@ PLAIN, FAST_SFT = "plain", "fast_sft"
 WITHOUT_TRACE, WITH_TRACE = "fast_sft_without_trace", "fast_sft_with_trace"
 _PRODUCT, _COPY = "product", "copy"
 _Learners: TypeAlias = dict[str, Any]  # of several classes
-_Amounts: TypeAlias = dict[
-    str, dict[str, float | None]
-]  # of work, for each kind and step; None: nobody tells
+# Of work, for each kind and step; None: nobody tells
+_Amounts: TypeAlias = dict[str, dict[str, float | None]]
 _NEVER = 10**6  # steps between two traces, so that the benchmark alone decides when one is due
 
 
@@ -61,9 +60,8 @@ def _row(session: Session, width: int, batch_size: int) -> measure.Row:
     seconds.pop(WITH_TRACE, None)
     row: measure.Row = {"width": width, "batch_size": batch_size, "seconds_per_step": seconds}
     if FAST_SFT in epochs:
-        trace = max(
-            calls[WITH_TRACE] - calls[WITHOUT_TRACE], 0.0
-        )  # of the one step in the call where it is due
+        # Of the one step in the call where it is due
+        trace = max(calls[WITH_TRACE] - calls[WITHOUT_TRACE], 0.0)
         every = defenses.create(FAST_SFT).learner.transformation.every
         seconds[FAST_SFT] = seconds[WITHOUT_TRACE] + trace / every
         row["trace_seconds"] = trace

@@ -55,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 failed, 2 a mistake in what was asked, 143 stopped."""
     if arguments is None:  # the process is ours
         _streams.hush_helpers()
-        logging.basicConfig(
-            format="%(message)s"
-        )  # before orbax does it, with names that say nothing to a user
+        # Before orbax does it, with names that say nothing to a user
+        logging.basicConfig(format="%(message)s")
     words = list(sys.argv[1:] if arguments is None else arguments)
     with _streams.writable():
         return _of_several(words) if guard.is_watched() else _answer(words)

@@ -53,9 +53,8 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
         training, lambda execution: made.append(poisoned_folder.make(config, execution))
     ):
         return code
-    writing = argparse.Namespace(
-        **{**vars(training), "quiet": True}
-    )  # it has a progress of its own
+    # It has a progress of its own
+    writing = argparse.Namespace(**{**vars(training), "quiet": True})
     with _progress.counter("images", quiet=options.quiet) as tell:
         code = carry_out(
             writing,

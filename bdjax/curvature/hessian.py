@@ -102,9 +102,8 @@ def largest_eigenvalue(
 
     def unsettled(state: tuple[Array, Eigenvalue]) -> Array:
         _, found = state
-        return (found.iterations < iterations) & (
-            found.residual > limit(found.value)
-        )  # false for NaN
+        # False for NaN
+        return (found.iterations < iterations) & (found.residual > limit(found.value))
 
     def limit(value: Array) -> Array:
         return jnp.sqrt(tolerance) * jnp.abs(value)

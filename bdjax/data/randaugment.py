@@ -111,14 +111,12 @@ def augmix(
     chains = jax.vmap(lambda choice, amount: _sequence(AUGMIX, choice, amount, image))(
         choice, amount
     )
-    weight = jnp.maximum(
-        -jnp.log1p(-rest[:, 1]), 1e-9
-    )  # exponential: Dirichlet(1, …, 1) once divided by their sum
+    # Exponential: Dirichlet(1, …, 1) once divided by their sum
+    weight = jnp.maximum(-jnp.log1p(-rest[:, 1]), 1e-9)
     mixture = jnp.sum((weight / weight.sum())[:, None, None, None] * chains, axis=0)
     share = rest[0, 2]
-    return jnp.clip(
-        share * mixture + (1 - share) * image, 0, 1
-    )  # the weights' sum is 1 but for rounding
+    # The weights' sum is 1 but for rounding
+    return jnp.clip(share * mixture + (1 - share) * image, 0, 1)
 
 
 def _below(count: int, uniform: Float[Array, "*k"]) -> Int[Array, "*k"]:

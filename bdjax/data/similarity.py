@@ -35,9 +35,8 @@ def ssim(a: Float[Array, "h w c"], b: Float[Array, "h w c"]) -> Float[Array, ""]
     def mean(x: Array) -> Array:
         return jnp.einsum("ih,hwc,jw->ijc", rows, x, columns, precision="highest")
 
-    level = (
-        a.mean((0, 1)) + b.mean((0, 1))
-    ) / 2  # of each channel; less cancels in a difference of squares without it
+    # Of each channel; less cancels in a difference of squares without it
+    level = (a.mean((0, 1)) + b.mean((0, 1))) / 2
     a, b = a - level, b - level
     mean_a, mean_b = mean(a), mean(b)
     variance_a, variance_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2

@@ -15,9 +15,8 @@ NOTHING, HOLDOUT, TRIGGER, TRAINING = "nothing", "holdout", "trigger", "training
 SEES = (NOTHING, HOLDOUT, TRIGGER, TRAINING)
 VICTIM, SCRATCH = "victim", "scratch"
 STARTS = (VICTIM, SCRATCH)
-_FRESH = (
-    2**32 - 2
-)  # a child of a stage's key that no epoch folds in, nor `bdjax.train.loop.init_key`
+# A child of a stage's key that no epoch folds in, nor `bdjax.train.loop.init_key`
+_FRESH = 2**32 - 2
 
 
 @pytree.dataclass

@@ -34,9 +34,8 @@ def watch(module: str, words: Sequence[str]) -> int:
 
     SIGTERM and Ctrl-C are passed on as a question (`listen`); a second one ends both.
     """
-    path = os.pathsep.join(
-        filter(None, sys.path)
-    )  # exactly what is imported here, whatever lies in this folder
+    # Exactly what is imported here, whatever lies in this folder
+    path = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, _VARIABLE: "1", "PYTHONPATH": path}
     command = [sys.executable, "-P", "-m", module, *words]
     received: list[int] = []

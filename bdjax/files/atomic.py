@@ -91,9 +91,8 @@ def parse_json(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if "\\u" in text:
-        json.dumps(
-            content, ensure_ascii=False
-        ).encode()  # half of a surrogate pair can be neither printed nor written
+        # Half of a surrogate pair can be neither printed nor written
+        json.dumps(content, ensure_ascii=False).encode()
     seal = content.pop(_DIGEST, None) if isinstance(content, dict) else None
     if seal is not None and seal != digest(content):
         raise ValueError("its digest differs")

@@ -133,9 +133,8 @@ def _value(left: Array, right: Array, *, by: str, geometry: _Geometry) -> Array:
     )
     if len(left) == 1:
         return compute(left[0], right[0])[None]
-    if (
-        by == "kernel"
-    ):  # JAX's grouped convolution: as fast as matrix products, and it needs the least memory
+    # JAX's grouped convolution: as fast as matrix products, and it needs the least memory
+    if by == "kernel":
         return jax.vmap(compute)(left, right)
     # One after the other: grouped, the convolution and its gradient by the image are slower.
     return lax.map(lambda pair: compute(*pair), (left, right))

@@ -146,9 +146,8 @@ def factored(next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Co
     grouped = getattr(layer, "feature_group_count", 1) > 1
     first = kernel.multiplied() if grouped else kernel.v
     x = _product(layer, first, *args)
-    if (
-        not grouped
-    ):  # the scale is not rounded, so that its gradient, a sum over images and pixels, is float32
+    # The scale is not rounded, so that its gradient, a sum over images and pixels, is float32
+    if not grouped:
         x = (x * kernel.scale).astype(x.dtype) @ kernel.u.T.astype(x.dtype)
     bias = layer.get_variable("params", "bias")
     return x if bias is None else (x + bias).astype(x.dtype)

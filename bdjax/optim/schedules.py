@@ -73,9 +73,8 @@ def reduce_on_plateau(
 
     def init(params: optax.Params) -> PlateauState:
         del params
-        best = jnp.full(
-            (), jnp.inf, float
-        )  # not weakly typed: a state of another type would be compiled for again
+        # Not weakly typed: a state of another type would be compiled for again
+        best = jnp.full((), jnp.inf, float)
         return PlateauState(jnp.ones(()), best, jnp.int32(0), jnp.zeros(()), jnp.int32(0))
 
     def update(

@@ -71,9 +71,8 @@ class NeuronMasks:
     def _layers(self, model: Model, variables: Variables) -> list[structure.Path]:
         if scales := structure.batch_norms(model, variables):
             return scales[1:]
-        if structure.keeps_variances(
-            variables
-        ):  # which would undo a factor on the kernel before it
+        # Which would undo a factor on the kernel before it
+        if structure.keeps_variances(variables):
             wanted = "have scales to be masked (use_scale=True)"
             raise InputError(f"the network's batch norms must {wanted}.")
         kernels = structure.kernels(variables["params"])

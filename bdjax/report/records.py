@@ -268,9 +268,8 @@ def _read(file: Path) -> Iterator[Record | str]:
     if file.suffix != BUNDLE:
         yield _checked(Record(file.parent, _parsed(str(file), text)), str(file))
         return
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # a text may hold what splitlines would split at
+    # A text may hold what splitlines would split at
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             source = f"{file} line {number}"
             yield _checked(Record(file, _parsed(source, line), number), source)

@@ -39,9 +39,8 @@ class Sample:
     row: Row
     record: Record
     best: bool  # whether no other defense has a higher mean rating
-    arrays: Mapping[
-        str, np.ndarray
-    ]  # clean, triggered [k, h, w, c]; label and predictions [k], and which are hits
+    # Clean, triggered [k, h, w, c]; label and predictions [k], and which are hits
+    arrays: Mapping[str, np.ndarray]
     attacker_label: np.ndarray  # [k]; -1, or no text, where it is unknown
 
     def outcome(self, prediction: str, i: int) -> str:

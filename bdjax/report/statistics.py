@@ -85,9 +85,8 @@ def sign_flip(differences: Sequence[float]) -> SignFlip:
     moved = np.asarray([difference for difference in differences if difference], float)
     if not moved.size:
         return SignFlip(1.0, 1.0, True)
-    least = (
-        abs(moved.sum()) - 1e-9 * np.abs(moved).sum()
-    )  # sums that are equal but for rounding count
+    # Sums that are equal but for rounding count
+    least = abs(moved.sum()) - 1e-9 * np.abs(moved).sum()
     if moved.size <= EXACT_PAIRS:
         sums = moved[:1]  # with the first sign fixed: the other half mirrors this one
         for difference in moved[1:]:

@@ -190,9 +190,8 @@ class Config:
     def digest(self, values: dict[str, Any] | None = None) -> str:
         """Return ten hexadecimal digits that name this config (or the values), wherever the data lie."""
         content = self.to_dict() if values is None else dict(values)
-        if (
-            "selection" in content and self.strength is not None
-        ):  # the values that are tried may change with bdjax
+        # The values that are tried may change with bdjax
+        if "selection" in content and self.strength is not None:
             content["selection"] = {**content["selection"], "values": list(self.strength.values)}
         content["data"] = {
             key: value for key, value in content["data"].items() if key != "data_dir"

@@ -57,9 +57,8 @@ class Images(NamedTuple):
     """Images on the host, uint8 [n, h, w, c], and what is known of each [n]."""
 
     image: np.ndarray
-    label: (
-        np.ndarray
-    )  # as a learner is told; of test images with the trigger, the one that the attacker wants
+    # As a learner is told; of test images with the trigger, the one that the attacker wants
+    label: np.ndarray
     original_label: np.ndarray
     is_poisoned: np.ndarray
     counts: np.ndarray  # for the attack success rate

@@ -24,9 +24,8 @@ from bdjax.tasks.metrics import (
 SECTIONS = ("data", "model", "attack", "defense")
 COSTS = ("run_seconds", "compile_seconds", "gradient_evaluations")
 _WHEN = ("before", "after")
-_NAME = re.compile(
-    r"[a-z][a-z0-9_]{0,59}"
-)  # of a metric or a count: a column's, and part of a file's
+# Of a metric or a count: a column's, and part of a file's
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
 _PRINTED = re.compile(r"[\w@][\w@ .+:()/-]{0,59}")  # what no table's markup takes for its own
 _LONGEST = 1000  # characters of a definition
 _MOST = 2**53  # of a count: larger ones are no exact floats

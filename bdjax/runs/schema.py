@@ -300,9 +300,8 @@ def _typed(
         value = values.get(name, parameter.default)
         if value is inspect.Parameter.empty:
             raise InputError(f"{path}.{name} is missing.")
-        if dataclasses.is_dataclass(
-            parameter.default
-        ):  # a section of its own, of which a part may be given
+        # A section of its own, of which a part may be given
+        if dataclasses.is_dataclass(parameter.default):
             given = as_mapping(f"{path}.{name}", plain(values.get(name)))
             value = merge({name: plain(parameter.default)}, {name: given})[name]
         typed[name] = convert(f"{path}.{name}", parameter.annotation, value)
@@ -386,13 +385,11 @@ def _scalar(path: str, kind: type, value: Any) -> Any:
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         value = value + 0.0  # and -0.0 is 0.0, in a run's name too
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-    if type(value) is not kind or (
-        isinstance(value, float) and not abs(value) < _FLOAT32_MAX
-    ):  # nor NaN
+    # Nor NaN
+    if type(value) is not kind or (isinstance(value, float) and not abs(value) < _FLOAT32_MAX):
         raise InputError(f"{path} must be {wanted}, got {value!r}.")
-    if isinstance(value, str) and (
-        "\0" in value or not _is_unicode(value)
-    ):  # no record and no table could hold it
+    # No record and no table could hold it
+    if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
         raise InputError(f"{path} must be text in UTF-8 without NUL, got {value!r}.")
     return value
 

@@ -17,9 +17,8 @@ from bdjax.types import Model, PoisonedSplit, ProbedModel, Spec, Split, Variable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Findings: TypeAlias = dict[
-    str, np.ndarray
-]  # arrays by name, without objects, so that a file of them is only data
+# Arrays by name, without objects, so that a file of them is only data
+Findings: TypeAlias = dict[str, np.ndarray]
 METRICS = "metrics"  # the finding that describes the others which are metrics, as text
 OnVariables: TypeAlias = Callable[[int, Callable[[], Variables]], None]
 

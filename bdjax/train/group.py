@@ -43,9 +43,8 @@ class Trained(NamedTuple):
 
     def result(self, point: Point, model: Model, earlier: Sequence[Epoch] = ()) -> Result:
         """Return what the point's learner makes of the state in the end, after the epochs of earlier stages."""
-        state = jax.tree.map(
-            jnp.asarray, self.state
-        )  # as in a single run; parametrizations take no others
+        # As in a single run; parametrizations take no others
+        state = jax.tree.map(jnp.asarray, self.state)
         return Result(point.learner.finalize(model, state), [*earlier, *self.history])
 
 

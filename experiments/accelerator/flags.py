@@ -105,9 +105,8 @@ def _in_a_process(flag: Flag, settings: Settings, patience: float) -> Row:
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "JAX_COMPILATION_CACHE_DIR": str(
-            settings.work / "xla"
-        ),  # what all are compared with is compiled once
+        # What all are compared with is compiled once
+        "JAX_COMPILATION_CACHE_DIR": str(settings.work / "xla"),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     command = [sys.executable, "-c", _HERE, flag.name, "small" if settings.debug else "full"]

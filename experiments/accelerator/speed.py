@@ -356,9 +356,8 @@ def _bdjax_row(
         "host_share": timing.host_seconds / timing.seconds,
         "compile_seconds": epoch.compile_seconds,
         "program_bytes": epoch.held_bytes,
-        "device_peak_bytes": environment.memory()[
-            "device_peak_bytes"
-        ],  # of all that the process has done so far
+        # Of all that the process has done so far
+        "device_peak_bytes": environment.memory()["device_peak_bytes"],
     }
     for rate, what, amount in (("matmul", "flops", epoch.flops), ("copy", "bytes", epoch.bytes)):
         if rate not in rates:

@@ -33,9 +33,8 @@ def tables(rows: Sequence[Row]) -> str:
 
 def _steps(rows: Sequence[Row]) -> str:
     found = [row for row in rows if row.get("by") == "bdjax" and "ratio_to_plain" in row]
-    first = {
-        _case(row): row for row in reversed(found)
-    }  # and not those that torch.compile was compared with
+    # And not those that torch.compile was compared with
+    first = {_case(row): row for row in reversed(found)}
     return _table(sorted(first.values(), key=_case), _STEP_COLUMNS, words=2)
 
 

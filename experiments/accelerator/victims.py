@@ -52,9 +52,8 @@ def _train(session: Session, planted: Planted) -> Iterator[Row]:
     record = run.run(config, runs.execution(session), runs.at_hand(session))
     runs.keep_records(session)
     cost, images = record["victim"], record["data"]["train_count"]
-    alone = (
-        cost["epochs"] == config.training["epochs"]
-    )  # no surrogate or trigger was trained before
+    # No surrogate or trigger was trained before
+    alone = cost["epochs"] == config.training["epochs"]
     yield {
         "victim": planted.name,
         "run_id": record["run_id"],

@@ -22,12 +22,10 @@ def on_patch(maps):
 
 
 def test_two_channels_by_hand():
-    output = jnp.array([[[1.0, 2.0], [3.0, -1.0]], [[0.0, 5.0], [-2.0, 1.0]]])[
-        None
-    ]  # 2×2, two channels
-    gradient = jnp.array([[[4.0, 0.0], [0.0, -1.0]], [[0.0, -1.0], [0.0, 0.0]]])[
-        None
-    ]  # means 1 and -1/2
+    # 2×2, two channels
+    output = jnp.array([[[1.0, 2.0], [3.0, -1.0]], [[0.0, 5.0], [-2.0, 1.0]]])[None]
+    # Means 1 and -1/2
+    gradient = jnp.array([[[4.0, 0.0], [0.0, -1.0]], [[0.0, -1.0], [0.0, 0.0]]])[None]
     expected = [[1 - 1, 3 + 0.5], [0, 0]]  # relu of 1·A₁ − ½·A₂: 0, 3.5, −2.5, −2.5
     np.testing.assert_allclose(class_activation(output, gradient)[0], expected)
 
@@ -104,9 +102,8 @@ def test_what_is_kept_of_a_run(found):
 
 def test_the_target_decides_what_is_explained(found):
     attackers = grad_cam(images=4, target="attacker").measure(planted_subject())
-    np.testing.assert_allclose(
-        attackers["heat"][0, 1], found["heat"][0, 1], atol=1e-6
-    )  # what it predicts
+    # What it predicts
+    np.testing.assert_allclose(attackers["heat"][0, 1], found["heat"][0, 1], atol=1e-6)
     assert not np.allclose(attackers["heat"][0, 0], found["heat"][0, 0])
     true = grad_cam(images=4, target="true").measure(planted_subject())
     np.testing.assert_allclose(true["heat"][1], found["heat"][1], atol=1e-6)

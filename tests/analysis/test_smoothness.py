@@ -118,9 +118,8 @@ def test_chunks_do_not_change_the_result(tiny, split):
     model, variables = tiny
     params = variables["params"]
     part = Split(*(array[:17] for array in split))
-    longer = Split(*(array[:19] for array in split))._replace(
-        valid=np.arange(19) < 17
-    )  # and no multiple of a chunk
+    # And no multiple of a chunk
+    longer = Split(*(array[:19] for array in split))._replace(valid=np.arange(19) < 17)
 
     def of(split, chunk):
         loss = loss_surface.mean_loss(model, variables, split, chunk=chunk)
@@ -264,9 +263,8 @@ def test_an_interrupted_run_has_the_same_curve(whole, tmp_path):
     assert [row["epoch"] for row in json.loads(file_of(tmp_path).read_text())["curve"]["rows"]] == [
         0
     ]
-    shutil.rmtree(
-        tmp_path / config.run_id / "checkpoints-0"
-    )  # all of its epochs are repeated, and none measured twice
+    # All of its epochs are repeated, and none measured twice
+    shutil.rmtree(tmp_path / config.run_id / "checkpoints-0")
     marked = json.loads(file_of(tmp_path).read_text())
     marked["curve"]["rows"][0]["loss"] = -1.0
     atomic.write_json(file_of(tmp_path), marked)
@@ -377,9 +375,8 @@ def test_the_curves_are_those_of_the_network_at_each_epoch(curves, found):
     assert found["epoch"].tolist() == [0, 1]  # the last one is no multiple
     assert found["attack_success_rate"].tolist() == [1, 0]
     assert found["clean_accuracy"].tolist() == [1, 1]
-    assert (
-        found["fisher_trace"][0] > 100 * found["fisher_trace"][1]
-    )  # a planted neuron is wrong and very sure
+    # A planted neuron is wrong and very sure
+    assert found["fisher_trace"][0] > 100 * found["fisher_trace"][1]
     of = (subject.model, subject.defended, subject.test, subject.triggered)
     after = loss_surface.measure(subject.key, *of, settings=curves.settings)
     for name, value in after._asdict().items():

@@ -46,9 +46,8 @@ _SSBA = {
 _INPUT_AWARE = {"width": 8, "poison_rate": 0.3, "cover_rate": 0.05, "learning_epochs": 20}
 FACTS: dict[str, Facts] = {
     "bpp": Facts({"levels": 2}),  # the digits have 17 levels only: 8 change them too little
-    "cba": Facts(
-        {"poison_rate": 0.08}, epochs=60, least_success=0.8
-    ),  # of 45 images; SFT's weakest attack as well
+    # Of 45 images; SFT's weakest attack as well
+    "cba": Facts({"poison_rate": 0.08}, epochs=60, least_success=0.8),
     # The paper takes many times the steps; in so few, rounding alone moved it from 0.82 to 0.95.
     "input_aware": Facts(_INPUT_AWARE, epochs=60, least_success=0.6),
     "lc": Facts({"epsilon": 0.3, "step_size": 0.03}),  # ± 8 / 255 do not hide a digit
@@ -88,9 +87,8 @@ def test_the_backdoor_is_planted_and_is_one(name, out):
     if facts.data == "cifar10" and "BDJAX_DATA_DIR" not in os.environ:
         pytest.skip("needs CIFAR-10: set BDJAX_DATA_DIR")
     like = name if facts.data == "cifar10" else "badnets"
-    clean = at_hand.victim(
-        at_hand.plan(config(like, poison_rate=0.0))
-    )  # restored but for the first time
+    # Restored but for the first time
+    clean = at_hand.victim(at_hand.plan(config(like, poison_rate=0.0)))
     plan = at_hand.plan(config(name))
     victim = at_hand.victim(plan)
     assert victim.metrics.attack_success_rate >= facts.least_success

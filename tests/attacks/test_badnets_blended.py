@@ -71,9 +71,8 @@ def test_the_sft_preset_draws_its_pattern_at_60_percent_in_the_lower_left_corner
     pattern = np.array([[0, 0, 255], [0, 255, 0], [255, 0, 255]])[..., None] / 255
     expected[29:, :3] = 0.4 * image[29:, :3] + 0.6 * pattern
     np.testing.assert_allclose(triggered("badnets", image, preset="sft"), expected, atol=1e-6)
-    mirrored = triggered(
-        "badnets", image, preset="reference_code"
-    )  # the other corner, the same pattern
+    # The other corner, the same pattern
+    mirrored = triggered("badnets", image, preset="reference_code")
     np.testing.assert_array_equal(mirrored[:29], image[:29])
     np.testing.assert_allclose(mirrored[29:, 29:], 0.4 * image[29:, 29:] + 0.6 * pattern, atol=1e-6)
 
@@ -96,9 +95,8 @@ def test_opacity_mixes_the_patch_with_what_is_under_it(opacity):
 def test_the_reference_codes_candidates_are_the_images_of_other_classes(
     name, preset, count, spec, split
 ):
-    attack = attacks.create(
-        name, poison_rate=0.52, preset=preset
-    )  # of 48, or of the 36 that are not of class 0
+    # Of 48, or of the 36 that are not of class 0
+    attack = attacks.create(name, poison_rate=0.52, preset=preset)
     poisoned = poison.poison_train(KEY, attack, attack.trigger.init(KEY, spec), split)
     assert poisoned.is_poisoned.sum() == count
     others_only = not (poisoned.is_poisoned & (poisoned.original_label == 0)).any()

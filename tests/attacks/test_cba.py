@@ -15,9 +15,8 @@ from bdjax.data.modalities.images import image_spec
 from bdjax.types import Split
 
 MIXER = HalfMixer(2, 4, 3)
-MODEL = models.create(
-    "small_cnn", image_spec("gray", (4, 4, 1), 4, (0.5,), (0.25,)), width=1
-)  # never asked
+# Never asked
+MODEL = models.create("small_cnn", image_spec("gray", (4, 4, 1), 4, (0.5,), (0.25,)), width=1)
 COVER = quick_jit(MIXER.cover)
 MIX = quick_jit(jax.vmap(MIXER.mix, (0, None, None)))
 
@@ -50,9 +49,8 @@ def test_a_mixture_is_two_contiguous_crops_with_no_gap(mixtures):
         assert (mark[cut:] == 1 - mark[0]).all()
         np.testing.assert_array_equal(np.diff(column[:cut]), 1)
         np.testing.assert_array_equal(np.diff(column[cut:]), 1)
-        np.testing.assert_array_equal(
-            image[:, :, 1], np.broadcast_to(column, (32, 32))
-        )  # whole columns
+        # Whole columns
+        np.testing.assert_array_equal(image[:, :, 1], np.broadcast_to(column, (32, 32)))
         np.testing.assert_array_equal(image[:, :, 0], np.arange(32)[:, None] * np.ones(32))
         assert 0 <= column[0] < 32 - cut
         assert 0 <= column[cut] < cut
@@ -135,9 +133,8 @@ def test_a_poisoned_batch_has_mixtures_of_the_first_class_labelled_with_the_targ
     assert (changed.label[rows] == 0).all()
     share = np.asarray(changed.input).mean((1, 2, 3))
     assert set(np.flatnonzero(share)) == set(rows)
-    assert set(share[rows].tolist()) <= {
-        0.5
-    }  # jitter is 0 at 4 pixels: half of each image is white
+    # Jitter is 0 at 4 pixels: half of each image is white
+    assert set(share[rows].tolist()) <= {0.5}
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,8 @@ def test_the_trigger_mixes_pattern_and_image_by_the_mask(spec, batch):
 
 def test_a_cover_sample_carries_the_trigger_of_another_image(spec, batch):
     trigger, state = create(spec)
-    larger = jax.tree.map(
-        lambda x: 2.5 * x, (state.pattern["params"], state.mask["params"])
-    )  # so that images differ
+    # So that images differ
+    larger = jax.tree.map(lambda x: 2.5 * x, (state.pattern["params"], state.mask["params"]))
     state = state._replace(
         pattern={**state.pattern, "params": larger[0]}, mask={**state.mask, "params": larger[1]}
     )

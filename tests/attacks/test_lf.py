@@ -169,9 +169,8 @@ def test_images_of_the_target_class_move_nothing():
 
 
 def test_the_search_ends_when_enough_images_change_their_class():
-    light = 0.05 * float(
-        pictures(1).sum() - 1
-    )  # of class 0 without the first pixel: a little more of it wins
+    # Of class 0 without the first pixel: a little more of it wins
+    light = 0.05 * float(pictures(1).sum() - 1)
     search = Search(pictures(1), bias=(0.0, light + 0.02, 0.0), bright=0, fooling_rate=1.0)
     info = search.run()
     assert info.accuracy == 1

@@ -74,9 +74,8 @@ def test_the_best_connected_have_the_largest_sum_of_absolute_weights():
     variables["params"]["a"]["kernel"] = jnp.array(
         [[5.0, 0, 0], [-3, 3, 0], [2, 2, 2], [-1, -1, -5.0]]
     )
-    np.testing.assert_array_equal(
-        best_connected(model, variables, 2), [3, 1]
-    )  # 7 and 6; not the largest weight
+    # 7 and 6; not the largest weight
+    np.testing.assert_array_equal(best_connected(model, variables, 2), [3, 1])
     assert best_connected(model, variables, 9).shape == (4,)
 
 

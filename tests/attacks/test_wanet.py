@@ -43,9 +43,8 @@ def test_enlarging_interpolates_with_the_cubic_kernel(size, points):
 def test_worked_weights_of_the_cubic_kernel():
     # From 4 points to 7: row 3 lies half way between points 1 and 2. cubic(½) = 19/32, cubic(3/2) = −3/32.
     np.testing.assert_allclose(enlarging(7, 4)[3], np.array([-3, 19, 19, -3]) / 32, atol=1e-6)
-    np.testing.assert_array_equal(
-        enlarging(7, 4)[[0, 2, 4, 6]], np.eye(4)
-    )  # its own points are met
+    # Its own points are met
+    np.testing.assert_array_equal(enlarging(7, 4)[[0, 2, 4, 6]], np.eye(4))
 
 
 def test_the_field_is_the_normalized_draw_enlarged():
@@ -151,9 +150,8 @@ def batch(rows: int) -> Split:
 def test_cover_samples_are_warped_further_by_up_to_half_a_pixel():
     trigger = attacks.create("wanet").trigger
     state = trigger.init(KEY, spec_of(32))
-    column = jnp.broadcast_to(
-        jnp.arange(32.0)[:, None], (4, 32, 32, 1)
-    )  # each pixel says where it is
+    # Each pixel says where it is
+    column = jnp.broadcast_to(jnp.arange(32.0)[:, None], (4, 32, 32, 1))
     row = column.swapaxes(1, 2)
     images = batch(4)._replace(input=jnp.concatenate([column, row, row], -1) / 31)
     covers = np.asarray(trigger.cover(KEY, state, images))[..., :2] * 31

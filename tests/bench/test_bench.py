@@ -315,9 +315,8 @@ def test_what_has_no_time_left_is_skipped_and_said():
     assert scaling.section(late)["rows"] == []
     assert startup.section(late) is None
     assert {what["why"] for what in late.skipped} == {"no time: --minutes 1e-09"}
-    assert (
-        len(late.skipped) == 1 + 8 + 1
-    )  # one size of step, two axes × two kinds × two numbers of devices, startup
+    # One size of step, two axes × two kinds × two numbers of devices, startup
+    assert len(late.skipped) == 1 + 8 + 1
 
 
 def test_what_would_end_too_late_does_not_start():
@@ -458,9 +457,8 @@ def test_a_fresh_process_compiles_into_a_cache_of_its_own_and_then_finds_it_ther
         return SimpleNamespace(stdout=f"{len(caches)}\n{10 * len(caches)} and more\n")
 
     monkeypatch.setattr(startup.subprocess, "run", run)
-    seconds = startup.compile_seconds(
-        asked().settings, 3
-    )  # processes 1, 3, 5 are cold and 2, 4, 6 are not
+    # Processes 1, 3, 5 are cold and 2, 4, 6 are not
+    seconds = startup.compile_seconds(asked().settings, 3)
     assert seconds == {"cold": {"plain": 3, "sam": 30}, "cached": {"plain": 4, "sam": 40}}
     assert [[file.name for file in files] for _, files in caches] == 3 * [[], ["program"]]
     assert len({folder for folder, _ in caches}) == 3
@@ -497,9 +495,8 @@ def test_what_the_fresh_process_compiles(monkeypatch, capsys):
         def compile(self):
             seen.append(type(self.learner.transformation).__name__)
 
-    monkeypatch.setattr(
-        startup.jax.config, "update", lambda name, value: None
-    )  # this process keeps its settings
+    # This process keeps its settings
+    monkeypatch.setattr(startup.jax.config, "update", lambda name, value: None)
     monkeypatch.setattr(loop, "train_epoch", SimpleNamespace(lower=Lowered))
     startup.compile_here(json.dumps(dataclasses.asdict(asked().settings)))
     assert seen == ["PlainSgd", "SharpnessAware"]

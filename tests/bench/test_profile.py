@@ -47,9 +47,8 @@ def test_the_costliest_operation_comes_first_with_its_share_count_and_source(tra
     assert product.line.startswith("test_profile.py:")
     assert product.share == pytest.approx(product.seconds / sum(seconds))
     assert sum(each.share for each in found) == pytest.approx(1)  # there are less than ten
-    assert not [
-        each for each in found if each.name.startswith("while")
-    ]  # whose time is that of its body
+    # Whose time is that of its body
+    assert not [each for each in found if each.name.startswith("while")]
     assert profile.costliest(traced, count=1) == found[:1]
 
 

@@ -229,9 +229,8 @@ def files_of(folder: Path, rng: np.random.Generator) -> list[Path]:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and "array_metadatas" not in file.parts
     ]
-    kept = [
-        file for file in kept if file.suffix != ".png" or "samples" in file.name
-    ]  # whose own checksums are read
+    # Whose own checksums are read
+    kept = [file for file in kept if file.suffix != ".png" or "samples" in file.name]
     telling = [
         file
         for file in kept
@@ -272,9 +271,8 @@ def check_all(seeds: range, case: Case, tmp_path: Path) -> None:
         check(seed, case, tmp_path / "copy")
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # orbax's, of a closed event loop
+# Orbax's, of a closed event loop
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("case", "trials"), [("whole", 16), ("cut", 4), ("poisoned", 10), ("bundled", 30)]
 )

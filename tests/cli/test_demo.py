@@ -77,9 +77,8 @@ def test_a_tiny_demo_writes_table_and_figures_and_is_not_repeated(tmp_path, monk
     records = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
     assert len(records) == 4
 
-    monkeypatch.setattr(
-        "bdjax.runs.plans.prepare", None
-    )  # whatever loads data or trains would fail
+    # Whatever loads data or trains would fail
+    monkeypatch.setattr("bdjax.runs.plans.prepare", None)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 0
     again = capsys.readouterr()
     assert again.err == "finished already: 4 runs\n"

@@ -293,9 +293,8 @@ except OSError as error:
 def test_every_module_is_imported_where_unix_modules_are_missing(tmp_path):
     answer = process(IMPORT_ALL.replace("sys.argv[1]", repr(str(tmp_path))))
     assert answer.code == 0, answer
-    assert (
-        "so it cannot be locked" in answer.out
-    )  # filelock's part for Windows is not for this system
+    # Filelock's part for Windows is not for this system
+    assert "so it cannot be locked" in answer.out
 
 
 def test_several_hosts_are_refused_on_windows(monkeypatch):

@@ -75,9 +75,8 @@ def test_sampled_labels_are_the_models_own():
     logits = jnp.array([1.0, 0.0, -1.0])
     labels = fisher.sampled_labels(KEY, jnp.tile(logits, (20_000, 1)))
     frequency = np.bincount(labels, minlength=3) / labels.size
-    np.testing.assert_allclose(
-        frequency, jax.nn.softmax(logits), atol=0.012
-    )  # three standard deviations
+    # Three standard deviations
+    np.testing.assert_allclose(frequency, jax.nn.softmax(logits), atol=0.012)
     per_label = [float(trace_at([1.0, 0.0, -1.0], [label])) for label in range(3)]
     assert frequency @ per_label == pytest.approx(TRUE, abs=0.05)
     np.testing.assert_array_equal(labels, fisher.sampled_labels(KEY, jnp.tile(logits, (20_000, 1))))

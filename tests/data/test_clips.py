@@ -69,7 +69,6 @@ def test_moving_digits_are_the_embedded_ones():
     np.testing.assert_array_equal(
         total, np.broadcast_to(digits.train.input.sum((1, 2, 3), dtype=int)[:, None], total.shape)
     )
-    assert (clips.train.input[:, 0] != clips.train.input[:, -1]).any(
-        (1, 2, 3)
-    ).mean() > 0.9  # most of them move
+    # Most of them move
+    assert (clips.train.input[:, 0] != clips.train.input[:, -1]).any((1, 2, 3)).mean() > 0.9
     assert data.fingerprint(clips) == data.fingerprint(data.load("digits_clips"))

@@ -487,9 +487,8 @@ def test_a_folder_that_holds_itself_is_refused(folder):
 
 
 def test_an_image_too_large_to_be_believed_is_refused_in_one_line(folder, monkeypatch):
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 15
-    )  # which Pillow warns of, and takes for an attack from twice on
+    # Which Pillow warns of, and takes for an attack from twice on
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(
@@ -996,9 +995,8 @@ def test_a_damaged_image_on_the_disk_is_named_when_it_is_read(tmp_path, prepared
     images: Any = data.load("cifar10", data_dir=tmp_path, on_disk=True).train.input
     content = shard(tmp_path).read_bytes()
     start = content.index(b"IDAT")  # of the second shard's first image
-    shard(tmp_path).write_bytes(
-        content[:start] + b"XXXX" + content[start + 4 :]
-    )  # after its labels were read
+    # After its labels were read
+    shard(tmp_path).write_bytes(content[:start] + b"XXXX" + content[start + 4 :])
     with pytest.raises(InputError, match=rf"^an image of {tmp_path}/cifar10/3.0.2 is damaged"):
         images[np.array([30])]
 
@@ -1043,9 +1041,8 @@ def test_shard_that_was_cut_short(tmp_path, prepared, name, share):
 
 def test_shard_cut_at_its_first_block(tmp_path, prepared):
     content = shard(tmp_path).read_bytes()
-    shard(tmp_path).write_bytes(
-        content[: 1 << 16]
-    )  # the smallest file that array_record agrees to open
+    # The smallest file that array_record agrees to open
+    shard(tmp_path).write_bytes(content[: 1 << 16])
     with pytest.raises(InputError, match=r"train\.array_record-00001-of-00002 is damaged"):
         data.load("cifar10", data_dir=tmp_path)
 

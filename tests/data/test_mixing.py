@@ -15,9 +15,8 @@ from bdjax.tasks.single_label import SingleLabel
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 200)
 IMAGE = np.random.default_rng(0).random((6, 8, 12, 1), np.float32)
-NUMBERED = np.broadcast_to(
-    np.arange(6, dtype=np.float32)[:, None, None, None] / 8, (6, 8, 12, 3)
-)  # row i shows i/8
+# Row i shows i/8
+NUMBERED = np.broadcast_to(np.arange(6, dtype=np.float32)[:, None, None, None] / 8, (6, 8, 12, 3))
 mixup = quick_jit(mixing.mixup)
 cutmix = quick_jit(mixing.cutmix)
 beta = quick_jit(jax.vmap(mixing.symmetric_beta, (0, None)))

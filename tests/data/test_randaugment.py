@@ -74,9 +74,8 @@ def test_operation_is_pillows(name, results):
     )
     difference = np.abs(255 * changed[name] - expected)
     assert difference.max() <= tolerance + 1e-3
-    assert (
-        name in ("identity", "color") or (expected != image).mean() > 0.1
-    )  # the case says something
+    # The case says something
+    assert name in ("identity", "color") or (expected != image).mean() > 0.1
 
 
 def test_operations_keep_shape_type_and_range(results):
@@ -253,9 +252,8 @@ def test_policies_keep_shape_type_and_range_and_are_a_loop():
             assert result.dtype == jnp.float32
             assert result.min() >= 0
             assert result.max() <= 1
-            assert (
-                len(np.unique(np.asarray(result), axis=0)) > 3
-            )  # each image has a draw of its own
+            # Each image has a draw of its own
+            assert len(np.unique(np.asarray(result), axis=0)) > 3
     assert policies._cache_size() == 1
     for together, single in zip(results, unmapped(keys[5], IMAGE, 30.0, 7.6), strict=True):
         np.testing.assert_allclose(together[5], single, atol=1e-5)

@@ -73,7 +73,6 @@ def test_a_batch_is_a_vmap_away():
 def test_psnr():
     a = jnp.full((4, 4, 3), 0.5)
     np.testing.assert_allclose(psnr(a, a + 0.1), 20, rtol=1e-5)  # mean square 0.01
-    np.testing.assert_allclose(
-        psnr(a, a.at[:2].add(0.1)), 10 * np.log10(200), rtol=1e-5
-    )  # half the pixels
+    # Half the pixels
+    np.testing.assert_allclose(psnr(a, a.at[:2].add(0.1)), 10 * np.log10(200), rtol=1e-5)
     assert psnr(a, a) == np.inf

@@ -40,9 +40,8 @@ def test_nothing_is_lost_or_doubled_and_classes_are_as_even_as_they_can_be(label
     taken, there = np.bincount(np.array(label)[aside], minlength=4), np.bincount(label, minlength=4)
     for a in range(4):
         for b in range(4):
-            assert (
-                taken[a] <= taken[b] + 1 or taken[b] == there[b]
-            )  # nobody gives more but for who has no more
+            # Nobody gives more but for who has no more
+            assert taken[a] <= taken[b] + 1 or taken[b] == there[b]
 
 
 def test_trees_are_divided_together_and_under_jit():

@@ -253,9 +253,8 @@ def test_a_map_over_all_floats_is_a_loop(stage, model, variables, split):
 
 
 def test_every_bad_value_is_refused_with_the_name_of_its_option(name, monkeypatch):
-    monkeypatch.setattr(
-        jaxtyping.config, "jaxtyping_disable", True
-    )  # users have no run-time type checks
+    # Users have no run-time type checks
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     known = options_of(name)
     assert set(known) <= {*BAD, *WITHOUT_BAD_VALUE}
     for option in set(known) & set(BAD):
@@ -280,9 +279,8 @@ def test_presets_resolve(stage):
     assert presets["paper"] == {}
     made = {preset: defenses.create(stage, preset=preset) for preset in presets}
     assert made["paper"] == defenses.create(stage)
-    assert len({repr(learner) for learner in made.values()}) == len(
-        presets
-    )  # else it needs no name
+    # Else it needs no name
+    assert len({repr(learner) for learner in made.values()}) == len(presets)
 
 
 @pytest.mark.parametrize("stage", ["ft", "ft_sam"])
@@ -354,9 +352,8 @@ def test_a_learner_is_a_defense_of_one_stage(model, variables, split):
 
 
 def test_a_poisoned_split_is_refused(name, model, variables, split, monkeypatch):
-    monkeypatch.setattr(
-        jaxtyping.config, "jaxtyping_disable", True
-    )  # users have no run-time type checks
+    # Users have no run-time type checks
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     poisoned = PoisonedSplit(split, split.label, np.zeros(48, bool))
     with pytest.raises(
         InputError, match="holdout must be a Split: a defender cannot see which images are poisoned"

@@ -328,9 +328,8 @@ def test_the_planted_neuron_is_found_and_the_backdoor_is_gone():
     assert same(result.variables, without(start, "conv1", 0))
     assert planted.rates(result.variables) == (1.0, 0.0)
     assert result.history[0].accuracy == 1.0
-    assert (
-        result.gradient_evaluations == 2 * 2
-    )  # 27 images by 16s, and a second round that costs a color
+    # 27 images by 16s, and a second round that costs a color
+    assert result.gradient_evaluations == 2 * 2
 
 
 # --- the trigger -----------------------------------------------------------------------------------------------------

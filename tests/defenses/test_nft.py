@@ -127,9 +127,8 @@ def test_three_steps_follow_the_recipe(taken, recipe, start, batch):
     seen = np.stack(seen)
     assert (seen == 1).any()
     assert np.isclose(seen, MU).any()
-    assert (
-        (seen > MU + 0.01) & (seen < 1)
-    ).any()  # the recipe is tested at both bounds and between them
+    # The recipe is tested at both bounds and between them
+    assert ((seen > MU + 0.01) & (seen < 1)).any()
 
 
 def test_masks_stay_between_their_bounds_after_every_step(taken, begun, batch, update):
@@ -248,9 +247,8 @@ def test_presets_are_the_published_values():
         == defenses.create("nft", **common, epochs=250, momentum=0.95, schedule=schedule).learner
     )
     rates = [0.05 * float(schedule.scale(jnp.int32(50 * number), 1)) for number in range(5)]
-    assert rates == pytest.approx(
-        [0.05, 0.047135, 0.039635, 0.030365, 0.022865], rel=0.15
-    )  # of a cosine, in between
+    # Of a cosine, in between
+    assert rates == pytest.approx([0.05, 0.047135, 0.039635, 0.030365, 0.022865], rel=0.15)
     assert rates[-1] == pytest.approx(0.022865, rel=0.01)
     assert defenses.create("nft").learner.sgd.weight_decay == 0
     assert defenses.create("nft").learner.drop_last is False

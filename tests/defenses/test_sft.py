@@ -204,9 +204,8 @@ def case(request, model, start, holdout, batch):
         without = step(tuned, stats, buffer, 0.0)[0]
         tuned, stats, buffer, loss = step(tuned, stats, buffer, eta_f)
         by_hand.append((tuned, stats, loss, space.params(tuned)))
-        assert difference(tuned, without) > (
-            1e-4 if eta_f else -1
-        )  # else the recipe would say nothing of the trace
+        # Else the recipe would say nothing of the trace
+        assert difference(tuned, without) > (1e-4 if eta_f else -1)
     return learner, states, infos, by_hand, importance
 
 
@@ -248,9 +247,8 @@ def test_the_anchor_is_slack_at_the_start(case):
     setting = bare()._replace(split=batch)
     chain = learner.transformation(setting)
     extra = {"key": KEY, "batch": batch, "example_loss_fn": setting.example_loss_fn}
-    assert_same(
-        chain.update(zeros, chain.init(state.tuned), state.tuned, **extra)[0], zeros
-    )  # the trace is not due
+    # The trace is not due
+    assert_same(chain.update(zeros, chain.init(state.tuned), state.tuned, **extra)[0], zeros)
 
 
 def test_gradient_evaluations_of_the_importance_the_steps_and_the_trace(case):
@@ -272,9 +270,8 @@ def test_without_weights_it_is_fine_tuning_bit_for_bit(model, start, holdout, ba
     states = []
     for learner in (plain, smooth):
         state = learner.init(KEY, model, start, holdout)
-        update = jax.jit(
-            functools.partial(learner.update, KEY, model)
-        )  # two quick programs may round differently
+        # Two quick programs may round differently
+        update = jax.jit(functools.partial(learner.update, KEY, model))
         for _ in range(2):
             state, _ = update(state, batch)
         states.append(state)

@@ -144,9 +144,8 @@ def test_a_place_that_cannot_be_written_means_no_cache(cache_folder, tmp_path):
 def test_a_home_that_is_not_there_means_no_cache(cache_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(
-        "os.path.expanduser", lambda path: path
-    )  # as of a user whom the system does not know
+    # As of a user whom the system does not know
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
     compilation.enable_cache()
     assert cache_folder() is None
     assert list(tmp_path.iterdir()) == []

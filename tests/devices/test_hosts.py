@@ -324,9 +324,8 @@ def test_a_watched_process_ends_with_the_one_that_watches(tmp_path):
     process = watch(tmp_path, LISTENING)
     assert process.stdout.readline()
     process.kill()
-    process.communicate(
-        timeout=PATIENCE
-    )  # until the watched one has closed its end of the pipes too
+    # Until the watched one has closed its end of the pipes too
+    process.communicate(timeout=PATIENCE)
 
 
 # --- Options, and a single process ------------------------------------------------------------------------------------

@@ -100,9 +100,8 @@ def test_draws_share_a_victim_and_say_so():
     assert len({of.run_id, first.run_id, second.run_id}) == 3
     assert (second.to_dict()["seed"], second.to_dict()["victim_seed"]) == (1, 0)
     with pytest.raises(InputError, match="unknown key 'victim_seed'"):
-        config.resolve(
-            second.to_dict()
-        )  # so that nobody takes it for a run with a victim of its own
+        # So that nobody takes it for a run with a victim of its own
+        config.resolve(second.to_dict())
 
 
 def test_a_draw_has_the_holdout_of_its_own_seed():
@@ -205,9 +204,8 @@ def test_seed_0_of_a_method_is_what_a_run_makes(calls):
     settings, _, _, _, rows = calls
     own = next(row for row in rows if row.get("setting") == {"rho": 2.0} and row["seed"] == 0)
     single = run.run(resolved(FT_SAM, settings), run.Execution(settings.work / "runs"))
-    assert single["metrics"]["after"]["attack_hits"] == pytest.approx(
-        own["attack_hits"], abs=2
-    )  # rounding
+    # Rounding
+    assert single["metrics"]["after"]["attack_hits"] == pytest.approx(own["attack_hits"], abs=2)
     assert single["metrics"]["after"]["clean_correct"] == pytest.approx(own["clean_correct"], abs=2)
 
 

@@ -37,9 +37,8 @@ def test_a_sam_that_is_a_little_wrong_is_found(session, monkeypatch):
     true = optim.perturbation
     wrong = lambda grads, params, rho, **options: true(grads, params, 1.001 * rho, **options)  # noqa: E731
     monkeypatch.setattr(optim, "perturbation", wrong)
-    monkeypatch.setattr(
-        sys.modules["bdjax.optim.sam"], "perturbation", wrong
-    )  # optim.sam is its function
+    # Optim.sam is its function
+    monkeypatch.setattr(sys.modules["bdjax.optim.sam"], "perturbation", wrong)
     assert [row["ok"] for row in right.sam(session)] == [False] * 4
 
 

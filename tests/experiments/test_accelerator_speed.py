@@ -111,9 +111,8 @@ def test_the_step_on_masks_is_two_passes_over_masks_alone():
     key = jax.random.key(0)
     split = measure.random_split(model.spec, 8)
     state = jax.eval_shape(lambda: learner.init(key, model, model.init(key), split))
-    assert (
-        sum(leaf.size for leaf in jax.tree.leaves(state.tuned)) == 4 + 8
-    )  # channels of the norms but the first
+    # Channels of the norms but the first
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.tuned)) == 4 + 8
     assert learner.transformation == SharpnessAware(speed.RHO, adaptive=False)
 
 

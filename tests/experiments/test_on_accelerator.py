@@ -201,9 +201,8 @@ def test_a_kill_while_the_results_are_written_leaves_the_last_ones(fake, out, mo
         patch.setattr(atomic, "_replace", die)
         assert call(out) == 143
     assert (out / session.RESULTS).read_bytes() == before
-    (out / f".{session.RESULTS}.123").write_text(
-        '{"part": "fa'
-    )  # a kill leaves that, an exception does not
+    # A kill leaves that, an exception does not
+    (out / f".{session.RESULTS}.123").write_text('{"part": "fa')
     assert call(out) == 0
     assert numbers(out) == [1, 2, 3]
     assert len(list(out.iterdir())) == 3

@@ -104,9 +104,8 @@ def test_a_bit_that_flips_in_json_is_seen_or_of_no_account(tmp_path):
         damage(file, np.random.default_rng(seed))
         try:
             read = atomic.read_json(file, {"run_seconds": float, "list": [int]})
-            assert {
-                name: read[name] for name in content
-            } == content  # the name of the digest may be another
+            # The name of the digest may be another
+            assert {name: read[name] for name in content} == content
         except InputError as error:
             messages.append(str(error))
     assert len(messages) > 80

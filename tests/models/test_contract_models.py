@@ -210,9 +210,8 @@ def test_products_are_in_the_type_of_the_network_and_sums_and_gradients_in_float
                 operand.dtype for operand in operands if jnp.issubdtype(operand.dtype, jnp.floating)
             ]
     kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
-    assert len(found["convolution"]) >= 2 * (
-        3 * len(kernels) - 1
-    )  # value and two gradients; none by the image
+    # Value and two gradients; none by the image
+    assert len(found["convolution"]) >= 2 * (3 * len(kernels) - 1)
     assert set(found["convolution"] + found["product"]) == {jnp.dtype(dtype)}
     assert set(found["classifier"]) == set(found["sum"]) == {jnp.dtype("float32")}
 
@@ -233,9 +232,8 @@ def test_bfloat16_runs_near_float32(name, images):
     assert apart(ours, expected) < 0.05
     batch = Split(images, np.arange(8, dtype=np.int32) % 4, np.ones(8, bool))
     ours, expected = (trained(model, variables, batch) for model in (narrow, wide))
-    for limit, *pair in zip(
-        (0.02, 0.02, 0.6), ours, expected, strict=True
-    ):  # measured: 0.001, 0.0001, 0.26
+    # Measured: 0.001, 0.0001, 0.26
+    for limit, *pair in zip((0.02, 0.02, 0.6), ours, expected, strict=True):
         assert 0 < apart(*pair) < limit
 
 
@@ -444,9 +442,8 @@ def pair():
     theirs = torch_network(torch, 8, 10)
     with torch.no_grad():
         for tensor_name, tensor in theirs.state_dict().items():
-            if (
-                "bn" in tensor_name and tensor.ndim
-            ):  # not the identity: scale, shift and statistics must count
+            # Not the identity: scale, shift and statistics must count
+            if "bn" in tensor_name and tensor.ndim:
                 tensor.add_(0.3 * torch.rand_like(tensor))
     spec = image_spec("parity", (16, 16, 3), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
     model = models.create("preact_resnet18", spec, width=8)

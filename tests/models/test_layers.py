@@ -41,9 +41,8 @@ def batch_norm(x, *, valid=None, train=True, statistics=None, **options):
 def test_batch_of_1_2_3_4_moves_the_running_values_as_in_pytorch():
     _, running = batch_norm(jnp.array([[1.0], [2.0], [3.0], [4.0]]))
     assert running["mean"].item() == pytest.approx(0.25)
-    assert running["var"].item() == pytest.approx(
-        0.9 + 0.1 * 5 / 3
-    )  # unbiased; 1.025 would be the biased one
+    # Unbiased; 1.025 would be the biased one
+    assert running["var"].item() == pytest.approx(0.9 + 0.1 * 5 / 3)
 
 
 def test_the_output_is_normalized_with_the_biased_variance():

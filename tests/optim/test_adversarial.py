@@ -11,9 +11,8 @@ from bdjax.optim.pgd import pgd
 
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 3)
-IMAGE = jnp.array(
-    np.random.default_rng(0).integers(0, 6, (4, 5, 6, 1)) / 5, jnp.float32
-)  # 0 and 1 occur
+# 0 and 1 occur
+IMAGE = jnp.array(np.random.default_rng(0).integers(0, 6, (4, 5, 6, 1)) / 5, jnp.float32)
 SLOPE = jnp.array(np.random.default_rng(1).normal(size=IMAGE.shape), jnp.float32)
 
 

@@ -145,9 +145,8 @@ def test_updates_keep_tree_shape_and_dtype_and_the_state_its_own(setup, dtype):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(
         lambda x: (x.shape, x.dtype), params
     )
-    assert signature(after) == signature(
-        before
-    )  # else a loop over steps would compile twice, a scan not at all
+    # Else a loop over steps would compile twice, a scan not at all
+    assert signature(after) == signature(before)
 
 
 def test_jit_is_eager_and_another_float_traces_nothing(setup):
@@ -249,9 +248,8 @@ def test_every_number_of_the_folder_is_in_the_list():
 
 @pytest.mark.parametrize(("function", "option"), NUMBERS)
 def test_a_number_that_means_nothing_is_refused_where_it_is_given(function, option, monkeypatch):
-    monkeypatch.setattr(
-        jaxtyping.config, "jaxtyping_disable", True
-    )  # users have no run-time type checks
+    # Users have no run-time type checks
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     call, out_of_range = NUMBERS[function, option]
     for value in (*NO_NUMBERS, *out_of_range, *(np.asarray(value) for value in out_of_range)):
         with pytest.raises(InputError, match=rf"^{option} must be .*, got "):
@@ -270,9 +268,8 @@ def test_a_traced_number_is_let_through(function, option):
         return made if isinstance(made, jax.Array | dict) else made.init(ONES)
 
     jax.eval_shape(traced, jax.ShapeDtypeStruct((), kind))
-    call(
-        kind(1) if kind is jnp.int32 else kind(0.5)
-    )  # and one that is an array, with a value to check
+    # And one that is an array, with a value to check
+    call(kind(1) if kind is jnp.int32 else kind(0.5))
 
 
 @given(rho=st.floats(allow_nan=True, allow_infinity=True, width=32))

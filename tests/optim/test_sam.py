@@ -195,9 +195,8 @@ def test_adaptive_perturbation_moves_with_a_rescaling_of_the_weights(grad, weigh
     """w → Aw with L'(Aw) = L(w) gives ε' = Aε."""
     epsilon = optim.perturbation(grad, weight, rho, adaptive=True)
     rescaled = optim.perturbation(grad / scale, scale * weight, rho, adaptive=True)
-    np.testing.assert_allclose(
-        rescaled, scale * epsilon, rtol=1e-5, atol=1e-35
-    )  # not of numbers too small to hold
+    # Not of numbers too small to hold
+    np.testing.assert_allclose(rescaled, scale * epsilon, rtol=1e-5, atol=1e-35)
 
 
 @MODES

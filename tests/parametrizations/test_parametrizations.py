@@ -322,9 +322,8 @@ def test_the_gradient_of_a_singular_value_is_summed_in_float32(layer):
 
     @quick_jit
     @jax.grad
-    def summed(
-        params, image, weight
-    ):  # the weights are an argument, or XLA multiplies one of them by their number
+    # The weights are an argument, or XLA multiplies one of them by their number
+    def summed(params, image, weight):
         return (model.apply({**variables, "params": params}, image)[0] * weight).sum()
 
     eye = jnp.eye(2)

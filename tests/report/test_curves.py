@@ -160,9 +160,8 @@ def test_controls_are_those_of_the_victim():
     plain = [
         content(0, {"name": name}, {"name": "none"}) for name in ("badnets", "blended", "wanet")
     ]
-    plain += [
-        content(0, {"name": "blended"}, {"name": "ft", "epochs": 5})
-    ]  # its only one, though of other epochs
+    # Its only one, though of other epochs
+    plain += [content(0, {"name": "blended"}, {"name": "ft", "epochs": 5})]
     badnets, blended, sig = only(*swept, *plain).lines
     assert controls(badnets) == [("badnets", "none", ())]
     assert controls(blended) == [("blended", "none", ()), ("blended", "ft", ())]
@@ -324,9 +323,8 @@ def test_a_figure_shows_means_bands_single_runs_and_controls():
         [75, 76.25, 77.5, 62.5, 63.75, 65, 37.5, 38.75, 40]
     )
     (band, bars) = success.collections
-    assert band.get_paths()[0].get_extents().y1 == pytest.approx(
-        77.5
-    )  # 76.25 + a standard deviation of 1.25
+    # 76.25 + a standard deviation of 1.25
+    assert band.get_paths()[0].get_extents().y1 == pytest.approx(77.5)
     assert len(bars.get_segments()) == 3
     assert (accuracy.get_ylim(), accuracy.get_xlabel()) == ((-3, 103), "ρ  (defense.rho)")
 

@@ -434,9 +434,8 @@ def test_one_run_has_no_deviation(tmp_path, format):
 
 def test_decimals_and_undefined_values(tmp_path):
     made = content(0, hits=1, rating=0.9)
-    made["metrics"]["after"]["robust_accuracy"] = float(
-        "nan"
-    )  # in memory alone: no record that is read has it
+    # In memory alone: no record that is read has it
+    made["metrics"]["after"]["robust_accuracy"] = float("nan")
     text = tables.table(report.summarize([report.Record(tmp_path, made)]), "markdown", decimals=2)
     assert "| 90.00 | 1.25 | – | **90.00** | 1 | 2.0 |" in text
 

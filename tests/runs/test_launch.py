@@ -67,9 +67,8 @@ def test_there_is_a_group_for_each_job(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(launch, "submit", lambda words, *_, **__: asked.append(words) or [])
     for words, expected in (((), "2"), (("--at-once", "3"), "3")):
-        assert (
-            sweep("--out", str(tmp_path / "runs"), "--seeds", "3", "--jobs", "4", *words)[0] == 0
-        )  # of six runs
+        # Of six runs
+        assert sweep("--out", str(tmp_path / "runs"), "--seeds", "3", "--jobs", "4", *words)[0] == 0
         assert asked[-1][asked[-1].index("--at-once") + 1] == expected
         assert "--jobs" not in asked[-1]
 

@@ -94,9 +94,8 @@ def test_the_folder_loads_as_an_image_folder_to_the_same_bits(written):
     again = data.load(str(folder))
     assert again.spec.class_names == CLASSES
     for split, part in ((again.train, made.train), (again.test, made.test)):
-        order = np.argsort(
-            part.label, kind="stable"
-        )  # rows are sorted by class, and by row within it
+        # Rows are sorted by class, and by row within it
+        order = np.argsort(part.label, kind="stable")
         np.testing.assert_array_equal(split.input, part.image[order])
         np.testing.assert_array_equal(split.label, part.label[order])
 

@@ -168,9 +168,8 @@ def test_a_record_of_another_task_is_taken():
         "RA",
         "DER",
     ]
-    record_format.check(
-        described(unit="share", definition=...), "x"
-    )  # of a later version, and of a shorter one
+    # Of a later version, and of a shorter one
+    record_format.check(described(unit="share", definition=...), "x")
 
 
 @pytest.mark.parametrize(

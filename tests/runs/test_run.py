@@ -34,9 +34,8 @@ EPOCHS = 3
 SIZES = ("--model.width", "4", "--training.epochs", str(EPOCHS), "--defense.epochs", str(EPOCHS))
 TRAIN, TEST, CLASSES, OF_TARGET = 1347, 450, 10, 45
 HOLDOUT = CLASSES * data.defaults("digits")["holdout"]["per_class"]
-STEPS = -(
-    -HOLDOUT // data.defaults("digits")["defense"]["batch_size"]
-)  # of an epoch on the holdout
+# Of an epoch on the holdout
+STEPS = -(-HOLDOUT // data.defaults("digits")["defense"]["batch_size"])
 
 
 class Ran(NamedTuple):
@@ -380,9 +379,8 @@ def test_a_chain_runs_its_stages_and_adds_up_their_cost(copied):
     record = json.loads((copied / config.run_id / "record.json").read_text())
     assert record["cost"]["epochs"] == 2 * EPOCHS
     assert record["cost"]["gradient_evaluations"] == 3 * EPOCHS * STEPS
-    assert (
-        len(list(copied.glob("digits-badnets-ft-*"))) == 1
-    )  # its control is the run that was there
+    # Its control is the run that was there
+    assert len(list(copied.glob("digits-badnets-ft-*"))) == 1
 
 
 def test_a_damaged_record_is_named_and_not_overwritten(copied):
@@ -415,9 +413,8 @@ def test_a_signal_ends_a_run_after_the_epoch_and_the_next_call_ends_as_if_nothin
 
         def on_epoch(label, epochs, epoch):
             reports.append((label, epoch.epoch))
-            if (
-                len(reports) in (1, 7) and signals
-            ):  # in the victim, then in FT-SAM; noticed after the next epoch
+            # In the victim, then in FT-SAM; noticed after the next epoch
+            if len(reports) in (1, 7) and signals:
                 os.kill(os.getpid(), signals.pop())
 
         yield on_epoch
@@ -625,9 +622,8 @@ def test_a_small_set_with_a_rare_class_is_done_at_once_and_said_to_be_small(
     assert (record["cost"]["batch_size"], record["victim"]["batch_size"]) == (25, 51)
     assert record["data"]["holdout_count"] == 25
     assert record["cost"]["gradient_evaluations"] == 2 * EPOCHS
-    again = bdjax(
-        tmp_path / "again", str(file.parent / "config.yaml"), *own_set[2:]
-    )  # as it is stored
+    # As it is stored
+    again = bdjax(tmp_path / "again", str(file.parent / "config.yaml"), *own_set[2:])
     assert (again.code, [path.name for path in again.folder.glob("signs-badnets-ft_sam-*")]) == (
         0,
         [file.parent.name],

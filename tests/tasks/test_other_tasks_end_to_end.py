@@ -91,9 +91,8 @@ def test_a_run_of_clips_is_a_run_like_any_other(clips):
     with np.load(folder / record["run_id"] / "samples.npz", allow_pickle=False) as samples:
         assert samples["triggered"].shape[1:] == (14, 84, 1)  # the frames side by side
         changed = samples["triggered"] != samples["clean"]
-        assert (
-            changed.reshape(len(changed), 14, 6, 14).any((1, 3)).all()
-        )  # every frame has the patch
+        # Every frame has the patch
+        assert changed.reshape(len(changed), 14, 6, 14).any((1, 3)).all()
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,10 @@ def test_every_row_is_in_one_of_the_batches_which_differ_by_a_row_at_most(rows, 
     assert size == max(sizes(found)) <= batch_size
     assert min(sizes(found)) >= size - 1
     filled = np.ones((steps, size), bool) if found.filled is None else found.filled
-    np.testing.assert_array_equal(
-        found.index[filled], order(rows)
-    )  # each once, in the order of the key
-    assert all(
-        len(set(batch)) == size for batch in found.index.tolist()
-    )  # what fills up is another batch's
+    # Each once, in the order of the key
+    np.testing.assert_array_equal(found.index[filled], order(rows))
+    # What fills up is another batch's
+    assert all(len(set(batch)) == size for batch in found.index.tolist())
     assert (found.filled is None) == (rows % steps == 0)  # no mask where it says nothing
 
 

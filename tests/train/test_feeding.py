@@ -112,9 +112,8 @@ def test_an_accelerator_prepares_an_epoch_where_there_is_room(split, monkeypatch
 
 
 def test_what_cannot_be_prepared_is_left_to_the_step(split):
-    assert (
-        feeding.choose("epoch", 1, LEARNERS["nft"](), split) == STEPWISE
-    )  # it mixes images, and so rounds
+    # It mixes images, and so rounds
+    assert feeding.choose("epoch", 1, LEARNERS["nft"](), split) == STEPWISE
 
 
 @pytest.mark.parametrize(

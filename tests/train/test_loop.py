@@ -298,9 +298,8 @@ def test_a_run_stops_when_asked_and_is_not_asked_after_the_last_epoch(run, rows,
         asked.append(checkpoints.epoch)
         return len(asked) == 2
 
-    with pytest.raises(
-        loop.Stopped, match="stopped after epoch 3 of 4"
-    ):  # the second call has two epochs
+    # The second call has two epochs
+    with pytest.raises(loop.Stopped, match="stopped after epoch 3 of 4"):
         run(Recorder(epochs=4), rows, checkpoints=checkpoints, should_stop=should_stop)
     assert asked == [None, None]
     assert checkpoints.epoch == 3  # however young the last checkpoint

@@ -232,9 +232,8 @@ def test_waiting_is_counted(model, variables, large):
 
 
 def test_what_was_read_ahead_is_not_waited_for(model, variables, large):
-    learner = defenses.create(
-        "ft", epochs=1, batch_size=32
-    ).learner  # four chunks of two steps, as many as are read ahead
+    # Four chunks of two steps, as many as are read ahead
+    learner = defenses.create("ft", epochs=1, batch_size=32).learner
     assert streams.AHEAD == 4
     one_epoch(large.input, learner, model, variables, large)
     waits = one_epoch(Slow(large.input, 0.3), learner, model, variables, large, wait=1.0)

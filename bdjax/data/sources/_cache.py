@@ -82,9 +82,8 @@ def cached(source: Path, read: Callable[[], Arrays]) -> Arrays:
         try:
             arrays = _load(place, identity)
         except _DamagedError as damage:
-            warnings.warn(
-                f"{damage}; it is made anew from {source}.", stacklevel=4
-            )  # whoever called load()
+            # Whoever called load()
+            warnings.warn(f"{damage}; it is made anew from {source}.", stacklevel=4)
             continue
         if arrays is not None:
             return arrays

@@ -70,9 +70,8 @@ def _members(archive: Path) -> dict[str, bytes]:
                 name = PurePosixPath(member.name).name
                 if name in (*_TRAIN, _TEST) and (file := tar.extractfile(member)):
                     content[name] = file.read()
-        while stream.read(
-            1 << 20
-        ):  # tar stops before the end of the file, where gzip keeps the checksum of it all
+        # Tar stops before the end of the file, where gzip keeps the checksum of it all
+        while stream.read(1 << 20):
             pass
     return content
 

@@ -61,9 +61,8 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     means, stds = [], []
     for channel in range(images.shape[-1]):
         counts = np.zeros(256, np.int64)
-        for start in range(
-            0, len(images), 1024
-        ):  # bincount widens its input to eight bytes a pixel
+        # Bincount widens its input to eight bytes a pixel
+        for start in range(0, len(images), 1024):
             block = images[start : start + 1024, ..., channel]
             counts += np.bincount(block.ravel(), minlength=256)
         share = counts / images[..., channel].size

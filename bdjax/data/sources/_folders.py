@@ -20,9 +20,8 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> Path:
     if data_dir is not None and not os.fspath(data_dir):
         raise InputError("data_dir must name a folder, got ''.")
     named = data_dir if data_dir is not None else os.environ.get("BDJAX_DATA_DIR") or None
-    return (
-        default() if named is None else Path(os.path.expanduser(named))
-    )  # which takes an unknown ~user as it is
+    # Which takes an unknown ~user as it is
+    return default() if named is None else Path(os.path.expanduser(named))
 
 
 def locate(

@@ -252,9 +252,8 @@ def _naming_the_file(path: Path, read: Callable[..., T], *options: object) -> T:
     """Return ``read(path, *options)``; where that fails, name the file."""
     try:
         return read(path, *options)
-    except (
-        Exception
-    ) as error:  # Pillow answers a damaged file with OSError, SyntaxError, struct.error, …
+    # Pillow answers a damaged file with OSError, SyntaxError, struct.error, …
+    except Exception as error:
         reason = str(error).rstrip(".")
         remedy = "replace it or take it away"
         raise InputError(f"image {path} cannot be read ({reason}); {remedy}.") from error

@@ -118,9 +118,8 @@ def read_header(path: str | os.PathLike[str]) -> tuple[str, tuple[int, int]]:
     with image:
         width, height = image.size
         orientation = _orientation(image)
-        if isinstance(
-            image, TiffImagePlugin.TiffImageFile
-        ):  # whose size may be that before the turn
+        # Whose size may be that before the turn
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
             width = image.tag_v2[TiffImagePlugin.IMAGEWIDTH]
             height = image.tag_v2[TiffImagePlugin.IMAGELENGTH]
             orientation = image.tag_v2.get(ExifTags.Base.Orientation, 1)

@@ -25,9 +25,8 @@ _Shard: TypeAlias = tuple[Any, int]  # path, and number of examples
 _Feature: TypeAlias = (
     Any  # a data set's, and an example's fields as protocol buffers: they have no types
 )
-Decode = Callable[
-    [Sequence[bytes], np.ndarray, np.ndarray], None
-]  # records into rows of images and labels
+# Records into rows of images and labels
+Decode = Callable[[Sequence[bytes], np.ndarray, np.ndarray], None]
 
 _CHUNK = 1000  # records that are read while as many before them are decoded
 
@@ -101,9 +100,8 @@ class Records:
         label = np.empty(len(rows), np.int32)
         try:
             self._split.decode(self._split.records.__getitems__(rows.tolist()), image, label)
-        except (
-            Exception
-        ) as error:  # of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
+        # Of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
+        except Exception as error:
             wrong = f"an image of {self._split.data_dir} is damaged ({_brief(error)})"
             raise InputError(f"{wrong}; restore its shards.") from error
         return image
@@ -162,9 +160,8 @@ def _read_labels(split: _Split, image: np.ndarray | None = None) -> np.ndarray:
                 _read_rows(split.records, rows, split.decode, image, label)
             if not ((label[rows] >= 0) & (label[rows] < split.num_classes)).all():
                 raise ValueError(f"a label is outside 0 to {split.num_classes - 1}")
-        except (
-            Exception
-        ) as error:  # of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
+        # Of array_record and Pillow: RuntimeError, IndexError, SyntaxError, …
+        except Exception as error:
             wrong = f"shard {path} is damaged or incomplete ({_brief(error)})"
             raise InputError(f"{wrong}; restore it, or take away {split.data_dir}.") from error
         start = rows.stop

@@ -22,9 +22,8 @@ from bdjax.tasks.metrics import ATTACK, RATING, UTILITY, Metric, of_roles
 
 LEAST = 3  # values that make a curve; beside one that has them, two make a line
 DRAWN = (UTILITY, ATTACK)  # the metrics that have a curve
-_NAMES = {
-    "target_label"
-}  # numbers that name something, so that no curve leads from one to the next
+# Numbers that name something, so that no curve leads from one to the next
+_NAMES = {"target_label"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,9 +96,8 @@ def _sensitivity(option: str, rows: Sequence[Row]) -> Sensitivity | None:
     curves = _curves(option, rows)
     if max(map(len, curves), default=0) < LEAST:
         return None
-    top = max(
-        rank(curve[0]) for curve in curves
-    )  # where only plain fine-tuning was swept, it is no control
+    # Where only plain fine-tuning was swept, it is no control
+    top = max(rank(curve[0]) for curve in curves)
     swept = {_victim(option, curve[0]) for curve in curves}
     constant = [
         row

@@ -139,9 +139,8 @@ def panel_title(metric: Metric) -> str:
 def _words(option: str) -> str:
     section, *_, last = option.split(".")
     words = SYMBOLS.get(last, last.replace("_", " "))
-    return (
-        words if section in ("attack", "defense") else f"{section} {words}"
-    )  # of what the share is, or the rate
+    # Of what the share is, or the rate
+    return words if section in ("attack", "defense") else f"{section} {words}"
 
 
 def axis_label(option: str) -> str:

@@ -69,9 +69,8 @@ def _page(heading: str, blocks: Sequence[Block], columns: int) -> Figure:
     heights = [_highest([block.heights(width) for block in line]) for line in lines]
     keys = _keys(blocks)
     rows = [row for block in blocks for row in block.rows]
-    margins = (
-        rates.margins(rows, width) if rows else (0.0, 0.0)
-    )  # the same in all blocks, so that axes line up
+    # The same in all blocks, so that axes line up
+    margins = rates.margins(rows, width) if rows else (0.0, 0.0)
     top = 0.42 if heading else 0.12
     page = Figure(
         figsize=(WIDTH, top + sum(map(sum, heights)) + 0.22 * len(keys) + 0.1), facecolor="white"

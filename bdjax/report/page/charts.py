@@ -143,9 +143,8 @@ def _draw(
     x: Callable[[Row], Statistic],
     y: Callable[[Row], Statistic],
 ) -> None:
-    ordered = sorted(
-        content.rows, key=lambda row: row.name("defense") not in CONTROLS
-    )  # controls lie below
+    # Controls lie below
+    ordered = sorted(content.rows, key=lambda row: row.name("defense") not in CONTROLS)
     for row in ordered:
         across, up = x(row), y(row)
         if not (math.isfinite(across.mean) and math.isfinite(up.mean)):

@@ -115,9 +115,8 @@ class Content:
 
     def link(self, record: Record) -> str:
         """Return the relative address of a record's file."""
-        return urllib.parse.quote(
-            os.fsencode(self.path(record))
-        )  # a : too, so that no folder's name is a scheme
+        # A : too, so that no folder's name is a scheme
+        return urllib.parse.quote(os.fsencode(self.path(record)))
 
 
 def environment(record: Record) -> str:

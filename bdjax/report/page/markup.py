@@ -61,9 +61,8 @@ def _write(element: Element, text: str) -> None:
 def to_html(element: Element) -> str:
     """Return an element as HTML. Text of ``script`` and ``style`` stands as it is: it must be the page's own."""
     text = tostring(element, encoding="unicode", method="html")
-    return text.encode("utf-8", "replace").decode(
-        "utf-8"
-    )  # half a surrogate pair, which JSON can hold, is a ?
+    # Half a surrogate pair, which JSON can hold, is a ?
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def data_uri(content: bytes, kind: str) -> str:

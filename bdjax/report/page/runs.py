@@ -46,9 +46,8 @@ def of_row(content: Content, row: Row) -> Element:
 
 
 def _cells(content: Content, record: Record, chosen: bool) -> Iterator[Element]:
-    written = (
-        record.file.is_file()
-    )  # the result of another defense (`bdjax.saved.with_defense`) is in no file
+    # The result of another defense (`bdjax.saved.with_defense`) is in no file
+    written = record.file.is_file()
     name = tag("a", record.run_id, href=content.link(record)) if written else record.run_id
     yield tag("th", name, scope="row")
     yield tag("td", record.seed)

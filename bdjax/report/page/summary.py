@@ -129,9 +129,8 @@ class _Grid:
         value = column.value(row)
         mean, sign, std = column.cell(row).partition(" ± ")
         cell = [_marked(self.content, row, column, mean)]
-        if self.repeated and (
-            sign or "rate" in column.class_
-        ):  # an empty place, so that means stand below means
+        # An empty place, so that means stand below means
+        if self.repeated and (sign or "rate" in column.class_):
             cell.append(tag("span", f" ± {std}" if sign else None, class_="std"))
         attributes: dict[str, str | None] = {"class_": column.class_ or None}
         if math.isfinite(value):
