@@ -44,11 +44,8 @@ DEFENSES: dict[str, Options] = {
     **{f"nft:{name}": {"name": "nft", "augment": name} for name in ("cutmix", "augmix", "cutout")},
     "nft:bias_frozen": {"name": "nft"},
 }
-_VARIED = {
-    "lr": "learning_rate",
-    "bs": "batch_size",
-    "eta_c": "eta_c",
-}  # after the colon, with a value
+# After the colon, with a value
+_VARIED = {"lr": "learning_rate", "bs": "batch_size", "eta_c": "eta_c"}
 # What makes attacks cheap enough to try out, as in the two `configs/*_attacks.yaml`, and a wave of SIG that fits into
 # eight pixels.
 _SMALL_ATTACKS: dict[str, dict[str, Options]] = {

@@ -20,12 +20,8 @@ class Facts(NamedTuple):
     clean_label: bool = False
     uses_key: bool = False  # the trigger draws something for each image
     visible: bool = True  # in 8 bits, before anything is learned
-    candidates: tuple[int, ...] = (
-        0,
-        1,
-        2,
-        3,
-    )  # classes of the images that it poisons; (0,) if it is clean-label
+    # Classes of the images that it poisons; (0,) if it is clean-label
+    candidates: tuple[int, ...] = (0, 1, 2, 3)
     least: int = 1  # pixels that the shorter side of an image needs
 
     @property

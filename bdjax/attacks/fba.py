@@ -27,10 +27,8 @@ from bdjax.types import (
 )
 
 PRESETS = {"reference_code": {"poison_rate": 0.05, "cover_rate": 0.05}}  # the PyTorch release
-SUNRISE = (
-    (0.83, 0.52, 0.36),
-    (0.17, 0.20, 0.16),
-)  # mean and standard deviation of red, green and blue
+# Mean and standard deviation of red, green and blue
+SUNRISE = ((0.83, 0.52, 0.36), (0.17, 0.20, 0.16))
 _GRAY = 0.59, 0.19  # its luminance
 _WINDOW = 11, 32  # the pooling window's side on images of that side
 _SHARE = 0.01  # of the features that count as compromised

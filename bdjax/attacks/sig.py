@@ -12,10 +12,8 @@ from bdjax.checks import InputError, non_negative, unit_interval
 from bdjax.types import Attack, HParam, Image, LabelMap, Spec, Trigger
 
 PRESETS = {
-    "sft": {
-        "alpha": 0.2,
-        "delta": 0.1,
-    },  # (1 − α) x + α S with S = ½ (1 + sin 2π·6·j / W): δ = α / 2
+    # (1 − α) x + α S with S = ½ (1 + sin 2π·6·j / W): δ = α / 2
+    "sft": {"alpha": 0.2, "delta": 0.1},
     "reference_code": {"poison_rate": 0.1},
 }
 

@@ -85,10 +85,8 @@ def bilinear(image: Image, places: Float[Array, "h w 2"]) -> Image:
     corner = jnp.clip(jnp.floor(places), 0, last)
     right, down = jnp.moveaxis((places - corner)[..., None], 2, 0)
     column, row = jnp.moveaxis(corner.astype(jnp.int32), 2, 0)
-    pixels, index = (
-        image.reshape(height * width, channels),
-        row * width + column,
-    )  # one index: twice as fast as two
+    # One index: twice as fast as two
+    pixels, index = image.reshape(height * width, channels), row * width + column
 
     def at(offset: int) -> Array:
         return jnp.take(pixels, index + offset, axis=0, mode="clip")

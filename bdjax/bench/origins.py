@@ -13,18 +13,10 @@ from typing import NamedTuple, TypeAlias
 
 _METADATA = b"/host:metadata"
 _PLANES, _PLANE_NAME, _EVENT_METADATA = 1, 2, 4  # of XSpace, and of XPlane
-_VALUE, _EVENT_NAME, _EVENT_STATS, _BYTES = (
-    2,
-    2,
-    5,
-    6,
-)  # of an entry of a map, of XEventMetadata, and of XStat
-_MODULE, _COMPUTATIONS, _FRAMES, _INSTRUCTIONS = (
-    1,
-    3,
-    17,
-    2,
-)  # of HloProto, HloModuleProto, HloComputationProto
+# Of an entry of a map, of XEventMetadata, and of XStat
+_VALUE, _EVENT_NAME, _EVENT_STATS, _BYTES = 2, 2, 5, 6
+# Of HloProto, HloModuleProto, HloComputationProto
+_MODULE, _COMPUTATIONS, _FRAMES, _INSTRUCTIONS = 1, 3, 17, 2
 _NAME, _OPCODE, _OP_METADATA = 1, 2, 7  # of HloInstructionProto
 _OP_NAME, _FRAME = 2, 15  # of OpMetadata
 _FILES, _LOCATIONS, _STACK = 1, 3, 4  # of StackFrameIndexProto, whose numbers count from 1

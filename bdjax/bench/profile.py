@@ -25,13 +25,8 @@ from bdjax.train.loop import Epoch
 
 OPERATIONS = "operations.json"
 COUNT = 10
-_CONTROL = (
-    "while",
-    "conditional",
-    "call",
-    "async-start",
-    "async-done",
-)  # their time is that of what they call
+# Their time is that of what they call
+_CONTROL = ("while", "conditional", "call", "async-start", "async-done")
 _DEVICE = re.compile(r"/device:(GPU|TPU|CUSTOM):\d+")
 _WIDEST = 60  # characters of where an operation comes from that a table shows, the last ones
 _UNKNOWN = Origin("", "", "")
@@ -73,10 +68,8 @@ def trace(folder: Path) -> Iterator[None]:
     # Before JAX finds out at the end
     (folder / "plugins" / "profile").mkdir(parents=True, exist_ok=True)
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level, options.host_tracer_level = (
-        0,
-        1,
-    )  # a device's operations are told of at any level
+    # A device's operations are told of at any level
+    options.python_tracer_level, options.host_tracer_level = 0, 1
     jax.profiler.start_trace(folder, profiler_options=options)
     try:
         yield

@@ -16,13 +16,8 @@ from bdjax.data.modalities.images import image_spec
 from bdjax.devices import numerics
 from bdjax.types import Model
 
-SECTIONS = (
-    "loads",
-    "startup",
-    "steps",
-    "sweeps",
-    "scaling",
-)  # in this order: what is short comes first
+# In this order: what is short comes first
+SECTIONS = ("loads", "startup", "steps", "sweeps", "scaling")
 _CPU = {"widths": (8, 16), "batch_sizes": (128,), "steps": 1, "rounds": 3, "minutes": 5.0}
 _ACCELERATOR = {
     "widths": (16, 64),

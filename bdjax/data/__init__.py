@@ -92,9 +92,8 @@ def load(
     if on_disk:
         reason = "it is not in records of one size"
         raise checks.InputError(f"image folder {root} cannot stay on the disk: {reason}.")
-    from bdjax.data.sources import (
-        _image_folder,
-    )  # Pillow is imported only where there are images to read
+    # Pillow is imported only where there are images to read
+    from bdjax.data.sources import _image_folder
 
     return _image_folder.image_folder(root, image_size)
 

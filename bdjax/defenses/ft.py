@@ -8,10 +8,8 @@ from bdjax.train.supervised import Supervised
 
 PRESETS = {
     "paper": {},
-    "reference_code": {
-        "weight_decay": 5e-4,
-        "schedule": Schedule(kind="cosine"),
-    },  # BackdoorBench: cosine per epoch to 0
+    # BackdoorBench: cosine per epoch to 0
+    "reference_code": {"weight_decay": 5e-4, "schedule": Schedule(kind="cosine")},
 }
 
 

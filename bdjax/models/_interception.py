@@ -24,10 +24,8 @@ _Call: TypeAlias = Callable[..., Any]
 _Arguments: TypeAlias = tuple[Any, ...]
 _Keywords: TypeAlias = dict[str, Any]
 _Output: TypeAlias = Any  # whatever a method of a layer returns
-_WRAPPERS = (
-    nn.WeightNorm,
-    nn.SpectralNorm,
-)  # which compute a kernel of their own from that of the layer inside
+# Which compute a kernel of their own from that of the layer inside
+_WRAPPERS = (nn.WeightNorm, nn.SpectralNorm)
 
 
 def with_tuples(module: nn.Module) -> nn.Module:

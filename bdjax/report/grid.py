@@ -223,9 +223,5 @@ _WRITERS: dict[str, Callable[[Grid], str]] = {
     "markdown": _markdown,
     "latex": _latex,
 }
-FORMATS = (
-    "console",
-    "markdown",
-    "csv",
-    "latex",
-)  # of tables; the third is of `bdjax.report.values`
+# Of tables; the third is of `bdjax.report.values`
+FORMATS = ("console", "markdown", "csv", "latex")

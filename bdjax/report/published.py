@@ -13,11 +13,8 @@ from bdjax.checks import InputError, did_you_mean, one_of
 TASK = "image-classification"
 # What a paper varies of a method without giving it another name: the part of an identifier after the colon.
 _SETTINGS = ("lr=", "bs=", "eta_c=", "bias_")
-_DEFENSES = {
-    "fast_sft": "fsft",
-    "sft": "sft_theta",
-    "fine_pruning": "fp",
-}  # the others have the papers' identifiers
+# The others have the papers' identifiers
+_DEFENSES = {"fast_sft": "fsft", "sft": "sft_theta", "fine_pruning": "fp"}
 _AUGMENTED = {
     ("nft", "randaugment"): "nft:randaug",
     ("nft", "cutmix"): "nft:cutmix",

@@ -23,11 +23,8 @@ from bdjax.runs.record_format import COSTS
 from bdjax.tasks.metrics import RATING, Metric, first
 
 BUNDLE = ".jsonl"
-SHARPNESS = (
-    "largest_eigenvalue",
-    "hessian_trace",
-    "fisher_trace",
-)  # of the defended network, in its smoothness.json
+# Of the defended network, in its smoothness.json
+SHARPNESS = ("largest_eigenvalue", "hessian_trace", "fisher_trace")
 STEALTH = ("psnr", "ssim", "linf", "l2", "changed_share")  # of the trigger on test images
 _DIVERGED = "diverged"  # the status of a run that has no result
 _log = logging.getLogger(__name__)

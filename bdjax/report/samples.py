@@ -18,12 +18,8 @@ from bdjax.report.rows import Row, victims
 from bdjax.report.standing import best
 from bdjax.runs.folder import SAMPLES
 
-PREDICTIONS = (
-    "clean_before",
-    "clean_after",
-    "triggered_before",
-    "triggered_after",
-)  # arrays of the file
+# Arrays of the file
+PREDICTIONS = ("clean_before", "clean_after", "triggered_before", "triggered_after")
 _HIT = "_hit"  # after the name of a prediction: whether it is what the attacker wants
 _UNKNOWN = -1  # what the attacker wants, where the label map is not known
 _log = logging.getLogger(__name__)

@@ -51,10 +51,8 @@ class AtHand:
           InputError: the victim was begun with other data.
           bdjax.train.loop.Diverged, bdjax.train.loop.Stopped: as for `bdjax.runs.run.run`.
         """
-        known, name = (
-            self._victims,
-            (plan.config.victim_id, json.dumps(plan.inputs.fingerprint, sort_keys=True)),
-        )
+        known = self._victims
+        name = plan.config.victim_id, json.dumps(plan.inputs.fingerprint, sort_keys=True)
         if name not in known:
             while len(known) >= VICTIMS:
                 del known[next(iter(known))]

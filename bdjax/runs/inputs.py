@@ -69,10 +69,8 @@ def load(config: Config, on_disk: bool = False) -> Inputs:
     Raises:
       InputError: the data, or a file that an option names, cannot be read.
     """
-    seen, own = (
-        stamp(config),
-        _data_stamp(config),
-    )  # before anything is read, so that a change in the meantime shows
+    # Before anything is read, so that a change in the meantime shows
+    seen, own = stamp(config), _data_stamp(config)
     dataset, digests = _load(config.data, on_disk, own)
     files = {option: _digest(option, path) for option, path in configs.attack_files(config).items()}
     fingerprint = {**digests, "files": files} if files else {**digests}

@@ -67,12 +67,8 @@ def submit(
     try:
         executor = submitit.AutoExecutor(folder=out / "jobs", cluster=cluster)
         executor.update_parameters(**{"name": "bdjax-sweep", **(options or {})})
-    except (
-        AssertionError,
-        RuntimeError,
-        NameError,
-        TypeError,
-    ) as error:  # no sbatch here; no such option, or value
+    # No sbatch here; no such option, or value
+    except (AssertionError, RuntimeError, NameError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"{cluster} does not take these jobs: {reason}.") from error
     with executor.batch():

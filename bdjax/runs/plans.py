@@ -37,11 +37,8 @@ from bdjax.types import (
 # One key per purpose, folded from the seed's: a new purpose goes to the end and moves no other draw.
 _PURPOSES = (
     *("trigger", "poison", "test", "init", "training", "holdout", "defense"),
-    *(
-        "selection",
-        "smoothness",
-        "analysis",
-    ),  # selection: not drawn any more, but it holds its place
+    # Selection: not drawn any more, but it holds its place
+    *("selection", "smoothness", "analysis"),
 )
 
 

@@ -15,10 +15,8 @@ from bdjax.runs.config import Config
 from bdjax.runs.folder import Folder, RunsFolder, fingerprint_of
 from bdjax.runs.inputs import Fingerprint, Inputs
 
-CHANGED = (
-    "refuse",
-    "rerun",
-)  # what to do where the data are others than those that a run was begun with
+# What to do where the data are others than those that a run was begun with
+CHANGED = ("refuse", "rerun")
 
 
 def is_of_these_data(folder: Folder, config: Config, changed: str = "refuse") -> bool:

@@ -11,13 +11,8 @@ import optax
 
 from bdjax import optim
 
-RHO, RATE, MOMENTUM, DECAY, STEPS = (
-    20.0,
-    0.1,
-    0.9,
-    5e-4,
-    3,
-)  # ε is a good part of θ, so that the steps tell of it
+# Ε is a good part of θ, so that the steps tell of it
+RHO, RATE, MOMENTUM, DECAY, STEPS = 20.0, 0.1, 0.9, 5e-4, 3
 _SHAPES = {"kernel": (3, 3, 16, 32), "scale": (32,), "bias": (32,)}
 
 Tree: TypeAlias = Mapping[str, Any]  # of NumPy's arrays, or of JAX's

@@ -63,10 +63,8 @@ FEEDINGS = {
     "unroll-4": Feeding(prepared=True, unroll=4),
     "unroll-8": Feeding(prepared=True, unroll=8),
 }
-_WITH_LOOPS = (
-    "sft",
-    "fast_sft",
-)  # within a step, of which XLA counts one turn, and a trace on one step of ten
+# Within a step, of which XLA counts one turn, and a trace on one step of ten
+_WITH_LOOPS = ("sft", "fast_sft")
 
 
 def _numbers(kind: str) -> tuple[str, str | None]:

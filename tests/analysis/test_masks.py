@@ -57,10 +57,8 @@ def test_a_scale_of_zero_tells_nothing_and_a_tiny_one_does():
 
 
 def test_a_filter_that_also_turned_has_the_factor_along_the_old_one():
-    before, after = (
-        jnp.array([[3.0], [4.0]]),
-        jnp.array([[3.0 - 4], [4.0 + 3]]),
-    )  # the same and something across
+    # The same and something across
+    before, after = jnp.array([[3.0], [4.0]]), jnp.array([[3.0 - 4], [4.0 + 3]])
     found = masks.factors({"kernel": before}, {"kernel": after}, [("kernel",)])
     np.testing.assert_allclose(found["kernel",], [1.0], rtol=1e-6)
 

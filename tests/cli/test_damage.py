@@ -33,10 +33,8 @@ SIZES = (
     "--defense.rho",
     "auto",
 )
-AXES = (
-    "training.learning_rate=0.05,1e30",
-    "defense.momentum=0.5,0.9",
-)  # a victim that diverges, and two runs as one
+# A victim that diverges, and two runs as one
+AXES = ("training.learning_rate=0.05,1e30", "defense.momentum=0.5,0.9")
 SWEEP = ("--model.width", "2", "--training.epochs", "1", "--defense", "ft", "--defense.epochs", "2")
 KINDS = ("bit", "cut", "empty", "gone", "noise", "exchanged", "folder", "word")
 WORDS = (

@@ -28,12 +28,8 @@ KEY = jax.random.key(0)
 SPEC = image_spec("tiny", (4, 4, 1), 3, (0.5,), (0.25,))
 ETA_F, ETA_R, ETA_C, RATE, MOMENTUM = 0.3, 5.0, 0.02, 0.1, 0.9
 NEAR, FAR = 1e-5, 1e-4  # steps of the inner and the outer differences
-KERNELS = {
-    "first": (2, 9),
-    "second": (3, 2),
-    "third": (2, 3),
-    "last": (3, 2),
-}  # rows are output filters
+# Rows are output filters
+KERNELS = {"first": (2, 9), "second": (3, 2), "third": (2, 3), "last": (3, 2)}
 NORMS = ("norm1", "norm2", "norm3")
 
 

@@ -356,7 +356,5 @@ def test_presets_are_the_published_values():
     expected = defenses.create("sft", **common, **reference, schedule=Schedule()).learner
     assert defenses.create("sft", preset="reference_code").learner == expected
     assert defenses.create("sft").learner.drop_last is False
-    assert jax.tree.leaves(defenses.create("sft").learner.transformation) == [
-        0.001,
-        5.0,
-    ]  # swept without compiling anew
+    # Swept without compiling anew
+    assert jax.tree.leaves(defenses.create("sft").learner.transformation) == [0.001, 5.0]

@@ -207,10 +207,8 @@ def test_a_program_that_was_cut_short_is_made_again_without_a_word(tmp_path):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (
-            AssertionError(),
-            "its plugin is not installed",
-        ),  # what jax 0.10 says of cuda without its plugin
+        # What jax 0.10 says of cuda without its plugin
+        (AssertionError(), "its plugin is not installed"),
         (
             RuntimeError(
                 "Unable to initialize backend 'tpu': INTERNAL: Failed to open libtpu.so "

@@ -39,10 +39,8 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, place, reason):
     ("place", "reason"),
     [
         ("folder", r"out must be a file; .*folder is a folder"),
-        (
-            "pipe",
-            r"out must be a file; .*pipe is none",
-        ),  # as a device is, which must not be replaced
+        # As a device is, which must not be replaced
+        ("pipe", r"out must be a file; .*pipe is none"),
         ("file/below", r"the folder of out must be a folder; .*file is a file"),
         ("loop/below", "out must be a shorter path, or one that leads somewhere"),
         ("loop", "out must be a shorter path, or one that leads somewhere"),

@@ -248,12 +248,8 @@ def test_every_analysis_takes_it(analysis):
     """With the same findings as for the network of bdjax's own layers."""
     subject = subjects.backdoored()
     twins = measured(analysis, subject._replace(model=TWIN))
-    if analysis in (
-        "history",
-        "smoothness",
-        "spectrum",
-        "gradient_norms",
-    ):  # which see the logits alone
+    # Which see the logits alone
+    if analysis in ("history", "smoothness", "spectrum", "gradient_norms"):
         assert all(
             np.isfinite(values).all() for values in twins.values() if values.dtype.kind == "f"
         )

@@ -630,10 +630,8 @@ def opened(browser, file):
 
 
 def emulate(browser, width, scheme):
-    features = {
-        "prefers-color-scheme": scheme,
-        "prefers-reduced-motion": "reduce",
-    }  # no scrolling that takes time
+    # No scrolling that takes time
+    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
     media = {"features": [{"name": name, "value": value} for name, value in features.items()]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}

@@ -145,10 +145,8 @@ def test_another_picture_of_the_same_name_is_never_taken_for_the_trigger(copied,
     data, out = copied
     shutil.copy(data / "blue.png", data / "trigger.png")
     record = defended(out)
-    for more in (
-        (),
-        ("--defense.epochs", "2"),
-    ):  # the run itself; and another defense of the same victim
+    # The run itself; and another defense of the same victim
+    for more in ((), ("--defense.epochs", "2")):
         assert call(out, data, *more) == 2
         err = refused(capsys)
         assert "the data have changed since" in err

@@ -42,12 +42,8 @@ def test_an_answer_is_right_class_by_class():
 def test_a_hit_has_every_label_that_the_attacker_changes():
     original = jnp.asarray(LABEL)
     wanted = original.at[:, 2].set(True)  # the attacker adds the owl
-    assert TASK.hit(LOGITS, wanted, original).tolist() == [
-        False,
-        False,
-        True,
-        True,
-    ]  # the last two had it
+    # The last two had it
+    assert TASK.hit(LOGITS, wanted, original).tolist() == [False, False, True, True]
     removed = original.at[:, 0].set(False)
     assert TASK.hit(LOGITS, removed, original).tolist() == [False, False, True, True]
 

@@ -113,11 +113,8 @@ def test_the_state_goes_through_all_epochs_and_the_feeder_is_closed(checkpoints)
     assert all(one is other for one, other in zip(told, history, strict=True))
     again = Counting(epochs=4)
     state, history = loop.complete(again, checkpoints=checkpoints)
-    assert (again.asked, state.tolist(), again.closed) == (
-        [],
-        [16, 77],
-        1,
-    )  # what is not kept is made again
+    # What is not kept is made again
+    assert (again.asked, state.tolist(), again.closed) == ([], [16, 77], 1)
     np.testing.assert_equal(history, told)
 
 

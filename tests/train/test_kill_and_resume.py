@@ -149,10 +149,8 @@ def test_a_run_killed_in_training_and_in_defense_ends_in_the_same_bits(folder, u
     leave_half_written(out)
     finish(out)
     assert exact(out) == unbroken
-    for (
-        loop,
-        history,
-    ) in histories.items():  # seconds never repeat, so equal ones were not spent again
+    # Seconds never repeat, so equal ones were not spent again
+    for loop, history in histories.items():
         assert saved(out, loop).history[: len(history)] == history
 
 

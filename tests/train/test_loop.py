@@ -139,11 +139,8 @@ def test_history_has_the_means_of_each_epoch(run, rows):
     result = run(Recorder(5), rows, on_epoch=told.append)
     assert told == result.history
     assert [row.epoch for row in told] == [1, 2, 3]
-    assert [row.loss for row in told] == [
-        1.5,
-        5.5,
-        9.5,
-    ]  # the recorder's loss is the number of the step
+    # The recorder's loss is the number of the step
+    assert [row.loss for row in told] == [1.5, 5.5, 9.5]
     assert [row.accuracy for row in told] == [1.0] * 3
     assert [row.gradient_evaluations for row in told] == [4] * 3
     assert result.gradient_evaluations == 12

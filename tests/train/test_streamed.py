@@ -113,10 +113,8 @@ def test_resident_equals_streamed(
     got = streamed.run(KEY, learner, model, variables, stream.visible)
     assert same(got.variables, expected.variables)
     assert figures(got) == figures(expected)
-    assert [row.compile_seconds for row in got.history[1:]] == [
-        0.0,
-        0.0,
-    ]  # whatever is left for the last chunk
+    # Whatever is left for the last chunk
+    assert [row.compile_seconds for row in got.history[1:]] == [0.0, 0.0]
 
 
 def test_the_images_that_a_stream_shows_are_those_of_the_order(resident, stream, large):

@@ -11,10 +11,8 @@ from bdjax.report.curves.axis import scale as scale_of
 from bdjax.report.labels import plain
 from bdjax.report.page.markup import add, tag
 
-WIDTH, HEIGHT = (
-    400,
-    290,
-)  # of a chart's own pixels: small enough that its print can be read on a phone
+# Of a chart's own pixels: small enough that its print can be read on a phone
+WIDTH, HEIGHT = 400, 290
 LEFT, RIGHT = 50, WIDTH - 14  # of the axes
 _TOP, _BOTTOM = 12, 46
 _SIZE = 5.2  # half of a mark
