@@ -17,7 +17,7 @@ from bdjax.tasks.metrics import ATTACK, SINGLE_LABEL, UTILITY, Metric, effective
 from bdjax.tasks.single_label import SingleLabel
 from bdjax.types import Metrics, Model, PoisonedSplit, Split, Task, Variables
 
-BATCH = 500
+BATCH_SIZE = 500
 # float32 images [n, h, w, c] in [0, 1] → logits [n, k]
 Function: TypeAlias = Callable[[np.ndarray], Any]
 
@@ -28,7 +28,7 @@ def evaluate(
     clean: Split,
     triggered: PoisonedSplit,
     *,
-    batch_size: int = BATCH,
+    batch_size: int = BATCH_SIZE,
 ) -> Metrics:
     """Count right answers on clean test images, and hits and right answers on triggered ones, in evaluation mode.
 
@@ -55,7 +55,7 @@ def evaluate_function(
     triggered: PoisonedSplit,
     *,
     num_classes: int | None = None,
-    batch_size: int = BATCH,
+    batch_size: int = BATCH_SIZE,
 ) -> Metrics:
     """Count as `evaluate` does what any function makes of the images: a model of your own, whatever computes it.
 
@@ -126,7 +126,7 @@ def predict(
     variables: Variables,
     input: Shaped[Array | np.ndarray, "n ..."],
     *,
-    batch_size: int = BATCH,
+    batch_size: int = BATCH_SIZE,
 ) -> Shaped[Array, "n ..."]:
     """Return the network's answer to each input, in evaluation mode: the class with the largest logit, say."""
     integer(1, batch_size=batch_size)

@@ -17,7 +17,18 @@ _MADE_FOR = {
     "class": "a class to a class, as 'all_to_one' and 'all_to_all' do",
     "set": "a set of classes to another, as 'add_label' does",
 }
+CANDIDATES = ("all", "changed")  # who may be poisoned
 _LISTED = 10  # class names in a message
+
+
+def rate_counts(candidates: str) -> str:
+    """Return of what the poison rate is the share, `bdjax.types.Attack.rate_of`, for these candidates.
+
+    Raises:
+      InputError: they are none of `CANDIDATES`.
+    """
+    one_of(CANDIDATES, candidates=candidates)
+    return "candidates" if candidates == "changed" else "all"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,13 @@ from jaxtyping import Array, Bool, Float, Key
 
 from bdjax import pytree
 from bdjax.attacks import _pictures
-from bdjax.attacks._label_maps import AllToOne
+from bdjax.attacks._label_maps import AllToOne, rate_counts
 from bdjax.checks import InputError, integer, one_of, unit_interval
 from bdjax.types import Attack, HParam, Image, LabelMap, Spec, Trigger
 
 CORNERS = ("bottom_right", "bottom_left", "top_right", "top_left")
 PATTERNS = ("white", "checkerboard", "sft")
 FILES = {"pattern": PATTERNS}  # options that name a file, and the words that do not
-CANDIDATES = ("all", "changed")
 PRESETS = {
     "sft": {"corner": "bottom_left", "pattern": "sft", "opacity": 0.6},
     "reference_code": {
@@ -145,8 +144,7 @@ def badnets(
     one_of(CORNERS, corner=corner)
     if not _is_path(pattern):
         one_of(PATTERNS, pattern=pattern)
-    one_of(CANDIDATES, candidates=candidates)
-    rate_of = "candidates" if candidates == "changed" else "all"
+    rate_of = rate_counts(candidates)
     trigger = Patch(opacity, size, corner, pattern)
     return Attack(trigger, label_map, poison_rate, rate_of=rate_of, candidates=candidates)
 

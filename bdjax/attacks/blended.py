@@ -10,11 +10,10 @@ from jaxtyping import Array, Float, Key
 
 from bdjax import pytree
 from bdjax.attacks import _pictures
-from bdjax.attacks._label_maps import AllToOne
-from bdjax.checks import one_of, unit_interval
+from bdjax.attacks._label_maps import AllToOne, rate_counts
+from bdjax.checks import unit_interval
 from bdjax.types import Attack, HParam, Image, LabelMap, Spec, Trigger
 
-CANDIDATES = ("all", "changed")
 PRESETS = {"ft_sam": {"alpha": 0.1}, "reference_code": {"candidates": "changed"}}
 FILES = {"trigger_image": ()}  # options that name a file, and the words that do not
 
@@ -83,8 +82,7 @@ def blended(
       Chen, Liu, Li, Lu & Song, Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning, 2017, 4.3.
     """
     unit_interval(poison_rate=poison_rate, alpha=alpha)
-    one_of(CANDIDATES, candidates=candidates)
-    rate_of = "candidates" if candidates == "changed" else "all"
+    rate_of = rate_counts(candidates)
     test_trigger = None
     if test_alpha is not None:
         unit_interval(test_alpha=test_alpha)

@@ -125,7 +125,7 @@ class InputAware(Trigger):
             out, stats = _generators.in_training(network, params, stats, x)
             mask = self._threshold(out)
             sparse = jnp.maximum(mask - self.density, 0).mean()
-            differ = diversity(x, jnp.roll(x, 1, axis=0), mask, jnp.roll(mask, 1, axis=0))
+            differ = difference_ratio(x, jnp.roll(x, 1, axis=0), mask, jnp.roll(mask, 1, axis=0))
             return self.sparsity * sparse + self.diversity * differ, (stats, mask.mean())
 
         params = state.mask["params"]
@@ -180,7 +180,7 @@ class InputAware(Trigger):
             loss = self.poison_rate * task.negative_log_likelihood(poisoned, wanted).mean()
             loss += self.cover_rate * task.negative_log_likelihood(cross, label).mean()
             p = _generators.normalized(patterns, state.statistics)
-            loss += self.diversity * diversity(x[:half], x[half:], p[:half], p[half:])
+            loss += self.diversity * difference_ratio(x[:half], x[half:], p[:half], p[half:])
             return loss, (stats, task.correct(task.answer(poisoned), wanted).mean())
 
         params = state.pattern["params"]
@@ -221,7 +221,7 @@ def _laid(image: Array, pattern: Array, mask: Array) -> Array:
     return image + (pattern - image) * mask
 
 
-def diversity(
+def difference_ratio(
     x: Float[Array, "n *d"],
     other: Float[Array, "n *d"],
     made: Float[Array, "n *e"],
@@ -300,7 +300,18 @@ def input_aware(
     positive(learning_rate=learning_rate)
     non_negative(sparsity=sparsity, diversity=diversity)
     trigger = InputAware(
-        learning_rate, density, sparsity, diversity, poison_rate, cover_rate,
-        label_map, epochs, learning_epochs, batch_size, width, double_tanh, accumulate_gradient,
-    )  # fmt: skip
+        learning_rate=learning_rate,
+        density=density,
+        sparsity=sparsity,
+        diversity=diversity,
+        poison_rate=poison_rate,
+        cover_rate=cover_rate,
+        label_map=label_map,
+        epochs=epochs,
+        learning_epochs=learning_epochs,
+        batch_size=batch_size,
+        width=width,
+        double_tanh=double_tanh,
+        accumulate_gradient=accumulate_gradient,
+    )
     return Attack(trigger, label_map, poison_rate, controls_training=True, cover_rate=cover_rate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -91,7 +90,7 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     from bdjax.runs import run
     from bdjax.train import loop
 
-    out, every = check_execution(options), getattr(options, "smoothness_every", 0)
+    out = check_execution(options)
     compilation.enable_cache()
     asked = _join(options)
     compilation.require_devices()
@@ -99,15 +98,22 @@ def carry_out(options: argparse.Namespace, work: Callable[[run.Execution], Any])
     quiet = options.quiet or not hosts.is_first()
     try:
         with _signals.stop_on_signal() as signaled, _progress.bar(quiet=quiet) as on_epoch:
-            should_stop = lambda: signaled() or asked()  # noqa: E731
-            execution = run.Execution(
-                out, devices, options.checkpoint_seconds, on_epoch, should_stop, every
-            )
-            more = {"data_on": getattr(options, "data_on", "auto"), "changed": options.changed_data}
-            more["deterministic"] = options.deterministic
-            fed = {"prepare": options.prepare, "unroll": _number(options.unroll)}
             finished: list[str] = []
-            work(dataclasses.replace(execution, on_finished=finished.append, **more, **fed))
+            execution = run.Execution(
+                out,
+                devices=devices,
+                checkpoint_seconds=options.checkpoint_seconds,
+                on_epoch=on_epoch,
+                should_stop=lambda: signaled() or asked(),
+                smoothness=getattr(options, "smoothness_every", 0),
+                data_on=getattr(options, "data_on", "auto"),
+                prepare=options.prepare,
+                unroll=_number(options.unroll),
+                changed=options.changed_data,
+                deterministic=options.deterministic,
+                on_finished=finished.append,
+            )
+            work(execution)
         if finished and not quiet:
             _tell_of(finished)
     except loop.Stopped as stopped:

@@ -14,8 +14,8 @@ from bdjax.types import Learner, Model, Variables
 NOTHING, HOLDOUT, TRIGGER, TRAINING = "nothing", "holdout", "trigger", "training"
 SEES = (NOTHING, HOLDOUT, TRIGGER, TRAINING)
 VICTIM, SCRATCH = "victim", "scratch"
-STARTS = (VICTIM, SCRATCH)
-# A child of a stage's key that no epoch folds in, nor `bdjax.train.loop.init_key`
+STAGE_STARTS = (VICTIM, SCRATCH)
+# A child of a stage's key that no epoch folds in, nor `bdjax.train.programs.init_key`
 _FRESH = 2**32 - 2
 
 
@@ -95,5 +95,5 @@ def of(defense: Defense | DefenseStage | Learner) -> Defense:
         sees, starts = getattr(defense, "sees", HOLDOUT), getattr(defense, "starts", VICTIM)
         stage = DefenseStage(defense, sees, starts)
     one_of(SEES, sees=stage.sees)
-    one_of(STARTS, starts=stage.starts)
+    one_of(STAGE_STARTS, starts=stage.starts)
     return Defense((stage,))

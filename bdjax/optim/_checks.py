@@ -13,7 +13,7 @@ from bdjax.checks import InputError
 from bdjax.types import Tree
 
 
-def each(check: Callable[..., None], **values: object) -> None:
+def check_each(check: Callable[..., None], **values: object) -> None:
     """Hold every number of the values to a check of `bdjax.checks`.
 
     Raises:

@@ -17,14 +17,31 @@ from bdjax.types import Params, Tree
 Mask: TypeAlias = Tree | Callable[[Params], Tree] | None
 
 
-def kept(mask: Mask, tree: Tree, params: Params) -> Tree:
+def check_mask(mask: Mask, params: Params) -> None:
+    """Refuse a mask that does not fit.
+
+    Raises:
+      InputError: it is not of booleans, does not fit the parameters, or leaves out all of them.
+    """
+    if mask is not None:
+        _chosen(mask, params)
+
+
+def zero_where_masked(mask: Mask, tree: Tree, params: Params) -> Tree:
     """Return a tree like the parameters with zeros where the mask is False.
 
     Raises:
-      InputError: the mask is not of booleans, does not fit the parameters, or leaves out all of them.
+      InputError: as for `check_mask`.
     """
     if mask is None:
         return tree
+    return jax.tree.map(
+        lambda keep, x: x if keep else jnp.zeros_like(x), _chosen(mask, params), tree
+    )
+
+
+def _chosen(mask: Tree | Callable[[Params], Tree], params: Params) -> Tree:
+    """Return a boolean for each parameter."""
     chosen = mask(params) if callable(mask) else mask
     try:
         chosen = jax.tree.broadcast(chosen, params)
@@ -37,7 +54,7 @@ def kept(mask: Mask, tree: Tree, params: Params) -> Tree:
             raise InputError(f"mask must be of True and False, got {type(leaf).__name__}.")
     if not any(leaves):
         raise InputError("mask must be True for some of the parameters.")
-    return jax.tree.map(lambda keep, x: x if keep else jnp.zeros_like(x), chosen, tree)
+    return chosen
 
 
 def refuse_masked(name: str, params: Params) -> None:

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Int
 
 from bdjax.checks import InputError, integer, non_negative
-from bdjax.optim._checks import each, trees_alike
+from bdjax.optim._checks import check_each, trees_alike
 from bdjax.optim._masks import is_masked
 from bdjax.types import HParam
 
@@ -64,8 +64,8 @@ def anchor(
       SFT paper (Karim et al.), the clean-accuracy retainer L_r, eq. 6, η_r = 5.
     """
 
-    each(non_negative, eta=eta)
-    each(functools.partial(integer, 0), evaluations=evaluations)
+    check_each(non_negative, eta=eta)
+    check_each(functools.partial(integer, 0), evaluations=evaluations)
     if not callable(importance):
         _refuse_negative(importance)
 

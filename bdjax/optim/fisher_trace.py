@@ -12,8 +12,8 @@ import optax
 from jaxtyping import Array, Int
 
 from bdjax.checks import integer, non_negative
-from bdjax.optim._checks import each
-from bdjax.optim._masks import Mask, kept, refuse_masked
+from bdjax.optim._checks import check_each
+from bdjax.optim._masks import Mask, check_mask, refuse_masked, zero_where_masked
 from bdjax.types import HParam
 
 COST = 3  # in gradient evaluations, of the trace's gradient: it is a gradient of gradients
@@ -63,12 +63,12 @@ def fisher_trace(
       SFT paper (Karim et al.), eq. 5 and sec. 4.1: once every 10 steps, η_F = 0.001.
     """
 
-    each(non_negative, eta=eta)
-    each(functools.partial(integer, 1), every=every)
+    check_each(non_negative, eta=eta)
+    check_each(functools.partial(integer, 1), every=every)
 
     def init(params: optax.Params) -> FisherTraceState:
         refuse_masked("optim.fisher_trace", params)
-        kept(mask, params, params)  # to refuse a mask that does not fit
+        check_mask(mask, params)
         return FisherTraceState(jnp.int32(0), jnp.int32(0))
 
     def update(
@@ -76,20 +76,21 @@ def fisher_trace(
         state: FisherTraceState,
         params: optax.Params | None = None,
         *,
-        trace_grad_fn: Callable[[Any], Any],
+        trace_grad_fn: Callable[[Any], Any] | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, FisherTraceState]:
         del extra
-        if params is None:
+        if params is None or trace_grad_fn is None:
             raise ValueError(
-                "optim.fisher_trace needs params: call update(grads, state, params, trace_grad_fn=…)."
+                "optim.fisher_trace needs params and trace_grad_fn: "
+                "call update(grads, state, params, trace_grad_fn=…)."
             )
         refuse_masked("optim.fisher_trace", params)
         step = state.step + 1
         is_due = step % every == 0
 
         def penalized() -> optax.Updates:
-            trace_grads = kept(mask, trace_grad_fn(params), params)
+            trace_grads = zero_where_masked(mask, trace_grad_fn(params), params)
             return jax.tree.map(lambda u, t: (u + eta * t).astype(u.dtype), updates, trace_grads)
 
         spent = state.gradient_evaluations + COST * is_due

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from bdjax.checks import InputError, non_negative
-from bdjax.optim._checks import each, not_nan
+from bdjax.optim._checks import check_each, not_nan
 from bdjax.types import HParam, Tree
 
 
@@ -39,7 +39,7 @@ def l1_to_one(eta: HParam) -> optax.GradientTransformation:
       NFT paper (Karim et al.), eq. 6. `jnp.abs` has the derivative 1 at 0, which would push a mask at 1.
     """
 
-    each(non_negative, eta=eta)
+    check_each(non_negative, eta=eta)
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:
@@ -76,7 +76,7 @@ def project(lower: Tree, upper: Tree) -> optax.GradientTransformation:
     """
     for name, bound in (("lower", lower), ("upper", upper)):
         for leaf in jax.tree.leaves(bound, is_leaf=lambda x: x is None):
-            each(not_nan, **{name: leaf})
+            check_each(not_nan, **{name: leaf})
     if isinstance(lower, numbers.Real) and isinstance(upper, numbers.Real) and lower > upper:
         raise InputError(f"lower must be at most upper, got {lower!r} and {upper!r}.")
 

@@ -11,8 +11,8 @@ import optax
 from jaxtyping import Array, Int
 
 from bdjax.checks import non_negative
-from bdjax.optim._checks import each
-from bdjax.optim._masks import Mask, kept, refuse_masked
+from bdjax.optim._checks import check_each
+from bdjax.optim._masks import Mask, check_mask, refuse_masked, zero_where_masked
 from bdjax.types import HParam
 
 _TINY = 1e-12  # outside any differentiated path, so a zero gradient gives a zero perturbation and no NaN
@@ -39,7 +39,7 @@ def perturbation(
       Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021, eq. 2;
       Kwon et al., ASAM, ICML 2021, eq. 9 (without their offset η); FT-SAM, ICCV 2023, eq. 4.
     """
-    each(non_negative, rho=rho)
+    check_each(non_negative, rho=rho)
     scaled = jax.tree.map(lambda g, w: jnp.abs(w) * g, grads, params) if adaptive else grads
     norm = optax.tree.norm(
         jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), scaled)
@@ -62,7 +62,7 @@ class SamState(NamedTuple):
 
 
 def sam(
-    rho: HParam, *, adaptive: bool = False, mask: Mask = None
+    rho: HParam | optax.Schedule, *, adaptive: bool = False, mask: Mask = None
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient at θ by the gradient at θ + ε, ε being SAM's or ASAM's `perturbation`.
 
@@ -70,6 +70,7 @@ def sam(
     the papers do. ``update`` takes the keyword ``grad_fn(params) -> grads``, the gradient of the *same* batch's loss;
     what else that pass computes (batch statistics above all) should be dropped, so that running statistics come from
     the first pass only. With ρ = 0 the result is ``grad_fn(params)``. One extra gradient evaluation a step.
+    (`optax.contrib.sam` has no adaptive form, and wraps two optimizers where this stands in a chain.)
 
     Args:
       rho: radius ρ ≥ 0; may be traced, so a sweep over ρ compiles once. Or a schedule: a function of the steps taken.
@@ -101,11 +102,11 @@ def sam(
     """
 
     if not callable(rho):
-        each(non_negative, rho=rho)
+        check_each(non_negative, rho=rho)
 
     def init(params: optax.Params) -> SamState:
         refuse_masked("optim.sam", params)
-        kept(mask, params, params)  # to refuse a mask that does not fit
+        check_mask(mask, params)
         return SamState(jnp.int32(0))
 
     def update(
@@ -113,17 +114,18 @@ def sam(
         state: SamState,
         params: optax.Params | None = None,
         *,
-        grad_fn: Callable[[Any], Any],
+        grad_fn: Callable[[Any], Any] | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, SamState]:
         del extra
-        if params is None:
+        if params is None or grad_fn is None:
             raise ValueError(
-                "optim.sam needs params: call update(grads, state, params, grad_fn=…)."
+                "optim.sam needs params and grad_fn: call update(grads, state, params, grad_fn=…)."
             )
         refuse_masked("optim.sam", params)
         radius = rho(state.step) if callable(rho) else rho
-        epsilon = perturbation(kept(mask, updates, params), params, radius, adaptive=adaptive)
+        masked = zero_where_masked(mask, updates, params)
+        epsilon = perturbation(masked, params, radius, adaptive=adaptive)
         return grad_fn(optax.apply_updates(params, epsilon)), SamState(state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))

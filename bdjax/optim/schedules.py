@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from bdjax.checks import below_one, integer, positive
-from bdjax.optim._checks import each
+from bdjax.optim._checks import check_each
 from bdjax.types import HParam
 
 
@@ -23,7 +23,7 @@ def cosine(count: Int[Array, ""], period: HParam) -> Float[Array, ""]:
     Raises:
       InputError: a period that is not above 0.
     """
-    each(positive, period=period)
+    check_each(positive, period=period)
     return 0.5 * (1 + jnp.cos(jnp.pi * count / period))
 
 
@@ -33,7 +33,7 @@ def step(count: Int[Array, ""], size: HParam, factor: HParam) -> Float[Array, ""
     Raises:
       InputError: a size or a factor that is not above 0.
     """
-    each(positive, size=size, factor=factor)
+    check_each(positive, size=size, factor=factor)
     return jnp.asarray(factor, jnp.float32) ** (count // size)
 
 
@@ -66,10 +66,10 @@ def reduce_on_plateau(
     Raises:
       InputError: a value out of range.
     """
-    each(functools.partial(integer, 1), steps_per_epoch=steps_per_epoch)
-    each(positive, factor=factor)
+    check_each(functools.partial(integer, 1), steps_per_epoch=steps_per_epoch)
+    check_each(positive, factor=factor)
     integer(patience=patience)
-    each(below_one, threshold=threshold)
+    check_each(below_one, threshold=threshold)
 
     def init(params: optax.Params) -> PlateauState:
         del params

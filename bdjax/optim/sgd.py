@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from bdjax import pytree
 from bdjax.checks import InputError, below_one, in_section, integer, non_negative, one_of, positive
 from bdjax.optim import schedules
-from bdjax.optim._checks import each
+from bdjax.optim._checks import check_each
 from bdjax.types import HParam
 
 KINDS = ("constant", "cosine", "step", "plateau")
@@ -89,9 +89,9 @@ class Sgd:
         Raises:
           InputError: a value out of range; a learning rate of 0, which takes no step, is not.
         """
-        each(non_negative, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
-        each(below_one, momentum=self.momentum)
-        each(functools.partial(integer, 1), steps_per_epoch=steps_per_epoch)
+        check_each(non_negative, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        check_each(below_one, momentum=self.momentum)
+        check_each(functools.partial(integer, 1), steps_per_epoch=steps_per_epoch)
         parts = [optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum)]
         if self.schedule.kind == "plateau":
             parts.append(schedules.reduce_on_plateau(steps_per_epoch, factor=self.schedule.factor))

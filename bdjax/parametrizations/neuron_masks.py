@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from bdjax import optim, pytree, structure
 from bdjax.checks import InputError, non_negative, unit_interval
-from bdjax.optim._checks import each
+from bdjax.optim._checks import check_each
 from bdjax.types import Frozen, HParam, Model, Params, Tuned, Variables
 
 
@@ -37,8 +37,8 @@ class NeuronMasks:
         Raises:
           InputError: α or β is out of range, or the network has nothing to mask.
         """
-        each(unit_interval, alpha=self.alpha)
-        each(non_negative, beta=self.beta)
+        check_each(unit_interval, alpha=self.alpha)
+        check_each(non_negative, beta=self.beta)
         params = structure.flat(variables["params"])
         layers = self._layers(model, variables)
         if not layers:

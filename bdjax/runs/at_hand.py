@@ -13,7 +13,7 @@ from bdjax.runs.trainer import Alone
 from bdjax.runs.victim import Victim
 from bdjax.types import TriggerState
 
-VICTIMS = 16  # that are kept, with their variables and triggered test images
+MOST_VICTIMS = 16  # that are kept, with their variables and triggered test images
 
 
 class AtHand:
@@ -54,7 +54,7 @@ class AtHand:
         known = self._victims
         name = plan.config.victim_id, json.dumps(plan.inputs.fingerprint, sort_keys=True)
         if name not in known:
-            while len(known) >= VICTIMS:
+            while len(known) >= MOST_VICTIMS:
                 del known[next(iter(known))]
             known[name] = self._train(plan)
         return known[name]

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from bdjax.checks import one_of
-from bdjax.devices import numerics
+from bdjax.checks import integer, non_negative, one_of
+from bdjax.devices import numerics, placement
 from bdjax.runs import provenance
 from bdjax.runs.config import Config
 from bdjax.runs.folder import RunsFolder
@@ -17,7 +17,7 @@ from bdjax.train import feeding, loop
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a run is carried out: what may change its speed but not its identity.
+    """How a run is carried out: nothing here is part of its identity.
 
     Attributes:
       out: folder of the run folders.
@@ -52,10 +52,14 @@ class Execution:
     unroll: int | str = 1
     changed: str = "refuse"
     deterministic: bool = False
-    on_finished: Callable[[str], None] = lambda run_id: None
+    on_finished: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError for an unknown word."""
+        """Raise InputError for an unknown word or a value out of range."""
+        integer(1, devices=self.devices)
+        non_negative(checkpoint_seconds=self.checkpoint_seconds)
+        integer(smoothness=self.smoothness)
+        one_of(placement.PLACES, data_on=self.data_on)
         one_of(provenance.CHANGED, changed=self.changed)
         feeding.check(self.prepare, self.unroll)
 

@@ -88,7 +88,8 @@ def check_rate(attack: Attack, attackers: Split) -> None:
     """
     rows, wanted, whole = poison.reach(attack, attackers)
     which = "of the target class" if attack.clean_label else "whose label the map changes"
-    option = "attack.target_class_rate" if attack.rate_of == "candidates" else "attack.poison_rate"
+    of_class = attack.clean_label and attack.rate_of == "candidates"
+    option = "attack.target_class_rate" if of_class else "attack.poison_rate"
     rate = float(attack.poison_rate)
     if wanted > rows:
         raise InputError(

@@ -32,13 +32,13 @@ from bdjax.types import Variables
 _log = logging.getLogger(__name__)
 
 
-class Run(NamedTuple):
+class RunState(NamedTuple):
     """A run on its way."""
 
     plan: Plan  # with the trigger as the attacker has made it, and the strength that was chosen
     result: loop.Result  # where its defense is
-    start: str  # the digest of the victim's network
-    victim: Victim | None = None  # where it began; None where nothing is to be concluded
+    victim_digest: str  # of the network at which it began
+    victim: Victim | None = None  # with what it does; None where nothing is to be concluded
     selection: Plain | None = None  # of the strength, where it was chosen
     how: tuple[Plain, ...] = ()  # each stage of the defense was computed with others
     curve: Curve | None = None  # to be measured on the way
@@ -86,18 +86,18 @@ def begin(plan: Plan, execution: Execution) -> None:
     curve.check(plan, execution)
 
 
-def attacked(plan: Plan, victim: Victim, execution: Execution) -> Run:
+def attacked(plan: Plan, victim: Victim, execution: Execution) -> RunState:
     """Return a run whose defense is about to begin; a defender who knows the trigger knows the one that was trained."""
     run = undefended(plans.with_trigger(plan, victim.trigger_state), victim.trained.variables)
     return run._replace(victim=victim, curve=curve.of_run(run.plan, victim.triggered, execution))
 
 
-def undefended(plan: Plan, variables: Variables) -> Run:
+def undefended(plan: Plan, variables: Variables) -> RunState:
     """Return a run whose defense is about to begin at a network, with nothing to be concluded."""
-    return Run(plan, loop.Result(variables, []), checkpoints.digest(variables)[:16])
+    return RunState(plan, loop.Result(variables, []), checkpoints.digest(variables)[:16])
 
 
-def choose_strength(run: Run, execution: Execution) -> Run:
+def choose_strength(run: RunState, execution: Execution) -> RunState:
     """Return the run with the strength that is ``auto`` chosen, and what was tried; it is kept in a file."""
     plan, config, validation = run.plan, run.plan.config, run.plan.validation
     if config.strength is None or config.selection is None or validation is None:
@@ -121,7 +121,7 @@ def choose_strength(run: Run, execution: Execution) -> Run:
     return run._replace(plan=plans.with_strength(plan, selection["chosen"]), selection=selection)
 
 
-def defend(runs: Sequence[Run], execution: Execution, trainer: Trainer) -> list[Run]:
+def defend(runs: Sequence[RunState], execution: Execution, trainer: Trainer) -> list[RunState]:
     """Purify networks stage by stage and return those runs that have not diverged."""
     alive = list(runs)
     for run in alive:
@@ -141,7 +141,7 @@ def defend(runs: Sequence[Run], execution: Execution, trainer: Trainer) -> list[
     return alive
 
 
-def conclude(run: Run, execution: Execution) -> Plain:
+def conclude(run: RunState, execution: Execution) -> Plain:
     """Test the defended network, write the record of the run and return it; one that is there already stays."""
     plan, victim, folder = run.plan, run.victim, folder_of(run.plan, execution)
     if (there := hosts.from_first(folder.finished)) is not None:
@@ -158,7 +158,7 @@ def conclude(run: Run, execution: Execution) -> Plain:
     return written
 
 
-def _work(run: Run, number: int, execution: Execution) -> Work:
+def _work(run: RunState, number: int, execution: Execution) -> Work:
     """Return the work of a stage of the defense."""
     plan, config = run.plan, run.plan.config
     key = stage_key(plans.key_for(config, "defense"), number)
@@ -174,7 +174,12 @@ def _work(run: Run, number: int, execution: Execution) -> Work:
         label=config.defense.name,
         folder=folder_of(plan, execution).stage(number),
         # A checkpoint leaves out what is made again of the victim, so it is of that victim alone.
-        owner={"run": config.run_id, "stage": number, "seed": config.seed, "victim": run.start},
+        owner={
+            "run": config.run_id,
+            "stage": number,
+            "seed": config.seed,
+            "victim": run.victim_digest,
+        },
         on_variables=None if run.curve is None else run.curve.after(sum(lengths[:number])),
     )
 
@@ -203,7 +208,7 @@ def run(config: Config, execution: Execution, at_hand: AtHand | None = None) -> 
       bdjax.train.loop.Stopped: `Execution.should_stop` said so; a later call continues.
     """
     hosts.check_same(config=config.run_id, devices=execution.devices)
-    if (there := kept(config, execution)) is not None:
+    if (there := finished_record(config, execution)) is not None:
         return _as_it_is(there, execution)
     at_hand = at_hand or AtHand(execution)
     with execution.computing(config):
@@ -212,7 +217,8 @@ def run(config: Config, execution: Execution, at_hand: AtHand | None = None) -> 
         hosts.check_same(data=plan.inputs.fingerprint, versions=environment.versions())
         folder = folder_of(plan, execution)
         with hosts.held_by_first(folder.locked()):
-            if (there := kept(config, execution)) is not None:  # another process was faster
+            # Another process may have been faster
+            if (there := finished_record(config, execution)) is not None:
                 return _as_it_is(there, execution)
             (written,) = carry_out([plan], execution, at_hand, Alone(execution))
             return written
@@ -225,8 +231,9 @@ def run_with_controls(config: Config, execution: Execution) -> list[Plain]:
     """
     hosts.check_same(config=config.run_id, devices=execution.devices)
     rows, at_hand = with_controls(config), AtHand(execution)
+    # The run that was asked for first, so that a mistake is told in its words
     for row in reversed(rows):
-        if kept(row, execution) is None:
+        if finished_record(row, execution) is None:
             at_hand.plan(row)
     return [run(row, execution, at_hand) for row in rows]
 
@@ -239,7 +246,7 @@ def with_controls(config: Config) -> list[Config]:
     return list({row.run_id: row for row in rows}.values())
 
 
-def kept(config: Config, execution: Execution) -> Plain | None:
+def finished_record(config: Config, execution: Execution) -> Plain | None:
     """Return the record of a run that is finished, if it is of the data that are there now; else None, or refuse.
 
     Raises:
@@ -265,7 +272,8 @@ def folder_of(plan: Plan, execution: Execution) -> RunFolder:
 def _as_it_is(there: Plain, execution: Execution) -> Plain:
     if hosts.is_first():
         _warn_of_no_curve(execution.runs.run(there["run_id"]), execution)
-        execution.on_finished(there["run_id"])
+        if execution.on_finished is not None:
+            execution.on_finished(there["run_id"])
     return there
 
 

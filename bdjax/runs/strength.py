@@ -98,7 +98,7 @@ def _sweep(
         return accuracy(current), spent
 
     def accuracy(variables: Variables) -> Array:
-        batch_size = min(evaluate.BATCH, validation.label.shape[0])
+        batch_size = min(evaluate.BATCH_SIZE, validation.label.shape[0])
         answers = evaluate.predictions(model, variables, validation.input, batch_size)
         return model.spec.task.correct(answers, validation.label).mean()
 

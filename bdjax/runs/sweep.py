@@ -78,7 +78,8 @@ def run(wanted: Sequence[Config], execution: Execution, sharing: Sharing) -> lis
     sweep = _Sweep(execution, sharing, rows)
     sweep.look_at_data()
     for name in sweep.ended():
-        execution.on_finished(name)
+        if execution.on_finished is not None:
+            execution.on_finished(name)
     if waiting := sweep.waiting():
         sweep.check(waiting)
         sweep.plant({row.victim_id: row for row in waiting})

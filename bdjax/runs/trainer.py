@@ -14,8 +14,11 @@ from bdjax.devices import hosts, sharding
 from bdjax.runs.execution import Execution
 from bdjax.runs.folder import LoopFolder
 from bdjax.runs.plans import Plan
-from bdjax.train import loop, streamed, unrolling
+from bdjax.train import loop, unrolling
 from bdjax.train.checkpoints import Checkpoints, Owner
+from bdjax.train.feeder import Feeder
+from bdjax.train.resident import Resident
+from bdjax.train.streamed import Streamed
 from bdjax.types import Learner, Model, Split, Variables
 
 
@@ -53,7 +56,7 @@ class Trainer(Protocol):
 
 
 class Alone:
-    """Trains a run by itself, with `bdjax.train.loop.run`, or `bdjax.train.streamed.run` where it is fed a stream."""
+    """Trains a run by itself, with `bdjax.train.loop.of_one`, from a device or from a stream."""
 
     def __init__(self, execution: Execution):
         self._execution = execution
@@ -72,28 +75,35 @@ class Alone:
         raise reason
 
     def _train(self, work: Work) -> loop.Result:
-        execution, learner = self._execution, work.learner
-        report, options = execution.on_epoch, dict[str, Any]()
-        if report is not None:
-            options["on_epoch"] = functools.partial(report, work.label, learner.epochs)
+        execution, epochs = self._execution, work.learner.epochs
+        on_epoch = None
+        if execution.on_epoch is not None:
+            on_epoch = functools.partial(execution.on_epoch, work.label, epochs)
         with contextlib.ExitStack() as stack:
-            if learner.epochs:
-                checkpoints = Checkpoints(
-                    work.folder.path, execution.checkpoint_seconds, work.owner
-                )
-                options["checkpoints"] = stack.enter_context(checkpoints)
-                options["mesh"] = sharding.batch_mesh(execution.devices, learner.batch_size)
-            train = streamed.run
-            if not isinstance(work.split.input, Stream):
-                unroll = self._unroll(work) if learner.epochs else 1
-                train = functools.partial(loop.run, prepare=execution.prepare, unroll=unroll)
-            if work.on_variables is not None:
-                options["on_variables"] = work.on_variables
-            return train(
-                *(work.key, learner, work.model, work.variables, work.split),
+            checkpoints = None
+            if epochs:
+                own = Checkpoints(work.folder.path, execution.checkpoint_seconds, work.owner)
+                checkpoints = stack.enter_context(own)
+            return loop.of_one(
+                self._feeder(work),
+                work.model,
+                checkpoints=checkpoints,
+                on_epoch=on_epoch,
+                on_variables=work.on_variables,
                 should_stop=execution.should_stop,
-                **options,
             )
+
+    def _feeder(self, work: Work) -> Feeder[loop.Epoch]:
+        """Return what feeds the learner, from wherever the data are."""
+        execution, learner = self._execution, work.learner
+        given = (work.key, learner, work.model, work.variables, work.split)
+        mesh = None
+        if learner.epochs:
+            mesh = sharding.batch_mesh(execution.devices, learner.batch_size)
+        if isinstance(work.split.input, Stream):
+            return Streamed(*given, mesh=mesh)
+        unroll = self._unroll(work) if learner.epochs else 1
+        return Resident(*given, mesh=mesh, prepare=execution.prepare, unroll=unroll)
 
     def _unroll(self, work: Work) -> int:
         """Return how many steps are written out: as asked, as timed when this was begun, or as timed now."""

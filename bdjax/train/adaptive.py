@@ -9,12 +9,12 @@ import optax
 from bdjax import optim, pytree
 from bdjax.checks import InputError, integer, non_negative, one_of
 from bdjax.parametrizations import FrozenConvolutions, Identity
-from bdjax.train.recipe import VICTIMS, Recipe, with_recipe
+from bdjax.train.recipe import VICTIM_RECIPE, Recipe, with_recipe
 from bdjax.train.supervised import Supervised
 from bdjax.train.transformations import PlainSgd, Setting, Transformation, batch_fisher_trace
 from bdjax.types import HParam, Parametrization
 
-STARTS = ("scratch", "clean")
+TRAINING_STARTS = ("scratch", "clean")
 
 
 class Training(NamedTuple):
@@ -46,7 +46,7 @@ class FisherTrace:
         return optax.chain(batch_fisher_trace(self.eta_f), setting.sgd)
 
 
-@with_recipe(VICTIMS)
+@with_recipe(VICTIM_RECIPE)
 def training(
     recipe: Recipe,
     *,
@@ -72,7 +72,7 @@ def training(
     Raises:
       InputError: a value out of range, or options that exclude each other.
     """
-    one_of(STARTS, start=start)
+    one_of(TRAINING_STARTS, start=start)
     integer(frozen_convolutions=frozen_convolutions)
     parametrization: Parametrization = Identity()
     if frozen_convolutions:

@@ -52,7 +52,7 @@ def stages(attack: Attack, training: Supervised, start: str = "scratch") -> list
     Args:
       attack: trigger, label map and rates.
       training: how the victim is trained, and the surrogate if there is one, but without what hides a backdoor.
-      start: what the victim starts from, one of `bdjax.train.adaptive.STARTS`.
+      start: what the victim starts from, one of `bdjax.train.adaptive.TRAINING_STARTS`.
 
     Raises:
       InputError: the victim is to start from a clean network, and the attack needs another one.

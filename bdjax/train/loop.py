@@ -1,4 +1,10 @@
-"""The one loop: every learner, from victim training to the last defense, goes through here."""
+"""The one loop: every learner, from victim training to the last defense, goes through here.
+
+From a run to a step: `bdjax.runs.run` has a trainer train a stage; that makes a feeder (`bdjax.train.resident`,
+`streamed` or `grouped`) and takes it through `complete` here, on the host, a call at a time (`bdjax.train.calls`). A
+call is one compiled program (`bdjax.train.programs`): a loop over epochs, in it one over steps, and in that the
+learner's ``update``, such as that of `bdjax.train.supervised`: gradient, optax chain, new parameters.
+"""
 
 from __future__ import annotations
 

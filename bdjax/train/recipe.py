@@ -58,7 +58,7 @@ class Recipe:
 
 
 # The papers' training of victims.
-VICTIMS = Recipe(batch_size=128, weight_decay=5e-4, schedule=Schedule(kind="cosine"))
+VICTIM_RECIPE = Recipe(batch_size=128, weight_decay=5e-4, schedule=Schedule(kind="cosine"))
 
 
 def with_recipe(

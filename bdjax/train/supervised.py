@@ -19,7 +19,7 @@ from bdjax.optim.pgd import pgd
 from bdjax.optim.sgd import Schedule, Sgd
 from bdjax.parametrizations import Identity
 from bdjax.train import batches
-from bdjax.train.recipe import VICTIMS, Recipe, with_recipe
+from bdjax.train.recipe import VICTIM_RECIPE, Recipe, with_recipe
 from bdjax.train.transformations import ExampleLoss, PlainSgd, Setting, Transformation
 from bdjax.types import BatchStats, HParam, Info, Model, Parametrization, Split, Task, Variables
 
@@ -229,7 +229,7 @@ class Supervised:
         return dataclasses.replace(schedule, period=length)
 
 
-@with_recipe(VICTIMS)
+@with_recipe(VICTIM_RECIPE)
 def supervised(
     recipe: Recipe,
     *,

@@ -275,7 +275,8 @@ def _concluded(
         run.mark_diverged(plan.config, where.out, str(outcome))
         return {"run_id": plan.config.run_id, "diverged": str(outcome)}
     run.folder_of(plan, where).write_config(schema.to_yaml(plan.config.to_dict()))
-    record = run.conclude(run.Run(plan, outcome, victim), where)
+    state = run.attacked(plan, victim, where)
+    record = run.conclude(state._replace(result=outcome), where)
     metrics = record["metrics"]
     return {
         "run_id": record["run_id"],

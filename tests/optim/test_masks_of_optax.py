@@ -220,3 +220,14 @@ def test_the_radius_may_be_injected_changed_and_scheduled():
 def test_every_transformation_equals_its_injected_twin(factory, options):
     injected = optax.inject_hyperparams(factory)(**options)
     assert updated(injected, start=ZEROS) == pytest.approx(updated(factory(**options), start=ZEROS))
+
+
+@pytest.mark.parametrize(
+    ("tx", "name"),
+    [(optim.sam(0.5), "grad_fn"), (optim.fisher_trace(0.1), "trace_grad_fn")],
+    ids=["sam", "fisher_trace"],
+)
+def test_a_missing_gradient_function_is_named(tx, name):
+    """It is the commonest mistake in a loop that knows nothing of bdjax."""
+    with pytest.raises(ValueError, match=rf"^optim\.\w+ needs params and {name}: call "):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)

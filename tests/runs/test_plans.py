@@ -214,6 +214,27 @@ def test_batches_that_are_poisoned_anew_need_an_image_an_epoch_as_well():
         prepare("--attack", "bpp", "--attack.levels", "2", "--attack.poison_rate", "0.0001")
 
 
+def test_a_rate_of_candidates_is_named_by_the_option_that_the_attack_has():
+    """``target_class_rate`` is of clean-label attacks; BadNets has a rate of those whose label changes, too."""
+    words = ("--attack.candidates", "changed", "--attack.poison_rate", "0.0001")
+    with pytest.raises(InputError, match=r"^attack\.poison_rate must be 0, "):
+        prepare(*words)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 0}, "devices must be 1 or more, got 0"),
+        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds must be 0 or more"),
+        ({"smoothness": -1}, "smoothness must be"),
+        ({"data_on": "moon"}, "data_on must be one of"),
+    ],
+)
+def test_an_execution_that_cannot_be_is_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        Execution(tmp_path, **options)
+
+
 def test_a_point_of_a_sweep_that_poisons_no_image_is_refused_before_any_is_trained(tmp_path):
     values = schema.overrides(["--model.width", "4", "--defense", "none"])
     wanted = sweep.points(values, {"attack.poison_rate": ["0.1", "0.0001"]})
