@@ -88,6 +88,9 @@ GROUPS = {
     ],
 }
 
+SLOW = ("learned", "clean-label", "preact_resnet18", "sweep", "sweep-of-victims")
+CASES = [pytest.param(group, marks=[pytest.mark.slow] if group in SLOW else []) for group in GROUPS]
+
 Rows = dict[str, dict[str, Any]]  # by the run's id
 
 
@@ -191,7 +194,7 @@ def without_images(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", CASES)
 def test_a_run_keeps_its_name_and_about_its_counts(group, found, golden):
     rows, stored = found(group), golden["runs"][group]
     assert {name: without_images(row) for name, row in rows.items()} == {
@@ -202,7 +205,7 @@ def test_a_run_keeps_its_name_and_about_its_counts(group, found, golden):
             assert row[when] == pytest.approx(stored[name][when], abs=TOLERANCE), name
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", CASES)
 def test_a_run_keeps_its_bits_in_the_same_environment(group, found, golden):
     here, there = environment(), golden["environment"]
     if here != there:

@@ -272,7 +272,7 @@ def check_all(seeds: range, case: Case, tmp_path: Path) -> None:
 # Orbax's, of a closed event loop
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("case", "trials"), [("whole", 16), ("cut", 4), ("poisoned", 10), ("bundled", 30)]
+    ("case", "trials"), [("whole", 8), ("cut", 2), ("poisoned", 10), ("bundled", 30)]
 )
 def test_a_damaged_file_is_one_line_or_of_no_account(case, trials, tmp_path, request):
     check_all(range(trials), request.getfixturevalue(case), tmp_path)
@@ -282,7 +282,7 @@ def test_a_damaged_file_is_one_line_or_of_no_account(case, trials, tmp_path, req
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("case", "first", "last"),
-    [("whole", 16, 76), ("whole", 76, 136), ("cut", 4, 54), ("poisoned", 10, 40)],
+    [("whole", 8, 38), ("whole", 38, 68), ("cut", 2, 32), ("poisoned", 10, 40)],
 )
 def test_many_damaged_files_are_one_line_or_of_no_account(case, first, last, tmp_path, request):
     check_all(range(first, last), request.getfixturevalue(case), tmp_path)

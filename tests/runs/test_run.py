@@ -225,6 +225,7 @@ def test_a_precision_of_products_makes_a_run_of_its_own_and_the_record_says_what
     assert jax.config.jax_default_matmul_precision is None
 
 
+@pytest.mark.slow
 def test_a_traced_run_has_the_same_results_and_a_table_of_operations(first, tmp_path):
     words = ("--defense", "none", "--profile", str(tmp_path / "traces"))
     traced = bdjax(tmp_path, *SIZES[:4], *words)

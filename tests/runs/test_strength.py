@@ -261,6 +261,7 @@ def test_a_batch_that_the_rest_cannot_fill_is_all_of_it(caplog):
 def test_the_network_that_a_run_ends_with_is_the_one_that_was_measured(tmp_path: Path):
     """The defense gets the rest of the holdout, and the images aside have no part in it."""
     values = {
+        "model": {"name": "small_cnn", "width": 2},
         "training": {"epochs": 2},
         "defense": {"name": "ft_sam", "rho": "auto", "epochs": 3, "batch_size": 20},
         "holdout": {"per_class": 4},

@@ -157,7 +157,7 @@ def of_stream(learner, model, variables, split, state):
 
 
 PROGRAMS = [(name, of_loop) for name in LEARNERS]
-PROGRAMS += [(name, lower) for name in ("sam", "sft") for lower in (of_group, of_stream)]
+PROGRAMS += [("sam", of_group), ("sam", of_stream)]
 
 
 @pytest.mark.parametrize(("name", "lower"), PROGRAMS)

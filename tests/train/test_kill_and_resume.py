@@ -139,6 +139,7 @@ def leave_half_written(out):
     (half / "manifest.ocdbt").write_text("half")
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_training_and_in_defense_ends_in_the_same_bits(folder, unbroken):
     out, moments = folder / "killed", random.Random(0)
     histories = {}
