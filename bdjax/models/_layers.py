@@ -148,9 +148,9 @@ def conv(features: int, size: int, *, stride: int = 1, name: str) -> nn.Conv:
     )
 
 
-def pooled(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+def pooled(x: Float[Array, "n *d c"]) -> Float[Array, "n c"]:
     """Return the mean over the positions, in float32: what the classifier takes in, which then computes in float32."""
-    return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    return x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
