@@ -340,3 +340,10 @@ def check_options(width: int, dtype: str) -> None:
     """Refuse a width below one and an unknown compute type."""
     integer(1, width=width)
     one_of(DTYPES, dtype=dtype)
+
+
+def check_images(name: str, spec: Spec) -> None:
+    """Refuse other inputs than images, for a network that takes no others."""
+    if (unit := spec.modality.unit) != "image":
+        holds = f"a network for {unit}s, which {spec.name} holds; {name!r} takes images"
+        raise InputError(f"name must be {holds}.")
