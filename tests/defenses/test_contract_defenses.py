@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 import typing
 from typing import Any
 
@@ -448,6 +449,15 @@ def test_what_a_defense_sees_must_be_given(missing, model, variables, split):
         )
 
 
+def test_what_is_no_defense_is_refused_with_what_it_lacks(monkeypatch):
+    # Users have no run-time type checks
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(InputError, match="defense must be a defense or a learner, got None"):
+        defenses.of(None)  # pyright: ignore
+    with pytest.raises(InputError, match="which has no batch_size, drop_last, finalize, init, upd"):
+        defenses.of(types.SimpleNamespace(epochs=1))  # pyright: ignore
+
+
 def test_a_learner_that_sees_what_there_is_not_is_refused():
     with pytest.raises(
         InputError, match="sees must be one of nothing, holdout, trigger, training; got 'tests'"
@@ -458,6 +468,8 @@ def test_a_learner_that_sees_what_there_is_not_is_refused():
 def test_what_each_defense_sees_is_known_by_its_name(name):
     if name == "chain":
         assert chain(create("grad_prune"), create("abl")).sees == ("trigger", "training")
+        with pytest.raises(InputError, match="chain sees what its first and second see"):
+            defenses.sees(name)
         return
     assert defenses.sees(name) == create(name).sees
     assert set(defenses.sees(name)) <= set(defenses.SEES)
