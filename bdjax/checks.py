@@ -79,6 +79,22 @@ def one_of(choices: Iterable[str], **values: object) -> None:
             raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}{near}.")
 
 
+def is_a(kind: type, words: str, **values: object) -> None:
+    """Refuse a value that is not of a class or a protocol.
+
+    Args:
+      kind: it; a protocol must be one that can be checked when a program runs.
+      words: what it is called.
+      values: what should be of it.
+    """
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            public = sorted({*dir(kind), *vars(kind).get("__annotations__", {})})
+            lacks = [part for part in public if part[0] != "_" and not hasattr(value, part)]
+            near = f", which has no {', '.join(lacks)}" if lacks and value is not None else ""
+            raise InputError(f"{name} must be {words}, got {value!r:.100}{near}.")
+
+
 def takes(expected: inspect.Signature, **functions: Callable[..., Any]) -> None:
     """Refuse a function that cannot be called with as many values in order as the expected one."""
     for name, function in functions.items():

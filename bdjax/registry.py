@@ -34,14 +34,20 @@ def factory(package: str, name: str) -> Factory:
     """Return the function ``name`` of the module ``name`` in the package.
 
     Raises:
-      InputError: no such file; the message lists the names and the nearest one.
+      InputError: no such file, and the message lists the names and the nearest one; or one without the function.
     """
     known = names(package)
     if name not in known:
         kind = package.rpartition(".")[2]
         near, there = did_you_mean(name, known), ", ".join(known)
         raise InputError(f"no {name!r} in {kind}{near}; known: {there}.")
-    return getattr(importlib.import_module(f"{package}.{name}"), name)
+    module = importlib.import_module(f"{package}.{name}")
+    found = getattr(module, name, None)
+    if not callable(found):
+        own = [word for word, value in vars(module).items() if inspect.isfunction(value)]
+        near = did_you_mean(name, own)
+        raise InputError(f"{module.__file__} must have the function of its name, {name}{near}.")
+    return found
 
 
 def presets(package: str, name: str) -> dict[str, dict[str, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -10,12 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax import models, registry
 from bdjax.data.modalities.images import image_spec
 from bdjax.models._layers import BatchNorm, Dense, LinenModel, conv
 from bdjax.tasks.single_label import SingleLabel
-from bdjax.types import Spec
+from bdjax.types import Model, Spec
 
+# These take every method; one of another file may be refused what it has no layers for.
+ALL_ROUND = ("preact_resnet18", "small_cnn")
 TINY = image_spec("tiny", (6, 6, 2), 3, (0.5, 0.4), (0.25, 0.2))
+
+
+def options_of(name: str) -> set[str]:
+    return set(inspect.signature(registry.factory("bdjax.models", name)).parameters) - {"spec"}
+
+
+def create(name: str, spec: Spec, **options: Any) -> Model:
+    """A network of ``bdjax/models/`` with those of the options that it has."""
+    own = options_of(name)
+    return models.create(name, spec, **{key: options[key] for key in options if key in own})
 
 
 class Backwards(nn.Module):

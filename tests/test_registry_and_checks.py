@@ -12,6 +12,8 @@ import pytest
 
 from bdjax import attacks, checks, data, defenses, models, registry
 from bdjax.checks import InputError
+from bdjax.runs import schema
+from bdjax.types import Model
 
 FOLDERS = {
     "bdjax.attacks": attacks,
@@ -90,6 +92,31 @@ def test_a_wrong_word_is_answered_with_the_nearest(arguments, options, words):
 def test_an_option_that_is_already_given_by_position_is_unknown(spec):
     with pytest.raises(InputError, match="small_cnn has no option 'spec'; known: width, dtype"):
         registry.create("bdjax.models", "small_cnn", spec, spec=spec)
+
+
+def package_of(tmp_path, monkeypatch, name: str, code: str) -> str:
+    """A package with one file."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    (tmp_path / name / "top.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_a_file_without_the_function_of_its_name_is_refused(tmp_path, monkeypatch):
+    package = package_of(tmp_path, monkeypatch, "misnamed", "def tops():\n    return 1\n")
+    with pytest.raises(InputError) as error:
+        registry.create(package, "top")
+    wanted = "top.py must have the function of its name, top (did you mean 'tops'?)."
+    assert str(error.value) == f"{tmp_path / package}/{wanted}"
+
+
+def test_an_option_without_a_type_is_refused(tmp_path, monkeypatch):
+    package = package_of(tmp_path, monkeypatch, "untyped", "def top(speed=1):\n    return speed\n")
+    with pytest.raises(
+        InputError, match=r"untyped\.top\.top must have a type for its argument 'speed'"
+    ):
+        schema.parameters(package, "top")
 
 
 def test_options_go_over_the_preset_and_the_preset_over_the_defaults(tmp_path, monkeypatch):
@@ -172,6 +199,29 @@ def test_one_of():
         checks.one_of(("apple", "pear"), fruit="zzz")
     with pytest.raises(InputError, match="got 3"):
         checks.one_of(("apple", "pear"), fruit=3)
+
+
+def test_what_is_not_of_a_kind_is_told_with_what_it_lacks():
+    checks.is_a(int, "a number", some_name=3)
+    with pytest.raises(InputError, match=r"^some_name must be a number, got None\.$"):
+        checks.is_a(int, "a number", some_name=None)
+    with pytest.raises(
+        InputError, match=r"must be a model, got 3, which has no apply, feat.* spec\.$"
+    ):
+        checks.is_a(Model, "a model", some_name=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(attacks.create, "Attack"), (lambda name, spec: models.create(name, spec), "Model")],
+)
+def test_a_file_whose_function_returns_something_else_is_refused(make, kind, spec, monkeypatch):
+    monkeypatch.setattr(registry, "create", lambda *args, **options: None)
+    name = {"Attack": "badnets", "Model": "small_cnn"}[kind]
+    with pytest.raises(
+        InputError, match=rf"what {name} returns must be a bdjax\.types\.{kind}, got"
+    ):
+        make(name, spec=spec)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from bdjax import registry
+from bdjax import checks, registry
 from bdjax.attacks import _label_maps, _modalities
 from bdjax.attacks._label_maps import AddLabel as AddLabel
 from bdjax.attacks._label_maps import AllToAll as AllToAll
@@ -47,8 +47,8 @@ def create(
       options: ``poison_rate`` and whatever else the attack takes.
 
     Raises:
-      InputError: unknown name or option, a value out of range, a label map for other labels than the data set's, or an
-        attack that is not to be put on its inputs.
+      InputError: unknown name or option, a value out of range, a label map for other labels than the data set's, an
+        attack that is not to be put on its inputs, or a file whose function returns no attack.
     """
     if isinstance(label_map, str):
         label_map = _label_maps.create(label_map, target_label, spec)
@@ -60,6 +60,7 @@ def create(
     if "model" in inspect.signature(registry.factory(__name__, name)).parameters:
         options["model"] = model
     attack = registry.create(__name__, name, preset=preset, label_map=label_map, **options)
+    checks.is_a(Attack, "a bdjax.types.Attack", **{f"what {name} returns": attack})
     return attack if spec is None else _modalities.on_inputs(attack, name, spec)
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Array
 from bdjax import checks, registry
 from bdjax.data import splits as splits
 from bdjax.data.modalities.images import Images
-from bdjax.data.sources import _cache, _folders
+from bdjax.data.sources import _cache, _dataset, _folders
 from bdjax.data.streams import ReadByRow
 from bdjax.devices import footprint
 from bdjax.types import Dataset, Split
@@ -80,8 +80,11 @@ def load(
     if name in names():
         _tell_namesake(name, folder)
         factory = registry.factory(_SOURCES, name)
+        checks.takes(inspect.signature(_source), **{f"data set {name}": factory})
         if not on_disk:
-            return _resized(factory(folder), image_size)
+            dataset = factory(folder)
+            _dataset.check(name, dataset)
+            return _resized(dataset, image_size)
         if "on_disk" in inspect.signature(factory).parameters and image_size is None:
             return factory(folder, on_disk=True)
         reason = "it is to be resized"
@@ -187,6 +190,11 @@ def _files_of(root: Path) -> Iterator[Path]:
         seen.add(real)
         inner[:] = [one for one in inner if not (one.startswith(".") or one == _cache.BESIDE)]
         yield from (Path(real, one) for one in names if not one.startswith("."))
+
+
+def _source(data_dir: Path) -> Dataset:
+    """Return a data set: what each file in ``sources/`` has a function for."""
+    raise NotImplementedError
 
 
 def _digest(split: Split) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jaxtyping import Array, Key
 
-from bdjax import registry
+from bdjax import checks, registry
 from bdjax.defenses._seen import Given as Given
 from bdjax.defenses._seen import check as check
 from bdjax.defenses._seen import handed as handed
@@ -36,21 +37,25 @@ def create(name: str, *, preset: str = "paper", **options: Any) -> Defense:
       options: override the preset's.
 
     Raises:
-      InputError: unknown name, preset or option, or a value out of range.
+      InputError: unknown name, preset or option, a value out of range, or a file whose function returns no defense.
     """
     return of(registry.create(__name__, name, preset=preset, **options))
 
 
 def sees(name: str) -> tuple[str, ...]:
-    """Return what a defense of that name sees, of `SEES`; a chain sees what its stages see, so ask them.
+    """Return what a defense of that name sees, of `SEES`.
 
     >>> sees("ft_sam"), sees("grad_prune"), sees("none")
     (('holdout',), ('trigger',), ('nothing',))
 
     Raises:
-      InputError: unknown name.
-      TypeError: of ``chain``, which is none without its stages.
+      InputError: unknown name; or one of a defense that is made of others, as ``chain`` is, and sees what they see.
     """
+    parameters = inspect.signature(registry.factory(__name__, name)).parameters.values()
+    needed = [part.name for part in parameters if part.default is part.empty]
+    if needed:
+        others = f"a defense of its own; {name} sees what its {' and '.join(needed)} see"
+        raise checks.InputError(f"name must be that of {others}.")
     return create(name).sees
 
 

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Key
 
 from bdjax import pytree
-from bdjax.checks import InputError, one_of
+from bdjax.checks import InputError, is_a, one_of
 from bdjax.types import Learner, Model, Variables
 
 NOTHING, HOLDOUT, TRIGGER, TRAINING = "nothing", "holdout", "trigger", "training"
@@ -86,7 +86,7 @@ def of(defense: Defense | DefenseStage | Learner) -> Defense:
     Its attributes ``sees`` and ``starts``, where it has them, are those of `DefenseStage`.
 
     Raises:
-      InputError: an unknown word in one of these.
+      InputError: an unknown word in one of these, or what is neither a defense nor a learner.
     """
     if isinstance(defense, Defense):
         return defense
@@ -94,6 +94,7 @@ def of(defense: Defense | DefenseStage | Learner) -> Defense:
     if not isinstance(stage, DefenseStage):
         sees, starts = getattr(defense, "sees", HOLDOUT), getattr(defense, "starts", VICTIM)
         stage = DefenseStage(defense, sees, starts)
+    is_a(Learner, "a defense or a learner", defense=stage.learner)
     one_of(SEES, sees=stage.sees)
     one_of(STAGE_STARTS, starts=stage.starts)
     return Defense((stage,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bdjax import registry
+from bdjax import checks, registry
 from bdjax.types import Model, Spec
 
 
@@ -17,6 +17,8 @@ def create(name: str, spec: Spec, **options: Any) -> Model:
     """Create a network for the images of ``spec``; ``options`` are the arguments of the function of that name.
 
     Raises:
-      InputError: unknown name or option, or a value out of range.
+      InputError: unknown name or option, a value out of range, or a file whose function returns no network.
     """
-    return registry.create(__name__, name, spec, **options)
+    model = registry.create(__name__, name, spec, **options)
+    checks.is_a(Model, "a bdjax.types.Model", **{f"what {name} returns": model})
+    return model

@@ -25,7 +25,7 @@ class Dense(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
+    def __call__(self, x: Float[Array, "n *t d"]) -> Float[Array, "n *t k"]:
         kernel = self.param("kernel", uniform_fan_in, (x.shape[-1], self.features))
         bound = 1 / math.sqrt(x.shape[-1])
         bias = self.param(

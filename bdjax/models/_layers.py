@@ -148,9 +148,9 @@ def conv(features: int, size: int, *, stride: int = 1, name: str) -> nn.Conv:
     )
 
 
-def pooled(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+def pooled(x: Float[Array, "n *d c"]) -> Float[Array, "n c"]:
     """Return the mean over the positions, in float32: what the classifier takes in, which then computes in float32."""
-    return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    return x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,3 +340,10 @@ def check_options(width: int, dtype: str) -> None:
     """Refuse a width below one and an unknown compute type."""
     integer(1, width=width)
     one_of(DTYPES, dtype=dtype)
+
+
+def check_images(name: str, spec: Spec) -> None:
+    """Refuse other inputs than images, for a network that takes no others."""
+    if (unit := spec.modality.unit) != "image":
+        holds = f"a network for {unit}s, which {spec.name} holds; {name!r} takes images"
+        raise InputError(f"name must be {holds}.")

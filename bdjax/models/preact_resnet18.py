@@ -5,7 +5,15 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
-from bdjax.models._layers import BatchNorm, Dense, LinenModel, check_options, conv, pooled
+from bdjax.models._layers import (
+    BatchNorm,
+    Dense,
+    LinenModel,
+    check_images,
+    check_options,
+    conv,
+    pooled,
+)
 from bdjax.types import Model, Spec
 
 
@@ -22,9 +30,10 @@ def preact_resnet18(spec: Spec, width: int = 64, dtype: str = "float32") -> Mode
       dtype: in which the layers compute, ``"float32"`` or ``"bfloat16"``; variables, features and logits are float32.
 
     Raises:
-      InputError: ``width`` below 1, or an unknown ``dtype``.
+      InputError: ``width`` below 1, an unknown ``dtype``, or a specification of other inputs.
     """
     check_options(width, dtype)
+    check_images("preact_resnet18", spec)
     return LinenModel(_PreActResNet(num_classes=spec.num_classes, width=width), spec, dtype)
 
 

@@ -203,6 +203,12 @@ def parameters(package: str, name: str) -> Mapping[str, inspect.Parameter]:
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     hints = typing.get_type_hints(function)
     signature = inspect.signature(function).parameters
+    for name in signature:
+        if name not in hints:
+            what = (
+                f"must have a type for its argument {name!r}, by which a config's values are read"
+            )
+            raise InputError(f"{function.__module__}.{function.__name__} {what}.")
     return {
         name: parameter.replace(annotation=hints[name])
         for name, parameter in signature.items()

@@ -17,6 +17,7 @@ from networks import random_variables
 from quick import quick_jit
 
 from bdjax import models, parametrizations, structure
+from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
 from bdjax.models._layers import Dense, LinenModel, conv
 from bdjax.parametrizations import (
@@ -41,7 +42,7 @@ IMAGES = jnp.asarray(np.random.default_rng(1).random((3, 8, 8, 3), np.float32))
 @functools.cache
 def network(name: str) -> tuple[Model, dict]:
     """A narrow network with some weights at zero."""
-    model = models.create(name, SPEC, width=2)
+    model = networks.create(name, SPEC, width=2)
     variables = random_variables(model)
     pruned = jax.tree.map(lambda x: jnp.where(jnp.abs(x) < 0.02, 0, x), variables["params"])
     return model, {**variables, "params": pruned}
@@ -106,7 +107,11 @@ def test_the_contract_on_every_network(kind, name):
         mapped = jax.vmap(kind.apply, (0, None))(both, frozen)
         return kind.apply(other, frozen), kind.factored(other, frozen), mapped
 
-    tuned, frozen, params = started(variables)
+    try:
+        tuned, frozen, params = started(variables)
+    except InputError as error:
+        assert name not in networks.ALL_ROUND
+        pytest.skip(str(error))
     assert signature(params) == signature(variables["params"])
     assert_same(params, variables["params"])
     other = nearby(tuned)
@@ -515,8 +520,9 @@ def test_every_parameter_of_every_network_is_read_once_in_order(name):
     order = structure.execution_order(model, variables)
     assert set(order) == set(structure.flat(variables["params"]))
     assert len(order) == len(set(order))
-    assert order[0] == ("conv1", "kernel")
-    assert structure.classifier(model, variables) == ("linear", "kernel")
+    if name in networks.ALL_ROUND:
+        assert order[0] == ("conv1", "kernel")
+        assert structure.classifier(model, variables) == ("linear", "kernel")
     stacked = jax.tree.map(lambda x: jnp.stack([x, x]), variables)
     seen = []
     jax.vmap(lambda v: seen.append(structure.execution_order(model, v)) or 0)(stacked)

@@ -101,6 +101,7 @@ def test_a_run_of_clips_is_a_run_like_any_other(clips):
         ("digits_scenes badnets --attack.label_map all_to_one", "label_map"),
         ("digits_scenes badnets --holdout.per_class 3 --holdout.share null", "holdout.per_class"),
         ("digits_clips lira", "needs images"),
+        ("digits_clips badnets --model preact_resnet18", "model: name must be a network for clips"),
         ("digits_clips badnets --data.image_size 16", "image_size"),
         ("digits_clips badnets --training.augment cutout", "augment"),
     ],

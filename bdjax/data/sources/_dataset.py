@@ -7,8 +7,9 @@ from typing import NamedTuple, cast
 import numpy as np
 from jaxtyping import Array
 
+from bdjax import checks
 from bdjax.data.modalities.images import image_spec
-from bdjax.types import Dataset, Split
+from bdjax.types import Dataset, Modality, Split, Task
 
 
 class Arrays(NamedTuple):
@@ -30,7 +31,16 @@ def build(
     crop_padding: int = 0,
     flip: bool = False,
 ) -> Dataset:
-    """Return the data set; a mean and standard deviation that are not given are measured on the training images."""
+    """Return the data set; a mean and standard deviation that are not given are measured on the training images.
+
+    Raises:
+      InputError: images that are not uint8 [n, h, w, c].
+    """
+    for field in ("train_image", "test_image"):
+        image = getattr(arrays, field)
+        if image.dtype != np.uint8 or image.ndim != 4:
+            got = f"{image.dtype} of shape {image.shape}"
+            raise checks.InputError(f"{name}: {field} must be uint8 [n, h, w, c], got {got}.")
     if mean is None or std is None:
         mean, std = channel_statistics(arrays.train_image)
     height, width, channels = arrays.train_image.shape[1:]
@@ -49,6 +59,48 @@ def build(
         test=split(arrays.test_image, arrays.test_label),
         spec=spec,
     )
+
+
+def check(name: str, dataset: Dataset) -> None:
+    """Refuse what is no data set, or whose arrays are not what its specification says.
+
+    Args:
+      name: whose function returned it.
+      dataset: what that returned.
+
+    Raises:
+      InputError: as above.
+    """
+    checks.is_a(Dataset, "a bdjax.types.Dataset", **{f"what {name} returns": dataset})
+    shape, task = dataset.spec.shape, dataset.spec.task
+    checks.is_a(Task, "a bdjax.types.Task", **{f"the task of {name}": task})
+    checks.is_a(
+        Modality, "a bdjax.types.Modality", **{f"the modality of {name}": dataset.spec.modality}
+    )
+    for part, split in (("train", dataset.train), ("test", dataset.test)):
+        rows = tuple(array.shape[0] for array in split)
+        if len(set(rows)) > 1:
+            wrong = f"as many inputs as labels and marks in its {part} split, got {rows}"
+            raise checks.InputError(f"{name} must have {wrong}.")
+        if split.input.shape[1:] != shape:
+            wrong = f"inputs of its specification's shape {shape}, got {split.input.shape[1:]}"
+            raise checks.InputError(f"{name} must have {wrong} in its {part} split.")
+        label = np.asarray(split.label)
+        if task.labels == "class":
+            kind, fits = f"numbers from 0 to {task.num_classes - 1}", label.dtype.kind in "iu"
+            fits = (
+                fits
+                and (label.ndim == 1)
+                and bool(((label >= 0) & (label < task.num_classes)).all())
+            )
+        else:
+            kind, fits = f"bools [n, {task.num_classes}]", label.dtype == bool
+            fits = fits and label.shape[1:] == (task.num_classes,)
+        if not fits:
+            got = f"{label.dtype} of shape {label.shape}"
+            if label.size and label.dtype != bool:
+                got += f" from {label.min()} to {label.max()}"
+            raise checks.InputError(f"{name} must have labels that are {kind}, got {got}.")
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
