@@ -10,7 +10,7 @@ from quick import quick_jit
 
 from bdjax import attacks, registry
 from bdjax.attacks._generators import UShape
-from bdjax.attacks.input_aware import diversity
+from bdjax.attacks.input_aware import difference_ratio
 from bdjax.checks import InputError
 from bdjax.types import Split
 
@@ -88,12 +88,14 @@ def test_diversity_by_hand_and_its_gradient_where_rows_are_equal():
     x[0], x[1], other[1, 0] = 3, 1, 1  # rms 3, and √½: half of the pixels differ by 1
     made, of_other = np.zeros((2, 1, 1, 1)), np.array([1.5, 0.5]).reshape(2, 1, 1, 1)
     np.testing.assert_allclose(
-        diversity(*map(jnp.asarray, (x, other, made, of_other))), (2 + 2 * 0.5**0.5) / 2, rtol=1e-5
+        difference_ratio(*map(jnp.asarray, (x, other, made, of_other))),
+        (2 + 2 * 0.5**0.5) / 2,
+        rtol=1e-5,
     )
     ones = jnp.ones((2, 2, 2, 1))
-    gradient = jax.grad(lambda made: diversity(ones, 0 * ones, made, made))(ones)
+    gradient = jax.grad(lambda made: difference_ratio(ones, 0 * ones, made, made))(ones)
     assert jnp.isfinite(gradient).all()
-    gradient = jax.grad(lambda made: diversity(ones, 0 * ones, made, ones))(ones)
+    gradient = jax.grad(lambda made: difference_ratio(ones, 0 * ones, made, ones))(ones)
     np.testing.assert_array_equal(gradient, 0 * ones)
 
 

@@ -38,7 +38,7 @@ def build(
     """
     for field in ("train_image", "test_image"):
         image = getattr(arrays, field)
-        if image.dtype != np.uint8 or image.ndim != 4:
+        if image.dtype != np.uint8 or len(image.shape) != 4:
             got = f"{image.dtype} of shape {image.shape}"
             raise checks.InputError(f"{name}: {field} must be uint8 [n, h, w, c], got {got}.")
     if mean is None or std is None:
