@@ -94,6 +94,13 @@ def no_cache_of_the_user():
         yield
 
 
+@pytest.fixture(scope="module")
+def no_other_programs():
+    """Forget compiled programs first: a trace holds every program of the process, thousands after other tests."""
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
     """Forget compiled programs between files before there are too many: each takes memory maps, which Linux limits."""

@@ -20,6 +20,7 @@ from bdjax import bench, cli, defenses
 from bdjax.bench import loads, measure, scaling, session, startup, steps, sweeps, table
 from bdjax.train import grouped, loop
 
+pytestmark = pytest.mark.usefixtures("no_other_programs")
 SMALLEST = (
     "--model",
     "small_cnn",

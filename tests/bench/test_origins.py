@@ -6,6 +6,8 @@ import pytest
 
 from bdjax.bench import origins, profile
 
+pytestmark = pytest.mark.usefixtures("no_other_programs")
+
 
 @pytest.fixture(scope="module")
 def trace_file(tmp_path_factory):

@@ -15,6 +15,8 @@ from bdjax.files import failures
 from bdjax.train import loop
 from bdjax.train.supervised import supervised
 
+pytestmark = pytest.mark.usefixtures("no_other_programs")
+
 
 @jax.jit
 def steps(x):
