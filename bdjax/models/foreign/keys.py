@@ -34,7 +34,11 @@ _LEFT_OUT = re.compile(
 )
 _COUNTER = "num_batches_tracked"
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-_ORDER = ("kernel", "scale", "bias")  # of a module's own arrays; then others, then the running statistics
+_ORDER = (
+    "kernel",
+    "scale",
+    "bias",
+)  # of a module's own arrays; then others, then the running statistics
 _RUNNING = ("mean", "var")
 _LAST = ("downsample", "shortcut")  # which PyTorch's blocks define last and use first
 _SHOWN = 3  # names in a message
@@ -222,10 +226,30 @@ def state_dict(
             raise InputError(f"variables must be those of the network; {wrong}.")
         laid = _names.to_torch(np.asarray(leaf), place.path)
         key = aliases.exported(name, names)
-        made[key] = np.ascontiguousarray(laid, np.float32).reshape(place.shape)
+        made[key] = np.array(laid, np.float32, order="C").reshape(place.shape)
         if place.path[-1] == "var":
             made[f"{key.rpartition('.')[0]}.{_COUNTER}"] = np.zeros((), np.int64)
     if leaves:
         left = "/".join(next(iter(leaves)))
         raise InputError(f"variables must be those of the network, which has no {left}.")
     return made
+
+
+def as_in_file(state: StateDict, model: Model, variables: Variables) -> dict[str, np.ndarray]:
+    """Return a network's variables as a state dict with the names and shapes of a file that it came from.
+
+    What is of no network stays as it was in the file: counters, a normalization. The program that wrote the file can
+    read the result.
+
+    Raises:
+      InputError: the network is not that of the file.
+    """
+    found = matching(state.arrays, model)
+    if not found.complete:
+        raise InputError(f"{state.path} does not fit the network: {found}.")
+    arrays = state_dict(model, variables)
+    own = {old: arrays[name] for name, old in found.names.items()}
+    made: dict[str, np.ndarray] = {}
+    for name, array in state.arrays.items():
+        made[state.prefix + name] = own.get(name, np.array(array)).reshape(array.shape)
+    return {**made, **state.aside}
