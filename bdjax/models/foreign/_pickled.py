@@ -39,7 +39,7 @@ class Stateful(Protocol):
         ...
 
 
-Find: TypeAlias = Callable[[str], StandIn]
+Find: TypeAlias = Callable[[str], Value]
 Persistent: TypeAlias = Callable[[Value], Value]
 
 

@@ -43,14 +43,14 @@ class Archive:
         """Return whether the checksums were written: PyTorch can leave them out, of all members at once."""
         for name in ("data.pkl", "version", ".data/serialization_id", "byteorder"):
             found = self._members.get(self._root + name)
-            if found is not None and zlib.crc32(_bytes_of(self._content, found)) == found.CRC:
+            if found is not None and zlib.crc32(_bytes_of(self._content, found).data) == found.CRC:
                 return True
         return False
 
     def check(self, name: str) -> None:
         """Refuse a member that is not as it was written."""
         found = self._members[self._root + name]
-        if zlib.crc32(_bytes_of(self._content, found)) != found.CRC:
+        if zlib.crc32(_bytes_of(self._content, found).data) != found.CRC:
             raise Refused(f"is damaged: the checksum of {name} in it differs")
 
 

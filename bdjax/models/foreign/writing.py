@@ -53,7 +53,7 @@ def write_safetensors(
     def write(file: BinaryIO) -> None:
         file.write(_safetensors.header(checked, metadata or {}))
         for array in checked.values():
-            file.write(memoryview(array.reshape(-1).view(np.uint8)))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
     _write(Path(path), write)
 
@@ -72,7 +72,8 @@ def write_torch(
         state dict is the entry ``model``: BackdoorBench's form with ``model_name`` and ``num_classes``.
 
     Raises:
-      InputError: an array of a type that PyTorch has not, an entry that is no plain value, or a place that cannot be written to.
+      InputError: an array of a type that PyTorch has not, an entry that is no plain value, or a place that cannot be
+        written to.
     """
     checked = _checked(arrays)
     state = _ordered(checked)
@@ -87,7 +88,7 @@ def write_torch(
             _member(archive, "data.pkl", pickle)
             _member(archive, "byteorder", b"little")
             for index, array in enumerate(checked.values()):
-                _member(archive, f"data/{index}", memoryview(array.reshape(-1).view(np.uint8)))
+                _member(archive, f"data/{index}", array.reshape(-1).view(np.uint8).data)
             _member(archive, "version", b"3\n")
 
     _write(Path(path), write)
