@@ -42,6 +42,7 @@ _SHORTHANDS = {
     "schedule": "kind",
     "holdout": "share",
     "poison": "rounding",
+    "victim": "file",
 }
 AUTO = "auto"  # of an option that is a method's strength: let the run choose
 _SCALARS = (bool, int, float, str)
