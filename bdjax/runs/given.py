@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +36,10 @@ class VictimConfig:
         """Raise InputError for a value out of range."""
         if not self.file:
             raise InputError("file must name a checkpoint, got ''.")
-        if self.normalization not in (_AUTO, _DATA, _NONE):
-            _moments(self.normalization)
+        if self.normalization not in (_AUTO, _DATA):
+            mean, _, std = self.normalization.partition("/")
+            with in_section("victim.normalization", ("mean", "std")):
+                normalization.parse(mean, std or None, _numbers(mean))
 
     @property
     def path(self) -> Path:
@@ -60,15 +61,25 @@ class VictimConfig:
         Raises:
           InputError: as for `recognized`; or it has other channels.
         """
-        if (moments := self._moments()) is None:
+        channels = spec.shape[-1]
+        found = self._normalization(spec, channels)
+        if found is None:
             return spec
-        mean, std = moments
-        if len(mean) != spec.shape[-1]:
-            raise InputError(
-                f"victim.normalization must be of {spec.shape[-1]} channels, as the images are; got {len(mean)}."
-            )
-        modality = dataclasses.replace(spec.modality, mean=mean, std=std)
+        modality = dataclasses.replace(spec.modality, mean=found.mean, std=found.std)
         return dataclasses.replace(spec, modality=modality)
+
+    def _normalization(self, spec: Spec, channels: int) -> Normalization | None:
+        if self.normalization == _DATA:
+            return None
+        if self.normalization != _AUTO:
+            mean, _, std = self.normalization.partition("/")
+            return normalization.parse(mean, std or None, channels)
+        return normalization.known(
+            reading.read(self.path, self.part).beside,
+            self.path,
+            channels=channels,
+            num_classes=spec.num_classes,
+        )
 
     def load(self, model: Model) -> Variables:
         """Return the network's variables.
