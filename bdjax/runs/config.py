@@ -47,7 +47,11 @@ from bdjax.train.adaptive import Training, training
 from bdjax.types import Attack, Model, Spec
 
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
-_WHERE_ASKED = ("victim", "selection", "matmul_precision")  # fields that are left out where they are None
+_WHERE_ASKED = (
+    "victim",
+    "selection",
+    "matmul_precision",
+)  # fields that are left out where they are None
 PAPERS_HOLDOUT = {"share": 0.05}
 
 
@@ -157,8 +161,9 @@ class Config:
     """A run: one victim, one defense, one seed. `resolve` makes it from plain values.
 
     ``victim`` is None, and in no record, unless the network was trained elsewhere; then there is no training, and what
-    the attack says is how a test image gets the trigger. ``selection`` is None, and in no record, unless an option of the defense is ``auto``. ``matmul_precision`` is that
-    of `bdjax.devices.numerics.in_force`; where it is None, it is in no record and no name either.
+    the attack says is how a test image gets the trigger. ``selection`` is None, and in no record, unless an option of
+    the defense is ``auto``. ``matmul_precision`` is that of `bdjax.devices.numerics.in_force`; where it is None, it is
+    in no record and no name either.
     """
 
     seed: int

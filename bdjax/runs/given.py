@@ -11,9 +11,10 @@ from typing import Any
 from bdjax import models
 from bdjax.checks import InputError
 from bdjax.models.foreign import normalization, reading, recognition
+from bdjax.models.foreign.normalization import Normalization
 from bdjax.types import Model, Spec, Variables
 
-_AUTO, _DATA, _NONE = "auto", "data", "none"
+_AUTO, _DATA = "auto", "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,7 @@ class VictimConfig:
         if not self.file:
             raise InputError("file must name a checkpoint, got ''.")
         if self.normalization not in (_AUTO, _DATA):
-            mean, _, std = self.normalization.partition("/")
-            with in_section("victim.normalization", ("mean", "std")):
-                normalization.parse(mean, std or None, _numbers(mean))
+            self._asked(len(self.normalization.partition("/")[0].split(",")))
 
     @property
     def path(self) -> Path:
@@ -65,21 +64,29 @@ class VictimConfig:
         found = self._normalization(spec, channels)
         if found is None:
             return spec
-        modality = dataclasses.replace(spec.modality, mean=found.mean, std=found.std)
+        modality: Any = spec.modality  # one that normalizes, as it has channels
+        modality = dataclasses.replace(modality, mean=found.mean, std=found.std)
         return dataclasses.replace(spec, modality=modality)
 
     def _normalization(self, spec: Spec, channels: int) -> Normalization | None:
         if self.normalization == _DATA:
             return None
         if self.normalization != _AUTO:
-            mean, _, std = self.normalization.partition("/")
-            return normalization.parse(mean, std or None, channels)
+            return self._asked(channels)
         return normalization.known(
             reading.read(self.path, self.part).beside,
             self.path,
             channels=channels,
             num_classes=spec.num_classes,
         )
+
+    def _asked(self, channels: int) -> Normalization | None:
+        """Return what is asked for in numbers, or as ``none``."""
+        mean, _, std = self.normalization.partition("/")
+        try:
+            return normalization.parse(mean, std or None, channels)
+        except InputError as error:
+            raise InputError(f"victim.normalization: {error}") from error
 
     def load(self, model: Model) -> Variables:
         """Return the network's variables.
