@@ -64,7 +64,10 @@ class VictimConfig:
         found = self._normalization(spec, channels)
         if found is None:
             return spec
-        modality: Any = spec.modality  # one that normalizes, as it has channels
+        modality: Any = spec.modality
+        if not {"mean", "std"} <= set(vars(modality)):
+            wanted = f"{_DATA} for {modality.unit}s, which are not normalized so"
+            raise InputError(f"victim.normalization must be {wanted}; got {self.normalization!r}.")
         modality = dataclasses.replace(modality, mean=found.mean, std=found.std)
         return dataclasses.replace(spec, modality=modality)
 
