@@ -28,6 +28,7 @@ from bdjax.checks import (
 from bdjax.defenses import Defense
 from bdjax.devices.numerics import MatmulPrecision
 from bdjax.poison import ROUNDINGS
+from bdjax.runs.given import VictimConfig
 from bdjax.runs.schema import (
     AUTO,
     DEFAULT_NAMES,
@@ -46,7 +47,11 @@ from bdjax.train.adaptive import Training, training
 from bdjax.types import Attack, Model, Spec
 
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
-_WHERE_ASKED = ("selection", "matmul_precision")  # fields that are left out where they are None
+_WHERE_ASKED = (
+    "victim",
+    "selection",
+    "matmul_precision",
+)  # fields that are left out where they are None
 PAPERS_HOLDOUT = {"share": 0.05}
 
 
@@ -155,8 +160,10 @@ class SelectionConfig:
 class Config:
     """A run: one victim, one defense, one seed. `resolve` makes it from plain values.
 
-    ``selection`` is None, and in no record, unless an option of the defense is ``auto``. ``matmul_precision`` is that
-    of `bdjax.devices.numerics.in_force`; where it is None, it is in no record and no name either.
+    ``victim`` is None, and in no record, unless the network was trained elsewhere; then there is no training, and what
+    the attack says is how a test image gets the trigger. ``selection`` is None, and in no record, unless an option of
+    the defense is ``auto``. ``matmul_precision`` is that of `bdjax.devices.numerics.in_force`; where it is None, it is
+    in no record and no name either.
     """
 
     seed: int
@@ -167,6 +174,7 @@ class Config:
     training: Mapping[str, Any]
     holdout: HoldoutConfig
     defense: Choice
+    victim: VictimConfig | None = None
     selection: SelectionConfig | None = None
     matmul_precision: str | None = None
 
@@ -176,6 +184,8 @@ class Config:
         for name in _WHERE_ASKED:
             if whole[name] is None:
                 del whole[name]
+        if self.victim is not None:
+            del whole["training"]
         return whole
 
     def victim_dict(self) -> dict[str, Any]:
@@ -228,6 +238,11 @@ class Config:
             return self
         return dataclasses.replace(self, selection=selection)
 
+    @property
+    def victim_epochs(self) -> int:
+        """How many epochs the victim is trained here."""
+        return self.training["epochs"] if self.victim is None else 0
+
     @functools.cached_property
     def built_training(self) -> Training:
         """What trains the victim, built once."""
@@ -273,7 +288,8 @@ def resolve(values: Mapping[str, Any]) -> Config:
       InputError: unknown key, wrong type, or value out of range; one sentence that names the key and the value.
     """
     refuse_unknown("", values, [field.name for field in dataclasses.fields(Config)])
-    values = _with_defaults(values)
+    victim = _victim(values)
+    values = _with_defaults(values if victim is None else _recognized(values, victim))
     seed = convert("seed", int, values.get("seed", 0))
     integer(seed=seed, maximum=2**63)
     if seed >= 2**32:
@@ -287,6 +303,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
         training=read_options("training", training, as_mapping("training", values.get("training"))),
         holdout=read_section("holdout", HoldoutConfig, values.get("holdout", {})),
         defense=read_choice("defense", "bdjax.defenses", values["defense"]),
+        victim=victim,
         matmul_precision=convert(
             "matmul_precision", MatmulPrecision | None, values.get("matmul_precision")
         ),
@@ -297,6 +314,23 @@ def resolve(values: Mapping[str, Any]) -> Config:
     build_attack(config)
     build_defense(config)
     return config
+
+
+def _victim(values: Mapping[str, Any]) -> VictimConfig | None:
+    """Read which network was trained elsewhere, if one was."""
+    if not values.get("victim"):
+        return None
+    if values.get("training"):
+        wrong = "left out where victim names a network, as nothing is trained but the defense"
+        raise InputError(f"training must be {wrong}.")
+    return read_section("victim", VictimConfig, values["victim"])
+
+
+def _recognized(values: Mapping[str, Any], victim: VictimConfig) -> Mapping[str, Any]:
+    """Return the values with the network that a file is of, where they name none."""
+    if values.get("model"):
+        return values
+    return {**values, "model": victim.recognized()}
 
 
 def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,7 +362,9 @@ def _defaults_for(path: str, defense: Any, options: Mapping[str, Any]) -> dict[s
 
 
 def build_model(config: Config, spec: Spec) -> Model:
-    """Return the network."""
+    """Return the network, of images that are normalized as its file wants them."""
+    if config.victim is not None:
+        spec = config.victim.normalized(spec)
     with in_section("model", config.model.options):
         return models.create(config.model.name, spec, **config.model.options)
 
@@ -358,9 +394,11 @@ def _checkable(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def attack_files(config: Config) -> dict[str, Path]:
-    """Return the files that options of the attack name, by the options' keys."""
+def files(config: Config) -> dict[str, Path]:
+    """Return the files that options name, by the options' keys."""
     found = {}
+    if config.victim is not None:
+        found["victim.file"] = config.victim.path
     for option, words in registry.files("bdjax.attacks", config.attack.name).items():
         value = config.attack.options[option]
         if value is not None and value not in words:

@@ -21,7 +21,7 @@ from bdjax.runs import config as configs
 from bdjax.runs.config import Config, DataConfig
 from bdjax.types import Dataset, Modality, Spec
 
-# The SHA-256 of both splits and, under ``files``, of the files that options of the attack name, by those.
+# The SHA-256 of both splits and, under ``files``, of the files that options name, by those.
 Fingerprint: TypeAlias = dict[str, Any]
 
 _QUICK, _WORTH = 0.05, 50  # seconds; a stamp that took longer counts for so many times what it took
@@ -72,14 +72,14 @@ def load(config: Config, on_disk: bool = False) -> Inputs:
     # Before anything is read, so that a change in the meantime shows
     seen, own = stamp(config), _data_stamp(config)
     dataset, digests = _load(config.data, on_disk, own)
-    files = {option: _digest(option, path) for option, path in configs.attack_files(config).items()}
+    files = {option: _digest(option, path) for option, path in configs.files(config).items()}
     fingerprint = {**digests, "files": files} if files else {**digests}
     return Inputs(config.data, on_disk, dataset.spec, fingerprint, seen, own)
 
 
 def stamp(config: Config) -> str:
     """Return what shows, without reading them, that the files of a run are as they were: `bdjax.data.stamp`."""
-    return f"{_data_stamp(config)} {data.stamp_of(configs.attack_files(config).values())}"
+    return f"{_data_stamp(config)} {data.stamp_of(configs.files(config).values())}"
 
 
 def differences(begun: Mapping[str, Any], now: Fingerprint, config: Config) -> list[str]:
@@ -87,7 +87,7 @@ def differences(begun: Mapping[str, Any], now: Fingerprint, config: Config) -> l
     words = {"train": "the training images", "test": "the test images"}
     found = [word for split, word in words.items() if begun.get(split) != now.get(split)]
     paths, earlier, later = (
-        configs.attack_files(config),
+        configs.files(config),
         begun.get("files", {}),
         now.get("files", {}),
     )

@@ -65,7 +65,8 @@ class AttackPlan:
 class Plan(AttackPlan):
     """Everything that a run needs, built and checked before anything is compiled."""
 
-    stages: list[Stage]  # of the attacker's training; the last is the victim's
+    # of the attacker's training; the last is the victim's, and a network that was trained elsewhere has none
+    stages: list[Stage]
     defense: Defense
     holdout_rows: np.ndarray  # of the training split: the defender's
     data_on: str  # where the attacker's images are
@@ -121,7 +122,7 @@ def prepare(
     plan = dataclasses.replace(planned, config=config, holdout_rows=rows, defense=defense)
     for path, stage, seen in _defense_fed(plan):
         what = "what the attacker delivers" if stage.sees == defenses.TRAINING else "the holdout"
-        plan_checks.check_delivered(path, stage, plan.attack, plan.data_on)
+        plan_checks.check_delivered(path, stage, config, plan.attack, plan.data_on)
         batches.check(stage.learner, seen, what)
         plan_checks.check_steps(path, stage.learner, seen)
         plan_checks.check_devices(path, stage.learner, devices)
@@ -135,34 +136,46 @@ def _prepare_attacker(config: Config, devices: int, data_on: str) -> Plan:
     """Return the plan of a run but for its defense, which is still what the config has built."""
     one_of(placement.PLACES, data_on=data_on)
     of_attack = prepare_attack(config, on_disk=data_on == "disk")
-    dataset, attack, model = of_attack.dataset, of_attack.attack, of_attack.model
-    training = attacker.stages(attack, *configs.build_training(config))
-    victim = training[-1].learner
-    rows = min(victim.batch_size or 1, len(dataset.train.label)) // devices
-    footprint.check_network(model, max(rows, 1), placement.device_bytes())
-    plan_checks.check_parametrization(config, model)
+    dataset, attack = of_attack.dataset, of_attack.attack
     holdout_rows = _holdout_rows(config, dataset)
     attackers = _attackers(config, dataset, holdout_rows)
-    plan_checks.check_rate(attack, attackers)
     plan_checks.check_label_map(attack, dataset.test)
-    for stage in training:
-        section = plan_checks.section(stage)
-        batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
-        plan_checks.check_steps(section, stage.learner, attackers)
-        plan_checks.check_devices(section, stage.learner, devices)
     place = placement.choose_place(data_on, attackers)
-    if place != "device":
-        fresh = jax.eval_shape(model.init, jax.random.key(0))
-        for stage in training:
-            begin = attacker.start(stage, fresh, fresh, of_attack.trigger_state)
-            streamed.check(stage.learner, model, begin, attackers)
+    stages: list[Stage] = []
+    if config.victim is None:
+        stages = attacker.stages(attack, *configs.build_training(config))
+        _check_training(of_attack, stages, attackers, devices, place)
+    else:
+        plan_checks.check_given(config, attack, of_attack.model)
     return Plan(
         **vars(of_attack),
-        stages=training,
+        stages=stages,
         defense=configs.build_defense(config),
         holdout_rows=holdout_rows,
         data_on=place,
     )
+
+
+def _check_training(
+    plan: AttackPlan, stages: list[Stage], attackers: Split, devices: int, place: str
+) -> None:
+    """Refuse what the attacker cannot train so, or on these images."""
+    model, whole = plan.model, len(plan.dataset.train.label)
+    rows = min(stages[-1].learner.batch_size or 1, whole) // devices
+    footprint.check_network(model, max(rows, 1), placement.device_bytes())
+    plan_checks.check_parametrization(plan.config, model)
+    plan_checks.check_rate(plan.attack, attackers)
+    for stage in stages:
+        section = plan_checks.section(stage)
+        batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
+        plan_checks.check_steps(section, stage.learner, attackers)
+        plan_checks.check_devices(section, stage.learner, devices)
+    if place == "device":
+        return
+    fresh = jax.eval_shape(model.init, jax.random.key(0))
+    for stage in stages:
+        begin = attacker.start(stage, fresh, fresh, plan.trigger_state)
+        streamed.check(stage.learner, model, begin, attackers)
 
 
 def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:

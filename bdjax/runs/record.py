@@ -50,7 +50,7 @@ def finished(
         ),
         "stealth": victim.stealth,
         "cost": _cost(purified, *plans.planned(plan, plan.defense_stages[-1])),
-        "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),
+        **_training(plan, victim),
         **more,
         "history": [row._asdict() for row in purified.history],
     }
@@ -117,7 +117,14 @@ def _device(execution: Execution) -> dict[str, Any]:
     return {**here, "compiler_options": written, "unroll": execution.unroll}
 
 
-def _data(plan: Plan, poisoned_count: int) -> dict[str, Any]:
+def _training(plan: Plan, victim: Victim) -> dict[str, Any]:
+    """Return what training the victim took; nothing where it was trained elsewhere."""
+    if not plan.stages:
+        return {}
+    return {"victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers)}
+
+
+def _data(plan: Plan, poisoned_count: int | None) -> dict[str, Any]:
     spec, test = plan.inputs.spec, plan.dataset.test
     return {
         "name": spec.name,

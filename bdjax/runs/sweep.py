@@ -243,7 +243,7 @@ class _Sweep:
         config = plan.config
         own = self._runs.victim(config.victim_id)
         reason = own.diverged()
-        if reason is None or own.is_trained(config.training["epochs"]):
+        if reason is None or own.is_trained(config.victim_epochs):
             return True
         story.begin(plan, self._execution)
         trainer.give_up(plan, loop.Diverged(reason), victim=True)
@@ -252,7 +252,7 @@ class _Sweep:
     def _is_planted(self, config: Config) -> bool:
         """Whether a victim is trained, or known to diverge."""
         own = self._runs.victim(config.victim_id)
-        return own.diverged() is not None or own.is_trained(config.training["epochs"])
+        return own.diverged() is not None or own.is_trained(config.victim_epochs)
 
 
 def _by_victim(configs: Sequence[Config]) -> list[Config]:
