@@ -148,8 +148,8 @@ def invert(
 
     Departures from the released code: images of class t itself are left out, in the search and in the success that is
     reported; λ weighs the norm as a share of the pixels, so that 1 is the published 1e-3 at 32×32 and means the same at
-    other sizes; patterns start at a draw around the published value; the order of the images is drawn once; what is kept is the mask that the last batch of the round has seen,
-    not the one after.
+    other sizes; patterns start at a draw around the published value; the order of the images is drawn once; what is
+    kept is the mask that the last batch of the round has seen, not the one after.
 
     Args:
       key: decides the order of the images and where the patterns start.
