@@ -79,18 +79,7 @@ def load(
     folder = _folders.resolve(data_dir)
     if name in names():
         _tell_namesake(name, folder)
-        factory = registry.factory(_SOURCES, name)
-        checks.takes(inspect.signature(_source), **{f"data set {name}": factory})
-        if not on_disk:
-            dataset = factory(folder)
-            _dataset.check(name, dataset)
-            return _resized(dataset, image_size)
-        if "on_disk" in inspect.signature(factory).parameters and image_size is None:
-            return factory(folder, on_disk=True)
-        reason = "it is to be resized"
-        if image_size is None:
-            reason = "it is not in records that can be read by row"
-        raise checks.InputError(f"data set {name} cannot stay on the disk: {reason}.")
+        return _own(name, folder, image_size, on_disk)
     root = _image_folder_root(name, folder)
     if on_disk:
         reason = "it is not in records of one size"
@@ -101,11 +90,37 @@ def load(
     return _image_folder.image_folder(root, image_size)
 
 
+def _own(name: str, folder: Path, image_size: int | None, on_disk: bool) -> Dataset:
+    """Return a data set of ``names()``."""
+    factory = registry.factory(_SOURCES, name)
+    checks.takes(inspect.signature(_source), **{f"data set {name}": factory})
+    takes, options = inspect.signature(factory).parameters, {}
+    if "image_size" in takes and image_size is not None:  # it resizes what may be larger as it is stored
+        options, image_size = {"image_size": image_size}, None
+    if not on_disk:
+        dataset = factory(folder, **options)
+        _dataset.check(name, dataset)
+        return _resized(dataset, image_size)
+    if "on_disk" in takes and image_size is None:
+        return factory(folder, on_disk=True, **options)
+    reason = "it is to be resized"
+    if image_size is None:
+        reason = "it is not in records that can be read by row"
+    raise checks.InputError(f"data set {name} cannot stay on the disk: {reason}.")
+
+
 def defaults(name: str) -> Mapping[str, Mapping[str, object]]:
     """Return what suits a data set, as sections of a config: ``DEFAULTS`` in its file; nothing for folders."""
     if name not in names():
         return {}
     return getattr(importlib.import_module(f"{_SOURCES}.{name}"), "DEFAULTS", {})
+
+
+def defense_defaults(name: str, defense: str) -> Mapping[str, object]:
+    """Return what suits a data set of one defense's options alone: ``DEFENSES`` in its file, by the defense's name."""
+    if name not in names():
+        return {}
+    return getattr(importlib.import_module(f"{_SOURCES}.{name}"), "DEFENSES", {}).get(defense, {})
 
 
 def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, str | None]:
@@ -162,7 +177,16 @@ def stamp(name: str = "digits", *, data_dir: str | os.PathLike[str] | None = Non
     While it stays the same, so does `fingerprint`; where it has changed, the fingerprint may have, too. Arguments as
     for `load`; a data set that is not there has a stamp as well.
     """
-    return stamp_of([_folders.resolve(data_dir) / name])
+    folder = _folders.resolve(data_dir)
+    return stamp_of([folder / name, *_files_elsewhere(name, folder)])
+
+
+def _files_elsewhere(name: str, folder: Path) -> list[Path]:
+    """Return what a data set of ``names()`` is read from beside the folder of its name: ``files`` in its file."""
+    if name not in names():
+        return []
+    module = importlib.import_module(f"{_SOURCES}.{name}")
+    return module.files(folder) if hasattr(module, "files") else []
 
 
 def stamp_of(paths: Iterable[Path]) -> str:
@@ -263,4 +287,4 @@ def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
     def resized(split: Split) -> Split:
         return split._replace(input=_images.resize(np.asarray(split.input), image_size))
 
-    return Dataset(train=resized(dataset.train), test=resized(dataset.test), spec=spec)
+    return dataset._replace(train=resized(dataset.train), test=resized(dataset.test), spec=spec)

@@ -60,7 +60,9 @@ def decode(encoded: Sequence[bytes], out: np.ndarray) -> None:
             out[row] = _pixels(image, channels)
 
 
-def read_file(path: str | os.PathLike[str], channels: int, image_size: int | None) -> np.ndarray:
+def read_file(
+    path: str | os.PathLike[str] | io.BytesIO, channels: int, image_size: int | None
+) -> np.ndarray:
     """Return one image file as uint8 [h, w, c], upright, resized to a square if a size is given."""
     image = upright(path)
     if image.mode != MODES[channels]:
@@ -70,7 +72,7 @@ def read_file(path: str | os.PathLike[str], channels: int, image_size: int | Non
     return _pixels(image, channels)
 
 
-def upright(path: str | os.PathLike[str]) -> Image.Image:
+def upright(path: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     """Return an image file (of several pictures, the first) turned as its EXIF orientation says.
 
     Raises:
