@@ -22,8 +22,11 @@ from jaxtyping import Array
 
 from bdjax import checks, registry
 from bdjax.data import splits as splits
+from bdjax.data.clean import Indexed as Indexed
+from bdjax.data.clean import load_clean as load_clean
+from bdjax.data.clean import load_indexed as load_indexed
 from bdjax.data.modalities.images import Images
-from bdjax.data.sources import _cache, _dataset, _folders
+from bdjax.data.sources import _array_files, _cache, _dataset, _folders
 from bdjax.data.streams import ReadByRow
 from bdjax.devices import footprint
 from bdjax.types import Dataset, Split
@@ -50,7 +53,8 @@ def load(
 
     Args:
       name: one of ``names()``; or the name of a folder of images ``<data_dir>/<name>/{train,test}/<class>/``, or its
-        path, such as ``./shapes``. A name of ``names()`` means that data set; ``./digits`` is a folder.
+        path, such as ``./shapes``. A name of ``names()`` means that data set; ``./digits`` is a folder. Likewise a
+        ``.npz`` file, or a folder of ``.npy`` files: ``./mine.npz``.
       data_dir: where data sets lie; a relative path starts here too, or else where the process is. For names, without
         it the environment variable ``BDJAX_DATA_DIR`` counts, and without that the default of TensorFlow Datasets,
         ``~/tensorflow_datasets``.
@@ -80,10 +84,12 @@ def load(
     if name in names():
         _tell_namesake(name, folder)
         return _own(name, folder, image_size, on_disk)
-    root = _image_folder_root(name, folder)
+    root = _people_root(name, folder)
     if on_disk:
         reason = "it is not in records of one size"
-        raise checks.InputError(f"image folder {root} cannot stay on the disk: {reason}.")
+        raise checks.InputError(f"{root} cannot stay on the disk: {reason}.")
+    if _array_files.is_one(root):
+        return _resized(_array_files.load(root), image_size)
     # Pillow is imported only where there are images to read
     from bdjax.data.sources import _image_folder
 
@@ -95,7 +101,9 @@ def _own(name: str, folder: Path, image_size: int | None, on_disk: bool) -> Data
     factory = registry.factory(_SOURCES, name)
     checks.takes(inspect.signature(_source), **{f"data set {name}": factory})
     takes, options = inspect.signature(factory).parameters, {}
-    if "image_size" in takes and image_size is not None:  # it resizes what may be larger as it is stored
+    if (
+        "image_size" in takes and image_size is not None
+    ):  # it resizes what may be larger as it is stored
         options, image_size = {"image_size": image_size}, None
     if not on_disk:
         dataset = factory(folder, **options)
@@ -242,11 +250,12 @@ def _parts(array: Array | np.ndarray | ReadByRow) -> Iterator[np.ndarray]:
         yield array[rows[start : start + _PART]]
 
 
-def _image_folder_root(name: str, folder: Path) -> Path:
-    """Return ``<folder>/<name>`` if it is a folder, else explain what was looked for."""
+def _people_root(name: str, folder: Path) -> Path:
+    """Return ``<folder>/<name>`` if it is a folder or a file of arrays, else explain what was looked for."""
     plain = name.removeprefix("./") if isinstance(name, str) else ""
-    if plain and Path(plain).name == plain and (folder / plain).is_dir():
-        return folder / plain
+    if plain and Path(plain).name == plain:
+        if (folder / plain).is_dir() or _array_files.is_one(folder / plain):
+            return folder / plain
     near = checks.did_you_mean(name, names())
     here = ""
     if plain and Path(plain).is_dir():

@@ -147,7 +147,9 @@ def _load(place: Path, identity: Identity) -> Arrays | None:
         fields = [field for field in Arrays._fields if field in known or field not in _OPTIONAL]
         # SHA-256 and reading both release the interpreter lock.
         with ThreadPoolExecutor(len(fields)) as pool:
-            read = pool.map(_load_array, [place] * len(fields), fields, map(known.__getitem__, fields))
+            read = pool.map(
+                _load_array, [place] * len(fields), fields, map(known.__getitem__, fields)
+            )
             return Arrays(**dict(zip(fields, read, strict=True)))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _DamagedError(f"cache manifest {place / MANIFEST} is damaged") from error
