@@ -179,6 +179,16 @@ def fingerprint_file(path: str | os.PathLike[str]) -> str:
         raise checks.InputError(f"file {os.fspath(path)} cannot be read ({reason}).") from error
 
 
+def is_known(name: str) -> bool:
+    """Return whether this is the name of a data set that bdjax reads itself, and no path."""
+    return name in names()
+
+
+def folder_of(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return where an image folder, or a file of arrays, of that name lies, whether or not it is there."""
+    return _folders.resolve(data_dir) / name.removeprefix("./")
+
+
 def stamp(name: str = "digits", *, data_dir: str | os.PathLike[str] | None = None) -> str:
     """Return a hexadecimal word for the names, sizes and times of change of a data set's files; none of them is read.
 
@@ -253,9 +263,9 @@ def _parts(array: Array | np.ndarray | ReadByRow) -> Iterator[np.ndarray]:
 def _people_root(name: str, folder: Path) -> Path:
     """Return ``<folder>/<name>`` if it is a folder or a file of arrays, else explain what was looked for."""
     plain = name.removeprefix("./") if isinstance(name, str) else ""
-    if plain and Path(plain).name == plain:
-        if (folder / plain).is_dir() or _array_files.is_one(folder / plain):
-            return folder / plain
+    is_name = plain and Path(plain).name == plain
+    if is_name and ((folder / plain).is_dir() or _array_files.is_one(folder / plain)):
+        return folder / plain
     near = checks.did_you_mean(name, names())
     here = ""
     if plain and Path(plain).is_dir():

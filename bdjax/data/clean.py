@@ -39,7 +39,7 @@ def load_clean(
     the classes, and a line says so.
 
     Raises:
-      InputError: there is no such path, an image or a label is not what it should be; one sentence that says what to do.
+      InputError: there is no such path, or an image or a label is not what it should be; what to do.
     """
     names = tuple(class_names)
     _check(num_classes, names, channels, image_size)

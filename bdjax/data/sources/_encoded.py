@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from bdjax.checks import InputError
-from bdjax.data.sources import _images
 from bdjax.data.sources._trees import Tree
 from bdjax.devices import footprint
 
@@ -19,6 +18,8 @@ def read_all(tree: Tree, names: Sequence[str], channels: int, image_size: int) -
     Raises:
       InputError: they do not fit into memory, or one is damaged; it is named.
     """
+    from bdjax.data.sources import _images  # Pillow is imported only where there are images to read
+
     shape = (image_size, image_size, channels)
     footprint.check_images(len(names), shape)
     out = np.empty((len(names), *shape), np.uint8)
