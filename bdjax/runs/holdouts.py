@@ -36,16 +36,17 @@ def rows(key: Key[Array, ""], config: Config, dataset: Dataset) -> np.ndarray:
     if wanted.per_class is not None and task.labels != "class":
         what = f"null for {spec.name}, whose labels are no single classes; give share"
         raise InputError(f"holdout.per_class must be {what}; got {wanted.per_class}.")
+    clean, group = pool(config, dataset), _group(config, dataset)
     with in_section("holdout", ("share", "per_class")):
         return splits.holdout(
             key,
-            splits.by_stratum(pool(config, dataset), task),
+            splits.by_stratum(clean, task),
             share=wanted.share,
             per_class=wanted.per_class,
             balanced=wanted.balanced,
             num_classes=task.strata,
             class_names=spec.class_names,
-            group=_group(config, dataset),
+            group=group,
         )
 
 

@@ -123,9 +123,10 @@ def _load_another(name: str, data_dir: str | None, spec: Spec, stamp: str) -> Da
         path = data.folder_of(own, folder)
         classes = {"num_classes": spec.num_classes, "class_names": spec.class_names}
         found = data.load_clean(path, **classes, channels=channels, image_size=size)
-    if found.spec.shape != spec.shape:
-        got = f"{name} has {found.spec.shape}"
-        raise InputError(f"images must be of the run's shape {spec.shape}; {got}.")
+    if (found.spec.shape, found.spec.task.labels) != (spec.shape, spec.task.labels):
+        wanted = f"inputs of shape {spec.shape}, each with a {spec.task.labels} for its label"
+        got = f"{found.spec.shape} and a {found.spec.task.labels}"
+        raise InputError(f"must have {wanted}, as {spec.name} has; got {got}.")
     return found._replace(train=_with_classes_of(spec, found))
 
 
