@@ -37,9 +37,10 @@ def fashion_mnist(data_dir: Path | None = None) -> Dataset:
     """Fashion-MNIST, 28×28 gray, 10 classes, clothes: 60,000 to train and 10,000 to test.
 
     Read from ``<data_dir>/fashion_mnist/`` or ``FashionMNIST/`` (and ``raw/`` in them), the files
-    ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, compressed by gzip or not;
-    or from a folder that TensorFlow Datasets prepared. What is missing is downloaded. The mean and standard deviation
-    are measured on the training images; nothing is cropped or flipped.
+    ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
+    ``t10k-labels-idx1-ubyte``, compressed by gzip or not; or from a folder that TensorFlow Datasets prepared. What is
+    missing is downloaded. The mean and standard deviation are measured on the training images; nothing is cropped or
+    flipped.
 
     Source: H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST", 2017, https://github.com/zalandoresearch/fashion-mnist.
 

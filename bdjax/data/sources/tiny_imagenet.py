@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 def tiny_imagenet(data_dir: Path | None = None, *, image_size: int = 64) -> Dataset:
     """Tiny-ImageNet, 64×64 color, 200 classes of WordNet: 100,000 to train and, its validation images, 10,000 to test.
 
-    Read from ``tiny-imagenet-200/`` or ``tiny-imagenet-200.zip``, found in ``data_dir`` or downloaded, as laid out there:
+    Read from ``tiny-imagenet-200/`` or ``tiny-imagenet-200.zip``, found in ``data_dir`` or downloaded, as laid out:
     ``train/<wnid>/images/*.JPEG`` and ``val/images/*.JPEG`` with ``val/val_annotations.txt`` (or ``val/<wnid>/``). Its
     own test images have no labels; like everybody, this is tested on ``val``.
 
