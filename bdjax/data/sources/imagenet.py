@@ -14,6 +14,19 @@ from bdjax.data.sources import _dataset, _encoded, _extra, _folders
 from bdjax.data.sources._dataset import Arrays
 from bdjax.types import Dataset
 
+# SFT's settings on this data set (A.4) and NFT's (supplement, section 2.2).
+_SFT = {"epochs": 2, "learning_rate": 0.001, "schedule": {"kind": "constant"}}
+DEFAULTS = {"holdout": {"share": 0.03}}
+DEFENSES = {
+    "sft": _SFT,
+    "fast_sft": _SFT,
+    "nft": {
+        "epochs": 10,
+        "learning_rate": 0.001,
+        "batch_size": 32,
+        "schedule": {"kind": "step", "period": 1, "factor": 0.65},
+    },
+}
 CLASSES = 1000
 LIST = "wnids.txt"
 _WNID = re.compile(r"n\d{8}")
