@@ -165,9 +165,8 @@ def test_a_held_out_holdout_leaves_the_attacker_nothing_of_its_groups(tracked):
     config = config_of(held_out=True)
     rows = holdouts.rows(KEY, config, tracked)
     assert np.bincount(tracked.train.label[rows]).tolist() == [20] * 10
-    assert (
-        len(np.unique(tracked.train_group[rows])) <= 40
-    )  # 20 rows are of three groups of eight, or of one that is less
+    # 20 rows of a class are of three groups of eight, or of four with one that is less
+    assert len(np.unique(tracked.train_group[rows])) <= 40
     withheld = holdouts.withheld(config, tracked, rows)
     assert set(rows) <= set(withheld)
     left = np.setdiff1d(np.arange(len(tracked.train.label)), withheld)
