@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import models, registry
+from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
 from bdjax.models._layers import BatchNorm, Dense, LinenModel, conv
 from bdjax.tasks.single_label import SingleLabel
@@ -19,6 +20,9 @@ from bdjax.types import Model, Spec
 
 # These take every method; one of another file may be refused what it has no layers for.
 ALL_ROUND = ("preact_resnet18", "small_cnn")
+# These are made of what another is made of, and held to PyTorch's numbers: what takes long is not done with them too.
+_ALIKE = {"resnet18", "resnet34", "resnet50", "vgg16_bn", "vgg19", "vgg19_bn"}
+KINDS = [name for name in models.names() if name not in _ALIKE]
 TINY = image_spec("tiny", (6, 6, 2), 3, (0.5, 0.4), (0.25, 0.2))
 
 
@@ -26,9 +30,19 @@ def options_of(name: str) -> set[str]:
     return set(inspect.signature(registry.factory("bdjax.models", name)).parameters) - {"spec"}
 
 
+def spec_for(name: str, spec: Spec) -> Spec:
+    """The specification, of images of 32×32 where a network refuses smaller ones."""
+    try:
+        models.create(name, spec)
+    except InputError:
+        return dataclasses.replace(spec, shape=(32, 32, *spec.shape[2:]))
+    return spec
+
+
 def create(name: str, spec: Spec, **options: Any) -> Model:
-    """A network of ``bdjax/models/`` with those of the options that it has."""
+    """A network of ``bdjax/models/`` with those of the options that it has, and as shallow as it can be."""
     own = options_of(name)
+    options = {"depth": 10, **options}
     return models.create(name, spec, **{key: options[key] for key in options if key in own})
 
 

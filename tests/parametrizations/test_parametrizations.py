@@ -42,7 +42,7 @@ IMAGES = jnp.asarray(np.random.default_rng(1).random((3, 8, 8, 3), np.float32))
 @functools.cache
 def network(name: str) -> tuple[Model, dict]:
     """A narrow network with some weights at zero."""
-    model = networks.create(name, SPEC, width=2)
+    model = networks.create(name, networks.spec_for(name, SPEC), width=2)
     variables = random_variables(model)
     pruned = jax.tree.map(lambda x: jnp.where(jnp.abs(x) < 0.02, 0, x), variables["params"])
     return model, {**variables, "params": pruned}
@@ -80,7 +80,7 @@ def kind(request) -> Parametrization:
     return request.param()
 
 
-@pytest.fixture(params=models.names())
+@pytest.fixture(params=networks.KINDS)
 def name(request) -> str:
     return request.param
 
@@ -539,9 +539,9 @@ def test_batch_norms_of_the_networks():
     assert structure.batch_norms(plain, random_variables(plain)) == []
 
 
-@pytest.mark.parametrize("which", [*models.names(), "backwards", "plain"])
+@pytest.mark.parametrize("which", [*networks.KINDS, "backwards", "plain"])
 def test_features_are_what_the_classifier_takes_in(which):
-    if which in models.names():
+    if which in networks.KINDS:
         model, variables = network(which)
     else:
         model = getattr(networks, which)()
