@@ -48,9 +48,9 @@ def vit(
 
 
 def _heads(width: int, heads: int | None) -> int:
-    """Return the number of heads: as asked for, or one for each 64 channels."""
+    """Return the number of heads: as asked for, or one for each 64 channels if they divide into such."""
     if heads is None:
-        heads = max(1, width // _HEAD)
+        return 1 if width % _HEAD else width // _HEAD
     integer(1, heads=heads)
     if width % heads:
         raise InputError(f"heads must divide the width, {width}; got {heads}.")

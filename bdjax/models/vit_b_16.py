@@ -25,7 +25,8 @@ def vit_b_16(
       spec: the images' specification; both sides are multiples of ``patch``, unless the images are resized.
       width: of the embedding, in channels; the hidden layers have four times as many.
       depth: blocks.
-      heads: of attention, a divisor of ``width``; None is one for each 64 channels.
+      heads: of attention, a divisor of ``width``; None is one for each 64 channels, and one in all of a width that 64
+        does not divide.
       patch: pixels a side of a patch.
       resize: pixels a side to which the network resizes its images, bilinearly and with antialiasing; None leaves them.
       dtype: in which the layers compute, ``"float32"`` or ``"bfloat16"``; variables, features and logits are float32.
