@@ -15,8 +15,8 @@ def resnet34(spec: Spec, width: int = 64, stem: str = "auto", dtype: str = "floa
       spec: the images' specification; any height and width.
       width: channels of the first stage; the stages have width · (1, 2, 4, 8).
       stem: "imagenet" is a 7×7 convolution with stride 2 and a max-pool, as in torchvision; "cifar" a 3×3 convolution
-        without either, as in the defenses' papers; "auto" is "cifar" for images of up to 64 pixels a side and
-        "imagenet" for larger ones. BackdoorBench has "imagenet" for all.
+        without either, as in the defenses' papers; "auto" is "cifar" up to 64 pixels a side and "imagenet" beyond.
+        BackdoorBench has "imagenet" for all.
       dtype: in which the layers compute, ``"float32"`` or ``"bfloat16"``; variables, features and logits are float32.
 
     Raises:

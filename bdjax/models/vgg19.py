@@ -1,4 +1,4 @@
-"""VGG-19 (Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, 2015)."""
+"""VGG-19 (Simonyan and Zisserman, Very Deep Convolutional Networks, 2015)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def vgg19(spec: Spec, width: int = 64, head: str = "auto", dtype: str = "float32
       spec: the images' specification; 32 pixels a side or more.
       width: channels of the first stage; the five have width · (1, 2, 4, 8, 8).
       head: "imagenet" is torchvision's, three dense layers with dropout on maps of 7×7, to which an image of 32×32 is
-        repeated from 1×1; "cifar" one dense layer on the mean, as in the defenses' papers; "auto" is "cifar" for images
-        of up to 64 pixels a side and "imagenet" for larger ones. BackdoorBench has "imagenet" for all.
+        repeated from 1×1; "cifar" one dense layer on the mean, as in the defenses' papers; "auto" is "cifar" up to 64
+        pixels a side and "imagenet" beyond. BackdoorBench has "imagenet" for all.
       dtype: in which the layers compute, ``"float32"`` or ``"bfloat16"``; variables, features and logits are float32.
 
     Raises:
