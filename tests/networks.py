@@ -18,7 +18,14 @@ from bdjax.tasks.single_label import SingleLabel
 from bdjax.types import Model, Spec
 
 # These take every method; one of another file may be refused what it has no layers for.
-ALL_ROUND = ("preact_resnet18", "small_cnn")
+ALL_ROUND = ("preact_resnet18", "small_cnn", "vit_s_16")
+# Held to PyTorch's numbers by tests of their own, and of layers that other networks have too
+TWINS = {
+    "convnext_tiny", "googlenet", "inception_v3", "resnet18", "resnet34", "resnet50", "vgg16",
+    "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "wrn_16_1",
+}  # fmt: skip
+WALKED = [name for name in models.names() if name not in TWINS]
+SMALL = {"blocks": 1, "patch": 4, "resize": 8}  # of networks that have them
 TINY = image_spec("tiny", (6, 6, 2), 3, (0.5, 0.4), (0.25, 0.2))
 
 
@@ -28,7 +35,7 @@ def options_of(name: str) -> set[str]:
 
 def create(name: str, spec: Spec, **options: Any) -> Model:
     """A network of ``bdjax/models/`` with those of the options that it has."""
-    own = options_of(name)
+    own, options = options_of(name), {**SMALL, **options}
     return models.create(name, spec, **{key: options[key] for key in options if key in own})
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import nn
-from torchvision.models import convnext, googlenet, inception, vision_transformer
+from torchvision.models import convnext, inception, vision_transformer
+from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 from torchvision.transforms import Resize
 
 
-class _GoogLeNetUnit(googlenet.BasicConv2d):
+class _GoogLeNetUnit(BasicConv2d):
     """An eighth of the channels, but for the images'."""
 
     def __init__(self, inputs: int, outputs: int, **options) -> None:
@@ -27,10 +27,10 @@ class _InceptionUnit(inception.BasicConv2d):
 def make_googlenet(classes: int, *, aux: bool) -> nn.Module:
     blocks = [
         _GoogLeNetUnit,
-        functools.partial(googlenet.Inception, conv_block=_GoogLeNetUnit),
-        functools.partial(googlenet.InceptionAux, conv_block=_GoogLeNetUnit),
+        functools.partial(Inception, conv_block=_GoogLeNetUnit),
+        functools.partial(InceptionAux, conv_block=_GoogLeNetUnit),
     ]
-    network = googlenet.GoogLeNet(classes, aux, init_weights=False, blocks=blocks)
+    network = GoogLeNet(classes, aux, init_weights=False, blocks=blocks)
     network.fc = nn.Linear(128, classes)
     if aux:
         for head in (network.aux1, network.aux2):
@@ -78,3 +78,17 @@ class Resized(nn.Module):
 
     def named_parameters(self, *args, **options):
         return self.network.named_parameters(*args, **options)
+
+
+def make(form: str, classes: int) -> nn.Module:
+    """Return the network of one of the forms of `test_transformers_and_inceptions`."""
+    makers = {
+        "vit": functools.partial(make_vit, classes, 8),
+        "vit, enlarged": lambda: Resized(make_vit(classes, 8), 8),
+        "vit, reduced": lambda: Resized(make_vit(classes, 8), 8),
+        "convnext": functools.partial(make_convnext, classes),
+        "googlenet": functools.partial(make_googlenet, classes, aux=False),
+        "googlenet with heads": functools.partial(make_googlenet, classes, aux=True),
+        "inception": functools.partial(make_inception_v3, classes),
+    }
+    return makers[form]()

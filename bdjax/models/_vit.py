@@ -29,7 +29,7 @@ def vit(
     name: str,
     spec: Spec,
     width: int,
-    depth: int,
+    blocks: int,
     heads: int | None,
     patch: int,
     resize: int | None,
@@ -38,12 +38,12 @@ def vit(
     """Create a vision transformer; the arguments are those of `vit_b_16`."""
     check_options(width, dtype)
     check_images(name, spec)
-    integer(1, depth=depth, patch=patch)
+    integer(1, blocks=blocks, patch=patch)
     if resize is not None:
         integer(1, resize=resize)
     heads = _heads(width, heads)
     _check_patches(spec, patch, resize)
-    module = _VisionTransformer(spec.num_classes, width, depth, heads, patch, resize)
+    module = _VisionTransformer(spec.num_classes, width, blocks, heads, patch, resize)
     return LinenModel(module, spec, dtype)
 
 
@@ -71,7 +71,7 @@ def _check_patches(spec: Spec, patch: int, resize: int | None) -> None:
 class _VisionTransformer(nn.Module):
     num_classes: int
     width: int
-    depth: int
+    blocks: int
     heads: int
     patch: int
     resize: int | None
@@ -81,7 +81,7 @@ class _VisionTransformer(nn.Module):
         if self.resize is not None:
             x = _resized(x, self.resize)
         x = self._embedded(x)
-        x = _Encoder(self.depth, self.heads, name="encoder")(x)
+        x = _Encoder(self.blocks, self.heads, name="encoder")(x)
         # The last layer computes in float32, as it does in all networks
         token = x[:, 0].astype(jnp.promote_types(x.dtype, jnp.float32))
         return _Heads(self.num_classes, name="heads")(token)
@@ -97,24 +97,24 @@ class _VisionTransformer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    depth: int
+    blocks: int
     heads: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
         place = self.param("pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = (x + place).astype(x.dtype)
-        x = _Layers(self.depth, self.heads, name="layers")(x)
+        x = _Layers(self.blocks, self.heads, name="layers")(x)
         return LayerNorm(name="ln")(x)
 
 
 class _Layers(nn.Module):
-    depth: int
+    blocks: int
     heads: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
-        for number in range(self.depth):
+        for number in range(self.blocks):
             x = _Block(self.heads, name=f"encoder_layer_{number}")(x)
         return x
 

@@ -25,7 +25,7 @@ _conv = partial(conv, bias=True, kernel_init=_normal)
 _dense = partial(Dense, kernel_init=_normal, bias_init=nn.initializers.zeros)
 
 
-def convnext_tiny(spec: Spec, width: int = 96, depth: int = 3, dtype: str = "float32") -> Model:
+def convnext_tiny(spec: Spec, width: int = 96, blocks: int = 3, dtype: str = "float32") -> Model:
     """Create torchvision's ConvNeXt-T: 4×4 patches, four stages of blocks with a 7×7 depthwise convolution, pooling.
 
     At 10 classes it has 27,827,818 parameters, and no batch norm: layer norm over the channels in its place.
@@ -33,18 +33,18 @@ def convnext_tiny(spec: Spec, width: int = 96, depth: int = 3, dtype: str = "flo
     Args:
       spec: the images' specification; 32 pixels a side or more.
       width: channels of the first stage; the four have width · (1, 2, 4, 8).
-      depth: blocks of a stage; the third has three times as many.
+      blocks: of a stage; the third has three times as many.
       dtype: in which the layers compute, ``"float32"`` or ``"bfloat16"``; variables, features and logits are float32.
 
     Raises:
-      InputError: ``width`` or ``depth`` below 1, an unknown ``dtype``, or a specification of other inputs or of smaller
-        images.
+      InputError: ``width`` or ``blocks`` below 1, an unknown ``dtype``, or a specification of other inputs or of
+        smaller images.
     """
     check_options(width, dtype)
-    integer(1, depth=depth)
+    integer(1, blocks=blocks)
     check_images("convnext_tiny", spec)
     check_side("convnext_tiny", spec, _SMALLEST)
-    depths = (depth, depth, 3 * depth, depth)
+    depths = (blocks, blocks, 3 * blocks, blocks)
     return LinenModel(_ConvNeXt(spec.num_classes, width, depths), spec, dtype)
 
 

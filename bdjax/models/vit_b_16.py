@@ -9,7 +9,7 @@ from bdjax.types import Model, Spec
 def vit_b_16(
     spec: Spec,
     width: int = 768,
-    depth: int = 12,
+    blocks: int = 12,
     heads: int | None = None,
     patch: int = 16,
     resize: int | None = None,
@@ -24,7 +24,7 @@ def vit_b_16(
     Args:
       spec: the images' specification; both sides are multiples of ``patch``, unless the images are resized.
       width: of the embedding, in channels; the hidden layers have four times as many.
-      depth: blocks.
+      blocks: of attention, one after the other.
       heads: of attention, a divisor of ``width``; None is one for each 64 channels, and one in all of a width that 64
         does not divide.
       patch: pixels a side of a patch.
@@ -35,4 +35,4 @@ def vit_b_16(
       InputError: a number below 1, ``heads`` that do not divide ``width``, a ``patch`` that does not divide the images,
         an unknown ``dtype``, or a specification of other inputs.
     """
-    return vit("vit_b_16", spec, width, depth, heads, patch, resize, dtype)
+    return vit("vit_b_16", spec, width, blocks, heads, patch, resize, dtype)

@@ -21,9 +21,10 @@ class SingularValues:
     """M(δ) = U diag(relu(σ + δ)) Vᵀ for every kernel, M̄ = U diag(σ) Vᵀ its thin decomposition, with δ = 0 at the start.
 
     M̄ has one row for each output filter: [h, w, in, out] is read as [out, h·w·in]. A kernel that is several side by
-    side, as attention's to queries, keys and values (`bdjax.structure.fused`), is as many matrices, and U then has their
-    vectors in blocks. U, V, σ, norms and biases are frozen. It is computed as M̄ + U diag(relu(σ + δ) − σ) Vᵀ, which is M̄ to the bit at δ = 0. The derivative of relu
-    at 0 is 0, so a singular value that is zero, or was pushed there, has no gradient.
+    side, as attention's to queries, keys and values (`bdjax.structure.fused`), is as many matrices: U has their vectors
+    in blocks. U, V, σ, norms and biases are frozen. It is computed as M̄ + U diag(relu(σ + δ) − σ) Vᵀ, which is M̄ to the
+    bit at δ = 0. The derivative of relu at 0 is 0, so a singular value that is zero, or was pushed there, has no
+    gradient.
 
     References:
       SFT paper (Karim et al.), sec. 4.2, with its scale s = 1.

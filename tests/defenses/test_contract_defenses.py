@@ -18,7 +18,7 @@ from planted import Net
 from quick import quick_jit
 from small_defenses import STAGES, Corner, create, fed, given, options_of, signature
 
-from bdjax import defenses, models, pytree, registry
+from bdjax import defenses, pytree, registry
 from bdjax.checks import InputError
 from bdjax.defenses import Defense, DefenseStage
 from bdjax.defenses.chain import chain
@@ -145,7 +145,7 @@ def test_tree_shapes_and_dtypes_of_the_model_are_kept(result, variables):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("network", models.names())
+@pytest.mark.parametrize("network", networks.WALKED)
 def test_tree_shapes_and_dtypes_of_every_network_are_kept(stage, network, spec, split):
     """In bfloat16, where a type is easily lost; nothing is compiled."""
     model = networks.create(network, spec, width=4, dtype="bfloat16")

@@ -21,7 +21,7 @@ SPEC = image_spec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3)
 GIB = 2**30
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.WALKED)
 def test_a_network_of_the_usual_width_fits_and_one_of_any_other_is_judged_without_being_made(name):
     footprint.check_network(networks.create(name, SPEC, width=8), 128, GIB)
     if "width" not in networks.options_of(name):
@@ -31,7 +31,7 @@ def test_a_network_of_the_usual_width_fits_and_one_of_any_other_is_judged_withou
             InputError,
             match=r"the network has \d\.\de\d+ parameters; .* need .* GiB, and the device",
         ):
-            footprint.check_network(models.create(name, SPEC, width=width), 128, 64 * GIB)
+            footprint.check_network(networks.create(name, SPEC, width=width), 128, 64 * GIB)
 
 
 def test_the_parameters_are_counted_three_times():

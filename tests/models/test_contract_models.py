@@ -10,6 +10,7 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -29,7 +30,7 @@ KEY = jax.random.key(0)
 # LLVM's effort is most of the time that a test with a deep network takes.
 
 
-@pytest.fixture(params=models.names())
+@pytest.fixture(params=networks.WALKED)
 def name(request) -> str:
     return request.param
 
@@ -313,6 +314,7 @@ def test_curvature_of_a_bfloat16_network_is_estimated_with_float32_vectors():
         ),
     ],
 )
+@pytest.mark.parametrize("name", models.names())
 def test_refuses(name, spec, option, value, words):
     if option in options_of(name):
         with pytest.raises(InputError, match=words):
@@ -321,6 +323,7 @@ def test_refuses(name, spec, option, value, words):
         models.create(name, spec, **{f"not_{option}": value})
 
 
+@pytest.mark.parametrize("name", models.names())
 def test_is_documented(name):
     text = inspect.getdoc(registry.factory("bdjax.models", name)) or ""
     assert all(f"\n  {option}: " in text for option in options_of(name))

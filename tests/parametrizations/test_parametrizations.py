@@ -80,7 +80,7 @@ def kind(request) -> Parametrization:
     return request.param()
 
 
-@pytest.fixture(params=models.names())
+@pytest.fixture(params=networks.WALKED)
 def name(request) -> str:
     return request.param
 
@@ -539,7 +539,7 @@ def test_batch_norms_of_the_networks():
     assert structure.batch_norms(plain, random_variables(plain)) == []
 
 
-@pytest.mark.parametrize("which", [*models.names(), "backwards", "plain"])
+@pytest.mark.parametrize("which", [*networks.WALKED, "backwards", "plain"])
 def test_features_are_what_the_classifier_takes_in(which):
     if which in models.names():
         model, variables = network(which)
@@ -587,7 +587,9 @@ def test_rounding_in_the_decomposition_is_no_direction():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype(np.float32)
     kernel[..., [1, 4]] = 0
     frozen = {"params": {"layer": {"kernel": jnp.asarray(kernel)}}, "batch_stats": {}}
-    model = networks.of_layer(nn.Conv(6, (3, 3), use_bias=False), image_spec("map", (4, 4, 4), 3, (0.5,) * 4, (0.25,) * 4))
+    model = networks.of_layer(
+        nn.Conv(6, (3, 3), use_bias=False), image_spec("map", (4, 4, 4), 3, (0.5,) * 4, (0.25,) * 4)
+    )
     shift, factors = SVD.init(model, frozen)
     grads = jax.grad(lambda at: jnp.sum(SVD.apply(at, factors)["layer"]["kernel"] * kernel))(shift)[
         "layer"
