@@ -36,6 +36,8 @@ def options_of(name: str) -> set[str]:
 def create(name: str, spec: Spec, **options: Any) -> Model:
     """A network of ``bdjax/models/`` with those of the options that it has."""
     own, options = options_of(name), {**SMALL, **options}
+    if "heads" in own and "width" in options:
+        options["width"] *= 4  # layer norm leaves of two channels only which one is larger
     return models.create(name, spec, **{key: options[key] for key in options if key in own})
 
 

@@ -6,6 +6,7 @@ The weights are those of `parity.variables`; the stored numbers are PyTorch's.
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ from bdjax import models, structure
 from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
 from bdjax.models._names import key_of
+from bdjax.models.foreign import keys
+from bdjax.models.foreign.reading import StateDict
+from bdjax.models.foreign.recognition import recognize
 from bdjax.types import Model
 
 KEY = jax.random.key(0)
@@ -81,7 +85,7 @@ def test_exact_counts(form):
 
 
 @pytest.mark.parametrize(
-    ("form", "keys"),
+    ("form", "expected"),
     [
         (
             "vit_b_16",
@@ -110,10 +114,10 @@ def test_exact_counts(form):
         ),
     ],
 )  # fmt: skip
-def test_keys(form, keys):
+def test_keys(form, expected):
     found = [key_of(path) for tree in shapes(form).values() for path in structure.flat(tree)]
     assert len(found) == len(set(found))
-    assert set(keys.split()) <= set(found)
+    assert set(expected.split()) <= set(found)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +187,27 @@ def test_equals_pytorch_in_evaluation_training_gradient_and_statistics(form):
     import torch_transformers
 
     twins.assert_equal(small(form), torch_transformers.make(form, 3), form)
+
+
+@pytest.mark.parametrize("form", ["vit, enlarged", "convnext", "googlenet with heads", "inception"])
+def test_it_is_recognized_by_its_names_and_shapes(form):
+    name, shape, options = SMALL[form]
+    options = {option: value for option, value in options.items() if option != "heads"}
+    model = models.create(name, spec_of(*shape), **options)
+    arrays = parity.state_dict(parity.variables(model))
+    beside = {"img_size": (*shape, 3)}
+    found = recognize(StateDict(Path("file.pt"), "", arrays, beside, (), "", {}, ()))
+    assert (found.name, found.num_classes, found.image_size) == (name, 3, shape)
+    assert models.create(found.name, model.spec, **found.options) == model
+    assert ("heads" in found.why) == (form == "vit, enlarged")
+
+
+def test_positions_for_other_images_are_refused():
+    """Never interpolated without a word."""
+    large = models.create("vit_s_16", spec_of(16, 16), width=8, blocks=1, patch=4)
+    other = models.create("vit_s_16", spec_of(8, 8), width=8, blocks=1, patch=4)
+    with pytest.raises(InputError, match=r"encoder\.pos_embedding"):
+        keys.variables(parity.state_dict(parity.variables(large)), other)
 
 
 def test_auxiliary_heads_are_variables_alone():

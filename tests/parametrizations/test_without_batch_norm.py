@@ -33,7 +33,7 @@ def network(name: str):
         model = models.create("vit_s_16", spec, width=6, blocks=1, heads=2, patch=4)
     else:
         spec = image_spec("tiny", (32, 32, 3), 4, (0.5,) * 3, (0.25,) * 3)
-        model = models.create("convnext_tiny", spec, width=2, blocks=1)
+        model = models.create("convnext_tiny", spec, width=4, blocks=1)
     return model, random_variables(model)
 
 
