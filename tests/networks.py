@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax import models, registry
+from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
 from bdjax.models._layers import BatchNorm, Dense, LinenModel, conv
 from bdjax.tasks.single_label import SingleLabel
@@ -19,13 +21,10 @@ from bdjax.types import Model, Spec
 
 # These take every method; one of another file may be refused what it has no layers for.
 ALL_ROUND = ("preact_resnet18", "small_cnn", "vit_s_16")
-# Held to PyTorch's numbers by tests of their own, and of layers that other networks have too
-TWINS = {
-    "convnext_tiny", "googlenet", "inception_v3", "resnet18", "resnet34", "resnet50", "vgg16",
-    "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "wrn_16_1",
-}  # fmt: skip
-WALKED = [name for name in models.names() if name not in TWINS]
-SMALL = {"blocks": 1, "patch": 4, "resize": 8}  # of networks that have them
+# These are made of what another is made of, and held to PyTorch's numbers: what takes long is not done with them too.
+_ALIKE = {"resnet18", "resnet34", "resnet50", "vgg16_bn", "vgg19", "vgg19_bn"}
+_ALIKE |= {"vit_b_16", "convnext_tiny", "googlenet", "inception_v3"}
+KINDS = [name for name in models.names() if name not in _ALIKE]
 TINY = image_spec("tiny", (6, 6, 2), 3, (0.5, 0.4), (0.25, 0.2))
 
 
@@ -33,9 +32,20 @@ def options_of(name: str) -> set[str]:
     return set(inspect.signature(registry.factory("bdjax.models", name)).parameters) - {"spec"}
 
 
+def spec_for(name: str, spec: Spec) -> Spec:
+    """The specification, of images of 32×32 or 75×75 where a network refuses smaller ones."""
+    larger = (dataclasses.replace(spec, shape=(side, side, *spec.shape[2:])) for side in (32, 75))
+    for sized in (spec, *larger):
+        with contextlib.suppress(InputError):
+            models.create(name, sized)
+            return sized
+    raise AssertionError(f"{name} takes no images")
+
+
 def create(name: str, spec: Spec, **options: Any) -> Model:
-    """A network of ``bdjax/models/`` with those of the options that it has."""
-    own, options = options_of(name), {**SMALL, **options}
+    """A network of ``bdjax/models/`` with those of the options that it has, and as shallow as it can be."""
+    own = options_of(name)
+    options = {"depth": 10, "blocks": 1, "patch": 4, "resize": 8, **options}
     if "heads" in own and "width" in options:
         options["width"] *= 4  # layer norm leaves of two channels only which one is larger
     return models.create(name, spec, **{key: options[key] for key in options if key in own})

@@ -18,6 +18,39 @@ from bdjax.models._dense import uniform_fan_in
 Size: TypeAlias = int | tuple[int, int]  # one for both axes, or that of rows and that of columns
 
 
+class BiasedConv(nn.Module):
+    """A convolution with a bias, whose gradient is a sum over images and pixels, and float32 therefore.
+
+    The attributes are those of `flax.linen.Conv`, which casts the bias to the type of the input and sums in it.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    kernel_dilation: tuple[int, int] = (1, 1)
+    feature_group_count: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = uniform_fan_in
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n p q k"]:
+        inputs = x.shape[-1] // self.feature_group_count
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, inputs, self.features))
+        out = conv_general_dilated(
+            x,
+            kernel.astype(x.dtype),
+            self.strides,
+            self.padding,
+            rhs_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+        )
+        if not self.use_bias:
+            return out
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return (out + bias).astype(x.dtype)
+
+
 def conv(
     features: int,
     size: Size,
@@ -29,7 +62,7 @@ def conv(
     bias: bool = False,
     kernel_init: Initializer = uniform_fan_in,
     name: str | None = None,
-) -> nn.Conv:
+) -> nn.Conv | BiasedConv:
     """Return a convolution that computes in the type of its input.
 
     Padding is explicit and the same on both sides: XLA's SAME pads (0, 1) at stride 2, PyTorch (1, 1).
@@ -41,19 +74,30 @@ def conv(
       groups: of channels that are convolved apart; ``groups`` = channels is a depthwise convolution.
       bias: whether one is added; it starts at zero, as in all networks of torchvision.
     """
-    (down, across), window = pair(stride), pair(size)
-    steps = pair(dilation)
+    window, steps = pair(size), pair(dilation)
     if padding is None:
         padding = (steps[0] * (window[0] // 2), steps[1] * (window[1] // 2))
     rows, columns = pair(padding)
+    pads = ((rows, rows), (columns, columns))
+    if bias:
+        return BiasedConv(
+            features,
+            window,
+            pair(stride),
+            pads,
+            kernel_dilation=steps,
+            feature_group_count=groups,
+            kernel_init=kernel_init,
+            name=name,
+        )
     return nn.Conv(
         features,
         window,
-        strides=(down, across),
-        padding=((rows, rows), (columns, columns)),
+        strides=pair(stride),
+        padding=pads,
         kernel_dilation=steps,
         feature_group_count=groups,
-        use_bias=bias,
+        use_bias=False,
         kernel_init=kernel_init,
         promote_dtype=cast(Any, _in_the_type_of_the_input),
         conv_general_dilated=conv_general_dilated,

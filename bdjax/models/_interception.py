@@ -12,6 +12,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from bdjax import structure
+from bdjax.models._conv import BiasedConv
 from bdjax.models._dense import Dense
 from bdjax.structure import FactoredKernel, Path
 from bdjax.types import Tree
@@ -166,12 +167,12 @@ def _multiplies(layer: nn.Module) -> bool:
     """Whether a layer is x ↦ kernel · x + bias, and of exactly a known class: a subclass may do more."""
     if type(layer) is nn.Conv:
         return layer.mask is None
-    return type(layer) in (nn.Dense, Dense)
+    return type(layer) in (nn.Dense, Dense, BiasedConv)
 
 
 def _product(layer: nn.Module, kernel: Array, x: Array) -> Array:
     """Return a layer's product of another kernel with its input, without its bias."""
-    if not isinstance(layer, nn.Conv | nn.Dense):
+    if not isinstance(layer, nn.Conv | nn.Dense | BiasedConv):
         return x @ kernel.astype(x.dtype)
     plain = layer.clone(parent=None, name=None, features=kernel.shape[-1], use_bias=False)
     return cast(Array, plain.apply({"params": {"kernel": kernel}}, x))

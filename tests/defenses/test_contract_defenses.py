@@ -145,7 +145,7 @@ def test_tree_shapes_and_dtypes_of_the_model_are_kept(result, variables):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("network", networks.WALKED)
+@pytest.mark.parametrize("network", networks.KINDS)
 def test_tree_shapes_and_dtypes_of_every_network_are_kept(stage, network, spec, split):
     """In bfloat16, where a type is easily lost; nothing is compiled."""
     model = networks.create(network, spec, width=4, dtype="bfloat16")

@@ -21,9 +21,10 @@ SPEC = image_spec("tiny", (8, 8, 3), 4, (0.5,) * 3, (0.25,) * 3)
 GIB = 2**30
 
 
-@pytest.mark.parametrize("name", networks.WALKED)
+@pytest.mark.parametrize("name", networks.KINDS)
 def test_a_network_of_the_usual_width_fits_and_one_of_any_other_is_judged_without_being_made(name):
-    footprint.check_network(networks.create(name, SPEC, width=8), 128, GIB)
+    spec = networks.spec_for(name, SPEC)
+    footprint.check_network(networks.create(name, spec, width=8), 128, GIB)
     if "width" not in networks.options_of(name):
         return
     for width in (10**8, 2**31 - 1):
@@ -31,7 +32,7 @@ def test_a_network_of_the_usual_width_fits_and_one_of_any_other_is_judged_withou
             InputError,
             match=r"the network has \d\.\de\d+ parameters; .* need .* GiB, and the device",
         ):
-            footprint.check_network(networks.create(name, SPEC, width=width), 128, 64 * GIB)
+            footprint.check_network(models.create(name, spec, width=width), 128, 64 * GIB)
 
 
 def test_the_parameters_are_counted_three_times():

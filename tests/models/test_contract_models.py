@@ -14,7 +14,7 @@ import networks
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from networks import create, options_of
+from networks import create, options_of, spec_for
 from quick import quick_jit
 
 from bdjax import models, optim, registry, structure
@@ -30,7 +30,7 @@ KEY = jax.random.key(0)
 # LLVM's effort is most of the time that a test with a deep network takes.
 
 
-@pytest.fixture(params=networks.WALKED)
+@pytest.fixture(params=networks.KINDS)
 def name(request) -> str:
     return request.param
 
@@ -60,7 +60,7 @@ def equations(program):
 @functools.cache
 def tiny(name: str, dtype: str = "float32") -> tuple[Model, dict]:
     spec = image_spec("tiny", (8, 8, 3), 4, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
-    model = create(name, spec, width=2, dtype=dtype)
+    model = create(name, spec_for(name, spec), width=2, dtype=dtype)
     return model, random_variables(model)
 
 
@@ -82,9 +82,12 @@ def trained(model, variables, batch):
     return loss, changed, grads
 
 
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.random.default_rng(1).random((8, 8, 8, 3), np.float32)
+@pytest.fixture
+def images(request) -> np.ndarray:
+    """Eight images, of the size that a network takes."""
+    named = "name" in request.fixturenames
+    shape = tiny(request.getfixturevalue("name"))[0].spec.shape if named else (8, 8, 3)
+    return np.random.default_rng(1).random((8, *shape), np.float32)
 
 
 def test_init_is_float32_and_a_function_of_the_key(name):
@@ -171,10 +174,10 @@ def test_equal_models_share_one_compilation(name):
 @pytest.mark.parametrize("shape", [(28, 28, 1), (7, 9, 3), (32, 32, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_size_and_either_type_give_float32_logits_and_statistics(name, shape, dtype):
-    spec = image_spec("sized", shape, 7, (0.5,) * shape[2], (0.25,) * shape[2])
+    spec = spec_for(name, image_spec("sized", shape, 7, (0.5,) * shape[2], (0.25,) * shape[2]))
     model = create(name, spec, width=2, dtype=dtype)
     variables = jax.eval_shape(model.init, KEY)
-    image = jax.ShapeDtypeStruct((5, *shape), jnp.float32)
+    image = jax.ShapeDtypeStruct((5, *spec.shape), jnp.float32)
     logits, statistics = jax.eval_shape(
         functools.partial(model.apply, train=True), variables, image
     )
@@ -189,11 +192,10 @@ def test_products_are_in_the_type_of_the_network_and_sums_and_gradients_in_float
     """On the way forward and back: only the classifier, which nothing but it has seven columns, is always float32."""
     if "dtype" not in options_of(name):
         dtype = "float32"
-    model = create(
-        name, image_spec("sized", (8, 8, 3), 7, (0.5,) * 3, (0.25,) * 3), width=2, dtype=dtype
-    )
+    spec = spec_for(name, image_spec("sized", (8, 8, 3), 7, (0.5,) * 3, (0.25,) * 3))
+    model = create(name, spec, width=2, dtype=dtype)
     variables = jax.eval_shape(model.init, KEY)
-    batch = Split(jnp.zeros((5, 8, 8, 3)), jnp.zeros(5, jnp.int32), jnp.ones(5, bool))
+    batch = Split(jnp.zeros((5, *spec.shape)), jnp.zeros(5, jnp.int32), jnp.ones(5, bool))
     traced = jax.make_jaxpr(trained.__wrapped__, static_argnums=0)(model, variables, batch)
     assert {aval.dtype for aval in traced.out_avals} == {jnp.dtype("float32")}
 
@@ -316,6 +318,7 @@ def test_curvature_of_a_bfloat16_network_is_estimated_with_float32_vectors():
 )
 @pytest.mark.parametrize("name", models.names())
 def test_refuses(name, spec, option, value, words):
+    spec = spec_for(name, spec)
     if option in options_of(name):
         with pytest.raises(InputError, match=words):
             models.create(name, spec, **{option: value})

@@ -42,7 +42,7 @@ IMAGES = jnp.asarray(np.random.default_rng(1).random((3, 8, 8, 3), np.float32))
 @functools.cache
 def network(name: str) -> tuple[Model, dict]:
     """A narrow network with some weights at zero."""
-    model = networks.create(name, SPEC, width=2)
+    model = networks.create(name, networks.spec_for(name, SPEC), width=2)
     variables = random_variables(model)
     pruned = jax.tree.map(lambda x: jnp.where(jnp.abs(x) < 0.02, 0, x), variables["params"])
     return model, {**variables, "params": pruned}
@@ -80,7 +80,7 @@ def kind(request) -> Parametrization:
     return request.param()
 
 
-@pytest.fixture(params=networks.WALKED)
+@pytest.fixture(params=networks.KINDS)
 def name(request) -> str:
     return request.param
 
@@ -539,9 +539,9 @@ def test_batch_norms_of_the_networks():
     assert structure.batch_norms(plain, random_variables(plain)) == []
 
 
-@pytest.mark.parametrize("which", [*networks.WALKED, "backwards", "plain"])
+@pytest.mark.parametrize("which", [*networks.KINDS, "backwards", "plain"])
 def test_features_are_what_the_classifier_takes_in(which):
-    if which in models.names():
+    if which in networks.KINDS:
         model, variables = network(which)
     else:
         model = getattr(networks, which)()
@@ -587,9 +587,8 @@ def test_rounding_in_the_decomposition_is_no_direction():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype(np.float32)
     kernel[..., [1, 4]] = 0
     frozen = {"params": {"layer": {"kernel": jnp.asarray(kernel)}}, "batch_stats": {}}
-    model = networks.of_layer(
-        nn.Conv(6, (3, 3), use_bias=False), image_spec("map", (4, 4, 4), 3, (0.5,) * 4, (0.25,) * 4)
-    )
+    spec = image_spec("map", (4, 4, 4), 3, (0.5,) * 4, (0.25,) * 4)
+    model = networks.of_layer(nn.Conv(6, (3, 3), use_bias=False), spec)
     shift, factors = SVD.init(model, frozen)
     grads = jax.grad(lambda at: jnp.sum(SVD.apply(at, factors)["layer"]["kernel"] * kernel))(shift)[
         "layer"
