@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.extend.core import Jaxpr, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Var
 from jaxtyping import Array, Float
 
 from bdjax import pytree
@@ -64,6 +64,31 @@ def convolutions(params: Params) -> dict[Path, Leaf]:
     return {path: leaf for path, leaf in kernels(params).items() if jnp.ndim(leaf) > 2}
 
 
+def filters(model: Model, variables: Variables) -> dict[Path, Leaf]:
+    """Return the kernels whose output filters are the network's neurons, by path: never those of its classifier.
+
+    They are its convolutions. Where it has none but its first layer, as a transformer on patches of an image, they are
+    the kernels of all its layers.
+    """
+    found = kernels(variables["params"])
+    used = [path for path in execution_order(model, variables) if path in found]
+    hidden = {path: leaf for path, leaf in found.items() if path in used[:-1]}
+    deeper = set(convolutions(variables["params"])) & set(used[1:-1])
+    if not deeper:
+        return hidden
+    return {path: leaf for path, leaf in hidden.items() if jnp.ndim(leaf) > 2}
+
+
+def norm_scales(params: Params) -> dict[Path, Leaf]:
+    """Return the scales γ of all normalizations, of whatever kind, by path: one number for each channel."""
+    leaves = flat(params)
+    return {path: leaf for path, leaf in leaves.items() if _is_scale(path, leaf)}
+
+
+def _is_scale(path: Path, leaf: Leaf) -> bool:
+    return path[-1] == "scale" and jnp.ndim(leaf) == 1
+
+
 def batch_norms(model: Model, variables: Variables) -> list[Path]:
     """Return the paths of the scales γ of all batch norms, in execution order.
 
@@ -103,6 +128,23 @@ def execution_order(model: Model, variables: Variables) -> list[Path]:
 
     It is read from the traced program, as the order in the tree is alphabetical.
     """
+    return list(dict.fromkeys(_reads(*_traced(model, variables))))
+
+
+def fused(model: Model, variables: Variables) -> dict[Path, tuple[int, ...]]:
+    """Return the kernels that are several side by side, each with the numbers of their filters.
+
+    They are those of dense layers whose output is split along its last axis: the projections of attention, say, to
+    queries, keys and values.
+    """
+    program, path_of = _traced(model, variables)
+    dense = {path for path, leaf in kernels(variables["params"]).items() if jnp.ndim(leaf) == 2}
+    given = {var: path for var, path in path_of.items() if path in dense}
+    return _splits(program, _Origins(given, {}))
+
+
+def _traced(model: Model, variables: Variables) -> tuple[Jaxpr, dict[Var, Path]]:
+    """Return the forward pass as a program, and the paths of those of its inputs that are parameters."""
 
     def shape(leaf: Leaf) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
@@ -116,8 +158,7 @@ def execution_order(model: Model, variables: Variables) -> list[Path]:
         return model.apply({"params": whole, "batch_stats": batch_stats}, image)[0]
 
     traced = jax.make_jaxpr(forward)(list(params.values()), shapes["batch_stats"], image).jaxpr
-    path_of = dict(zip(traced.invars, params, strict=False))  # the parameters are the first inputs
-    return list(dict.fromkeys(_reads(traced, path_of)))
+    return traced, dict(zip(traced.invars, params, strict=False))  # which are the first inputs
 
 
 def _reads(program: Jaxpr, path_of: Mapping[Var, Path]) -> Iterator[Path]:
@@ -132,6 +173,51 @@ def _reads(program: Jaxpr, path_of: Mapping[Var, Path]) -> Iterator[Path]:
             inner = {called.invars[number]: path for number, path in found.items()}
             yield from _reads(called, inner)
         yield from found.values()
+
+
+class _Origins(NamedTuple):
+    """Of which kernels the variables of a program hold the values, and of which the product with an input."""
+
+    kernels: dict[Var, Path]
+    products: dict[Var, Path]
+
+    def inside(self, eqn: JaxprEqn, called: Jaxpr) -> _Origins:
+        """Return the same of the inputs of a program that is called."""
+        pairs = list(zip(called.invars, eqn.invars, strict=True))
+        kernels = {inner: self.kernels[outer] for inner, outer in pairs if outer in self.kernels}
+        products = {inner: self.products[outer] for inner, outer in pairs if outer in self.products}
+        return _Origins(kernels, products)
+
+
+# What leaves each number of a product in its place
+_IN_PLACE = ("add", "convert_element_type", "mul")
+
+
+def _splits(program: Jaxpr, origins: _Origins) -> dict[Path, tuple[int, ...]]:
+    """Return the kernels whose products a program splits along the last axis, with the sizes."""
+    found: dict[Path, tuple[int, ...]] = {}
+    for eqn in program.eqns:
+        called = getattr(eqn.params.get("jaxpr"), "jaxpr", eqn.params.get("jaxpr"))
+        if isinstance(called, Jaxpr):  # of `nn.jit` or `nn.remat`, say
+            inner = origins.inside(eqn, called)
+            found |= _splits(called, inner)
+            for outside, value in zip(eqn.outvars, called.outvars, strict=True):
+                if value in inner.products:
+                    origins.products[outside] = inner.products[value]
+            continue
+        read = [atom for atom in eqn.invars if isinstance(atom, Var)]
+        product = next((origins.products[atom] for atom in read if atom in origins.products), None)
+        kernel = origins.kernels.get(read[-1]) if read else None
+        name, out = eqn.primitive.name, eqn.outvars[0]
+        if kernel and name == "dot_general" and eqn.params["dimension_numbers"][0][1] == (0,):
+            origins.products[out] = kernel
+        elif kernel and name == "convert_element_type":
+            origins.kernels[out] = kernel
+        elif product and name in _IN_PLACE:
+            origins.products[out] = product
+        elif product and name == "split" and eqn.params["axis"] == len(out.aval.shape) - 1:
+            found[product] = tuple(eqn.params["sizes"])
+    return found
 
 
 def scaled(params: Params, factors: Mapping[Path, Float[Array, " k"]]) -> Params:

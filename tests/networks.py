@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from typing import Any
@@ -19,9 +20,10 @@ from bdjax.tasks.single_label import SingleLabel
 from bdjax.types import Model, Spec
 
 # These take every method; one of another file may be refused what it has no layers for.
-ALL_ROUND = ("preact_resnet18", "small_cnn")
+ALL_ROUND = ("preact_resnet18", "small_cnn", "vit_s_16")
 # These are made of what another is made of, and held to PyTorch's numbers: what takes long is not done with them too.
 _ALIKE = {"resnet18", "resnet34", "resnet50", "vgg16_bn", "vgg19", "vgg19_bn"}
+_ALIKE |= {"vit_b_16", "convnext_tiny", "googlenet", "inception_v3"}
 KINDS = [name for name in models.names() if name not in _ALIKE]
 TINY = image_spec("tiny", (6, 6, 2), 3, (0.5, 0.4), (0.25, 0.2))
 
@@ -31,18 +33,21 @@ def options_of(name: str) -> set[str]:
 
 
 def spec_for(name: str, spec: Spec) -> Spec:
-    """The specification, of images of 32×32 where a network refuses smaller ones."""
-    try:
-        models.create(name, spec)
-    except InputError:
-        return dataclasses.replace(spec, shape=(32, 32, *spec.shape[2:]))
-    return spec
+    """The specification, of images of 32×32 or 75×75 where a network refuses smaller ones."""
+    larger = (dataclasses.replace(spec, shape=(side, side, *spec.shape[2:])) for side in (32, 75))
+    for sized in (spec, *larger):
+        with contextlib.suppress(InputError):
+            models.create(name, sized)
+            return sized
+    raise AssertionError(f"{name} takes no images")
 
 
 def create(name: str, spec: Spec, **options: Any) -> Model:
     """A network of ``bdjax/models/`` with those of the options that it has, and as shallow as it can be."""
     own = options_of(name)
-    options = {"depth": 10, **options}
+    options = {"depth": 10, "blocks": 1, "patch": 4, "resize": 8, **options}
+    if "heads" in own and "width" in options:
+        options["width"] *= 4  # layer norm leaves of two channels only which one is larger
     return models.create(name, spec, **{key: options[key] for key in options if key in own})
 
 

@@ -1,4 +1,4 @@
-"""The filters of convolutions: ranked by a gradient, and taken out one by one."""
+"""The filters of layers: ranked by a gradient, and taken out one by one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bdjax.types import Model, Params, Variables
 
 
 def saliency(model: Model, variables: Variables, images: Images, chunk: int) -> Params:
-    """Return ξ = ‖∂L_u/∂W_i‖₁ / numel(W_i) of every filter, a tree of one array for each convolution.
+    """Return ξ = ‖∂L_u/∂W_i‖₁ / numel(W_i) of every filter, a tree of one array for each kernel.
 
     L_u is the summed loss on the triggered images, with batch norm in evaluation mode.
     """
@@ -32,7 +32,7 @@ def saliency(model: Model, variables: Variables, images: Images, chunk: int) -> 
 
     grads = accumulate(gradient, (images.triggered, images.label), chunk=chunk)
     found: dict[structure.Path, Array] = {}
-    for path, grad in structure.convolutions(grads).items():
+    for path, grad in structure.kernels(grads).items():
         found[path] = jnp.abs(grad).mean(tuple(range(grad.ndim - 1)))
     return structure.nested(found)
 
@@ -40,7 +40,7 @@ def saliency(model: Model, variables: Variables, images: Images, chunk: int) -> 
 def without_largest(kept: Any, saliency: Params, params: Params) -> Any:
     """Return the filters that are kept when the one with the largest ξ, of those that are not zero, is taken out."""
     flat, ranked = structure.flat(kept), structure.flat(saliency)
-    kernels = structure.convolutions(params)
+    kernels = structure.kernels(params)
     candidates = []
     for path in flat:
         nonzero = (kernels[path] != 0).any(tuple(range(kernels[path].ndim - 1)))

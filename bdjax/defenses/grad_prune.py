@@ -130,8 +130,9 @@ def grad_prune(
 
     The defender can put the trigger on his clean images: x̃; in a run it is the attack's own, and the paper assumes that
     a synthesized one is as good. The unlearning loss L_u = Σ CE(f(x̃), y) is never
-    minimized while pruning; its gradient, one for each round, ranks the filters of all convolutions, and the first is
-    set to zero with its bias. Pruning ends when accuracy has fallen by ``accuracy_drop`` or L_u has not improved for
+    minimized while pruning; its gradient, one for each round, ranks the filters of all convolutions (of all layers,
+    where only the first is one: `bdjax.structure.filters`), and the first is set to zero with its bias. Pruning ends
+    when accuracy has fallen by ``accuracy_drop`` or L_u has not improved for
     ``prune_patience`` rounds, fine-tuning when its loss has not improved for ``tune_patience`` epochs, both measured
     aside; the best network so far is kept each time. Pruned filters may grow again in the fine-tuning.
 

@@ -51,8 +51,9 @@ def nft(
 ) -> Supervised:
     """Create NFT: min_m L_mix(m) + η_c Σ |1 − m| over one factor m for each neuron, μ(l) ≤ m ≤ 1, on the holdout.
 
-    All weights are frozen. The factors multiply the scales of the batch norms, but for the first one, and start at 1
-    (`bdjax.parametrizations.NeuronMasks`); after every step they are put back into [α e^(−β l), 1], l the layer.
+    All weights are frozen. The factors multiply the scales of the batch norms, but for the first one, and start at 1;
+    after every step they are put back into [α e^(−β l), 1], l the layer. In a network without batch norm they multiply
+    the scales of its layer norms and the filters of its layers (`bdjax.parametrizations.NeuronMasks`).
     L_mix is the cross-entropy of MixUp images with both labels. Running batch statistics move with the mixed images.
 
     Departures. The paper states a weight decay of 5·10⁻⁴, which would pull every factor to 0; like the released code

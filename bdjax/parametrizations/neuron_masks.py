@@ -21,8 +21,8 @@ class NeuronMasks:
     ones are nearly free, and no neuron can vanish unless α = 0. The shifts of the batch norms are not masked. A factor
     on the convolution *before* a batch norm would be undone by the normalization, hence the scale.
 
-    In a network without batch norm the output filters of all kernels but the first and the last are masked instead,
-    their biases are not.
+    In a network without batch norm the scales of its other norms (layer norm, say) are masked, and the output filters
+    of all kernels but the classifier's; of both together not the first. Biases are not masked.
 
     Attributes:
       alpha, beta: α in [0, 1] and β ≥ 0 of the lower bound.
@@ -75,6 +75,7 @@ class NeuronMasks:
         if structure.keeps_variances(variables):
             wanted = "have scales to be masked (use_scale=True)"
             raise InputError(f"the network's batch norms must {wanted}.")
-        kernels = structure.kernels(variables["params"])
-        order = [path for path in structure.execution_order(model, variables) if path in kernels]
-        return order[1:-1]
+        params, last = variables["params"], structure.classifier(model, variables)
+        units = {**structure.kernels(params), **structure.norm_scales(params)}
+        order = [path for path in structure.execution_order(model, variables) if path in units]
+        return [path for path in order[1:] if path != last]

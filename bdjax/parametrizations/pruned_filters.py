@@ -1,4 +1,4 @@
-"""Weights are frozen; each convolution's filters are kept or set to zero."""
+"""Weights are frozen; each layer's filters are kept or set to zero."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from bdjax.types import Frozen, Model, Params, Tuned, Variables
 class PrunedFilters:
     """W(k) = W̄ ⊙ k and b(k) = b̄ ⊙ k along the output filters of every convolution, with k = 1 at the start.
 
-    A zeroed filter makes its channel constant, not zero, where a batch norm follows. Where the classifier is a
-    convolution, its filters are the classes and stay.
+    A zeroed filter makes its channel constant, not zero, where a norm follows. The classifier's filters are the classes
+    and stay, also where it is a convolution. In a network without convolutions, or with none but its first layer, the
+    filters are those of all layers (`bdjax.structure.filters`).
     """
 
     def init(self, model: Model, variables: Variables) -> tuple[Tuned, Frozen]:
-        """Return ones under the convolutions' paths, and the frozen parameters."""
-        found = structure.convolutions(variables["params"])
-        if not found or set(found) == {structure.classifier(model, variables)}:
-            wanted = "a convolution before its classifier, else there is none to prune"
+        """Return ones under the layers' paths, and the frozen parameters.
+
+        Raises:
+          InputError: the network is its classifier alone.
+        """
+        found = structure.filters(model, variables)
+        if not found:
+            wanted = "a layer before its classifier, else there is no filter to prune"
             raise InputError(f"the network must have {wanted}.")
-        found.pop(structure.classifier(model, variables), None)
         kept = {path: jnp.ones(kernel.shape[-1], kernel.dtype) for path, kernel in found.items()}
         return structure.nested(kept), variables["params"]
 

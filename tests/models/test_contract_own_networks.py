@@ -36,7 +36,6 @@ WRAPPED = "must end in a layer of 4 features; its last one, Dense_0, is wrapped 
 REFUSED = {
     ("fine_pruning", "normalized"): WRAPPED,
     ("nft", "normalized"): "must have two batch norms or three kernels at least",
-    ("grad_prune", "perceptron"): "must have a convolution before its classifier",
 }
 
 

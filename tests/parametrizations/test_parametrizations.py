@@ -587,7 +587,8 @@ def test_rounding_in_the_decomposition_is_no_direction():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype(np.float32)
     kernel[..., [1, 4]] = 0
     frozen = {"params": {"layer": {"kernel": jnp.asarray(kernel)}}, "batch_stats": {}}
-    model = models.create("small_cnn", SPEC, width=2)
+    spec = image_spec("map", (4, 4, 4), 3, (0.5,) * 4, (0.25,) * 4)
+    model = networks.of_layer(nn.Conv(6, (3, 3), use_bias=False), spec)
     shift, factors = SVD.init(model, frozen)
     grads = jax.grad(lambda at: jnp.sum(SVD.apply(at, factors)["layer"]["kernel"] * kernel))(shift)[
         "layer"

@@ -53,6 +53,7 @@ _DENSENETS: _Depths = {
     (6, 12, 48, 32): "densenet201",
 }
 _CONVNEXTS: _Depths = {(3, 3, 9, 3): "convnext_tiny", (3, 3, 27, 3): "convnext_small"}
+_VITS = {384: ("vit_s_16", 384), 768: ("vit_b_16", 768)}  # by the width, beside the usual one
 _EFFICIENTNETS = tuple(f"efficientnet_b{number}" for number in range(8))
 _SMALL, _LARGE = 32, 224  # pixels a side
 
@@ -181,13 +182,14 @@ def densenet(shapes: Shapes) -> Guess | None:
 def inception(shapes: Shapes) -> Guess | None:
     """Recognize GoogLeNet and Inception-V3 by their first mixed module."""
     with_heads = any(name.startswith(("aux1.", "AuxLogits.")) for name in shapes)
-    choices: tuple[Mapping[str, Option], ...] = ({}, {"aux": with_heads}, {"aux": not with_heads})
+    aux: Mapping[str, Option] = {"aux": True} if with_heads else {}
     if "inception3a.branch1.conv.weight" in shapes:
-        why = "GoogLeNet's module inception3a"
-        return Guess(("googlenet",), choices, "conv1.conv.weight", "fc.weight", _LARGE, why)
+        first, why = "conv1.conv.weight", "GoogLeNet's module inception3a"
+        choices = _widths(shapes.get(first, (64,))[0], 64, **aux)
+        return Guess(("googlenet",), choices, first, "fc.weight", _LARGE, why)
     if "Mixed_5b.branch1x1.conv.weight" in shapes:
-        first = "Conv2d_1a_3x3.conv.weight"
-        why = "Inception's module Mixed_5b"
+        first, why = "Conv2d_1a_3x3.conv.weight", "Inception's module Mixed_5b"
+        choices = _widths(shapes.get(first, (32,))[0], 32, **aux)
         return Guess(("inception_v3",), choices, first, "fc.weight", 299, why)
     return None
 
@@ -199,13 +201,15 @@ def vit(shapes: Shapes) -> Guess | None:
         return None
     width, _, patch, _ = (*shapes[first], 1, 1, 1, 1)[:4]
     side = round((max(shapes[positions][1:2], default=1) - 1) ** 0.5) * patch
-    depth = _count(shapes, r"encoder\.layers\.encoder_layer_(\d+)\.")
-    names = {384: ("vit_s_16",), 192: ("vit_ti_16",), 768: ("vit_b_16",)}
-    usual = ({}, {"patch": patch})
-    why = f"{depth} transformer layers of width {width}, patches of {patch} and {side} px a side"
-    known = names.get(width, ("vit_s_16", "vit_b_16"))
-    choices = (*usual, {"patch": patch, "width": width})
-    return Guess(known, choices, first, last, side or _LARGE, why, exact=True)
+    blocks = _count(shapes, r"encoder\.layers\.encoder_layer_(\d+)\.")
+    name, published = _VITS.get(width, ("vit_s_16", 384))
+    given = {"blocks": (blocks, 12), "patch": (patch, 16), "width": (width, published)}
+    options = {option: value for option, (value, usual) in given.items() if value != usual}
+    why = (
+        f"{blocks} transformer blocks of width {width}, patches of {patch} and {side} px a side; "
+        "the file does not say the number of heads, taken to be one for each 64 channels"
+    )
+    return Guess((name,), (options,), first, last, side or _LARGE, why, exact=True)
 
 
 def convnext(shapes: Shapes) -> Guess | None:
@@ -216,6 +220,8 @@ def convnext(shapes: Shapes) -> Guess | None:
     blocks = _blocks(shapes, r"features\.{}\.(\d+)\.block\.", (1, 3, 5, 7))
     names = (_CONVNEXTS[blocks],) if blocks in _CONVNEXTS else ()
     choices = _widths(shapes[first][0], 96)
+    if not names and blocks == (blocks[0], blocks[0], 3 * blocks[0], blocks[0]):
+        names, choices = ("convnext_tiny",), _widths(shapes[first][0], 96, blocks=blocks[0])
     return Guess(names, choices, first, last, _LARGE, f"stages of {blocks} blocks with layer scale")
 
 

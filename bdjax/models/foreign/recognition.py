@@ -91,7 +91,9 @@ def _recognized(
     classes, channels = shapes[guess.last][0], shapes[guess.first][1]
     said = _said_size(state)
     known = guess.exact or said is not None
-    size = (guess.image_size, guess.image_size) if guess.exact or said is None else said
+    size = said or (guess.image_size, guess.image_size)
+    if guess.exact and size != (guess.image_size, guess.image_size):
+        options = {**options, "resize": guess.image_size}
     try:
         model = _model(name, (*size, channels), classes, options)
         found = keys.matching(state.arrays, model)
