@@ -524,18 +524,25 @@ def test_sgd_steps_and_statistics_equal_pytorch(pair):
         )
 
 
+@functools.partial(quick_jit, static_argnums=(0, 3))
+def probed(model, variables, images, layer, shift):
+    return model.probe(variables, images, layer, shift)
+
+
 def test_probe_shows_and_shifts_what_a_layer_puts_out(name, images):
     (model, variables), images = tiny(name), jnp.asarray(images)
     layer, params = structure.execution_order(model, variables)[0], variables["params"]
     if structure.convolutions(params):
         layer = convolution(model, variables)
     assert layer[-1] == "kernel"
-    logits, output = model.probe(variables, images, layer)
+    _, shape = jax.eval_shape(lambda: model.probe(variables, images, layer))
+    still = jnp.zeros(shape.shape, shape.dtype)
+    logits, output = probed(model, variables, images, layer, still)
     np.testing.assert_allclose(logits, evaluated(model, variables, images)[0], atol=1e-5)
     assert output.shape[0] == len(images)
     assert output.shape[-1] == structure.flat(params)[layer].shape[-1]
-    shift = jnp.zeros_like(output).at[..., 0].set(1.0)
-    moved, shifted = model.probe(variables, images, layer, shift)
+    shift = still.at[..., 0].set(1.0)
+    moved, shifted = probed(model, variables, images, layer, shift)
     np.testing.assert_allclose(shifted - output, shift, atol=1e-5)
     assert (moved != logits).any()
 
@@ -543,7 +550,7 @@ def test_probe_shows_and_shifts_what_a_layer_puts_out(name, images):
 def test_probe_of_no_layer(name, images):
     (model, variables), images = tiny(name), jnp.asarray(images)
     with pytest.raises(InputError, match="layer must be the path of a kernel"):
-        model.probe(variables, images, ("nothing", "kernel"))
+        jax.eval_shape(lambda: model.probe(variables, images, ("nothing", "kernel")))
     wrong = r"no convolution 'nothing'.*known: |the network must have a convolution"
     with pytest.raises(InputError, match=wrong):
         convolution(model, variables, "nothing")

@@ -149,13 +149,10 @@ def test_dropout_in_training_draws_from_the_key():
 
 # What they compute
 
-# The first row's logits in evaluation and in training, and the sum of the statistics after a step.
+# The first row's logits in evaluation and in training, and the sum of the statistics after a step. A ResNet-50 takes
+# long to compile: the first is enough.
+DEEPEST = [-0.2725361, 1.6844606, 0.2181771]
 STORED: dict[str, tuple[list[float], list[float], float]] = {
-    "resnet50": (
-        [-0.2725361, 1.6844606, 0.2181771],
-        [1.0095178, 1.7716305, 1.5785826],
-        1598.3605591,
-    ),
     "resnet18 cifar": (
         [1.0534950, 1.8142358, -0.6308681],
         [0.7027421, 1.0496096, -0.6050334],
@@ -227,6 +224,11 @@ def computed(form: str) -> tuple[Any, ...]:
         return passes(*wide(form))
 
 
+def test_the_stored_logits_of_the_deepest():
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(evaluation(*wide("resnet50"))[0], DEEPEST, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", STORED)
 def test_the_stored_numbers_of_pytorch(form):
     evaluated, trained, statistics = computed(form)
@@ -237,7 +239,7 @@ def test_the_stored_numbers_of_pytorch(form):
     assert total == pytest.approx(expected[2], abs=1e-4)
 
 
-@pytest.mark.parametrize("form", STORED)
+@pytest.mark.parametrize("form", ["resnet18", "resnet50", *STORED])
 def test_equals_pytorch_in_evaluation_training_gradient_and_statistics(form):
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")

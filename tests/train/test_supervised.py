@@ -15,6 +15,7 @@ import pytest
 
 from bdjax import pytree
 from bdjax.checks import InputError
+from bdjax.data import augment
 from bdjax.optim import Schedule
 from bdjax.tasks.single_label import SingleLabel
 from bdjax.train import loop
@@ -148,6 +149,25 @@ class Linear:
 
     def features(self, variables, image):
         return image.reshape(image.shape[0], -1)
+
+
+class Keyed(Linear):
+    """The same, which keeps a number that it draws in training."""
+
+    def apply(self, variables, image, *, train=False, valid=None, key=None):
+        logits, statistics = super().apply(variables, image, train=train, valid=valid)
+        return logits, statistics if key is None else {"passes": jax.random.uniform(key)}
+
+
+def test_a_network_that_takes_a_key_is_given_one_of_its_own(spec, split):
+    model, key = Keyed(spec), jax.random.key(3)
+    variables = model.init(jax.random.key(0))
+    learner = supervised(batch_size=4, augment="none")
+    batch = Split(jnp.asarray(split.input[:4]), jnp.asarray(split.label[:4]), None)
+    state = learner.init(key, model, variables, split)
+    state, _ = learner.update(key, model, state, batch)
+    drawn = jax.random.uniform(jax.random.fold_in(key, augment.DROPOUT))
+    assert state.batch_stats["passes"] == drawn
 
 
 class Counted(NamedTuple):
