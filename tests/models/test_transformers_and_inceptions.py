@@ -159,7 +159,7 @@ SMALL: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
     ),
     "convnext": ("convnext_tiny", (38, 45), {"width": 4, "blocks": 1}),
     "googlenet": ("googlenet", (17, 15), {"width": 8}),
-    "googlenet with heads": ("googlenet", (32, 32), {"width": 8, "aux": True}),
+    "googlenet with heads": ("googlenet", (17, 15), {"width": 8, "aux": True}),
     "inception": ("inception_v3", (75, 75), {"width": 2}),
 }  # fmt: skip
 # The first row's logits in evaluation and in training, and the sum of the statistics after a step.
@@ -179,6 +179,9 @@ STORED: dict[str, tuple[list[float], list[float], float]] = {
     "googlenet": (
         [0.2411467, 0.476796, 0.1881356], [0.7733172, 0.1473751, -0.8347591], 840.214553
     ),
+    "inception": (
+        [-0.183801, -0.1986343, 0.5324238], [0.2636516, -0.0848548, 0.3569482], 995.042745
+    ),
 }  # fmt: skip
 
 
@@ -197,8 +200,9 @@ def test_the_stored_numbers_of_pytorch(form):
     assert twins.statistics_sum(statistics) == pytest.approx(expected[2], abs=1e-3)
 
 
-@pytest.mark.parametrize("form", SMALL)
+@pytest.mark.parametrize("form", sorted(SMALL.keys() - {"googlenet"}))
 def test_equals_pytorch_in_evaluation_training_gradient_and_statistics(form):
+    """Heads that are not computed change nothing, so that GoogLeNet is compared with them alone."""
     pytest.importorskip("torchvision")
     import torch_transformers
 
