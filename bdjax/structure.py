@@ -183,7 +183,8 @@ class _Origins(NamedTuple):
 
     def inside(self, eqn: JaxprEqn, called: Jaxpr) -> _Origins:
         """Return the same of the inputs of a program that is called."""
-        pairs = list(zip(called.invars, eqn.invars, strict=True))
+        pairs = zip(called.invars, eqn.invars, strict=True)
+        pairs = [(inner, outer) for inner, outer in pairs if isinstance(outer, Var)]
         kernels = {inner: self.kernels[outer] for inner, outer in pairs if outer in self.kernels}
         products = {inner: self.products[outer] for inner, outer in pairs if outer in self.products}
         return _Origins(kernels, products)
@@ -202,7 +203,7 @@ def _splits(program: Jaxpr, origins: _Origins) -> dict[Path, tuple[int, ...]]:
             inner = origins.inside(eqn, called)
             found |= _splits(called, inner)
             for outside, value in zip(eqn.outvars, called.outvars, strict=True):
-                if value in inner.products:
+                if isinstance(value, Var) and value in inner.products:
                     origins.products[outside] = inner.products[value]
             continue
         read = [atom for atom in eqn.invars if isinstance(atom, Var)]

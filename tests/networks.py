@@ -45,7 +45,7 @@ def spec_for(name: str, spec: Spec) -> Spec:
 def create(name: str, spec: Spec, **options: Any) -> Model:
     """A network of ``bdjax/models/`` with those of the options that it has, and as shallow as it can be."""
     own = options_of(name)
-    options = {"depth": 10, "blocks": 1, "patch": 4, "resize": 8, **options}
+    options = {"depth": 10, "blocks": 1, "patch": 8, **options}
     if "heads" in own and "width" in options:
         options["width"] *= 4  # layer norm leaves of two channels only which one is larger
     return models.create(name, spec, **{key: options[key] for key in options if key in own})
