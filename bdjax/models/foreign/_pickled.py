@@ -99,6 +99,9 @@ class _Machine:
     def number(self, form: str) -> int:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
+    def floating(self) -> float:
+        return struct.unpack(">d", self.take(8))[0]
+
     def line(self) -> str:
         end = self.content.find(b"\n", self.position, self.position + 1000)
         if end < 0:
@@ -275,7 +278,7 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
     ord("K"): _number("<B"),
     ord("M"): _number("<H"),
     0x8A: _long,
-    ord("G"): _number(">d"),
+    ord("G"): lambda machine: machine.push(machine.floating()),
     ord("T"): _latin("<I"),
     ord("U"): _latin("<B"),
     ord("X"): _text("<I"),
