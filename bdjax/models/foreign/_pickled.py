@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias, cast
 Value: TypeAlias = object  # of a pickle: a plain value, or what stands for another
 
 MOST_BYTES = 64 * 2**20  # of one pickle: BackdoorBench's lists of 100,000 images take 15 MiB
-_MOST_OPCODES = 10_000_000
+_MOST_OPCODES = 6_000_000  # those lists take 2.5 million; each may make an object of 64 bytes
 _MOST_ON_THE_STACK = 100_000  # PyTorch and Python append a thousand at a time
 _SCALARS = (str, int, float, bytes, type(None))
 
