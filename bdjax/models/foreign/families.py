@@ -58,8 +58,11 @@ _SMALL, _LARGE = 32, 224  # pixels a side
 
 def _count(shapes: Shapes, pattern: str) -> int:
     """Return how many numbers stand at the group of a pattern."""
-    found = [match[1] for match in (re.match(pattern, name) for name in shapes) if match]
-    return len(set(found))
+    found: set[str] = set()
+    for name in shapes:
+        if (match := re.match(pattern, name)) is not None:
+            found.add(match[1])
+    return len(found)
 
 
 def _blocks(shapes: Shapes, pattern: str, stages: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,8 +122,8 @@ def wide_resnet(shapes: Shapes) -> Guess | None:
 
 def vgg(shapes: Shapes) -> Guess | None:
     """Recognize VGG by a chain of convolutions ``features``: depth by their number, the head by its name."""
-    kernels = [n for n, shape in shapes.items() if re.fullmatch(r"features\.\d+\.weight", n)]
-    convolutions = [name for name in kernels if len(shapes[name]) == 4]
+    weights = [name for name in shapes if re.fullmatch(r"features\.\d+\.weight", name)]
+    convolutions = [name for name in weights if len(shapes[name]) == 4]
     if "features.0.weight" not in convolutions or len(convolutions) not in _VGGS:
         return None
     heads = ("classifier.6.weight", "classifier.0.weight", "classifier.weight")
