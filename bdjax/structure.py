@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import jax
@@ -190,7 +190,7 @@ class _Origins(NamedTuple):
         return _Origins(kernels, products)
 
 
-# What leaves each number of a product in its place
+# What leaves each number of a product in its place: a cast, or a bias or scale for each filter
 _IN_PLACE = ("add", "convert_element_type", "mul")
 
 
@@ -214,11 +214,17 @@ def _splits(program: Jaxpr, origins: _Origins) -> dict[Path, tuple[int, ...]]:
             origins.products[out] = kernel
         elif kernel and name == "convert_element_type":
             origins.kernels[out] = kernel
-        elif product and name in _IN_PLACE:
+        elif product and name in _IN_PLACE and _alone(read, origins):
             origins.products[out] = product
-        elif product and name == "split" and eqn.params["axis"] == len(out.aval.shape) - 1:
-            found[product] = tuple(eqn.params["sizes"])
+        elif product and name == "split" and eqn.params["axis"] == jnp.ndim(out.aval) - 1:
+            found[product] = tuple(int(size) for size in eqn.params["sizes"])
     return found
+
+
+def _alone(read: Sequence[Var], origins: _Origins) -> bool:
+    """Whether a product meets only one number for each filter: a sum with other maps is no kernel's alone."""
+    others = [jnp.shape(var.aval) for var in read if var not in origins.products]
+    return len(read) - len(others) == 1 and all(max(shape[:-1], default=1) == 1 for shape in others)
 
 
 def scaled(params: Params, factors: Mapping[Path, Float[Array, " k"]]) -> Params:
