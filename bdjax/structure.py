@@ -209,7 +209,9 @@ def _splits(program: Jaxpr, origins: _Origins) -> dict[Path, tuple[int, ...]]:
         read = [atom for atom in eqn.invars if isinstance(atom, Var)]
         product = next((origins.products[atom] for atom in read if atom in origins.products), None)
         kernel = origins.kernels.get(read[-1]) if read else None
-        name, out = eqn.primitive.name, eqn.outvars[0]
+        name, out = eqn.primitive.name, next(iter(eqn.outvars), None)
+        if out is None:  # of a callback
+            continue
         if kernel and name == "dot_general" and eqn.params["dimension_numbers"][0][1] == (0,):
             origins.products[out] = kernel
         elif kernel and name == "convert_element_type":
