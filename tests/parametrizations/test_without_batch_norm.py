@@ -116,7 +116,7 @@ def test_masks_are_on_layer_norms_and_on_all_kernels_but_the_first_and_the_class
     assert "features/0/1/scale" in found
     assert "features/1/0/block/0/kernel" in found
     assert not {"features/0/0/kernel", "classifier/2/kernel"} & set(found)
-    assert len(found) == 10 + 12 + 11 - 2  # convolutions, dense layers and norms
+    assert len(found) == 10 + 13 + 11 - 2  # convolutions, dense layers and norms
 
 
 def test_filters_are_of_dense_layers_where_only_the_first_layer_is_a_convolution():
