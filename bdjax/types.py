@@ -181,11 +181,16 @@ class PoisonedSplit(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A loaded data set: uint8 splits and their specification."""
+    """A loaded data set: uint8 splits and their specification.
+
+    ``train_group`` numbers what training rows are near duplicates of each other, such as the photographs of one sign;
+    None where nobody knows of any. Rows of one class each.
+    """
 
     train: Split
     test: Split
     spec: Spec
+    train_group: Int[np.ndarray, " n"] | None = None
 
 
 class Metrics(NamedTuple):

@@ -22,8 +22,11 @@ from jaxtyping import Array
 
 from bdjax import checks, registry
 from bdjax.data import splits as splits
+from bdjax.data.clean import Indexed as Indexed
+from bdjax.data.clean import load_clean as load_clean
+from bdjax.data.clean import load_indexed as load_indexed
 from bdjax.data.modalities.images import Images
-from bdjax.data.sources import _cache, _dataset, _folders
+from bdjax.data.sources import _array_files, _cache, _dataset, _folders, _prepared
 from bdjax.data.streams import ReadByRow
 from bdjax.devices import footprint
 from bdjax.types import Dataset, Split
@@ -50,7 +53,9 @@ def load(
 
     Args:
       name: one of ``names()``; or the name of a folder of images ``<data_dir>/<name>/{train,test}/<class>/``, or its
-        path, such as ``./shapes``. A name of ``names()`` means that data set; ``./digits`` is a folder.
+        path, such as ``./shapes``. A name of ``names()`` means that data set; ``./digits`` is a folder. Likewise a
+        ``.npz`` file, or a folder of ``.npy`` files: ``./mine.npz``. ``tfds:NAME`` is any set of images and labels that
+        TensorFlow Datasets prepared.
       data_dir: where data sets lie; a relative path starts here too, or else where the process is. For names, without
         it the environment variable ``BDJAX_DATA_DIR`` counts, and without that the default of TensorFlow Datasets,
         ``~/tensorflow_datasets``.
@@ -77,28 +82,43 @@ def load(
         checks.integer(1, image_size=image_size)
     name, data_dir = locate(name, data_dir)
     folder = _folders.resolve(data_dir)
+    if isinstance(name, str) and name.startswith(_folders.PREPARED):
+        found = _prepared.load(name, folder, image_size, on_disk=on_disk)
+        return found if on_disk else _resized(found, image_size)
     if name in names():
         _tell_namesake(name, folder)
-        factory = registry.factory(_SOURCES, name)
-        checks.takes(inspect.signature(_source), **{f"data set {name}": factory})
-        if not on_disk:
-            dataset = factory(folder)
-            _dataset.check(name, dataset)
-            return _resized(dataset, image_size)
-        if "on_disk" in inspect.signature(factory).parameters and image_size is None:
-            return factory(folder, on_disk=True)
-        reason = "it is to be resized"
-        if image_size is None:
-            reason = "it is not in records that can be read by row"
-        raise checks.InputError(f"data set {name} cannot stay on the disk: {reason}.")
-    root = _image_folder_root(name, folder)
+        return _own(name, folder, image_size, on_disk)
+    root = _people_root(name, folder)
     if on_disk:
         reason = "it is not in records of one size"
-        raise checks.InputError(f"image folder {root} cannot stay on the disk: {reason}.")
+        raise checks.InputError(f"{root} cannot stay on the disk: {reason}.")
+    if _array_files.is_one(root):
+        return _resized(_array_files.load(root), image_size)
     # Pillow is imported only where there are images to read
     from bdjax.data.sources import _image_folder
 
     return _image_folder.image_folder(root, image_size)
+
+
+def _own(name: str, folder: Path, image_size: int | None, on_disk: bool) -> Dataset:
+    """Return a data set of ``names()``."""
+    factory = registry.factory(_SOURCES, name)
+    checks.takes(inspect.signature(_source), **{f"data set {name}": factory})
+    takes, options = inspect.signature(factory).parameters, {}
+    if (
+        "image_size" in takes and image_size is not None
+    ):  # it resizes what may be larger as it is stored
+        options, image_size = {"image_size": image_size}, None
+    if not on_disk:
+        dataset = factory(folder, **options)
+        _dataset.check(name, dataset)
+        return _resized(dataset, image_size)
+    if "on_disk" in takes and image_size is None:
+        return factory(folder, on_disk=True, **options)
+    reason = "it is to be resized"
+    if image_size is None:
+        reason = "it is not in records that can be read by row"
+    raise checks.InputError(f"data set {name} cannot stay on the disk: {reason}.")
 
 
 def defaults(name: str) -> Mapping[str, Mapping[str, object]]:
@@ -106,6 +126,13 @@ def defaults(name: str) -> Mapping[str, Mapping[str, object]]:
     if name not in names():
         return {}
     return getattr(importlib.import_module(f"{_SOURCES}.{name}"), "DEFAULTS", {})
+
+
+def defense_defaults(name: str, defense: str) -> Mapping[str, object]:
+    """Return what suits a data set of one defense's options alone: ``DEFENSES`` in its file, by the defense's name."""
+    if name not in names():
+        return {}
+    return getattr(importlib.import_module(f"{_SOURCES}.{name}"), "DEFENSES", {}).get(defense, {})
 
 
 def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, str | None]:
@@ -156,13 +183,33 @@ def fingerprint_file(path: str | os.PathLike[str]) -> str:
         raise checks.InputError(f"file {os.fspath(path)} cannot be read ({reason}).") from error
 
 
+def is_known(name: str) -> bool:
+    """Return whether this is the name of a data set that bdjax reads itself, and no path."""
+    return name in names() or name.startswith(_folders.PREPARED)
+
+
+def folder_of(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return where an image folder, or a file of arrays, of that name lies, whether or not it is there."""
+    return _folders.resolve(data_dir) / name.removeprefix("./")
+
+
 def stamp(name: str = "digits", *, data_dir: str | os.PathLike[str] | None = None) -> str:
     """Return a hexadecimal word for the names, sizes and times of change of a data set's files; none of them is read.
 
     While it stays the same, so does `fingerprint`; where it has changed, the fingerprint may have, too. Arguments as
     for `load`; a data set that is not there has a stamp as well.
     """
-    return stamp_of([_folders.resolve(data_dir) / name])
+    folder = _folders.resolve(data_dir)
+    own = name.removeprefix(_folders.PREPARED)
+    return stamp_of([folder / own, *_files_elsewhere(name, folder)])
+
+
+def _files_elsewhere(name: str, folder: Path) -> list[Path]:
+    """Return what a data set of ``names()`` is read from beside the folder of its name: ``files`` in its file."""
+    if name not in names():
+        return []
+    module = importlib.import_module(f"{_SOURCES}.{name}")
+    return module.files(folder) if hasattr(module, "files") else []
 
 
 def stamp_of(paths: Iterable[Path]) -> str:
@@ -218,10 +265,11 @@ def _parts(array: Array | np.ndarray | ReadByRow) -> Iterator[np.ndarray]:
         yield array[rows[start : start + _PART]]
 
 
-def _image_folder_root(name: str, folder: Path) -> Path:
-    """Return ``<folder>/<name>`` if it is a folder, else explain what was looked for."""
+def _people_root(name: str, folder: Path) -> Path:
+    """Return ``<folder>/<name>`` if it is a folder or a file of arrays, else explain what was looked for."""
     plain = name.removeprefix("./") if isinstance(name, str) else ""
-    if plain and Path(plain).name == plain and (folder / plain).is_dir():
+    is_name = plain and Path(plain).name == plain
+    if is_name and ((folder / plain).is_dir() or _array_files.is_one(folder / plain)):
         return folder / plain
     near = checks.did_you_mean(name, names())
     here = ""
@@ -235,7 +283,7 @@ def _image_folder_root(name: str, folder: Path) -> Path:
 
 def _tell_namesake(name: str, folder: Path) -> None:
     """Say so where a folder of images has the name of a data set that bdjax knows, which is the one that is meant."""
-    if (folder / name / "train").is_dir():
+    if (folder / name / "train").is_dir() and folder / name not in _files_elsewhere(name, folder):
         _log.warning(
             "data %s is bdjax's own; the image folder %s is named by ./%s.",
             name,
@@ -263,4 +311,4 @@ def _resized(dataset: Dataset, image_size: int | None) -> Dataset:
     def resized(split: Split) -> Split:
         return split._replace(input=_images.resize(np.asarray(split.input), image_size))
 
-    return Dataset(train=resized(dataset.train), test=resized(dataset.test), spec=spec)
+    return dataset._replace(train=resized(dataset.train), test=resized(dataset.test), spec=spec)

@@ -65,7 +65,7 @@ def conv_general_dilated(
     layout = lax.conv_dimension_numbers(image.shape, kernel.shape, dimension_numbers)
     if jax.default_backend() != "cpu" or not plain or layout != _LAYOUT:
         return own(image, kernel)
-    if not (_is_auto(image) and _is_auto(kernel)):
+    if not (is_auto(image) and is_auto(kernel)):
         return own(image, kernel)
     geometry = _Geometry(
         image=image.shape[1:3],
@@ -79,7 +79,7 @@ def conv_general_dilated(
     return _derivative("out", image[None], kernel[None], geometry)[0]
 
 
-def _is_auto(x: Array) -> bool:
+def is_auto(x: Array) -> bool:
     """Whether the compiler alone decides how an array lies on the mesh."""
     return set(jax.typeof(x).sharding.mesh.axis_types) <= {AxisType.Auto}
 

@@ -17,7 +17,7 @@ SortKey: TypeAlias = tuple[Any, ...]  # nested tuples, which compare as a whole
 
 LONGEST = 120  # characters of a label
 SYMBOLS = {"rho": "ρ", "alpha": "α", "gamma": "γ", "eta_f": "η_F", "eta_r": "η_r", "eta_c": "η_c"}
-_HOMES = {"training": "attack", "matmul_precision": "model"}
+_HOMES = {"training": "attack", "victim": "attack", "matmul_precision": "model"}
 
 
 def count(number: int, noun: str) -> str:

@@ -168,6 +168,8 @@ def method(defense: str) -> str:
 
 def _attack(config: Mapping[str, Any]) -> str | None:
     attack, training = config["attack"], config.get("training", {})
+    if config.get("victim"):
+        return None  # nobody knows how it was trained
     if 0 in (attack.get("poison_rate"), attack.get("target_class_rate")):
         return "benign"
     if training.get("rho") is not None or training.get("eta_f") is not None:

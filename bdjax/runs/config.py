@@ -28,6 +28,7 @@ from bdjax.checks import (
 from bdjax.defenses import Defense
 from bdjax.devices.numerics import MatmulPrecision
 from bdjax.poison import ROUNDINGS
+from bdjax.runs.given import VictimConfig
 from bdjax.runs.schema import (
     AUTO,
     DEFAULT_NAMES,
@@ -46,7 +47,11 @@ from bdjax.train.adaptive import Training, training
 from bdjax.types import Attack, Model, Spec
 
 DEFAULTS = {section: {"name": name} for section, name in DEFAULT_NAMES.items()}
-_WHERE_ASKED = ("selection", "matmul_precision")  # fields that are left out where they are None
+_WHERE_ASKED = (
+    "victim",
+    "selection",
+    "matmul_precision",
+)  # fields that are left out where they are None
 PAPERS_HOLDOUT = {"share": 0.05}
 
 
@@ -84,7 +89,7 @@ class DataConfig:
     @property
     def folder_name(self) -> str:
         """The name as a part of a folder's."""
-        return self.name.removeprefix("./")
+        return self.name.removeprefix("./").replace(":", "-").replace("/", "-")
 
     def located(self) -> DataConfig:
         """Return the same with the folder's own name where it is given by its path, which is not part of a run."""
@@ -101,12 +106,19 @@ class HoldoutConfig:
       per_class: this many of each class instead.
       balanced: the same number of each class, ⌊share · N / C⌋.
       held_out: whether the attacker trains without these images (SFT, NFT) or also has them (FT-SAM).
+      by_group: whether near duplicates (`Dataset.train_group`) are drawn together, and held out together; unless it is
+        given, where the images are held out and the data set knows of any.
+      another: draw from the training split of another set with the same classes, a data set's name or a path.
+      wrong_labels: this share of the images has a wrong label, each of the others alike.
     """
 
     share: float | None = None
     per_class: int | None = None
     balanced: bool = True
     held_out: bool = False
+    by_group: bool | None = None
+    another: str | None = None
+    wrong_labels: float = 0.0
 
     def check(self) -> None:
         """Raise InputError for a value out of range."""
@@ -119,6 +131,24 @@ class HoldoutConfig:
             unit_interval(share=self.share)
         if self.per_class is not None:
             integer(1, per_class=self.per_class)
+        unit_interval(wrong_labels=self.wrong_labels)
+        if self.another == "":
+            raise InputError("another must name a data set or a folder, got ''.")
+        for field in ("held_out", "by_group"):
+            if self.another is not None and getattr(self, field):
+                why = "which the attacker does not have"
+                raise InputError(f"{field} must be false with another's images, {why}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; what is seldom asked for is left out unless it is, so that names stay as they are."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in _SELDOM or value != getattr(HoldoutConfig, name)
+        }
+
+
+_SELDOM = ("by_group", "another", "wrong_labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +185,10 @@ class SelectionConfig:
 class Config:
     """A run: one victim, one defense, one seed. `resolve` makes it from plain values.
 
-    ``selection`` is None, and in no record, unless an option of the defense is ``auto``. ``matmul_precision`` is that
-    of `bdjax.devices.numerics.in_force`; where it is None, it is in no record and no name either.
+    ``victim`` is None, and in no record, unless the network was trained elsewhere; then there is no training, and what
+    the attack says is how a test image gets the trigger. ``selection`` is None, and in no record, unless an option of
+    the defense is ``auto``. ``matmul_precision`` is that of `bdjax.devices.numerics.in_force`; where it is None, it is
+    in no record and no name either.
     """
 
     seed: int
@@ -167,6 +199,7 @@ class Config:
     training: Mapping[str, Any]
     holdout: HoldoutConfig
     defense: Choice
+    victim: VictimConfig | None = None
     selection: SelectionConfig | None = None
     matmul_precision: str | None = None
 
@@ -176,7 +209,9 @@ class Config:
         for name in _WHERE_ASKED:
             if whole[name] is None:
                 del whole[name]
-        return whole
+        if self.victim is not None:
+            del whole["training"]
+        return {**whole, "holdout": self.holdout.to_dict()}
 
     def victim_dict(self) -> dict[str, Any]:
         """Return the part that decides the attacked model."""
@@ -185,6 +220,8 @@ class Config:
             whole.pop(section, None)
         if not self.holdout.held_out:
             del whole["holdout"]
+        else:
+            whole["holdout"].pop("wrong_labels", None)
         return whole
 
     def digest(self, values: dict[str, Any] | None = None) -> str:
@@ -196,6 +233,8 @@ class Config:
         content["data"] = {
             key: value for key, value in content["data"].items() if key != "data_dir"
         }
+        if (another := content.get("holdout", {}).get("another")) is not None:
+            content["holdout"] = {**content["holdout"], "another": Path(another).name}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -227,6 +266,11 @@ class Config:
         if self.strength is None:
             return self
         return dataclasses.replace(self, selection=selection)
+
+    @property
+    def victim_epochs(self) -> int:
+        """How many epochs the victim is trained here."""
+        return self.training["epochs"] if self.victim is None else 0
 
     @functools.cached_property
     def built_training(self) -> Training:
@@ -273,7 +317,8 @@ def resolve(values: Mapping[str, Any]) -> Config:
       InputError: unknown key, wrong type, or value out of range; one sentence that names the key and the value.
     """
     refuse_unknown("", values, [field.name for field in dataclasses.fields(Config)])
-    values = _with_defaults(values)
+    victim = _victim(values)
+    values = _with_defaults(values if victim is None else _recognized(values, victim))
     seed = convert("seed", int, values.get("seed", 0))
     integer(seed=seed, maximum=2**63)
     if seed >= 2**32:
@@ -287,6 +332,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
         training=read_options("training", training, as_mapping("training", values.get("training"))),
         holdout=read_section("holdout", HoldoutConfig, values.get("holdout", {})),
         defense=read_choice("defense", "bdjax.defenses", values["defense"]),
+        victim=victim,
         matmul_precision=convert(
             "matmul_precision", MatmulPrecision | None, values.get("matmul_precision")
         ),
@@ -299,12 +345,31 @@ def resolve(values: Mapping[str, Any]) -> Config:
     return config
 
 
+def _victim(values: Mapping[str, Any]) -> VictimConfig | None:
+    """Read which network was trained elsewhere, if one was."""
+    if not values.get("victim"):
+        return None
+    if values.get("training"):
+        wrong = "left out where victim names a network, as nothing is trained but the defense"
+        raise InputError(f"training must be {wrong}.")
+    return read_section("victim", VictimConfig, values["victim"])
+
+
+def _recognized(values: Mapping[str, Any], victim: VictimConfig) -> Mapping[str, Any]:
+    """Return the values with the network that a file is of, where they name none."""
+    if values.get("model"):
+        return values
+    return {**values, "model": victim.recognized()}
+
+
 def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Lay the values over the default names and over the defaults for the data set."""
     wanted = merge(DEFAULTS, values)
     data_name = str(as_mapping("data", wanted["data"]).get("name"))
     defaults = {"holdout": PAPERS_HOLDOUT, **data.defaults(data_name)}
-    defaults["defense"] = _defaults_for("defense", wanted["defense"], defaults.get("defense", {}))
+    defaults["defense"] = _defaults_for(
+        "defense", wanted["defense"], data_name, defaults.get("defense", {})
+    )
     holdout = as_mapping("holdout", values.get("holdout"))
     if holdout.get("share") is not None or holdout.get("per_class") is not None:
         del defaults["holdout"]
@@ -315,20 +380,26 @@ def _defense_with_defaults(data_name: str, values: Mapping[str, Any]) -> Mapping
     """Lay a defense's values alone over the same defaults."""
     wanted = merge({"defense": DEFAULTS["defense"]}, {"defense": values})
     options = data.defaults(data_name).get("defense", {})
-    taken = _defaults_for("defense", wanted["defense"], options)
+    taken = _defaults_for("defense", wanted["defense"], data_name, options)
     return merge({"defense": taken}, wanted)["defense"]
 
 
-def _defaults_for(path: str, defense: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the options that a defense takes, or that each stage of a chain takes."""
+def _defaults_for(
+    path: str, defense: Any, data_name: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return those of the options that a defense takes, or that each stage of a chain takes, and its own ones."""
     values = as_mapping(path, defense)
     inner = [key for key in ("first", "second") if key in values]
-    taken = {key: _defaults_for(f"{path}.{key}", values[key], options) for key in inner}
-    return {**shared_options(values.get("name"), options), **taken}
+    taken = {key: _defaults_for(f"{path}.{key}", values[key], data_name, options) for key in inner}
+    name = values.get("name")
+    own = data.defense_defaults(data_name, str(name))
+    return {**shared_options(name, {**options, **own}), **taken}
 
 
 def build_model(config: Config, spec: Spec) -> Model:
-    """Return the network."""
+    """Return the network, of images that are normalized as its file wants them."""
+    if config.victim is not None:
+        spec = config.victim.normalized(spec)
     with in_section("model", config.model.options):
         return models.create(config.model.name, spec, **config.model.options)
 
@@ -358,9 +429,11 @@ def _checkable(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def attack_files(config: Config) -> dict[str, Path]:
-    """Return the files that options of the attack name, by the options' keys."""
+def files(config: Config) -> dict[str, Path]:
+    """Return the files that options name, by the options' keys."""
     found = {}
+    if config.victim is not None:
+        found["victim.file"] = config.victim.path
     for option, words in registry.files("bdjax.attacks", config.attack.name).items():
         value = config.attack.options[option]
         if value is not None and value not in words:

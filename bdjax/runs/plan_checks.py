@@ -43,7 +43,9 @@ def _tell_once(text: str) -> None:
     _log.warning("%s", text)
 
 
-def check_delivered(path: str, stage: DefenseStage, attack: Attack, data_on: str) -> None:
+def check_delivered(
+    path: str, stage: DefenseStage, config: Config, attack: Attack, data_on: str
+) -> None:
     """Refuse a stage that sees the training set where the attacker delivers none, or where it is a stream.
 
     Raises:
@@ -51,6 +53,9 @@ def check_delivered(path: str, stage: DefenseStage, attack: Attack, data_on: str
     """
     if stage.sees != TRAINING:
         return
+    if config.victim is not None:
+        unknown = "and of a network that was trained elsewhere nobody has it"
+        raise InputError(f"{path} must see the attacker's training set, {unknown}.")
     if attack.controls_training:
         raise InputError(
             f"{path} must see a training set, and this attack delivers a network: its batches are poisoned one by one."
@@ -59,6 +64,19 @@ def check_delivered(path: str, stage: DefenseStage, attack: Attack, data_on: str
         raise InputError(
             f"{path} must see the training set on the device; got data_on = {data_on!r}."
         )
+
+
+def check_given(config: Config, attack: Attack, model: Model) -> None:
+    """Refuse a network that was trained elsewhere, where that is not what is asked for; its file is read.
+
+    Raises:
+      InputError: the trigger is one that training makes, or the file cannot be read or is of another network.
+    """
+    assert config.victim is not None
+    if not attack.by_formula:
+        what = "must be one whose trigger is a formula, or a file, where victim names a network"
+        raise InputError(f"attack {what}; that of {config.attack.name} is made in training.")
+    config.victim.load(model)
 
 
 def check_division(stage: DefenseStage, rows: int, strata: int) -> None:

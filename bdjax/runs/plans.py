@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from bdjax import attacks, defenses, poison
-from bdjax.checks import InputError, in_section, one_of
-from bdjax.data import splits, validation
+from bdjax.checks import in_section, one_of
+from bdjax.data import splits
 from bdjax.defenses import Defense, DefenseStage, Given
 from bdjax.devices import compilation, footprint, placement
 from bdjax.runs import config as configs
-from bdjax.runs import inputs, plan_checks
+from bdjax.runs import holdouts, inputs, plan_checks
 from bdjax.runs.config import Config
 from bdjax.runs.inputs import Inputs
 from bdjax.train import attacker, batches, streamed
@@ -29,7 +29,6 @@ from bdjax.types import (
     Model,
     PoisonedSplit,
     Split,
-    Task,
     TriggerSource,
     TriggerState,
 )
@@ -38,7 +37,7 @@ from bdjax.types import (
 _PURPOSES = (
     *("trigger", "poison", "test", "init", "training", "holdout", "defense"),
     # Selection: not drawn any more, but it holds its place
-    *("selection", "smoothness", "analysis"),
+    *("selection", "smoothness", "analysis", "wrong_labels"),
 )
 
 
@@ -65,9 +64,10 @@ class AttackPlan:
 class Plan(AttackPlan):
     """Everything that a run needs, built and checked before anything is compiled."""
 
-    stages: list[Stage]  # of the attacker's training; the last is the victim's
+    # of the attacker's training; the last is the victim's, and a network that was trained elsewhere has none
+    stages: list[Stage]
     defense: Defense
-    holdout_rows: np.ndarray  # of the training split: the defender's
+    holdout_rows: np.ndarray  # of `bdjax.runs.holdouts.pool`: the defender's
     data_on: str  # where the attacker's images are
 
     @property
@@ -91,8 +91,9 @@ class Plan(AttackPlan):
         return self.defense.stages
 
     def _divided(self) -> tuple[Split, Split | None]:
-        whole = splits.take(self.dataset.train, self.holdout_rows)
-        return _divide(self.config, whole, self.inputs.spec.task)
+        config, dataset, rows = self.config, self.dataset, self.holdout_rows
+        whole = holdouts.taken(key_for(config, "wrong_labels"), config, dataset, rows)
+        return holdouts.divided(config, dataset, whole, rows)
 
 
 def prepare(
@@ -121,7 +122,7 @@ def prepare(
     plan = dataclasses.replace(planned, config=config, holdout_rows=rows, defense=defense)
     for path, stage, seen in _defense_fed(plan):
         what = "what the attacker delivers" if stage.sees == defenses.TRAINING else "the holdout"
-        plan_checks.check_delivered(path, stage, plan.attack, plan.data_on)
+        plan_checks.check_delivered(path, stage, config, plan.attack, plan.data_on)
         batches.check(stage.learner, seen, what)
         plan_checks.check_steps(path, stage.learner, seen)
         plan_checks.check_devices(path, stage.learner, devices)
@@ -135,34 +136,46 @@ def _prepare_attacker(config: Config, devices: int, data_on: str) -> Plan:
     """Return the plan of a run but for its defense, which is still what the config has built."""
     one_of(placement.PLACES, data_on=data_on)
     of_attack = prepare_attack(config, on_disk=data_on == "disk")
-    dataset, attack, model = of_attack.dataset, of_attack.attack, of_attack.model
-    training = attacker.stages(attack, *configs.build_training(config))
-    victim = training[-1].learner
-    rows = min(victim.batch_size or 1, len(dataset.train.label)) // devices
-    footprint.check_network(model, max(rows, 1), placement.device_bytes())
-    plan_checks.check_parametrization(config, model)
+    dataset, attack = of_attack.dataset, of_attack.attack
     holdout_rows = _holdout_rows(config, dataset)
     attackers = _attackers(config, dataset, holdout_rows)
-    plan_checks.check_rate(attack, attackers)
     plan_checks.check_label_map(attack, dataset.test)
-    for stage in training:
-        section = plan_checks.section(stage)
-        batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
-        plan_checks.check_steps(section, stage.learner, attackers)
-        plan_checks.check_devices(section, stage.learner, devices)
     place = placement.choose_place(data_on, attackers)
-    if place != "device":
-        fresh = jax.eval_shape(model.init, jax.random.key(0))
-        for stage in training:
-            begin = attacker.start(stage, fresh, fresh, of_attack.trigger_state)
-            streamed.check(stage.learner, model, begin, attackers)
+    stages: list[Stage] = []
+    if config.victim is None:
+        stages = attacker.stages(attack, *configs.build_training(config))
+        _check_training(of_attack, stages, attackers, devices, place)
+    else:
+        plan_checks.check_given(config, attack, of_attack.model)
     return Plan(
         **vars(of_attack),
-        stages=training,
+        stages=stages,
         defense=configs.build_defense(config),
         holdout_rows=holdout_rows,
         data_on=place,
     )
+
+
+def _check_training(
+    plan: AttackPlan, stages: list[Stage], attackers: Split, devices: int, place: str
+) -> None:
+    """Refuse what the attacker cannot train so, or on these images."""
+    model, whole = plan.model, len(plan.dataset.train.label)
+    rows = min(stages[-1].learner.batch_size or 1, whole) // devices
+    footprint.check_network(model, max(rows, 1), placement.device_bytes())
+    plan_checks.check_parametrization(plan.config, model)
+    plan_checks.check_rate(plan.attack, attackers)
+    for stage in stages:
+        section = plan_checks.section(stage)
+        batches.check(stage.learner, attackers, "what the holdout leaves the attacker")
+        plan_checks.check_steps(section, stage.learner, attackers)
+        plan_checks.check_devices(section, stage.learner, devices)
+    if place == "device":
+        return
+    fresh = jax.eval_shape(model.init, jax.random.key(0))
+    for stage in stages:
+        begin = attacker.start(stage, fresh, fresh, plan.trigger_state)
+        streamed.check(stage.learner, model, begin, attackers)
 
 
 def prepare_attack(config: Config, *, on_disk: bool = False) -> AttackPlan:
@@ -193,7 +206,7 @@ def attackers_images(config: Config, dataset: Dataset) -> Split:
 def _attackers(config: Config, dataset: Dataset, holdout_rows: np.ndarray | None) -> Split:
     if not config.holdout.held_out or holdout_rows is None:
         return dataset.train
-    return splits.exclude(dataset.train, holdout_rows)
+    return splits.exclude(dataset.train, holdouts.withheld(config, dataset, holdout_rows))
 
 
 def tell_of_batches(plan: Plan) -> None:
@@ -314,32 +327,9 @@ def _trigger_of(plan: AttackPlan) -> TriggerSource:
 
 
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
-    wanted, task = config.holdout, dataset.spec.task
-    if wanted.per_class is not None and task.labels != "class":
-        what = f"null for {dataset.spec.name}, whose labels are no single classes; give share"
-        raise InputError(f"holdout.per_class must be {what}; got {wanted.per_class}.")
-    with in_section("holdout", ("share", "per_class")):
-        return splits.holdout(
-            key_for(config, "holdout"),
-            splits.by_stratum(dataset.train, task),
-            share=wanted.share,
-            per_class=wanted.per_class,
-            balanced=wanted.balanced,
-            num_classes=task.strata,
-            class_names=dataset.spec.class_names,
-        )
+    return holdouts.rows(key_for(config, "holdout"), config, dataset)
 
 
 def holdout_size(config: Config) -> int:
     """Return how many images the defender has."""
     return int(_holdout_rows(config, inputs.load(config).dataset).size)
-
-
-def _divide(config: Config, holdout: Split, task: Task) -> tuple[Split, Split | None]:
-    """Return what the defense is given, and the part of it by which its strength is to be chosen."""
-    if config.selection is None:
-        return holdout, None
-    share, stratum = config.selection.aside, task.stratum(holdout.label)
-    return jax.tree.map(
-        np.asarray, validation.validation_split(holdout, stratum, share, task.strata)
-    )

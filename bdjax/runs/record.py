@@ -9,7 +9,7 @@ import numpy as np
 
 from bdjax import evaluate
 from bdjax.devices import compilation, environment
-from bdjax.runs import plans, soundness
+from bdjax.runs import holdouts, plans, soundness
 from bdjax.runs.config import Config
 from bdjax.runs.execution import Execution
 from bdjax.runs.folder import SCHEMA_VERSION
@@ -50,7 +50,7 @@ def finished(
         ),
         "stealth": victim.stealth,
         "cost": _cost(purified, *plans.planned(plan, plan.defense_stages[-1])),
-        "victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers),
+        **_training(plan, victim),
         **more,
         "history": [row._asdict() for row in purified.history],
     }
@@ -117,7 +117,14 @@ def _device(execution: Execution) -> dict[str, Any]:
     return {**here, "compiler_options": written, "unroll": execution.unroll}
 
 
-def _data(plan: Plan, poisoned_count: int) -> dict[str, Any]:
+def _training(plan: Plan, victim: Victim) -> dict[str, Any]:
+    """Return what training the victim took; nothing where it was trained elsewhere."""
+    if not plan.stages:
+        return {}
+    return {"victim": _cost(victim.trained, plan.stages[-1].learner, plan.attackers)}
+
+
+def _data(plan: Plan, poisoned_count: int | None) -> dict[str, Any]:
     spec, test = plan.inputs.spec, plan.dataset.test
     return {
         "name": spec.name,
@@ -131,7 +138,15 @@ def _data(plan: Plan, poisoned_count: int) -> dict[str, Any]:
         **_majority(test),
         "poisoned_count": poisoned_count,
         "holdout_count": int(plan.holdout.label.shape[0]),
+        **_wrong_labels(plan),
     }
+
+
+def _wrong_labels(plan: Plan) -> dict[str, int]:
+    """Return how many of the defender's labels are wrong, where some are asked to be."""
+    share = plan.config.holdout.wrong_labels
+    count = holdouts.wrong_count(len(plan.holdout_rows), share)
+    return {"wrong_label_count": count} if share else {}
 
 
 def _labels(test: Split) -> np.ndarray:

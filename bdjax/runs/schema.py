@@ -42,6 +42,7 @@ _SHORTHANDS = {
     "schedule": "kind",
     "holdout": "share",
     "poison": "rounding",
+    "victim": "file",
 }
 AUTO = "auto"  # of an option that is a method's strength: let the run choose
 _SCALARS = (bool, int, float, str)
@@ -263,7 +264,7 @@ def read_choice(path: str, package: str, value: Any) -> Choice:
     }
     given = {option: value for option, value in options.items() if option not in chosen}
     for option, value in given.items():
-        if value == AUTO and option in parameters(package, name):
+        if value == AUTO and _needs_value(parameters(package, name).get(option)):
             allowed = ", ".join(registry.strengths(package, name)) or "none"
             raise InputError(
                 f"{path}.{option} must have a value; of {name}, auto is for: {allowed}."
@@ -271,6 +272,13 @@ def read_choice(path: str, package: str, value: Any) -> Choice:
     return Choice(
         name, {**_typed(path, parameters(package, name), given, f"{path} {name!r}"), **chosen}
     )
+
+
+def _needs_value(parameter: inspect.Parameter | None) -> bool:
+    """Whether ``auto`` is no value of an option: not the word that it has by default, and not one of its words."""
+    if parameter is None or parameter.default == AUTO:
+        return False
+    return AUTO not in typing.get_args(parameter.annotation)
 
 
 def read_options(path: str, function: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -225,7 +225,9 @@ class _Sweep:
         for plan in planned:
             own = victim.folder_of(plan, self._execution)
             provenance.begin(own, plan.config, plan.inputs, self._runs, self._execution.changed)
-        members = {plan.config.victim_id: plan.inputs.fingerprint for plan in planned}
+        members = {
+            plan.config.victim_id: inputs.of_victim(plan.inputs.fingerprint) for plan in planned
+        }
         trainer = Together(self._execution, self._sharing, folder, members, of_victims=True)
         victim.plant(planned, self._execution, trainer)
         folder.remove()
@@ -243,7 +245,7 @@ class _Sweep:
         config = plan.config
         own = self._runs.victim(config.victim_id)
         reason = own.diverged()
-        if reason is None or own.is_trained(config.training["epochs"]):
+        if reason is None or own.is_trained(config.victim_epochs):
             return True
         story.begin(plan, self._execution)
         trainer.give_up(plan, loop.Diverged(reason), victim=True)
@@ -252,7 +254,7 @@ class _Sweep:
     def _is_planted(self, config: Config) -> bool:
         """Whether a victim is trained, or known to diverge."""
         own = self._runs.victim(config.victim_id)
-        return own.diverged() is not None or own.is_trained(config.training["epochs"])
+        return own.diverged() is not None or own.is_trained(config.victim_epochs)
 
 
 def _by_victim(configs: Sequence[Config]) -> list[Config]:

@@ -114,7 +114,7 @@ class Together:
         """Write down that a run has no result, or that its victim has none, so that nobody tries again."""
         config = plan.config
         own = self._execution.runs.victim(config.victim_id)
-        if victim and own.diverged() is None and not own.is_trained(config.training["epochs"]):
+        if victim and own.diverged() is None and not own.is_trained(config.victim_epochs):
             own.write_diverged(str(reason))
         if self._of_victims:
             return

@@ -44,7 +44,8 @@ class Victim(NamedTuple):
 
     trained: loop.Result  # its history is that of all that the attacker trained
     trigger_state: TriggerState
-    poisoned_count: int  # images; where each batch is poisoned anew, of an epoch on average
+    # images; where each batch is poisoned anew, of an epoch on average; None of a network that was trained elsewhere
+    poisoned_count: int | None
     triggered: PoisonedSplit
     metrics: Metrics
     guesses: Guesses
@@ -73,6 +74,9 @@ def plant(
 
 
 def _begin(plan: Plan) -> Planted:
+    if plan.config.victim is not None:
+        there = plan.config.victim.load(plan.model)
+        return Planted(there, loop.Result(there, []), plan.trigger_state)
     fresh = plan.model.init(plans.key_for(plan.config, "init"))
     return Planted(fresh, loop.Result(fresh, []), plan.trigger_state)
 
@@ -118,10 +122,13 @@ def tested(plan: Plan, planted: Planted) -> Victim:
     plan = plans.with_trigger(plan, planted.trigger_state)
     triggered = plans.triggered_test(plan)
     metrics, guesses = score(plan, planted.network.variables, triggered)
+    count = None
+    if plan.config.victim is None:
+        count = poison.expected_count(plan.attack, plan.attackers)
     return Victim(
         trained=planted.network,
         trigger_state=planted.trigger_state,
-        poisoned_count=poison.expected_count(plan.attack, plan.attackers),
+        poisoned_count=count,
         triggered=triggered,
         metrics=metrics,
         guesses=guesses,

@@ -333,14 +333,14 @@ def test_a_folder_without_a_name_is_refused(key):
 
 def test_files_of_an_attack_are_those_that_its_options_name(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert configs.attack_files(resolve()) == {}
-    assert configs.attack_files(resolve("--attack.pattern", "sft")) == {}
-    assert configs.attack_files(resolve("--attack.pattern", "~/a.png")) == {
+    assert configs.files(resolve()) == {}
+    assert configs.files(resolve("--attack.pattern", "sft")) == {}
+    assert configs.files(resolve("--attack.pattern", "~/a.png")) == {
         "attack.pattern": Path("/home/me/a.png")
     }
     blended = resolve("--attack", "blended", "--attack.trigger_image", "b.png")
-    assert configs.attack_files(blended) == {"attack.trigger_image": Path("b.png")}
-    assert configs.attack_files(resolve("--attack", "blended")) == {}
+    assert configs.files(blended) == {"attack.trigger_image": Path("b.png")}
+    assert configs.files(resolve("--attack", "blended")) == {}
 
 
 @pytest.mark.parametrize("name", registry.names("bdjax.attacks"))
@@ -349,7 +349,7 @@ def test_an_option_that_names_a_file_is_an_option(name):
         registry.files("bdjax.attacks", name).keys()
         <= schema.parameters("bdjax.attacks", name).keys()
     )
-    assert configs.attack_files(resolve("--attack", name)) == {}
+    assert configs.files(resolve("--attack", name)) == {}
 
 
 def test_the_names_of_runs_are_what_they_were():

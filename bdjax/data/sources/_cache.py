@@ -42,6 +42,7 @@ FORMAT = (
 )
 MANIFEST = "manifest.json"
 BESIDE = "bdjax-cache"
+_OPTIONAL = tuple(Arrays._field_defaults)
 
 
 class _Entry(TypedDict):
@@ -56,28 +57,40 @@ class _Manifest(TypedDict):
     """What is read may lack anything."""
 
     format: NotRequired[int]
-    source: NotRequired[_Identity]
+    source: NotRequired[Identity]
     arrays: NotRequired[dict[str, _Entry]]
 
 
-_Identity: TypeAlias = dict[str, list[int]]  # of a source: size and time of change of each file
+Identity: TypeAlias = dict[str, list[int]]  # of a source: size and time of change of each file
 
 
 class _DamagedError(Exception):
     """A cache that says it is whole and is not."""
 
 
-def cached(source: Path, read: Callable[[], Arrays]) -> Arrays:
+def cached(
+    source: Path,
+    read: Callable[[], Arrays],
+    *,
+    identity: Identity | None = None,
+    part: str = "",
+) -> Arrays:
     """Return what ``read()`` makes of the folder ``source``, from the cache where there is one.
 
     The cache lies in ``<source>/bdjax-cache``, or in the user's cache folder where the source is read-only. It counts
     only while every file of the source has the size and time of change that the manifest recorded. A cache that was
     altered or cut short is named in a warning and made anew from the source.
+
+    Args:
+      source: the folder; it is made where it is not there yet.
+      read: makes the arrays.
+      identity: of the files that ``read`` reads; those that lie in ``source`` itself unless it is given.
+      part: of the cache's folder, where one source is read in several ways.
     """
-    identity = _identity(source)
-    places = [source / BESIDE]
+    identity = _identity(source) if identity is None else identity
+    places = [source / BESIDE / part]
     if (of_user := user_folder(source)) is not None:
-        places.append(of_user)
+        places.append(of_user / part)
     for place in places:
         try:
             arrays = _load(place, identity)
@@ -102,8 +115,8 @@ def user_folder(source: Path) -> Path | None:
     return home / "bdjax" / "data" / f"{resolved.parent.name}-{name}"
 
 
-def _identity(source: Path) -> _Identity:
-    identity: _Identity = {}
+def _identity(source: Path) -> Identity:
+    identity: Identity = {}
     for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.startswith("."):
             seen = path.stat()
@@ -112,14 +125,15 @@ def _identity(source: Path) -> _Identity:
 
 
 def _may_write(place: Path) -> bool:
-    return _folders.is_writable(place if place.exists() else place.parent)
+    nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+    return _folders.is_writable(nearest)
 
 
 def _file_name(field: str, checksum: str) -> str:
     return f"{field}-{checksum[:16]}.npy"
 
 
-def _load(place: Path, identity: _Identity) -> Arrays | None:
+def _load(place: Path, identity: Identity) -> Arrays | None:
     """Return the arrays, or None where there is no cache of this source.
 
     Raises:
@@ -129,10 +143,14 @@ def _load(place: Path, identity: _Identity) -> Arrays | None:
     if manifest is None or manifest.get("format") != FORMAT or manifest.get("source") != identity:
         return None
     try:
-        entries = [manifest["arrays"][field] for field in Arrays._fields]  # type: ignore[typeddict-item]
+        known = manifest["arrays"]  # type: ignore[typeddict-item]
+        fields = [field for field in Arrays._fields if field in known or field not in _OPTIONAL]
         # SHA-256 and reading both release the interpreter lock.
-        with ThreadPoolExecutor(len(entries)) as pool:
-            return Arrays(*pool.map(_load_array, [place] * len(entries), Arrays._fields, entries))
+        with ThreadPoolExecutor(len(fields)) as pool:
+            read = pool.map(
+                _load_array, [place] * len(fields), fields, map(known.__getitem__, fields)
+            )
+            return Arrays(**dict(zip(fields, read, strict=True)))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _DamagedError(f"cache manifest {place / MANIFEST} is damaged") from error
 
@@ -164,13 +182,14 @@ def _load_array(place: Path, field: str, entry: _Entry) -> np.ndarray:
     return content[header.tell() :].view(dtype).reshape(shape)
 
 
-def _store(place: Path, identity: _Identity, arrays: Arrays) -> None:
+def _store(place: Path, identity: Identity, arrays: Arrays) -> None:
     """Write the cache; where that is not possible, say so and go on: it only saves time."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         entries: dict[str, _Entry] = {}
         for field, array in arrays._asdict().items():
-            entries[field] = _store_array(place, field, array)
+            if array is not None:
+                entries[field] = _store_array(place, field, array)
         with _put_in_place(place / MANIFEST) as temporary:
             manifest = {"format": FORMAT, "source": identity, "arrays": entries}
             temporary.write_text(json.dumps(manifest, indent=1), "utf-8")

@@ -13,12 +13,16 @@ from bdjax.types import Dataset, Modality, Split, Task
 
 
 class Arrays(NamedTuple):
-    """What a source reads: uint8 images [n, h, w, c] and int32 labels [n] of both splits."""
+    """What a source reads: uint8 images [n, h, w, c] and int32 labels [n] of both splits.
+
+    ``train_group`` is that of a `bdjax.types.Dataset`, where the source knows of any.
+    """
 
     train_image: np.ndarray
     train_label: np.ndarray
     test_image: np.ndarray
     test_label: np.ndarray
+    train_group: np.ndarray | None = None
 
 
 def build(
@@ -58,6 +62,7 @@ def build(
         train=split(arrays.train_image, arrays.train_label),
         test=split(arrays.test_image, arrays.test_label),
         spec=spec,
+        train_group=arrays.train_group,
     )
 
 
@@ -77,6 +82,7 @@ def check(name: str, dataset: Dataset) -> None:
     checks.is_a(
         Modality, "a bdjax.types.Modality", **{f"the modality of {name}": dataset.spec.modality}
     )
+    _check_groups(name, dataset)
     for part, split in (("train", dataset.train), ("test", dataset.test)):
         rows = tuple(array.shape[0] for array in split)
         if len(set(rows)) > 1:
@@ -101,6 +107,13 @@ def check(name: str, dataset: Dataset) -> None:
             if label.size and label.dtype != bool:
                 got += f" from {label.min()} to {label.max()}"
             raise checks.InputError(f"{name} must have labels that are {kind}, got {got}.")
+
+
+def _check_groups(name: str, dataset: Dataset) -> None:
+    group, count = dataset.train_group, dataset.train.label.shape[0]
+    if group is not None and (group.shape != (count,) or group.dtype.kind not in "iu"):
+        got = f"{group.dtype} of shape {group.shape}"
+        raise checks.InputError(f"{name} must have a group for each of {count} rows, got {got}.")
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

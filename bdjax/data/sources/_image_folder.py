@@ -26,7 +26,7 @@ _LISTED = 3  # of the files that are left out
 _log = logging.getLogger(__name__)
 
 
-class _Files(NamedTuple):
+class Files(NamedTuple):
     paths: list[Path]
     headers: list[tuple[str, tuple[int, int]]]  # of each, Pillow's mode and (height, width)
     label: np.ndarray  # int32 [n]
@@ -64,19 +64,19 @@ def image_folder(root: Path, image_size: int | None = None) -> Dataset:
         more than 8 bits a channel, is too large to be believed or differs in size.
     """
     splits = {"train": root / "train", "test": _test_folder(root)}
-    folders = {split: _classes(root, folder) for split, folder in splits.items()}
+    folders = {split: classes_in(root, folder) for split, folder in splits.items()}
     class_names = _class_names(root, folders, splits)
-    left_out = _loose(splits["train"]) + _loose(splits["test"])
-    train = _list(folders["train"], class_names, left_out)
-    test = _list(folders["test"], class_names, left_out)
-    _tell_left_out(root, left_out)
-    shape = _survey(train, test, image_size)
+    left_out = loose(splits["train"]) + loose(splits["test"])
+    train = listed(folders["train"], class_names, left_out)
+    test = listed(folders["test"], class_names, left_out)
+    tell_left_out(root, left_out)
+    shape = survey(train, test, image_size)
     count = len(train.paths) + len(test.paths)
     footprint.check_images(count, (shape.height, shape.width, shape.channels))
     arrays = _dataset.Arrays(
-        _read(train.paths, shape, image_size),
+        read(train.paths, shape, image_size),
         train.label,
-        _read(test.paths, shape, image_size),
+        read(test.paths, shape, image_size),
         test.label,
     )
     return _dataset.build(root.name, arrays, class_names)
@@ -89,14 +89,14 @@ def _test_folder(root: Path) -> Path:
     return root / found
 
 
-def _classes(root: Path, folder: Path) -> dict[str, Path]:
+def classes_in(root: Path, folder: Path) -> dict[str, Path]:
     """Return the folder of each class of a split by its name in NFC, as which two must not be the same."""
     if not folder.is_dir():
         or_val = " (or val/)" if folder.name == TEST[0] else ""
         missing = f"image folder {root} has no {folder.name} split{or_val}"
         raise InputError(f"{missing}; put its images into {folder}/<class>/.")
     classes: dict[str, Path] = {}
-    for path in _entries(folder):
+    for path in entries(folder):
         name = unicodedata.normalize("NFC", path.name)
         if not path.is_dir() or name.startswith("."):
             continue
@@ -112,7 +112,7 @@ def _class_names(
 ) -> tuple[str, ...]:
     """Return the classes in the order of their labels."""
     names = {split: set(classes) for split, classes in folders.items()}
-    if only := _ordered(names["train"] ^ names["test"]):
+    if only := ordered(names["train"] ^ names["test"]):
         where = splits["train" if only[0] in names["train"] else "test"].name
         more = f" (and {len(only) - 1} more are in one split alone)" if len(only) > 1 else ""
         wrong = f"class {only[0]!r} is only in {where}{more}"
@@ -120,22 +120,22 @@ def _class_names(
     if len(names["train"]) < 2:
         got = sorted(names["train"])
         raise InputError(f"image folder {root} needs two classes or more, got {got}.")
-    return tuple(_ordered(names["train"]))
+    return tuple(ordered(names["train"]))
 
 
-def _ordered(names: set[str]) -> list[str]:
+def ordered(names: set[str]) -> list[str]:
     """Sort class names: as numbers if all are whole numbers, else as they are."""
     if all(re.fullmatch("[0-9]+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
-def _loose(folder: Path) -> list[Path]:
+def loose(folder: Path) -> list[Path]:
     """Return what lies in a split beside its class folders."""
-    return [path for path in _entries(folder) if path.name.startswith(".") or not path.is_dir()]
+    return [path for path in entries(folder) if path.name.startswith(".") or not path.is_dir()]
 
 
-def _list(folders: Mapping[str, Path], class_names: Sequence[str], left_out: list[Path]) -> _Files:
+def listed(folders: Mapping[str, Path], class_names: Sequence[str], left_out: list[Path]) -> Files:
     """Return the images of a split; what is none is appended to ``left_out``."""
     paths, headers, label = [], [], []
     for number, name in enumerate(class_names):
@@ -151,7 +151,7 @@ def _list(folders: Mapping[str, Path], class_names: Sequence[str], left_out: lis
             got = ", ".join(there) or "nothing"
             raise InputError(f"class folder {folders[name]} has no image ({FORMATS}), but {got}.")
         label += [number] * (len(paths) - before)
-    return _Files(paths, headers, np.array(label, np.int32))
+    return Files(paths, headers, np.array(label, np.int32))
 
 
 def _files(folder: Path, left_out: list[Path]) -> list[Path]:
@@ -161,7 +161,7 @@ def _files(folder: Path, left_out: list[Path]) -> list[Path]:
         real = os.path.realpath(inner)
         if real in above:
             raise InputError(f"{inner} is a link to a folder that it lies in; take it away.")
-        for path in _entries(inner):
+        for path in entries(inner):
             if path.name.startswith("."):
                 left_out.append(path)
             elif path.is_dir():
@@ -176,7 +176,7 @@ def _files(folder: Path, left_out: list[Path]) -> list[Path]:
     return sorted(walk(folder, frozenset()), key=place)
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
     """Return what a folder holds, in an order that no file system decides."""
     try:
         return sorted(folder.iterdir())
@@ -200,7 +200,7 @@ def _header(path: Path) -> tuple[str, tuple[int, int]] | None:
         return None
 
 
-def _tell_left_out(root: Path, paths: Sequence[Path]) -> None:
+def tell_left_out(root: Path, paths: Sequence[Path]) -> None:
     if paths:
         names = [path.relative_to(root).as_posix() for path in paths[:_LISTED]]
         more = ", …" if len(paths) > _LISTED else ""
@@ -212,7 +212,7 @@ def _tell_left_out(root: Path, paths: Sequence[Path]) -> None:
         )
 
 
-def _survey(train: _Files, test: _Files, image_size: int | None) -> _Shape:
+def survey(train: Files, test: Files, image_size: int | None) -> _Shape:
     """Decide on the shape of all images from the files' headers alone."""
     paths, headers = [*train.paths, *test.paths], [*train.headers, *test.headers]
     for path, (mode, _) in zip(paths, headers, strict=True):
@@ -233,7 +233,7 @@ def _survey(train: _Files, test: _Files, image_size: int | None) -> _Shape:
     return _Shape(height, width, channels, threads)
 
 
-def _read(paths: Sequence[Path], shape: _Shape, image_size: int | None) -> np.ndarray:
+def read(paths: Sequence[Path], shape: _Shape, image_size: int | None) -> np.ndarray:
     out = np.empty((len(paths), shape.height, shape.width, shape.channels), np.uint8)
 
     def one(row: int) -> None:

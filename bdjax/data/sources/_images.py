@@ -60,7 +60,9 @@ def decode(encoded: Sequence[bytes], out: np.ndarray) -> None:
             out[row] = _pixels(image, channels)
 
 
-def read_file(path: str | os.PathLike[str], channels: int, image_size: int | None) -> np.ndarray:
+def read_file(
+    path: str | os.PathLike[str] | io.BytesIO, channels: int, image_size: int | None
+) -> np.ndarray:
     """Return one image file as uint8 [h, w, c], upright, resized to a square if a size is given."""
     image = upright(path)
     if image.mode != MODES[channels]:
@@ -70,7 +72,18 @@ def read_file(path: str | os.PathLike[str], channels: int, image_size: int | Non
     return _pixels(image, channels)
 
 
-def upright(path: str | os.PathLike[str]) -> Image.Image:
+def read_middle(path: str | os.PathLike[str] | io.BytesIO, size: int) -> np.ndarray:
+    """Return the middle of one image file, uint8 [size, size, 3], whose shorter side is made ⌈8/7 · size⌋ before."""
+    image = _flat(upright(path)).convert("RGB")
+    side = round(size * 8 / 7)
+    scale = side / min(image.size)
+    width, height = (max(side, round(scale * length)) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return _pixels(image.crop((left, top, left + size, top + size)), 3)
+
+
+def upright(path: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     """Return an image file (of several pictures, the first) turned as its EXIF orientation says.
 
     Raises:

@@ -1,0 +1,24 @@
+"""EfficientNet-B3 (Tan and Le, EfficientNet: Rethinking Model Scaling, 2019)."""
+
+from __future__ import annotations
+
+from bdjax.models._efficientnet import Compound, efficientnet
+from bdjax.types import Model, Spec
+
+
+def efficientnet_b3(spec: Spec, width: int = 40, dtype: str = "float32") -> Model:
+    """Create torchvision's EfficientNet-B3: B0 with 1.2 times the channels and 1.4 times the blocks, 26.
+
+    At width 40 and 10 classes it has 10,711,602 parameters. In training, dropout is 0.3 before the classifier, and
+    a block is left out of an image with a probability that grows from 0 at the first block to nearly 0.2 at the last.
+
+    Args:
+      spec: the images' specification; any height and width.
+      width: channels of the first convolution, to which all others are in proportion, as multiples of 8 (of the width,
+        where that is below 8).
+      dtype: in which the layers compute, ``"float32"`` or ``"bfloat16"``; variables, features and logits are float32.
+
+    Raises:
+      InputError: ``width`` below 1, an unknown ``dtype``, or a specification of other inputs.
+    """
+    return efficientnet("efficientnet_b3", spec, Compound(40, 1.2, 1.4, 0.3), width, dtype)
