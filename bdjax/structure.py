@@ -218,15 +218,19 @@ def _splits(program: Jaxpr, origins: _Origins) -> dict[Path, tuple[int, ...]]:
             origins.kernels[out] = kernel
         elif product and name in _IN_PLACE and _alone(read, origins):
             origins.products[out] = product
-        elif product and name == "split" and eqn.params["axis"] == jnp.ndim(out.aval) - 1:
+        elif product and name == "split" and eqn.params["axis"] == len(_shape(out)) - 1:
             found[product] = tuple(int(size) for size in eqn.params["sizes"])
     return found
 
 
 def _alone(read: Sequence[Var], origins: _Origins) -> bool:
     """Whether a product meets only one number for each filter: a sum with other maps is no kernel's alone."""
-    others = [jnp.shape(var.aval) for var in read if var not in origins.products]
+    others = [_shape(var) for var in read if var not in origins.products]
     return len(read) - len(others) == 1 and all(max(shape[:-1], default=1) == 1 for shape in others)
+
+
+def _shape(var: Var) -> tuple[int, ...]:
+    return cast(Leaf, var.aval).shape
 
 
 def scaled(params: Params, factors: Mapping[Path, Float[Array, " k"]]) -> Params:
