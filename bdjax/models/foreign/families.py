@@ -145,7 +145,7 @@ def mobilenet(shapes: Shapes) -> Guess | None:
         return None
     width = shapes[first][0]
     if {"features.1.conv.0.0.weight", "classifier.1.weight"} <= shapes.keys():
-        choices = _widths(width, 32)
+        choices = _widths(width, 32, form="imagenet")
         why = "inverted residual blocks of three convolutions"
         return Guess(("mobilenet_v2",), choices, first, "classifier.1.weight", _LARGE, why)
     if {"features.1.block.0.0.weight", "classifier.3.weight"} <= shapes.keys():
@@ -153,6 +153,16 @@ def mobilenet(shapes: Shapes) -> Guess | None:
         why = "inverted residual blocks and a head of two layers"
         return Guess(names, _widths(width, 16), first, "classifier.3.weight", _LARGE, why)
     return None
+
+
+def small_mobilenet(shapes: Shapes) -> Guess | None:
+    """Recognize the defenses' papers' MobileNetV2 for small images by the projection in its first block."""
+    first, last = "conv1.weight", "linear.weight"
+    if not {first, last, "layers.0.shortcut.0.weight", "layers.0.conv3.weight"} <= shapes.keys():
+        return None
+    choices = _widths(shapes[first][0], 32, form="cifar")
+    why = "inverted residual blocks with projections"
+    return Guess(("mobilenet_v2",), choices, first, last, _small(shapes[last][0]), why)
 
 
 def efficientnet(shapes: Shapes) -> Guess | None:
@@ -235,6 +245,7 @@ FAMILIES: tuple[Callable[[Shapes], Guess | None], ...] = (
     wide_resnet,
     vgg,
     mobilenet,
+    small_mobilenet,
     efficientnet,
     densenet,
     inception,
