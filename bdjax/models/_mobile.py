@@ -22,7 +22,7 @@ NORM = partial(BatchNorm)
 mobile_conv = partial(conv, kernel_init=normal_fan_out)
 
 
-def rounded(channels: float, divisor: int) -> int:
+def rounded(channels: float | int, divisor: int) -> int:
     """Return the multiple of the divisor that is nearest, or the next one where that takes more than a tenth away.
 
     It is at least the divisor. The rule is that of the published code, with 8 as the divisor.
@@ -96,7 +96,7 @@ class InvertedResidual(nn.Module):
     dropped: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Maps, *, train: bool, valid: Array | None) -> Maps:
+    def __call__(self, x: Maps, *, train: bool, valid: Array | None) -> Float[Array, "n p q k"]:
         layer = partial(conv_norm, activation=self.activation, norm=self.norm)
         layers: list[Layer] = []
         if self.expanded != x.shape[-1]:

@@ -22,6 +22,7 @@ from small_defenses import STAGES, create, fed, signature
 from bdjax import models, structure
 from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
+from bdjax.models._densenet import _DenseNet
 from bdjax.models._layers import Dense, LinenModel, pooled
 from bdjax.models._mobile import InvertedResidual, SqueezeExcite, conv_norm, rounded
 from bdjax.models._names import key_of, to_torch
@@ -124,7 +125,10 @@ def test_a_form_is_chosen_by_the_size_of_the_images():
 
 
 def test_images_that_a_densenet_halves_away_are_refused():
-    jax.eval_shape(models.create("densenet121", spec_of(29, 3), width=2).init, KEY)
+    shallow = _DenseNet(3, (1, 1, 1, 1), 2)
+    jax.eval_shape(LinenModel(shallow, spec_of(29, 3)).init, KEY)
+    with pytest.raises(InputError, match="the images must be larger for this network"):
+        jax.eval_shape(LinenModel(shallow, spec_of(28, 3)).init, KEY)
     with pytest.raises(InputError, match="'densenet121' takes 29×29 pixels or more; sized has 28"):
         models.create("densenet121", spec_of(28, 3))
 
