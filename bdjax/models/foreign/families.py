@@ -162,6 +162,16 @@ def mobilenet(shapes: Shapes) -> Guess | None:
     return None
 
 
+def small_mobilenet(shapes: Shapes) -> Guess | None:
+    """Recognize the defenses' papers' MobileNetV2 for small images by the projection in its first block."""
+    first, last = "conv1.weight", "linear.weight"
+    if not {first, last, "layers.0.shortcut.0.weight", "layers.0.conv3.weight"} <= shapes.keys():
+        return None
+    choices = _widths(shapes[first][0], 32, form="cifar")
+    why = "inverted residual blocks with projections"
+    return Guess(("mobilenet_v2",), choices, first, last, _small(shapes[last][0]), why)
+
+
 def efficientnet(shapes: Shapes) -> Guess | None:
     """Recognize EfficientNets by squeeze-and-excitation in the first stage."""
     first, last = "features.0.0.weight", "classifier.1.weight"
@@ -256,6 +266,7 @@ FAMILIES: tuple[Callable[[Shapes], Guess | None], ...] = (
     wide_resnet,
     vgg,
     mobilenet,
+    small_mobilenet,
     efficientnet,
     densenet,
     inception,
