@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import jax
@@ -183,13 +183,14 @@ class _Origins(NamedTuple):
 
     def inside(self, eqn: JaxprEqn, called: Jaxpr) -> _Origins:
         """Return the same of the inputs of a program that is called."""
-        pairs = list(zip(called.invars, eqn.invars, strict=True))
+        pairs = zip(called.invars, eqn.invars, strict=True)
+        pairs = [(inner, outer) for inner, outer in pairs if isinstance(outer, Var)]
         kernels = {inner: self.kernels[outer] for inner, outer in pairs if outer in self.kernels}
         products = {inner: self.products[outer] for inner, outer in pairs if outer in self.products}
         return _Origins(kernels, products)
 
 
-# What leaves each number of a product in its place
+# What leaves each number of a product in its place: a cast, or a bias or scale for each filter
 _IN_PLACE = ("add", "convert_element_type", "mul")
 
 
@@ -202,22 +203,34 @@ def _splits(program: Jaxpr, origins: _Origins) -> dict[Path, tuple[int, ...]]:
             inner = origins.inside(eqn, called)
             found |= _splits(called, inner)
             for outside, value in zip(eqn.outvars, called.outvars, strict=True):
-                if value in inner.products:
+                if isinstance(value, Var) and value in inner.products:
                     origins.products[outside] = inner.products[value]
             continue
         read = [atom for atom in eqn.invars if isinstance(atom, Var)]
         product = next((origins.products[atom] for atom in read if atom in origins.products), None)
         kernel = origins.kernels.get(read[-1]) if read else None
-        name, out = eqn.primitive.name, eqn.outvars[0]
+        name, out = eqn.primitive.name, next(iter(eqn.outvars), None)
+        if out is None:  # of a callback
+            continue
         if kernel and name == "dot_general" and eqn.params["dimension_numbers"][0][1] == (0,):
             origins.products[out] = kernel
         elif kernel and name == "convert_element_type":
             origins.kernels[out] = kernel
-        elif product and name in _IN_PLACE:
+        elif product and name in _IN_PLACE and _alone(read, origins):
             origins.products[out] = product
-        elif product and name == "split" and eqn.params["axis"] == len(out.aval.shape) - 1:
-            found[product] = tuple(eqn.params["sizes"])
+        elif product and name == "split" and eqn.params["axis"] == len(_shape(out)) - 1:
+            found[product] = tuple(int(size) for size in eqn.params["sizes"])
     return found
+
+
+def _alone(read: Sequence[Var], origins: _Origins) -> bool:
+    """Whether a product meets only one number for each filter: a sum with other maps is no kernel's alone."""
+    others = [_shape(var) for var in read if var not in origins.products]
+    return len(read) - len(others) == 1 and all(max(shape[:-1], default=1) == 1 for shape in others)
+
+
+def _shape(var: Var) -> tuple[int, ...]:
+    return cast(Leaf, var.aval).shape
 
 
 def scaled(params: Params, factors: Mapping[Path, Float[Array, " k"]]) -> Params:

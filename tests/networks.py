@@ -23,7 +23,11 @@ from bdjax.types import Model, Spec
 ALL_ROUND = ("preact_resnet18", "small_cnn", "vit_s_16")
 # These are made of what another is made of, and held to PyTorch's numbers: what takes long is not done with them too.
 _ALIKE = {"resnet18", "resnet34", "resnet50", "vgg16_bn", "vgg19", "vgg19_bn"}
+# `test_transformers_and_inceptions` and `test_without_batch_norm` do it with short forms.
 _ALIKE |= {"vit_b_16", "convnext_tiny", "googlenet", "inception_v3"}
+# `test_mobile_and_dense_networks` does it with a short network of the same blocks.
+_ALIKE |= {"mobilenet_v2", "mobilenet_v3_large", "densenet121", "densenet161"}
+_ALIKE |= {f"efficientnet_b{number}" for number in range(4)}
 KINDS = [name for name in models.names() if name not in _ALIKE]
 TINY = image_spec("tiny", (6, 6, 2), 3, (0.5, 0.4), (0.25, 0.2))
 
@@ -45,7 +49,7 @@ def spec_for(name: str, spec: Spec) -> Spec:
 def create(name: str, spec: Spec, **options: Any) -> Model:
     """A network of ``bdjax/models/`` with those of the options that it has, and as shallow as it can be."""
     own = options_of(name)
-    options = {"depth": 10, "blocks": 1, "patch": 4, "resize": 8, **options}
+    options = {"depth": 10, "blocks": 1, "patch": 8, **options}
     if "heads" in own and "width" in options:
         options["width"] *= 4  # layer norm leaves of two channels only which one is larger
     return models.create(name, spec, **{key: options[key] for key in options if key in own})

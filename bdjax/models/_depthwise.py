@@ -45,12 +45,13 @@ def conv_general_dilated(
     general = functools.partial(
         _convolution.conv_general_dilated, window_strides=window_strides, padding=padding, **options
     )
-    if not _taken(image, kernel, options):
+    out = jax.eval_shape(general, image, kernel)
+    if not (image.size and out.size and _taken(image, kernel, options)):
         return general(image, kernel)
     geometry = _Geometry(
         image=image.shape[1:3],
         kernel=kernel.shape[:2],
-        out=jax.eval_shape(general, image, kernel).shape[1:3],
+        out=out.shape[1:3],
         stride=tuple(window_strides),
         low=tuple(low for low, _ in padding),
     )
@@ -65,7 +66,7 @@ def _taken(image: Array, kernel: Array, options: dict[str, Any]) -> bool:
     layout = lax.conv_dimension_numbers(image.shape, kernel.shape, numbers)
     if jax.default_backend() != "cpu" or layout != _LAYOUT or groups == 1:
         return False
-    if not (groups == channels == kernel.shape[-1] and image.size and _convolution.is_auto(image)):
+    if not (groups == channels == kernel.shape[-1] and _convolution.is_auto(image)):
         return False
     return _convolution.is_auto(kernel) and all(
         value is None or set(jax.tree.leaves(value)) == {1} for value in plain.values()

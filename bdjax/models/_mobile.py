@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ NORM = partial(BatchNorm)
 mobile_conv = partial(conv, kernel_init=normal_fan_out)
 
 
-def rounded(channels: float, divisor: int) -> int:
+def rounded(channels: float | int, divisor: int) -> int:
     """Return the multiple of the divisor that is nearest, or the next one where that takes more than a tenth away.
 
     It is at least the divisor. The rule is that of the published code, with 8 as the divisor.
@@ -96,12 +96,12 @@ class InvertedResidual(nn.Module):
     dropped: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Maps, *, train: bool, valid: Array | None) -> Maps:
+    def __call__(self, x: Maps, *, train: bool, valid: Array | None) -> Float[Array, "n p q k"]:
+        layer = partial(conv_norm, activation=self.activation, norm=self.norm)
         layers: list[Layer] = []
-        like = {"activation": self.activation, "norm": self.norm}
         if self.expanded != x.shape[-1]:
-            layers.append(conv_norm(self.expanded, 1, **like))
-        layers.append(self._depthwise(**like))
+            layers.append(layer(self.expanded, 1))
+        layers.append(layer(self.expanded, self.size, stride=self.stride, groups=self.expanded))
         if self.squeeze is not None:
             layers.append(self.squeeze)
         layers.append(conv_norm(self.features, 1, activation=None, norm=self.norm))
@@ -109,6 +109,3 @@ class InvertedResidual(nn.Module):
         if self.stride != 1 or x.shape[-1] != self.features:
             return out
         return x + StochasticDepth(self.dropped)(out, train=train)
-
-    def _depthwise(self, **like: Any) -> partial[Sequential]:
-        return conv_norm(self.expanded, self.size, stride=self.stride, groups=self.expanded, **like)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from bdjax.models._interception import keywords
 
 # A `functools.partial` that makes a module once it has a ``name``; or a function of the array, without parameters.
-Layer: TypeAlias = "functools.partial[nn.Module] | Callable[[Array], Array]"
+Layer: TypeAlias = "functools.partial[Any] | Callable[[Array], Array]"
 
 
 class Sequential(nn.Module):

@@ -167,15 +167,17 @@ class _InceptionV3(nn.Module):
         return Dense(self.num_classes, _normal(0.1), name="fc")(x)
 
     def _stem(self, x: Array, *, train: bool, valid: Array | None) -> Array:
-        def unit(x: Array, name: str, channels: int, size: int, **options: int) -> Array:
-            made = _unit(share(channels, self.width, _WIDTH), size, name=name, **options)
-            return made(x, train=train, valid=valid)
+        def unit(
+            x: Array, name: str, channels: int, size: int, stride: int = 1, pad: int = 0
+        ) -> Array:
+            features = share(channels, self.width, _WIDTH)
+            return _unit(features, size, stride, pad, name=name)(x, train=train, valid=valid)
 
-        x = unit(x, "Conv2d_1a_3x3", 32, 3, stride=2, padding=0)
-        x = unit(x, "Conv2d_2a_3x3", 32, 3, padding=0)
-        x = _halved(unit(x, "Conv2d_2b_3x3", 64, 3))
+        x = unit(x, "Conv2d_1a_3x3", 32, 3, stride=2)
+        x = unit(x, "Conv2d_2a_3x3", 32, 3)
+        x = _halved(unit(x, "Conv2d_2b_3x3", 64, 3, pad=1))
         x = unit(x, "Conv2d_3b_1x1", 80, 1)
-        return _halved(unit(x, "Conv2d_4a_3x3", 192, 3, padding=0))
+        return _halved(unit(x, "Conv2d_4a_3x3", 192, 3))
 
 
 class _Block(nn.Module):

@@ -56,6 +56,7 @@ _BLOCKS = (
     _Setting(5, 960, 160, True, True, 1),
 )
 _norm = partial(BatchNorm, momentum=0.99, epsilon=1e-3)  # PyTorch's momentum is 1 − 0.99
+_conv_norm = partial(conv_norm, activation=nn.hard_swish, norm=_norm)
 _dense = partial(Dense, kernel_init=nn.initializers.normal(0.01), bias_init=nn.initializers.zeros)
 
 
@@ -94,11 +95,10 @@ class _MobileNetV3(nn.Module):
         return Sequential(head, name="classifier")(x, train=train)
 
     def _features(self) -> tuple[Layer, ...]:
-        norm = {"activation": nn.hard_swish, "norm": _norm}
-        layers: list[Layer] = [conv_norm(self.width, 3, stride=2, **norm)]
+        layers: list[Layer] = [_conv_norm(self.width, 3, stride=2)]
         layers += [self._block(setting) for setting in _BLOCKS]
         last = 6 * self._channels(_BLOCKS[-1].features)
-        return (*layers, conv_norm(last, 1, **norm))
+        return (*layers, _conv_norm(last, 1))
 
     def _block(self, setting: _Setting) -> partial[InvertedResidual]:
         expanded = self._channels(setting.expanded)

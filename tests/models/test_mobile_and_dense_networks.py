@@ -6,20 +6,29 @@ The weights are those of `parity.variables`; the stored numbers are PyTorch's.
 from __future__ import annotations
 
 import functools
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
+from networks import random_variables
 from quick import quick_jit
+from small_defenses import STAGES, create, fed, signature
 
 from bdjax import models, structure
 from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
-from bdjax.models._mobile import rounded
+from bdjax.models._densenet import _DenseNet
+from bdjax.models._layers import Dense, LinenModel, pooled
+from bdjax.models._mobile import InvertedResidual, SqueezeExcite, conv_norm, rounded
 from bdjax.models._names import key_of, to_torch
+from bdjax.models._sequential import Sequential
+from bdjax.parametrizations import PrunedFilters, SingularValues
+from bdjax.train import programs
 from bdjax.train.supervised import mean_loss
 from bdjax.types import Model, Split
 
@@ -116,7 +125,10 @@ def test_a_form_is_chosen_by_the_size_of_the_images():
 
 
 def test_images_that_a_densenet_halves_away_are_refused():
-    jax.eval_shape(models.create("densenet121", spec_of(29, 3), width=2).init, KEY)
+    shallow = _DenseNet(3, (1, 1, 1, 1), 2)
+    jax.eval_shape(LinenModel(shallow, spec_of(29, 3)).init, KEY)
+    with pytest.raises(InputError, match="the images must be larger for this network"):
+        jax.eval_shape(LinenModel(shallow, spec_of(28, 3)).init, KEY)
     with pytest.raises(InputError, match="'densenet121' takes 29×29 pixels or more; sized has 28"):
         models.create("densenet121", spec_of(28, 3))
 
@@ -226,3 +238,111 @@ def test_equals_pytorch_in_evaluation_training_gradient_and_statistics(name):
     for path, leaf in found.items():
         ours = to_torch(np.asarray(leaf), path)
         np.testing.assert_allclose(ours, expected[key_of(path)], rtol=1e-5, atol=1e-7 * scale)
+
+
+# What the methods take of them, shown on a short network of the same blocks
+
+SQUEEZE = partial(SqueezeExcite, 2, nn.relu, nn.hard_sigmoid)
+FIRST, SECOND = (
+    ("features", "1", "block", "1", "0", "kernel"),
+    ("features", "2", "block", "1", "0", "kernel"),
+)
+
+
+class Short(nn.Module):
+    """Depthwise convolutions of both sizes, squeeze-and-excitation, a residual sum, every activation."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool, valid=None):
+        layers = (
+            conv_norm(4, 3, activation=nn.relu6),
+            partial(InvertedResidual, 8, 4, 3, 1, nn.hard_swish, SQUEEZE, dropped=0.5),
+            partial(InvertedResidual, 12, 6, 5, 2, nn.silu, SQUEEZE),
+        )
+        x = Sequential(layers, name="features")(x, train=train, valid=valid)
+        return Dense(4, name="classifier")(pooled(x))
+
+
+def short(dtype: str = "float32") -> LinenModel:
+    return LinenModel(Short(), spec_of(8, 4), dtype)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Split:
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.integers(0, 256, (48, 8, 8, 3)), jnp.uint8)
+    return Split(image, jnp.arange(48, dtype=jnp.int32) % 4, jnp.ones(48, bool))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_defense_keeps_tree_shapes_and_dtypes(stage, batch):
+    """In bfloat16, where a type is easily lost; nothing is compiled."""
+    model = short("bfloat16")
+
+    def purify(variables):
+        for stage_ in create(stage).stages:
+            learner, seen = fed(stage_, batch)
+            state = learner.init(KEY, model, stage_.begin(KEY, model, variables), seen)
+            if learner.epochs:
+                state, _ = programs.epoch(KEY, learner, model, state, seen)
+            variables = learner.finalize(model, state)
+        return variables
+
+    before = jax.eval_shape(lambda: model.init(KEY))
+    assert signature(jax.eval_shape(purify, before)) == signature(before)
+
+
+def test_singular_values_of_a_depthwise_kernel_are_those_of_its_filters(batch):
+    """A row for each filter, as PyTorch keeps it: [c, h · w]; and computed in its parts it is the same network."""
+    model, kind = short(), SingularValues()
+    variables = random_variables(model)
+    tuned, frozen = kind.init(model, variables)
+    assert structure.flat(tuned)[FIRST].shape == (8,)
+    rows = np.asarray(structure.flat(variables["params"])[FIRST]).reshape(9, 8).T
+    found = structure.flat(frozen["factors"])[FIRST].scale
+    np.testing.assert_allclose(found, np.linalg.svd(rows, compute_uv=False), rtol=1e-4)
+    shifted = jax.tree.map(lambda x: x + 0.1, tuned)
+    image = batch.input[:4] / 255
+
+    @quick_jit
+    def logits(params):
+        return model.apply({**variables, "params": params}, image)[0]
+
+    whole, parts = kind.apply(shifted, frozen), kind.factored(shifted, frozen)
+    np.testing.assert_allclose(logits(parts), logits(whole), atol=1e-4)
+    assert not np.allclose(logits(whole), logits(variables["params"]), atol=1e-2)
+
+
+def test_a_filter_of_any_convolution_is_pruned_with_its_bias():
+    model, kind = short(), PrunedFilters()
+    variables = random_variables(model)
+    kept, frozen = kind.init(model, variables)
+    leaves = structure.flat(kept)
+    squeezed = (*FIRST[:3], "2", "fc1", "kernel")
+    assert {FIRST, SECOND, squeezed} <= set(leaves)
+    assert leaves[SECOND].shape == (12,)
+    for path in (FIRST, squeezed):
+        leaves[path] = leaves[path].at[1].set(0)
+    params = structure.flat(kind.apply(structure.nested(leaves), frozen))
+    assert [bool(params[FIRST][..., n].any()) for n in range(3)] == [True, False, True]
+    bias = params[(*squeezed[:-1], "bias")]
+    assert (bool(bias[0] != 0), float(bias[1])) == (True, 0.0)
+
+
+def test_a_block_is_left_out_of_whole_rows_in_training(batch):
+    """And counts twice for the others, at a probability of a half."""
+    block = InvertedResidual(8, 3, 3, 1, nn.relu, dropped=0.5)
+    x = batch.input[:16] / 255
+    variables = block.init(KEY, x, train=False, valid=None)
+    run = quick_jit(
+        lambda rngs: block.apply(
+            variables, x, train=True, valid=None, rngs=rngs, mutable=["batch_stats"]
+        )[0]
+    )
+    plain = block.clone(dropped=0.0).apply(
+        variables, x, train=True, valid=None, mutable=["batch_stats"]
+    )[0]
+    added, expected = run({"dropout": KEY}) - x, 2 * (plain - x)
+    left_out = (added == 0).all((1, 2, 3))
+    assert 0 < left_out.sum() < 16
+    np.testing.assert_allclose(added[~left_out], expected[~left_out], atol=1e-5)

@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias, cast
 Value: TypeAlias = object  # of a pickle: a plain value, or what stands for another
 
 MOST_BYTES = 64 * 2**20  # of one pickle: BackdoorBench's lists of 100,000 images take 15 MiB
-_MOST_OPCODES = 10_000_000
+_MOST_OPCODES = 6_000_000  # those lists take 2.5 million; each may make an object of 64 bytes
 _MOST_ON_THE_STACK = 100_000  # PyTorch and Python append a thousand at a time
 _SCALARS = (str, int, float, bytes, type(None))
 
@@ -98,6 +98,9 @@ class _Machine:
 
     def number(self, form: str) -> int:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def floating(self) -> float:
+        return struct.unpack(">d", self.take(8))[0]
 
     def line(self) -> str:
         end = self.content.find(b"\n", self.position, self.position + 1000)
@@ -275,7 +278,7 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
     ord("K"): _number("<B"),
     ord("M"): _number("<H"),
     0x8A: _long,
-    ord("G"): _number(">d"),
+    ord("G"): lambda machine: machine.push(machine.floating()),
     ord("T"): _latin("<I"),
     ord("U"): _latin("<B"),
     ord("X"): _text("<I"),

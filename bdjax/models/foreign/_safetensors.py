@@ -15,7 +15,9 @@ import numpy as np
 
 from bdjax.models.foreign._pickled import Refused
 
-MOST_BYTES = 64 * 2**20  # of the header; the format's own limit is 100 MB
+MOST_BYTES = (
+    16 * 2**20
+)  # of the header: 10,000 arrays take 1 MiB, and what JSON makes of it twenty times as much
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 _ALIGNMENT = 8

@@ -11,7 +11,7 @@ import numpy as np
 from bdjax.models.foreign._pickled import Refused, Value
 from bdjax.models.foreign._stand_ins import NumpyArray, Tensor
 
-Plain: TypeAlias = str | int | float | bool | tuple["Plain", ...] | None
+Plain: TypeAlias = str | int | float | bool | tuple[str | int | float | bool, ...] | None
 Found: TypeAlias = Tensor | np.ndarray  # an array of the file
 
 # In this order. The averaged weights come last: what was trained is what is usually evaluated.

@@ -61,12 +61,14 @@ class Matching:
       names: the file's name of each array, by the network's.
       missing, extra: the network's names that the file lacks, and the file's that the network does not know.
       misshapen: the network's name, the file's shape and the one that would be right.
+      left_out: the file's names of arrays with which no network here computes, such as those of auxiliary heads.
     """
 
     names: Mapping[str, str]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     misshapen: tuple[tuple[str, Shape, Shape], ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -157,7 +159,9 @@ def matching(arrays: Arrays, model: Model) -> Matching:
         if _long_axes(shape) != _long_axes(place.shape):
             misshapen.append((name, shape, place.shape))
     used = {name: names.get(name, "") for name in wanted}
-    return Matching(used, tuple(missing), tuple(extra), tuple(misshapen))
+    kept = set(given)
+    left_out = tuple(name for name in arrays if name not in kept)
+    return Matching(used, tuple(missing), tuple(extra), tuple(misshapen), left_out)
 
 
 def _long_axes(shape: Shape) -> Shape:

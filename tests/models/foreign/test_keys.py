@@ -98,7 +98,11 @@ def test_what_does_not_fit_is_refused(states, change, message):
 def test_what_no_network_computes_with_is_left_out(states):
     model, variables, state = states["resnet18"]
     more = {"total_ops": np.zeros(1), "layer1.total_params": np.zeros(1)}
+    more["aux1.fc.weight"] = np.zeros((2, 2))
     jax.tree.map(np.testing.assert_array_equal, keys.variables({**state, **more}, model), variables)
+    found = keys.matching({**state, **more}, model)
+    assert found.complete
+    assert set(more) <= set(found.left_out)
 
 
 def test_a_file_gets_its_own_names_back(states, tmp_path):

@@ -149,6 +149,18 @@ def test_a_whole_module_is_refused_with_the_class_and_the_remedy(tmp_path, optio
         read(tmp_path / "a.pt")
 
 
+def test_a_file_without_checksums_is_read_and_that_is_said(tmp_path, small):
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.arange(3.0)}, tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    found = read(tmp_path / "a.pt")
+    assert found.arrays["weight"].tolist() == [0, 1, 2]
+    assert [note for note in found.notes if "no checksums" in note]
+
+
 def test_a_call_of_the_system_is_refused(tmp_path):
     class Harm:
         def __reduce__(self):
