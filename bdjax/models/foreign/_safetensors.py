@@ -42,7 +42,7 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 def is_one(content: np.ndarray) -> bool:
     """Return whether a file begins as this format does."""
-    return content.size > _LENGTH.size and content[_LENGTH.size] == ord("{")
+    return content[_LENGTH.size : _LENGTH.size + 1].tobytes() == b"{"
 
 
 def load(content: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
