@@ -84,7 +84,10 @@ def load(
     folder = _folders.resolve(data_dir)
     if isinstance(name, str) and name.startswith(_folders.PREPARED):
         found = _prepared.load(name, folder, image_size, on_disk=on_disk)
-        return found if on_disk else _resized(found, image_size)
+        if on_disk:
+            return found
+        _dataset.check(name, found)
+        return _resized(found, image_size)
     if name in names():
         _tell_namesake(name, folder)
         return _own(name, folder, image_size, on_disk)
