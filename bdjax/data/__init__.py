@@ -63,7 +63,7 @@ def load(
         the aspect ratio is not kept). The mean and standard deviation in the specification stay those of the images
         as they were stored.
       on_disk: leave the training images where they are: in the place of their array is a
-        `bdjax.data.streams.ReadByRow`. For data sets that TensorFlow Datasets prepared.
+        `bdjax.data.streams.ReadByRow`. For ImageNet's folders and sets that TensorFlow Datasets prepared.
 
     Raises:
       InputError: unknown name, missing or damaged files; one sentence that says what to do.
