@@ -63,7 +63,7 @@ def load(
         the aspect ratio is not kept). The mean and standard deviation in the specification stay those of the images
         as they were stored.
       on_disk: leave the training images where they are: in the place of their array is a
-        `bdjax.data.streams.ReadByRow`. For data sets that TensorFlow Datasets prepared.
+        `bdjax.data.streams.ReadByRow`. For ImageNet's folders and sets that TensorFlow Datasets prepared.
 
     Raises:
       InputError: unknown name, missing or damaged files; one sentence that says what to do.
@@ -84,7 +84,10 @@ def load(
     folder = _folders.resolve(data_dir)
     if isinstance(name, str) and name.startswith(_folders.PREPARED):
         found = _prepared.load(name, folder, image_size, on_disk=on_disk)
-        return found if on_disk else _resized(found, image_size)
+        if on_disk:
+            return found
+        _dataset.check(name, found)
+        return _resized(found, image_size)
     if name in names():
         _tell_namesake(name, folder)
         return _own(name, folder, image_size, on_disk)

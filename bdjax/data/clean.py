@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from bdjax import checks
+from bdjax.data import splits
 from bdjax.data.sources import _array_files
 from bdjax.types import Dataset, Split
 
@@ -89,7 +90,7 @@ def load_indexed(
     number = np.array([int(name) for name in dataset.spec.class_names], np.int32)
     label = number[np.asarray(dataset.train.label)]
     split = dataset.train._replace(label=label)  # type: ignore[arg-type]
-    return Indexed(Split(*(np.asarray(array)[order] for array in split)), index[order])
+    return Indexed(splits.take(split, order), index[order])
 
 
 def _check(

@@ -99,16 +99,17 @@ def test_what_does_not_fit_is_refused(tmp_path, options, words):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("no", "is not there"), ("a.txt", "is a file of another kind"), ("", "two class folders")],
+    [
+        ("no", "is not there"),
+        ("a.txt", "is a file of another kind"),
+        ("empty", "needs two class folders"),
+    ],
 )
 def test_a_path_that_is_nothing_is_refused(tmp_path, name, words):
     (tmp_path / "a.txt").write_text("")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=words):
-        data.load_clean(
-            tmp_path / "x" / ".." / name
-            if name
-            else (tmp_path / "empty").mkdir() or tmp_path / "empty"
-        )
+        data.load_clean(tmp_path / name)
 
 
 def test_images_of_backdoorbench_are_told_by_their_rows(tmp_path):

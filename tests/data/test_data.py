@@ -160,7 +160,7 @@ def test_names():
 def test_unknown_name(name, looked_for, tmp_path):
     with pytest.raises(InputError) as error:
         data.load(name, data_dir=tmp_path / "here")
-    assert "known: cifar10, digits" in str(error.value)
+    assert "known: cifar10, cifar100, digits" in str(error.value)
     place = "/no/shapes" if looked_for is None else f"{tmp_path}/{looked_for}"
     assert f"{place}/train/<class>/" in str(error.value)
     if name == "cifar01":

@@ -134,7 +134,7 @@ def test_gtsrb_is_cached_for_each_size_with_its_tracks(tmp_path, monkeypatch):
     unpacked(tmp_path)
     first = data.load("gtsrb", data_dir=tmp_path)
     assert data.load("gtsrb", data_dir=tmp_path, image_size=48).spec.shape == (48, 48, 3)
-    monkeypatch.setattr(gtsrb, "_read", None)
+    monkeypatch.setattr(gtsrb, "_read", lambda *_: pytest.fail("it is cached"))
     again = data.load("gtsrb", data_dir=tmp_path)
     assert data.fingerprint(again) == data.fingerprint(first)
     assert np.array_equal(again.train_group, first.train_group)

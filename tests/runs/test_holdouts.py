@@ -126,7 +126,7 @@ def test_classes_are_matched_by_their_names(digits):
     ("name", "words"),
     [
         ("digits_scenes", "each with a class for its label, as digits has; got .* and a set"),
-        ("digits_clips", "must have inputs of shape"),
+        ("digits_clips", "must be left out for digits_clips, of clips"),
         ("./none", "none is not there; name a folder"),
     ],
 )

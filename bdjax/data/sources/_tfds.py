@@ -129,12 +129,12 @@ def _open(folder: Path, image_size: int | None, cropped: bool) -> list[_Split]:
         label = info.features["label"]
         held_out = "test" if "test" in info.splits else "validation"
         splits = {name: info.splits[name] for name in ("train", held_out)}
-        size = tuple(image.shape)
+        size: tuple[Any, ...] = tuple(image.shape)
         decode = _decode_encoded
         if not isinstance(image, tfds.features.Image):
             decode = _tensor_decoder(info.features)
         elif image_size is not None:
-            size = (image_size, image_size, image.shape[-1])
+            size = (image_size, image_size, size[-1])
             decode = functools.partial(_decode_resized, cropped)
         if None in size:
             remedy = "pass image_size to resize all of them"
@@ -151,7 +151,8 @@ def _open(folder: Path, image_size: int | None, cropped: bool) -> list[_Split]:
     for name, split in splits.items():
         records = builder.as_data_source(name, deserialize_method=raw)
         shards = list(zip(split.filepaths, split.shard_lengths, strict=True))
-        shape = (split.num_examples, *size)
+        height, width, channels = size
+        shape = (split.num_examples, height, width, channels)
         classes = label.num_classes
         opened.append(_Split(records, shards, shape, classes, decode, builder.data_dir))
     return opened

@@ -95,8 +95,8 @@ def gtsrb(data_dir: Path | None = None, *, image_size: int = 32) -> Dataset:
     arrays = _cache.cached(place, read, identity=known, part=str(image_size))
     _tell_counts(len(arrays.train_label), len(arrays.test_label))
     names = tuple(map(str, range(CLASSES)))
-    none = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    return _dataset.build("gtsrb", arrays, names, **none, crop_padding=4)
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return _dataset.build("gtsrb", arrays, names, mean=mean, std=std, crop_padding=4)
 
 
 def is_ready(data_dir: Path) -> bool:
