@@ -12,8 +12,8 @@ from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from bdjax.models._depthwise import conv_general_dilated
 from bdjax.models._dense import uniform_fan_in
+from bdjax.models._depthwise import conv_general_dilated
 
 Size: TypeAlias = int | tuple[int, int]  # one for both axes, or that of rows and that of columns
 

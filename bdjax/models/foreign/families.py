@@ -163,12 +163,12 @@ def mobilenet(shapes: Shapes) -> Guess | None:
 
 
 def small_mobilenet(shapes: Shapes) -> Guess | None:
-    """Recognize the defenses' papers' MobileNetV2 for small images by the projection in its first block."""
+    """Recognize the defenses' papers' MobileNetV2 for small images by its first block of three convolutions."""
     first, last = "conv1.weight", "linear.weight"
-    if not {first, last, "layers.0.shortcut.0.weight", "layers.0.conv3.weight"} <= shapes.keys():
+    if not {first, last, "conv2.weight", "layers.0.conv3.weight"} <= shapes.keys():
         return None
     choices = _widths(shapes[first][0], 32, form="cifar")
-    why = "inverted residual blocks with projections"
+    why = "inverted residual blocks in one row"
     return Guess(("mobilenet_v2",), choices, first, last, _small(shapes[last][0]), why)
 
 
