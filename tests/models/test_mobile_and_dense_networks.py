@@ -17,7 +17,7 @@ import parity
 import pytest
 from networks import random_variables
 from quick import quick_jit
-from small_defenses import STAGES, create, fed, signature
+from small_defenses import create, fed, signature
 
 from bdjax import models, structure
 from bdjax.checks import InputError
@@ -138,9 +138,9 @@ def test_images_that_a_densenet_halves_away_are_refused():
 # The first row's logits in evaluation
 STORED: dict[str, list[float]] = {
     "mobilenet_v2": [-0.23269065584527143, -0.24694960875533412, 0.047908224570433144],
-    "mobilenet_v3_large": [],
-    "efficientnet_b0": [],
-    "densenet121": [],
+    "mobilenet_v3_large": [-0.5127485094067709, -0.13369601827544414, 0.12114683038184376],
+    "efficientnet_b0": [-0.08744952883290869, -0.06485498363158873, 0.22031212258393518],
+    "densenet121": [0.30527738881016553, -0.0619619142507952, -0.19627385609759035],
 }
 
 
@@ -269,8 +269,8 @@ def batch() -> Split:
     return Split(image, jnp.arange(48, dtype=jnp.int32) % 4, jnp.ones(48, bool))
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_defense_keeps_tree_shapes_and_dtypes(stage, batch):
+@pytest.mark.parametrize("stage", ["fast_sft", "fine_pruning", "ft_sam", "grad_prune", "nft"])
+def test_a_defense_keeps_tree_shapes_and_dtypes(stage, batch):
     """In bfloat16, where a type is easily lost; nothing is compiled."""
     model = short("bfloat16")
 
