@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 
 class Files(NamedTuple):
+    """Image files of a split, what their headers say, and their labels."""
+
     paths: list[Path]
     headers: list[tuple[str, tuple[int, int]]]  # of each, Pillow's mode and (height, width)
     label: np.ndarray  # int32 [n]
@@ -201,6 +203,7 @@ def _header(path: Path) -> tuple[str, tuple[int, int]] | None:
 
 
 def tell_left_out(root: Path, paths: Sequence[Path]) -> None:
+    """Say how many files were left out, and name some."""
     if paths:
         names = [path.relative_to(root).as_posix() for path in paths[:_LISTED]]
         more = ", …" if len(paths) > _LISTED else ""
@@ -234,6 +237,7 @@ def survey(train: Files, test: Files, image_size: int | None) -> _Shape:
 
 
 def read(paths: Sequence[Path], shape: _Shape, image_size: int | None) -> np.ndarray:
+    """Return the images of these files as one array of that shape."""
     out = np.empty((len(paths), shape.height, shape.width, shape.channels), np.uint8)
 
     def one(row: int) -> None:
