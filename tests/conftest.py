@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 # Most programs are small and run once or twice here: LLVM's full effort takes longer than it saves, and so do dividing
@@ -55,6 +56,8 @@ from bdjax import models  # noqa: E402
 from bdjax.data.modalities.images import image_spec  # noqa: E402
 from bdjax.types import Spec, Split  # noqa: E402
 
+# Networks of PyTorch, which is no part of what tests need: where it is missing, nothing asks for them.
+collect_ignore = [] if find_spec("torchvision") else ["torch_networks.py", "torch_transformers.py"]
 MOST_MAPS = 35_000  # of 65,530, past which a process is aborted
 
 SPEC = image_spec(
