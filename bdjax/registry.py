@@ -16,7 +16,10 @@ Factory: TypeAlias = Callable[..., Any]  # what it makes is for the package to s
 
 
 def names(package: str) -> list[str]:
-    """Return the names of the public modules in a package's folder, sorted, without importing them."""
+    """Return the names of the public modules in a package's folder, sorted, without importing them.
+
+    A folder inside it is no method.
+    """
     path = tuple(importlib.import_module(package).__path__)
     changed = tuple(os.stat(folder).st_mtime_ns for folder in path)
     return list(_modules(path, changed))
@@ -26,7 +29,7 @@ def names(package: str) -> list[str]:
 def _modules(path: tuple[str, ...], changed: tuple[int, ...]) -> tuple[str, ...]:
     """Read the folders once for each time they changed: a sweep asks thousands of times."""
     del changed
-    found = [module.name for module in pkgutil.iter_modules(path)]
+    found = [module.name for module in pkgutil.iter_modules(path) if not module.ispkg]
     return tuple(sorted(name for name in found if not name.startswith("_")))
 
 

@@ -246,9 +246,12 @@ class Model(Protocol):
         *,
         train: bool = False,
         valid: Bool[Array, " n"] | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "n k"], BatchStats]:
         """Return logits and the batch statistics after the pass (unchanged unless ``train``).
 
+        What a network draws in training, as dropout does, it draws from ``key``; without one it leaves that out.
+        A network that draws nothing need not take the argument.
         Kernels among the parameters may be `bdjax.structure.FactoredKernel`.
         """
         ...

@@ -22,7 +22,7 @@ MOVING = ("standard", "none")  # those that compute no pixel
 MIXING = ("mixup", "cutmix")  # those whose rows have two labels
 
 # `standard` takes the first children of a step's key, one for each image and draw. Others fold in these.
-OWN, ATTACK, RULE = (2**32 - number for number in (1, 2, 3))
+OWN, ATTACK, RULE, DROPOUT = (2**32 - number for number in (1, 2, 3, 4))
 
 
 def as_float(image: Num[Array, "..."]) -> Float[Array, "..."]:

@@ -14,14 +14,15 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, BinaryIO, NoReturn, TypeAlias
 
 from bdjax.checks import InputError
 from bdjax.files.shapes import misfit
 
 Plain: TypeAlias = dict[str, Any]  # what a JSON file holds
+Write: TypeAlias = Callable[[BinaryIO], None]
 _DIGEST = "content_sha256"  # of everything else in a JSON file
 _DIGITS = 19  # of a whole number, at most
 
@@ -142,6 +143,13 @@ def read_arrays(path: Path) -> dict[str, Any] | None:
 def damaged(path: Path, reason: object) -> InputError:
     """Return the exception of a file that is not what bdjax wrote."""
     return InputError(f"{path} is damaged ({str(reason)[:200]}); delete it to make it again.")
+
+
+def write_with(path: Path, write: Write) -> None:
+    """Have a function write a file of many bytes, piece by piece, as `write_text` does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        write(file)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
@@ -20,17 +21,20 @@ def uniform_fan_in(
 
 
 class Dense(nn.Module):
-    """A dense layer with PyTorch's default initialization of weights and bias."""
+    """A dense layer; by default with PyTorch's initialization of weights and bias."""
 
     features: int
+    kernel_init: Initializer = uniform_fan_in
+    bias_init: Initializer | None = None  # by default U(−b, b) as the kernel's
 
     @nn.compact
     def __call__(self, x: Float[Array, "n *t d"]) -> Float[Array, "n *t k"]:
-        kernel = self.param("kernel", uniform_fan_in, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bound = 1 / math.sqrt(x.shape[-1])
         bias = self.param(
             "bias",
-            lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound),
+            self.bias_init
+            or (lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)),
             (self.features,),
         )
         # Nothing here or in a convolution asks for a float32 result (`preferred_element_type`): all backends accumulate

@@ -151,6 +151,17 @@ def factored(next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Co
     return x if bias is None else (x + bias).astype(x.dtype)
 
 
+def without_dropout(
+    next_call: _Call, args: _Arguments, kwargs: _Keywords, context: _Context
+) -> _Output:
+    """Leave dropout out where no key was given to draw from."""
+    layer = context.module
+    if not isinstance(layer, nn.Dropout) or context.method_name != "__call__":
+        return next_call(*args, **kwargs)
+    drawn = layer.has_rng(layer.rng_collection) or kwargs.get("rng") is not None
+    return next_call(*args, **kwargs) if drawn else args[0]
+
+
 def _multiplies(layer: nn.Module) -> bool:
     """Whether a layer is x ↦ kernel · x + bias, and of exactly a known class: a subclass may do more."""
     if type(layer) is nn.Conv:

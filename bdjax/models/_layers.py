@@ -20,14 +20,13 @@ import flax.linen as nn
 import jax
 import jax.core
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key, Num
 
 from bdjax import structure
 from bdjax.checks import InputError, integer, one_of
-from bdjax.models._convolution import conv_general_dilated
+from bdjax.models._conv import conv as conv
 from bdjax.models._dense import Dense as Dense
-from bdjax.models._dense import uniform_fan_in
 from bdjax.models._interception import (
     factored,
     keywords,
@@ -36,6 +35,7 @@ from bdjax.models._interception import (
     recorded_input,
     shifted_output,
     with_tuples,
+    without_dropout,
 )
 from bdjax.models._materialized import materialized
 from bdjax.structure import FactoredKernel, Path
@@ -124,30 +124,6 @@ def _zeroed(x: Array, valid: Array | None) -> Array:
     return x if valid is None else jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
 
-def _in_the_type_of_the_input(
-    x: Array, *parameters: Array | None, dtype: DTypeLike | None
-) -> tuple[Array | None, ...]:
-    """Cast a layer's parameters to the type of its input; Flax's own rule is the wider of the two."""
-    del dtype
-    return x, *(None if leaf is None else leaf.astype(x.dtype) for leaf in parameters)
-
-
-def conv(features: int, size: int, *, stride: int = 1, name: str) -> nn.Conv:
-    """Return a convolution without bias. Padding is explicit: XLA's SAME pads (0, 1) at stride 2, PyTorch (1, 1)."""
-    pad = size // 2
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        use_bias=False,
-        kernel_init=uniform_fan_in,
-        promote_dtype=cast(Any, _in_the_type_of_the_input),
-        conv_general_dilated=conv_general_dilated,
-        name=name,
-    )
-
-
 def pooled(x: Float[Array, "n *d c"]) -> Float[Array, "n c"]:
     """Return the mean over the positions, in float32: what the classifier takes in, which then computes in float32."""
     return x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.promote_types(x.dtype, jnp.float32))
@@ -159,6 +135,7 @@ class LinenModel:
 
     The module takes normalized images and returns one logit for each class. It is given the keywords ``train`` and
     ``valid`` (which rows of a training batch count) as far as its ``__call__`` has them; with batch norm it needs both.
+    What it draws in training it draws from Flax's stream "dropout", as `flax.linen.Dropout` does.
     Its layers may be of any class: what matters is that their weights are named ``kernel``, as Flax's own are.
 
     Two equal models share one compilation. ``dtype`` is the type in which the layers compute, ``"float32"`` or
@@ -206,14 +183,19 @@ class LinenModel:
         *,
         train: bool = False,
         valid: Bool[Array, " n"] | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "n k"], BatchStats]:
         """Return the logits of inputs (images in [0, 1], say), and the batch statistics after the pass.
 
+        Dropout and stochastic depth draw from ``key`` in training, by Flax's stream "dropout"; without a key they are
+        left out.
+
         Raises:
-          InputError: the network's output is not one logit for each class, or it draws random numbers in training.
+          InputError: the network's output is not one logit for each class, or it draws other random numbers in
+            training.
         """
         logits, changed = self._pass(
-            variables, input, ["batch_stats"] if train else [], train=train, valid=valid
+            variables, input, ["batch_stats"] if train else [], train=train, valid=valid, key=key
         )
         return logits, changed.get("batch_stats", {}) if train else variables["batch_stats"]
 
@@ -261,20 +243,22 @@ class LinenModel:
         *,
         train: bool = False,
         valid: Array | None = None,
+        key: Array | None = None,
     ) -> tuple[Array, dict[str, Tree]]:
         """Return the logits and the collections that a pass may change."""
         options = keywords(self.module, train=train)
         if train:
             options = keywords(self.module, train=train, valid=valid)
+        rngs = {"dropout": key} if train and key is not None else {}
         variables = {**variables, "params": _divisible(self, variables["params"])}
         try:
-            with nn.intercept_methods(factored):
+            with nn.intercept_methods(factored), nn.intercept_methods(without_dropout):
                 logits, changed = self.module.apply(
-                    variables, self._normalize(input), mutable=mutable, **options
+                    variables, self._normalize(input), rngs=rngs, mutable=mutable, **options
                 )
         except flax.errors.InvalidRngError as error:
-            wrong = "draw random numbers in training, as dropout does"
-            raise InputError(f"the network must not {wrong}.") from error
+            where = "from the stream dropout alone, for which apply takes a key"
+            raise InputError(f"the network must draw random numbers {where}.") from error
         wanted, got = (input.shape[0], self.spec.num_classes), getattr(logits, "shape", None)
         if got != wanted:
             what = f"one logit for each class, of shape {wanted} here"
@@ -326,7 +310,8 @@ def _init(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
 
 
 def _fresh(module: nn.Module, key: Key[Array, ""], x: Array) -> Variables:
-    return {"batch_stats": {}, **module.init(key, x, **keywords(module, train=True))}
+    with nn.intercept_methods(without_dropout):
+        return {"batch_stats": {}, **module.init(key, x, **keywords(module, train=True))}
 
 
 @functools.cache

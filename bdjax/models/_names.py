@@ -1,38 +1,38 @@
-"""What a variable is called in a PyTorch state dict, and its layout there.
-
-A network here has the module names of torchvision's network of that name, so a variable's path says its key.
-"""
+"""The names and layouts that a network's variables have in a PyTorch state dict, by the leaf's name and rank alone."""
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
+from jaxtyping import Array, Shaped
 
 from bdjax.structure import Path
-from bdjax.types import Leaf
+
+Laid: TypeAlias = Shaped[Array | np.ndarray, "..."]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-_TO_TORCH = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}  # by the kernel's rank
-_FUSED = "in_proj"  # of attention: its weights have no module of their own in PyTorch
+_FUSED = ("self_attention", "in_proj")  # which PyTorch keeps as two leaves of the attention itself
 
 
-def key_of(path: Path, leaf: Leaf = None) -> str:
-    """Return the key in a state dict of the variable at a path, which begins below its collection."""
-    del leaf
-    name = _LEAVES.get(path[-1], path[-1])
-    if len(path) > 1 and path[-2] == _FUSED:
-        return ".".join((*path[:-2], f"{_FUSED}_{name}"))
-    return ".".join((*path[:-1], name))
+def key_of(path: Path) -> str:
+    """Return the key of a leaf of ``params`` or ``batch_stats``: of ("conv1", "kernel") it is "conv1.weight"."""
+    *module, leaf = path
+    name = _LEAVES.get(leaf, leaf)
+    if tuple(module[-2:]) == _FUSED:
+        return ".".join((*module[:-1], f"{_FUSED[-1]}_{name}"))
+    return ".".join((*module, name))
 
 
-def to_torch(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return a variable in PyTorch's layout: kernels [out, in, h, w] and [out, in], anything else as it is."""
-    if path[-1] != "kernel" or array.ndim not in _TO_TORCH:
+def to_torch(array: Laid, path: Path) -> Laid:
+    """Return a leaf's array as PyTorch lays it out: kernels [h, w, i, o] as [o, i, h, w], and [i, o] as [o, i]."""
+    if path[-1] != "kernel":
         return array
-    return array.transpose(_TO_TORCH[array.ndim])
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
-def from_torch(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return an array of a state dict in the layout here: kernels [h, w, in, out] and [in, out]."""
-    if path[-1] != "kernel" or array.ndim not in _TO_TORCH:
+def from_torch(array: Laid, path: Path) -> Laid:
+    """Return the array of a state dict as the leaf of this path has it; the inverse of `to_torch`."""
+    if path[-1] != "kernel":
         return array
-    return array.transpose(np.argsort(_TO_TORCH[array.ndim]))
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -121,7 +122,8 @@ class Supervised:
         if self.augment == "adversarial":
             batch = self._attacked(jax.random.fold_in(key, augment.ATTACK), model, state, batch)
             evaluations += ATTACK_STEPS
-        loss_fn = self._loss_fn(model, state, batch, mixed)
+        drawn = jax.random.fold_in(key, augment.DROPOUT)
+        loss_fn = self._loss_fn(model, state, batch, mixed, drawn)
         (loss, (changed, output)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.tuned)
         chain = self._chain(model, state)
         updates, optimizer = chain.update(
@@ -164,14 +166,22 @@ class Supervised:
         _, frozen = self.parametrization.init(model, variables)
         return kept._replace(frozen=frozen)
 
-    def _loss_fn(self, model: Model, state: TrainState, batch: Split, mixed: Mixed) -> _Loss:
-        """Return the batch's training loss of what is tuned, beside the new batch statistics and the outputs."""
+    def _loss_fn(
+        self, model: Model, state: TrainState, batch: Split, mixed: Mixed, key: Key[Array, ""]
+    ) -> _Loss:
+        """Return the batch's training loss of what is tuned, beside the new batch statistics and the outputs.
+
+        It is one function: dropout draws the same in all passes of a step, where PyTorch's SAM draws again.
+        """
         mean = functools.partial(mean_loss, model.spec.task, label_smoothing=self.label_smoothing)
+        forward = functools.partial(model.apply, train=True, valid=batch.valid)
+        if _takes_key(model):
+            forward = functools.partial(forward, key=key)
 
         def loss_fn(tuned: Any) -> tuple[Array, tuple[BatchStats, Array]]:
             params = self.parametrization.apply(tuned, state.frozen)
             variables = {"params": params, "batch_stats": state.batch_stats}
-            output, changed = model.apply(variables, batch.input, train=True, valid=batch.valid)
+            output, changed = forward(variables, batch.input)
             loss = mean(output, batch)
             if self.augment in augment.MIXING:
                 partner = batch._replace(label=batch.label[mixed.partner])
@@ -251,6 +261,13 @@ def supervised(
     return Supervised.of(
         recipe, transformation=transformation, parametrization=parametrization, drop_last=drop_last
     )
+
+
+def _takes_key(model: Model) -> bool:
+    """Whether a network can be given a key; one that draws nothing may have been written without."""
+    parameters = inspect.signature(model.apply).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return "key" in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def mean_loss(

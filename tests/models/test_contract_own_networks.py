@@ -306,6 +306,8 @@ class Odd(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         flat = x.reshape(x.shape[0], -1)
+        if self.what == "noise":
+            return nn.Dense(3)(flat + jax.random.normal(self.make_rng("noise"), flat.shape))
         if self.what == "dropout":
             return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(flat))
         if self.what == "statistics":
@@ -345,7 +347,10 @@ def test_a_network_that_cannot_be_trained_is_refused_when_it_is_made(what, messa
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("dropout", "must not draw random numbers in training, as dropout does"),
+        (
+            "noise",
+            "must draw random numbers from the stream dropout alone, for which apply takes a key",
+        ),
         ("classes", r"must return one logit for each class, of shape \(5, 3\) here; got \(5, 4\)"),
         ("pair", "must return one logit for each class, of shape .5, 3. here; got tuple"),
     ],
@@ -355,6 +360,21 @@ def test_a_network_that_cannot_be_trained_is_refused_when_it_is_used(what, messa
     variables = model.init(KEY)
     with pytest.raises(InputError, match=message):
         jax.eval_shape(lambda: model.apply(variables, IMAGES, train=True))
+
+
+def test_dropout_draws_from_the_key_and_is_left_out_without_one():
+    model = LinenModel(Odd("dropout"), TINY)
+    variables = random_variables(model)
+    one, again, other = (
+        model.apply(variables, IMAGES, train=True, key=jax.random.key(seed))[0]
+        for seed in (0, 0, 1)
+    )
+    without, evaluated = (model.apply(variables, IMAGES, train=train)[0] for train in (True, False))
+    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(without, evaluated)
+    assert (one != other).any()
+    assert (one != without).any()
+    np.testing.assert_array_equal(model.apply(variables, IMAGES, key=KEY)[0], evaluated)
 
 
 @pytest.mark.parametrize(
