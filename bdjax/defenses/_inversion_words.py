@@ -1,0 +1,108 @@
+"""What trigger inversion found, in words for a page and a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bdjax.defenses._anomaly import Anomaly, anomaly
+from bdjax.defenses._inversion import Inverted
+from bdjax.files.printable import printable
+
+LIMITS = (
+    "Trigger inversion looks for small, localized triggers; blended, warped and sample-specific ones it can miss. "
+    "A class that stands out is a suspect, not a proof, and that none does proves nothing."
+)
+_LONGEST_NAME = 40  # letters
+_LISTED = 3  # suspects
+
+
+class Line(NamedTuple):
+    """What was found for one class, as numbers: shares in [0, 1], ``index`` NaN where it cannot be told."""
+
+    name: str
+    pixels: float
+    success: float
+    index: float
+    is_suspect: bool
+    found: bool
+
+
+def lines(found: Inverted, class_names: Sequence[str] = ()) -> list[Line]:
+    """Return a line for each class, in their order, for a table: norms beside indices."""
+    odd = anomaly(found.norm)
+    made = []
+    for number in range(len(found.norm)):
+        pixels, success = float(found.norm[number]), float(found.success[number])
+        name, suspect = _name(number, class_names), number in odd.suspects
+        made.append(
+            Line(
+                name, pixels, success, float(odd.index[number]), suspect, bool(found.found[number])
+            )
+        )
+    return made
+
+
+def sentences(found: Inverted, class_names: Sequence[str] = ()) -> str:
+    """Say in one to three sentences what was found: the suspects, or else the class with the smallest trigger.
+
+    Args:
+      found: of one network.
+      class_names: of the classes in their order; without them they are numbers.
+    """
+    odd = anomaly(found.norm)
+    smallest = int(np.argmin(found.norm))
+    if odd.reason:
+        said = f"No class can be called a suspect: {odd.reason}."
+        said += f" The smallest trigger is that of {_one(found, odd, smallest, class_names)}."
+    elif odd.suspects:
+        said = _suspects(found, odd, class_names)
+    else:
+        said = f"No class stands out: triggers have {_range(found.norm)} (median {odd.median:.1f});"
+        said += f" the smallest is that of {_one(found, odd, smallest, class_names)}."
+    if missing := int((~found.found).sum()):
+        said += f" For {missing} of {len(found.found)} classes no trigger was found at all."
+    return said
+
+
+def compared(before: Inverted, after: Inverted, class_names: Sequence[str] = ()) -> str:
+    """Say what was found before and after a defense, and how the first one's suspects fare in the second."""
+    said = f"Before: {sentences(before, class_names)}\nAfter: {sentences(after, class_names)}"
+    for number in anomaly(before.norm).suspects[:_LISTED]:
+        name = _name(number, class_names)
+        sizes = f"from {before.norm[number]:.1f} to {after.norm[number]:.1f} pixels"
+        said += f"\nThe smallest trigger found for {name} went {sizes}."
+    return f"{said}\n{LIMITS}"
+
+
+def _suspects(found: Inverted, odd: Anomaly, class_names: Sequence[str]) -> str:
+    said = []
+    for number in odd.suspects[:_LISTED]:
+        said.append(_one(found, odd, number, class_names))
+    more = len(odd.suspects) - _LISTED
+    if more > 0:
+        said.append(f"and {more} more")
+    word = "Suspect" if len(odd.suspects) == 1 else "Suspects"
+    others = np.delete(found.norm, odd.suspects)
+    return f"{word}: {'; '.join(said)}. The other classes need {_range(others)}."
+
+
+def _one(found: Inverted, odd: Anomaly, number: int, class_names: Sequence[str]) -> str:
+    """Name a class with the size of its trigger, how often that works, and the index where there is one."""
+    share = found.norm[number] / found.mask[number].size
+    size = f"{found.norm[number]:.1f} pixels ({share:.1%} of the image)"
+    works = f"which sends {found.success[number]:.0%} of the other classes' images there"
+    index = "" if odd.reason else f", anomaly index {odd.index[number]:.1f}"
+    return f"{_name(number, class_names)}: {size}, {works}{index}"
+
+
+def _range(norm: np.ndarray) -> str:
+    return f"{norm.min():.1f} to {norm.max():.1f} pixels"
+
+
+def _name(number: int, class_names: Sequence[str]) -> str:
+    if number < len(class_names):
+        return f"class '{printable(class_names[number], _LONGEST_NAME)}'"
+    return f"class {number}"
