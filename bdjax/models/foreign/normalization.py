@@ -26,7 +26,8 @@ BACKDOORBENCH = {
     "gtsrb": ((0.0,) * 3, (1.0,) * 3),
 }
 NONE = "none"
-_IMAGENET_CLASSES, _IMAGENET_SIDES = 1000, range(192, 400)
+IMAGENET_SIDES = range(192, 400)  # pixels of the images that ImageNet's networks take
+_IMAGENET_CLASSES = 1000
 # Keys of a config beside the weights: bdjax's and timm's, and those of a Hugging Face preprocessor.
 _CONFIGS = (("config.json", "mean", "std"), ("preprocessor_config.json", "image_mean", "image_std"))
 _NESTED = ("pretrained_cfg",)  # where timm has them
@@ -193,6 +194,6 @@ def _of_family(
 ) -> Normalization | None:
     if not of_torchvision or num_classes != _IMAGENET_CLASSES or channels != len(IMAGENET[0]):
         return None
-    if image_size is not None and image_size not in _IMAGENET_SIDES:
+    if image_size is not None and image_size not in IMAGENET_SIDES:
         return None
     return Normalization(*IMAGENET, "ImageNet's, as the network's form and 1,000 classes say")
