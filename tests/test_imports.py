@@ -27,7 +27,7 @@ MAY_IMPORT = {
     ("devices",): BASE,
     ("optim",): BASE,
     ("data",): BASE | {"devices"},
-    ("models",): BASE,
+    ("models",): BASE | {"data"},  # what images are, to try a recognized network with
     ("parametrizations",): BASE | {"optim"},
     # data: uint8 to float; models: the layers of generators; a trigger may be made with a network
     ("attacks",): BASE | {"data", "models", "optim"},

@@ -24,6 +24,20 @@ def test_a_file_that_is_not_there_is_none(tmp_path):
     assert atomic.read_json(tmp_path / "record.json") is None
 
 
+def test_what_is_written_piece_by_piece_is_whole_or_as_before(tmp_path):
+    file = tmp_path / "new" / "model.pt"
+    atomic.write_with(file, lambda stream: stream.writelines([b"one", b"two"]))
+    assert file.read_bytes() == b"onetwo"
+
+    def die(stream):
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic.write_with(file, die)
+    assert [path.read_bytes() for path in file.parent.iterdir()] == [b"onetwo"]
+
+
 @pytest.mark.parametrize("moment", ["replace", "write_text"])
 def test_an_interruption_keeps_the_old_content_and_leaves_nothing_else(
     moment, tmp_path, monkeypatch

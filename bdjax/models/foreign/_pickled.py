@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias, cast, no_type_check
 
 Value: TypeAlias = object  # of a pickle: a plain value, or what stands for another
 
 MOST_BYTES = 64 * 2**20  # of one pickle: BackdoorBench's lists of 100,000 images take 15 MiB
-_MOST_OPCODES = 10_000_000
+_MOST_OPCODES = 6_000_000  # those lists take 2.5 million; each may make an object of 64 bytes
 _MOST_ON_THE_STACK = 100_000  # PyTorch and Python append a thousand at a time
 _SCALARS = (str, int, float, bytes, type(None))
 
@@ -39,7 +39,7 @@ class Stateful(Protocol):
         ...
 
 
-Find: TypeAlias = Callable[[str], StandIn]
+Find: TypeAlias = Callable[[str], Value]
 Persistent: TypeAlias = Callable[[Value], Value]
 
 
@@ -60,18 +60,23 @@ def load(content: bytes, find: Find, persistent: Persistent, start: int = 0) -> 
         return machine.run(), machine.position
     except (IndexError, struct.error) as error:
         raise Refused("is cut off or damaged: its pickle ends too early") from error
-    except (TypeError, KeyError, UnicodeDecodeError, OverflowError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        if isinstance(error, Refused):
+            raise
         raise Refused(f"is damaged: its pickle makes no sense ({str(error)[:100]})") from error
 
 
+@no_type_check  # at run time, as tests do it: it would take a hundred times as long as an opcode
 class _Machine:
+    """A stack, the stacks below each mark, and what was put aside to be used again."""
+
     def __init__(self, content: bytes, start: int, find: Find, persistent: Persistent) -> None:
         self.content = content
         self.position = start
         self.find = find
         self.persistent = persistent
         self.stack: list[Value] = []
-        self.marked: list[list[Value]] = []  # the stacks below each mark
+        self.marked: list[list[Value]] = []
         self.memo: dict[int, Value] = {}
 
     def run(self) -> Value:
@@ -99,174 +104,132 @@ class _Machine:
     def number(self, form: str) -> int:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
+    def floating(self) -> float:
+        return struct.unpack(">d", self.take(8))[0]
+
+    def long(self) -> int:
+        return int.from_bytes(self.take(self.number("<B")), "little", signed=True)
+
+    def name(self) -> str:
+        return f"{self.line()}.{self.line()}"
+
     def line(self) -> str:
         end = self.content.find(b"\n", self.position, self.position + 1000)
         if end < 0:
             raise Refused("is damaged: a name in its pickle has no end")
         return self.take(end + 1 - self.position)[:-1].decode()
 
+    def push(self, value: Value) -> None:
+        self.stack.append(value)
+
+    def mark(self) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
+
     def since_mark(self) -> list[Value]:
         items = self.stack
         self.stack = self.marked.pop()
         return items
 
-    def push(self, value: Value) -> None:
-        self.stack.append(value)
+    def tuple_of(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise IndexError
+        self.stack[-count:] = [tuple(self.stack[-count:])]
+
+    def remember(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
+
+    def append(self, items: list[Value]) -> None:
+        # An object of a class that stands for itself alone keeps nothing
+        if isinstance(target := self.stack[-1], list):
+            target.extend(items)
+
+    def set_items(self, items: list[Value]) -> None:
+        if len(items) % 2:
+            raise IndexError
+        if isinstance(target := self.stack[-1], dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                # No file of weights has other keys, and the hash of a tuple of tuples has no bound
+                if isinstance(key, _SCALARS):
+                    target[key] = value
+
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def make_dict(self) -> None:
+        items = self.since_mark()
+        self.push({})
+        self.set_items(items)
+
+    def stack_global(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise Refused("is damaged: its pickle has a name that is no text")
+        self.push(self.find(f"{module}.{name}"))
 
     def call(self, function: Value, arguments: Value) -> None:
         if not isinstance(arguments, tuple) or not hasattr(function, "call"):
             raise Refused("is damaged: its pickle calls what is no function")
         self.push(cast(StandIn, function).call(arguments))
 
-    def set_items(self, target: Value, items: list[Value]) -> None:
-        # An object of a class that stands for itself alone keeps nothing
-        if isinstance(target, dict):
-            for key, value in zip(items[::2], items[1::2], strict=True):
-                # No file of weights has other keys, and the hash of a tuple of tuples has no bound
-                if isinstance(key, _SCALARS):
-                    target[key] = value
+    def reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.call(function, arguments)
 
-    def append(self, target: Value, items: list[Value]) -> None:
-        if isinstance(target, list):
-            target.extend(items)
+    def new_with_keywords(self) -> None:
+        self.stack.pop()
+        self.reduce()
+
+    def old_object(self) -> None:
+        function, *arguments = self.since_mark()
+        self.call(function, tuple(arguments))
+
+    def instance(self) -> None:
+        function = self.find(self.name())
+        self.call(function, tuple(self.since_mark()))
+
+    def build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        # An ordered dict has a state of its own, which says nothing of the weights
+        if hasattr(target, "set_state"):
+            cast(Stateful, target).set_state(state)
 
 
-def _bytes(form: str) -> Callable[[_Machine], None]:
+_Opcode: TypeAlias = Callable[[_Machine], object]
+
+
+def _bytes(form: str) -> _Opcode:
     return lambda machine: machine.push(machine.take(machine.number(form)))
 
 
-def _text(form: str) -> Callable[[_Machine], None]:
-    def push(machine: _Machine) -> None:
-        machine.push(machine.take(machine.number(form)).decode("utf-8", "surrogatepass"))
-
-    return push
+def _text(form: str, coding: str = "utf-8", errors: str = "surrogatepass") -> _Opcode:
+    return lambda machine: machine.push(machine.take(machine.number(form)).decode(coding, errors))
 
 
-def _latin(form: str) -> Callable[[_Machine], None]:
-    """Read a string of Python 2, which is bytes or text: text wherever it can be."""
-    return lambda machine: machine.push(machine.take(machine.number(form)).decode("latin-1"))
-
-
-def _number(form: str) -> Callable[[_Machine], None]:
+def _number(form: str) -> _Opcode:
     return lambda machine: machine.push(machine.number(form))
 
 
-def _constant(value: Value) -> Callable[[_Machine], None]:
+def _constant(value: Value) -> _Opcode:
     return lambda machine: machine.push(value)
 
 
-def _tuple_of(count: int) -> Callable[[_Machine], None]:
-    def push(machine: _Machine) -> None:
-        if len(machine.stack) < count:
-            raise IndexError
-        machine.stack[-count:] = [tuple(machine.stack[-count:])]
-
-    return push
+def _put(form: str) -> _Opcode:
+    return lambda machine: machine.remember(machine.number(form))
 
 
-def _put(form: str) -> Callable[[_Machine], None]:
-    def put(machine: _Machine) -> None:
-        machine.memo[machine.number(form)] = machine.stack[-1]
-
-    return put
-
-
-def _get(form: str) -> Callable[[_Machine], None]:
+def _get(form: str) -> _Opcode:
     return lambda machine: machine.push(machine.memo[machine.number(form)])
 
 
-def _memoize(machine: _Machine) -> None:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
-
-
-def _mark(machine: _Machine) -> None:
-    machine.marked.append(machine.stack)
-    machine.stack = []
-
-
-def _append(machine: _Machine) -> None:
-    item = machine.stack.pop()
-    machine.append(machine.stack[-1], [item])
-
-
-def _appends(machine: _Machine) -> None:
-    items = machine.since_mark()
-    machine.append(machine.stack[-1], items)
-
-
-def _set_item(machine: _Machine) -> None:
-    value, key = machine.stack.pop(), machine.stack.pop()
-    machine.set_items(machine.stack[-1], [key, value])
-
-
-def _set_items(machine: _Machine) -> None:
-    items = machine.since_mark()
-    if len(items) % 2:
-        raise IndexError
-    machine.set_items(machine.stack[-1], items)
-
-
-def _dict(machine: _Machine) -> None:
-    items = machine.since_mark()
-    machine.push({})
-    machine.set_items(machine.stack[-1], items[: len(items) // 2 * 2])
-
-
-def _long(machine: _Machine) -> None:
-    machine.push(int.from_bytes(machine.take(machine.number("<B")), "little", signed=True))
-
-
-def _global(machine: _Machine) -> None:
-    module, name = machine.line(), machine.line()
-    machine.push(machine.find(f"{module}.{name}"))
-
-
-def _stack_global(machine: _Machine) -> None:
-    name, module = machine.stack.pop(), machine.stack.pop()
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise Refused("is damaged: its pickle has a name that is no text")
-    machine.push(machine.find(f"{module}.{name}"))
-
-
-def _reduce(machine: _Machine) -> None:
-    arguments, function = machine.stack.pop(), machine.stack.pop()
-    machine.call(function, arguments)
-
-
-def _new_object_with_keywords(machine: _Machine) -> None:
-    machine.stack.pop()
-    _reduce(machine)
-
-
-def _old_object(machine: _Machine) -> None:
-    function, *arguments = machine.since_mark()
-    machine.call(function, tuple(arguments))
-
-
-def _instance(machine: _Machine) -> None:
-    _global(machine)
-    function = machine.stack.pop()
-    machine.call(function, tuple(machine.since_mark()))
-
-
-def _build(machine: _Machine) -> None:
-    state, target = machine.stack.pop(), machine.stack[-1]
-    # An ordered dict has a state of its own, which says nothing of the weights
-    if hasattr(target, "set_state"):
-        cast(Stateful, target).set_state(state)
-
-
-def _persistent(machine: _Machine) -> None:
-    machine.push(machine.persistent(machine.stack.pop()))
-
-
 _STOP = ord(".")
-_OPCODES: dict[int, Callable[[_Machine], None]] = {
-    0x80: lambda machine: cast(None, machine.take(1)),  # PROTO
-    0x95: lambda machine: cast(None, machine.take(8)),  # FRAME
-    ord("("): _mark,
-    ord("0"): lambda machine: cast(None, machine.stack.pop()),
-    ord("1"): lambda machine: cast(None, machine.since_mark()),
+_OPCODES: dict[int, _Opcode] = {
+    0x80: lambda machine: machine.take(1),  # PROTO
+    0x95: lambda machine: machine.take(8),  # FRAME
+    ord("("): _Machine.mark,
+    ord("0"): lambda machine: machine.stack.pop(),
+    ord("1"): _Machine.since_mark,
     ord("2"): lambda machine: machine.push(machine.stack[-1]),
     ord("N"): _constant(None),
     0x88: _constant(True),
@@ -274,10 +237,10 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
     ord("J"): _number("<i"),
     ord("K"): _number("<B"),
     ord("M"): _number("<H"),
-    0x8A: _long,
-    ord("G"): _number(">d"),
-    ord("T"): _latin("<I"),
-    ord("U"): _latin("<B"),
+    0x8A: lambda machine: machine.push(machine.long()),
+    ord("G"): lambda machine: machine.push(machine.floating()),
+    ord("T"): _text("<I", "latin-1", "strict"),  # a string of Python 2: text, wherever it can be
+    ord("U"): _text("<B", "latin-1", "strict"),
     ord("X"): _text("<I"),
     0x8C: _text("<B"),
     0x8D: _text("<Q"),
@@ -287,32 +250,32 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
     0x96: _bytes("<Q"),  # a bytearray
     ord(")"): _constant(()),
     ord("t"): lambda machine: machine.push(tuple(machine.since_mark())),
-    0x85: _tuple_of(1),
-    0x86: _tuple_of(2),
-    0x87: _tuple_of(3),
+    0x85: lambda machine: machine.tuple_of(1),
+    0x86: lambda machine: machine.tuple_of(2),
+    0x87: lambda machine: machine.tuple_of(3),
     ord("]"): lambda machine: machine.push([]),
     ord("l"): lambda machine: machine.push(machine.since_mark()),
-    ord("a"): _append,
-    ord("e"): _appends,
+    ord("a"): lambda machine: machine.append([machine.stack.pop()]),
+    ord("e"): lambda machine: machine.append(machine.since_mark()),
     ord("}"): lambda machine: machine.push({}),
-    ord("d"): _dict,
-    ord("s"): _set_item,
-    ord("u"): _set_items,
+    ord("d"): _Machine.make_dict,
+    ord("s"): _Machine.set_item,
+    ord("u"): lambda machine: machine.set_items(machine.since_mark()),
     0x8F: lambda machine: machine.push([]),  # a set, as a list
-    0x90: _appends,
+    0x90: lambda machine: machine.append(machine.since_mark()),
     0x91: lambda machine: machine.push(machine.since_mark()),
-    ord("c"): _global,
-    0x93: _stack_global,
-    ord("R"): _reduce,
-    0x81: _reduce,  # NEWOBJ: a class is called as a function is
-    0x92: _new_object_with_keywords,
-    ord("o"): _old_object,
-    ord("i"): _instance,
-    ord("b"): _build,
+    ord("c"): lambda machine: machine.push(machine.find(machine.name())),
+    0x93: _Machine.stack_global,
+    ord("R"): _Machine.reduce,
+    0x81: _Machine.reduce,  # NEWOBJ: a class is called as a function is
+    0x92: _Machine.new_with_keywords,
+    ord("o"): _Machine.old_object,
+    ord("i"): _Machine.instance,
+    ord("b"): _Machine.build,
     ord("q"): _put("<B"),
     ord("r"): _put("<I"),
-    0x94: _memoize,
+    0x94: lambda machine: machine.remember(len(machine.memo)),
     ord("h"): _get("<B"),
     ord("j"): _get("<I"),
-    ord("Q"): _persistent,
+    ord("Q"): lambda machine: machine.push(machine.persistent(machine.stack.pop())),
 }

@@ -15,10 +15,13 @@ import numpy as np
 
 from bdjax.models.foreign._pickled import Refused
 
-MOST_BYTES = 64 * 2**20  # of the header; the format's own limit is 100 MB
+MOST_BYTES = (
+    16 * 2**20
+)  # of the header: 10,000 arrays take 1 MiB, and what JSON makes of it twenty times as much
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 _ALIGNMENT = 8
+_MOST_AXES = 32
 _TYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -39,7 +42,7 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 def is_one(content: np.ndarray) -> bool:
     """Return whether a file begins as this format does."""
-    return content.size > _LENGTH.size and content[_LENGTH.size] == ord("{")
+    return content[_LENGTH.size : _LENGTH.size + 1].tobytes() == b"{"
 
 
 def load(content: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -50,7 +53,7 @@ def load(content: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     header, start = _header(content)
     metadata = header.pop(_METADATA, {})
-    if not _is_text(metadata):
+    if not isinstance(metadata, dict) or not all(map(_is_text, metadata.values())):
         raise Refused("is damaged: its metadata are no texts by name")
     arrays: dict[str, np.ndarray] = {}
     places: list[tuple[int, int]] = []
@@ -86,30 +89,33 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    return isinstance(value, str)
 
 
 def _entry(key: str, entry: object) -> tuple[np.dtype, tuple[int, ...], int, int]:
     """Return an array's type, shape, first byte and the one after its last."""
     if not isinstance(entry, dict):
         raise Refused(f"is damaged: {key[:80]} has no description")
-    kind, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    kind, shape, place = entry.get("dtype"), _counts(entry, "shape"), _counts(entry, "data_offsets")
     if not isinstance(kind, str) or kind not in _TYPES:
         raise Refused(f"holds {key[:80]} of type {str(kind)[:20]}, which is not read")
-    if not _are_counts(shape) or len(shape) > 32:
+    if shape is None or len(shape) > _MOST_AXES:
         raise Refused(f"is damaged: the shape of {key[:80]} is no list of whole numbers")
-    if not _are_counts(place) or len(place) != 2:
+    if place is None or len(place) != 2:
         raise Refused(f"is damaged: {key[:80]} has no place")
     begin, end = place
     if end - begin != math.prod(shape) * _TYPES[kind].itemsize:
         raise Refused(f"is damaged: {key[:80]} of shape {shape} has {end - begin} bytes")
-    return _TYPES[kind], tuple(shape), begin, end
+    return _TYPES[kind], shape, begin, end
 
 
-def _are_counts(values: object) -> bool:
+def _counts(entry: Mapping[str, object], name: str) -> tuple[int, ...] | None:
+    """Return a list of whole numbers from 0 on; None if it is none."""
+    values = entry.get(name)
     if not isinstance(values, list):
-        return False
-    return all(type(value) is int and 0 <= value < 2**48 for value in values)
+        return None
+    counts = tuple(value for value in values if type(value) is int and 0 <= value < 2**48)
+    return counts if len(counts) == len(values) else None
 
 
 def _check_places(places: list[tuple[int, int]], length: int) -> None:

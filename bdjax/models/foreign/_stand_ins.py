@@ -265,9 +265,8 @@ def _numpy_type(code: Value, *rest: Value) -> _NumpyType:
 
 
 def _numpy_scalar(kind: Value, raw: Value = b"") -> Value:
-    known = isinstance(kind, _NumpyType) and kind.dtype.kind in "fiub"
-    if known and isinstance(raw, bytes) and len(raw) == kind.dtype.itemsize:
-        return np.frombuffer(raw, kind.dtype)[0].item()
+    if isinstance(kind, _NumpyType) and kind.dtype.kind in "fiub" and isinstance(raw, bytes):
+        return np.frombuffer(raw, kind.dtype, 1)[0].item()
     return Opaque("a value of NumPy's")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from bdjax.models.foreign._pickled import Refused, Value
 from bdjax.models.foreign._stand_ins import NumpyArray, Tensor
 
-Plain: TypeAlias = str | int | float | bool | tuple["Plain", ...] | None
+Plain: TypeAlias = str | int | float | bool | tuple[str | int | float | bool, ...] | None
 Found: TypeAlias = Tensor | np.ndarray  # an array of the file
 
 # In this order. The averaged weights come last: what was trained is what is usually evaluated.
@@ -31,7 +31,7 @@ _HOLDERS = (
 )
 _PREFIXES = re.compile(r"(module|_orig_mod|model|net|network|_model|\d+)\.")
 _NORMALIZATION = re.compile(r"(?P<module>(?:\w+\.)*)_?(?P<name>mean|std)")
-_OF_AVERAGING = "n_averaged"  # PyTorch's count of the steps that an averaged network saw
+OF_AVERAGING = "n_averaged"  # PyTorch's count of the steps that an averaged network saw
 _DEEPEST = 4
 _LONGEST_TEXT = 1000
 _LONGEST_LIST = 2000  # class names, say
@@ -131,23 +131,16 @@ def _is_plain(value: Value) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
-def without_prefixes(weights: Mapping[str, Found]) -> tuple[dict[str, Found], tuple[str, ...]]:
-    """Take off what all names begin with, where it is what programs put before them; return what it was, too."""
+def prefixes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return what all names begin with, as far as it is what programs put before them, outermost first."""
+    names = [name for name in names if name != OF_AVERAGING]
     taken: list[str] = []
-    weights = dict(weights)
-    while (prefix := _common_prefix(weights)) is not None:
-        weights.pop(_OF_AVERAGING, None)
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-        taken.append(prefix)
-    return weights, tuple(taken)
-
-
-def _common_prefix(names: Iterable[str]) -> str | None:
-    names = [name for name in names if name != _OF_AVERAGING]
-    found = _PREFIXES.match(names[0]) if names else None
-    if found is None or not all(name.startswith(found[0]) for name in names):
-        return None
-    return found[0]
+    while names and (found := _PREFIXES.match(names[0])):
+        if not all(name.startswith(found[0]) for name in names):
+            break
+        names = [name.removeprefix(found[0]) for name in names]
+        taken.append(found[0])
+    return tuple(taken)
 
 
 def normalization(weights: Mapping[str, Found]) -> dict[str, str]:

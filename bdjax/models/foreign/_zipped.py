@@ -17,6 +17,11 @@ from bdjax.models.foreign._stand_ins import Storage
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header before a member's content
 _MOST_MEMBERS = 200_000
+_MOST_TABLE = (
+    20 * 2**20
+)  # bytes of the table of contents, of which each entry takes ten times as much in memory
+_TAIL = 70_000  # bytes at the end among which the table's own place stands
+_NOT_HERE = 2**32 - 1  # a size that stands in the longer record
 
 
 class Archive:
@@ -24,7 +29,7 @@ class Archive:
 
     def __init__(self, path: Path, content: np.ndarray) -> None:
         self._content = content
-        self._members = _members(path, content.size)
+        self._members = _members(path, content)
         roots = [name for name in self._members if name.count("/") == 1]
         pickles = [name for name in roots if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -43,14 +48,14 @@ class Archive:
         """Return whether the checksums were written: PyTorch can leave them out, of all members at once."""
         for name in ("data.pkl", "version", ".data/serialization_id", "byteorder"):
             found = self._members.get(self._root + name)
-            if found is not None and zlib.crc32(_bytes_of(self._content, found)) == found.CRC:
+            if found is not None and zlib.crc32(_bytes_of(self._content, found).data) == found.CRC:
                 return True
         return False
 
     def check(self, name: str) -> None:
         """Refuse a member that is not as it was written."""
         found = self._members[self._root + name]
-        if zlib.crc32(_bytes_of(self._content, found)) != found.CRC:
+        if zlib.crc32(_bytes_of(self._content, found).data) != found.CRC:
             raise Refused(f"is damaged: the checksum of {name} in it differs")
 
 
@@ -97,8 +102,9 @@ def _storage(
     return found
 
 
-def _members(path: Path, length: int) -> dict[str, zipfile.ZipInfo]:
+def _members(path: Path, content: np.ndarray) -> dict[str, zipfile.ZipInfo]:
     """Return the archive's entries by name; each lies in the file as it is, and all together fit in it."""
+    _check_table(content)
     try:
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
@@ -115,9 +121,22 @@ def _members(path: Path, length: int) -> dict[str, zipfile.ZipInfo]:
             raise Refused("is a compressed or encrypted archive, which torch.save never writes")
         if entry.file_size != entry.compress_size:
             raise Refused(f"is damaged: {entry.filename[:50]} in it has two sizes")
-    if sum(entry.file_size for entry in entries) > length:
+    if sum(entry.file_size for entry in entries) > content.size:
         raise Refused("is damaged: its parts are larger than the file")
     return members
+
+
+def _check_table(content: np.ndarray) -> None:
+    """Refuse a table of contents that is too large to be read at all."""
+    tail = content[-_TAIL:].tobytes()
+    for mark, form, place in ((b"PK\x05\x06", "<I", 12), (b"PK\x06\x06", "<Q", 40)):
+        at = tail.rfind(mark)
+        field = tail[at + place : at + place + struct.calcsize(form)]
+        if at < 0 or len(field) < struct.calcsize(form):
+            continue
+        (size,) = struct.unpack(form, field)
+        if size > _MOST_TABLE and size != _NOT_HERE:
+            raise Refused("is damaged: its table of contents is larger than that of any network")
 
 
 def _bytes_of(content: np.ndarray, entry: zipfile.ZipInfo) -> np.ndarray:

@@ -52,15 +52,17 @@ _DENSENETS: _Depths = {
     (6, 12, 32, 32): "densenet169",
     (6, 12, 48, 32): "densenet201",
 }
-_CONVNEXTS: _Depths = {(3, 3, 9, 3): "convnext_tiny", (3, 3, 27, 3): "convnext_small"}
 _EFFICIENTNETS = tuple(f"efficientnet_b{number}" for number in range(8))
 _SMALL, _LARGE = 32, 224  # pixels a side
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
     """Return how many numbers stand at the group of a pattern."""
-    found = [match[1] for match in (re.match(pattern, name) for name in shapes) if match]
-    return len(set(found))
+    found: set[str] = set()
+    for name in shapes:
+        if (match := re.match(pattern, name)) is not None:
+            found.add(match[1])
+    return len(found)
 
 
 def _blocks(shapes: Shapes, pattern: str, stages: tuple[int, ...]) -> tuple[int, ...]:
@@ -120,8 +122,8 @@ def wide_resnet(shapes: Shapes) -> Guess | None:
 
 def vgg(shapes: Shapes) -> Guess | None:
     """Recognize VGG by a chain of convolutions ``features``: depth by their number, the head by its name."""
-    kernels = [n for n, shape in shapes.items() if re.fullmatch(r"features\.\d+\.weight", n)]
-    convolutions = [name for name in kernels if len(shapes[name]) == 4]
+    weights = [name for name in shapes if re.fullmatch(r"features\.\d+\.weight", name)]
+    convolutions = [name for name in weights if len(shapes[name]) == 4]
     if "features.0.weight" not in convolutions or len(convolutions) not in _VGGS:
         return None
     heads = ("classifier.6.weight", "classifier.0.weight", "classifier.weight")
@@ -139,13 +141,18 @@ def vgg(shapes: Shapes) -> Guess | None:
 
 
 def mobilenet(shapes: Shapes) -> Guess | None:
-    """Recognize MobileNetV2 and V3 by their first blocks."""
+    """Recognize MobileNetV2 (torchvision's form and kuangliu's) and V3 by their first blocks."""
+    if {"conv1.weight", "layers.0.conv3.weight", "linear.weight"} <= shapes.keys():
+        choices = _widths(shapes["conv1.weight"][0], 32, form="cifar")
+        last, why = "linear.weight", "inverted residual blocks in the form for small images"
+        size = _small(shapes[last][0])
+        return Guess(("mobilenet_v2",), choices, "conv1.weight", last, size, why)
     first = "features.0.0.weight"
     if first not in shapes or len(shapes[first]) != 4:
         return None
     width = shapes[first][0]
     if {"features.1.conv.0.0.weight", "classifier.1.weight"} <= shapes.keys():
-        choices = _widths(width, 32)
+        choices = _widths(width, 32, form="imagenet")
         why = "inverted residual blocks of three convolutions"
         return Guess(("mobilenet_v2",), choices, first, "classifier.1.weight", _LARGE, why)
     if {"features.1.block.0.0.weight", "classifier.3.weight"} <= shapes.keys():
@@ -180,15 +187,16 @@ def densenet(shapes: Shapes) -> Guess | None:
 
 def inception(shapes: Shapes) -> Guess | None:
     """Recognize GoogLeNet and Inception-V3 by their first mixed module."""
-    with_heads = any(name.startswith(("aux1.", "AuxLogits.")) for name in shapes)
-    choices: tuple[Mapping[str, Option], ...] = ({}, {"aux": with_heads}, {"aux": not with_heads})
-    if "inception3a.branch1.conv.weight" in shapes:
-        why = "GoogLeNet's module inception3a"
-        return Guess(("googlenet",), choices, "conv1.conv.weight", "fc.weight", _LARGE, why)
-    if "Mixed_5b.branch1x1.conv.weight" in shapes:
-        first = "Conv2d_1a_3x3.conv.weight"
-        why = "Inception's module Mixed_5b"
-        return Guess(("inception_v3",), choices, first, "fc.weight", 299, why)
+    # Without the auxiliary heads, which take no part in a prediction
+    last = "fc.weight"
+    first = "conv1.conv.weight"
+    if {first, last, "inception3a.branch1.conv.weight"} <= shapes.keys():
+        choices = _widths(shapes[first][0], 64)
+        return Guess(("googlenet",), choices, first, last, _LARGE, "GoogLeNet's inception3a")
+    first = "Conv2d_1a_3x3.conv.weight"
+    if {first, last, "Mixed_5b.branch1x1.conv.weight"} <= shapes.keys():
+        choices = _widths(shapes[first][0], 32)
+        return Guess(("inception_v3",), choices, first, last, 299, "Inception's module Mixed_5b")
     return None
 
 
@@ -200,12 +208,15 @@ def vit(shapes: Shapes) -> Guess | None:
     width, _, patch, _ = (*shapes[first], 1, 1, 1, 1)[:4]
     side = round((max(shapes[positions][1:2], default=1) - 1) ** 0.5) * patch
     depth = _count(shapes, r"encoder\.layers\.encoder_layer_(\d+)\.")
-    names = {384: ("vit_s_16",), 192: ("vit_ti_16",), 768: ("vit_b_16",)}
-    usual = ({}, {"patch": patch})
-    why = f"{depth} transformer layers of width {width}, patches of {patch} and {side} px a side"
-    known = names.get(width, ("vit_s_16", "vit_b_16"))
-    choices = (*usual, {"patch": patch, "width": width})
-    return Guess(known, choices, first, last, side or _LARGE, why, exact=True)
+    options: dict[str, Option] = {} if depth == 12 else {"blocks": depth}
+    if patch != 16:
+        options["patch"] = patch
+    name = "vit_s_16" if width == 384 else "vit_b_16"
+    choices = _widths(width, 384 if width == 384 else 768, **options)
+    # How many heads there are is nowhere in the weights; all published ones have 64 channels each
+    heads = "heads of 64 channels, as all published ones have"
+    why = f"{depth} transformer layers of width {width}, patches of {patch} pixels, {heads}"
+    return Guess((name,), choices, first, last, side or _LARGE, why, exact=True)
 
 
 def convnext(shapes: Shapes) -> Guess | None:
@@ -214,8 +225,10 @@ def convnext(shapes: Shapes) -> Guess | None:
     if not {first, last, "features.1.0.layer_scale"} <= shapes.keys():
         return None
     blocks = _blocks(shapes, r"features\.{}\.(\d+)\.block\.", (1, 3, 5, 7))
-    names = (_CONVNEXTS[blocks],) if blocks in _CONVNEXTS else ()
-    choices = _widths(shapes[first][0], 96)
+    number = blocks[0]
+    names = ("convnext_tiny",) if blocks == (number, number, 3 * number, number) else ()
+    others: dict[str, Option] = {} if number == 3 else {"blocks": number}
+    choices = _widths(shapes[first][0], 96, **others)
     return Guess(names, choices, first, last, _LARGE, f"stages of {blocks} blocks with layer scale")
 
 

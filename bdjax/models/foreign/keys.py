@@ -34,7 +34,11 @@ _LEFT_OUT = re.compile(
 )
 _COUNTER = "num_batches_tracked"
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-_ORDER = ("kernel", "scale", "bias")  # of a module's own arrays; then others, then the running statistics
+_ORDER = (
+    "kernel",
+    "scale",
+    "bias",
+)  # of a module's own arrays; then others, then the running statistics
 _RUNNING = ("mean", "var")
 _LAST = ("downsample", "shortcut")  # which PyTorch's blocks define last and use first
 _SHOWN = 3  # names in a message
@@ -57,12 +61,14 @@ class Matching:
       names: the file's name of each array, by the network's.
       missing, extra: the network's names that the file lacks, and the file's that the network does not know.
       misshapen: the network's name, the file's shape and the one that would be right.
+      left_out: the file's names of arrays with which no network here computes, such as those of auxiliary heads.
     """
 
     names: Mapping[str, str]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     misshapen: tuple[tuple[str, Shape, Shape], ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -153,7 +159,9 @@ def matching(arrays: Arrays, model: Model) -> Matching:
         if _long_axes(shape) != _long_axes(place.shape):
             misshapen.append((name, shape, place.shape))
     used = {name: names.get(name, "") for name in wanted}
-    return Matching(used, tuple(missing), tuple(extra), tuple(misshapen))
+    kept = set(given)
+    left_out = tuple(name for name in arrays if name not in kept)
+    return Matching(used, tuple(missing), tuple(extra), tuple(misshapen), left_out)
 
 
 def _long_axes(shape: Shape) -> Shape:
@@ -222,10 +230,30 @@ def state_dict(
             raise InputError(f"variables must be those of the network; {wrong}.")
         laid = _names.to_torch(np.asarray(leaf), place.path)
         key = aliases.exported(name, names)
-        made[key] = np.ascontiguousarray(laid, np.float32).reshape(place.shape)
+        made[key] = np.array(laid, np.float32, order="C").reshape(place.shape)
         if place.path[-1] == "var":
             made[f"{key.rpartition('.')[0]}.{_COUNTER}"] = np.zeros((), np.int64)
     if leaves:
         left = "/".join(next(iter(leaves)))
         raise InputError(f"variables must be those of the network, which has no {left}.")
     return made
+
+
+def as_in_file(state: StateDict, model: Model, variables: Variables) -> dict[str, np.ndarray]:
+    """Return a network's variables as a state dict with the names and shapes of a file that it came from.
+
+    What is of no network stays as it was in the file: counters, a normalization. The program that wrote the file can
+    read the result.
+
+    Raises:
+      InputError: the network is not that of the file.
+    """
+    found = matching(state.arrays, model)
+    if not found.complete:
+        raise InputError(f"{state.path} does not fit the network: {found}.")
+    arrays = state_dict(model, variables)
+    own = {old: arrays[name] for name, old in found.names.items()}
+    made: dict[str, np.ndarray] = {}
+    for name, array in state.arrays.items():
+        made[state.prefix + name] = own.get(name, np.array(array)).reshape(array.shape)
+    return {**made, **state.aside}

@@ -19,7 +19,6 @@ from bdjax.files.failures import blaming_the_path
 from bdjax.files.printable import printable
 from bdjax.models.foreign import _legacy, _safetensors, _wrappers, _zipped
 from bdjax.models.foreign._pickled import Refused, Value
-from bdjax.models.foreign._stand_ins import Tensor
 from bdjax.models.foreign._wrappers import Found, Plain
 
 _MOST_TEXT = 400  # of a message about a file
@@ -48,7 +47,9 @@ class StateDict:
       arrays: by name, in the order of the file and in its layout and types; they cannot be written to.
       beside: texts, numbers and lists of them that stood beside the weights: ``model_name``, ``num_classes``,
         ``img_size``, ``clean_data``; ``mean`` and ``std`` of a normalization that was wrapped around the network.
-      wrappers: names and prefixes that were taken off, outermost first.
+      wrappers: names of entries and prefixes that were taken off, outermost first.
+      prefix: what was before each of the names.
+      aside: arrays that are of no network, by their whole names: a normalization's, a counter of averaging.
       notes: sentences that a user should see.
     """
 
@@ -57,6 +58,8 @@ class StateDict:
     arrays: Mapping[str, np.ndarray]
     beside: Mapping[str, Plain]
     wrappers: tuple[str, ...]
+    prefix: str
+    aside: Mapping[str, np.ndarray]
     notes: tuple[str, ...]
 
 
@@ -133,17 +136,21 @@ def _state(
     wrappers: tuple[str, ...],
     notes: list[str],
 ) -> StateDict:
-    beside = dict(beside)
+    beside, aside = dict(beside), {}
     for statistic, key in _wrappers.normalization(arrays).items():
-        beside[statistic] = tuple(float(value) for value in arrays.pop(key).ravel())
+        aside[key] = arrays.pop(key)
+        beside[statistic] = tuple(float(value) for value in aside[key].ravel())
         wrappers += (key,)
-    bare, prefixes = _wrappers.without_prefixes(arrays)
+    prefixes = _wrappers.prefixes(arrays)
+    prefix = "".join(prefixes)
+    bare: dict[str, np.ndarray] = {}
+    for key, array in arrays.items():
+        held = aside if key == _wrappers.OF_AVERAGING and prefix else bare
+        held[key if held is aside else key.removeprefix(prefix)] = array
     if not bare:
         raise Refused("holds no arrays")
-    # Of the types that were found: without prefixes, arrays are arrays still
-    found = {key: array for key, array in bare.items() if isinstance(array, np.ndarray)}
-    notes = [*notes, *_about_types(found)]
-    return StateDict(file, name, found, beside, wrappers + prefixes, tuple(notes))
+    notes = [*notes, *_about_types(bare)]
+    return StateDict(file, name, bare, beside, wrappers + prefixes, prefix, aside, tuple(notes))
 
 
 def _array(found: Found, storages: Mapping[str, np.ndarray]) -> np.ndarray:

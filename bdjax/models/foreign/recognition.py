@@ -57,7 +57,9 @@ def recognize(state: StateDict) -> Recognized:
     """
     nearest: tuple[int, str] | None = None
     absent: list[str] = []
+    signs: list[str] = []
     for guess, shapes in _guesses(state):
+        signs.append(guess.why)
         absent += [name for name in guess.names if name not in models.names()]
         for name in guess.names:
             for options in guess.choices if name in models.names() else ():
@@ -67,7 +69,7 @@ def recognize(state: StateDict) -> Recognized:
                 faults = 0 if found is None else _faults(found)
                 if found is not None and (nearest is None or faults < nearest[0]):
                     nearest = (faults, f"the nearest is {name}, but {found}")
-    raise InputError(f"{state.path} is of no network here: {_seen(state, nearest, absent)}.")
+    raise InputError(f"{state.path} is of no network here: {_seen(state, nearest, absent, signs)}.")
 
 
 def _guesses(state: StateDict) -> Iterator[tuple[Guess, Shapes]]:
@@ -91,7 +93,11 @@ def _recognized(
     classes, channels = shapes[guess.last][0], shapes[guess.first][1]
     said = _said_size(state)
     known = guess.exact or said is not None
-    size = (guess.image_size, guess.image_size) if guess.exact or said is None else said
+    usual = (guess.image_size, guess.image_size)
+    size = usual if said is None else said
+    if guess.exact and size != usual:
+        # BackdoorBench's transformers enlarge their images before they look at them
+        options = {**options, "resize": guess.image_size}
     try:
         model = _model(name, (*size, channels), classes, options)
         found = keys.matching(state.arrays, model)
@@ -126,10 +132,14 @@ def _faults(found: Matching) -> int:
     return len(found.missing) + len(found.extra) + len(found.misshapen)
 
 
-def _seen(state: StateDict, nearest: tuple[int, str] | None, absent: list[str]) -> str:
+def _seen(
+    state: StateDict, nearest: tuple[int, str] | None, absent: list[str], signs: list[str]
+) -> str:
     if nearest is not None:
         return nearest[1]
     if absent:
         return f"it looks like {' or '.join(absent[:_SHOWN])}, which bdjax does not have"
+    if signs:
+        return f"it has {signs[0]}, which fit none"
     names = [printable(name, 50) for name in list(state.arrays)[:_SHOWN]]
     return f"its {len(state.arrays)} arrays begin with {', '.join(names)}"

@@ -19,12 +19,23 @@ from bdjax.files import atomic
 from bdjax.files.failures import blaming_the_path
 from bdjax.models.foreign import _safetensors
 
-_STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}
+_STORAGES = {
+    "float32": "FloatStorage",
+    "float64": "DoubleStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+    "int32": "IntStorage",
+    "int16": "ShortStorage",
+    "int8": "CharStorage",
+    "uint8": "ByteStorage",
+    "bool": "BoolStorage",
+}
 _ALIGNMENT = 64  # bytes to which PyTorch aligns numbers, so that they can be mapped into memory
 _PADDING = struct.Struct("<2sH")  # of a member's header: "FB" and a length
 _LOCAL_HEADER = 30  # bytes before a member's name
 _ROOT = "archive"
-_MOST = 2**31 - 1  # of one array, as the archive has 32-bit sizes
+_MOST = 2**31 - 1  # of one array, as the archive has sizes of 32 bits
 
 
 def write_safetensors(
@@ -35,14 +46,14 @@ def write_safetensors(
     """Write arrays, and texts by name, as a safetensors file.
 
     Raises:
-      InputError: an array of another type than float32 and int64, or a place that cannot be written to.
+      InputError: an array of a type that PyTorch has not, or a place that cannot be written to.
     """
     checked = _checked(arrays)
 
     def write(file: BinaryIO) -> None:
         file.write(_safetensors.header(checked, metadata or {}))
         for array in checked.values():
-            file.write(array.data)
+            file.write(array.reshape(-1).view(np.uint8).data)
 
     _write(Path(path), write)
 
@@ -56,12 +67,13 @@ def write_torch(
 
     Args:
       path: of the file.
-      arrays: by name, float32 and int64.
+      arrays: by name.
       beside: None writes the bare state dict. Otherwise a dict of these texts, numbers and lists of them, in which the
         state dict is the entry ``model``: BackdoorBench's form with ``model_name`` and ``num_classes``.
 
     Raises:
-      InputError: an array of another type, an entry that is no plain value, or a place that cannot be written to.
+      InputError: an array of a type that PyTorch has not, an entry that is no plain value, or a place that cannot be
+        written to.
     """
     checked = _checked(arrays)
     state = _ordered(checked)
@@ -76,7 +88,7 @@ def write_torch(
             _member(archive, "data.pkl", pickle)
             _member(archive, "byteorder", b"little")
             for index, array in enumerate(checked.values()):
-                _member(archive, f"data/{index}", memoryview(array.reshape(-1)).cast("B"))
+                _member(archive, f"data/{index}", array.reshape(-1).view(np.uint8).data)
             _member(archive, "version", b"3\n")
 
     _write(Path(path), write)
@@ -111,11 +123,10 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     made: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         if array.dtype.name not in _STORAGES:
-            raise InputError(f"arrays must be float32 or int64; {name} is {array.dtype.name}.")
+            raise InputError(f"arrays must be of PyTorch's types; {name} is {array.dtype.name}.")
         if array.nbytes > _MOST:
             raise InputError(f"arrays must have at most 2 GiB each; {name} has {array.nbytes}.")
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        made[name] = np.ascontiguousarray(little).reshape(array.shape)
+        made[name] = np.ascontiguousarray(array).reshape(array.shape)
     if not made:
         raise InputError("arrays must hold at least one array.")
     return made
@@ -143,7 +154,13 @@ def _tensor(key: str, array: np.ndarray) -> bytes:
     place = b"(" + _value("storage") + kind + _value(key) + _value("cpu")
     storage = place + _value(array.size) + b"tQ"
     stride = tuple(step // array.itemsize for step in array.strides)
-    view = _value(0) + _tuple(array.shape) + _tuple(stride) + b"\x89" + b"ccollections\nOrderedDict\n)R"
+    view = (
+        _value(0)
+        + _tuple(array.shape)
+        + _tuple(stride)
+        + b"\x89"
+        + b"ccollections\nOrderedDict\n)R"
+    )
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + view + b"tR"
 
 
