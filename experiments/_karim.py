@@ -30,6 +30,8 @@ SHARED: dict[str, Any] = {
     },
     "clean_data": {"cifar10": "1%", "gtsrb": "3%", "tiny_imagenet": "5%", "imagenet": "3%"},
     "held_out": True,
+    # The papers draw from one permutation of all images, whatever sign they show
+    "holdout": {"gtsrb": {"by_group": False}},
     "of_target_class": True,
     "own_rate": ("lira", "cba"),
     "averaged": (
@@ -80,5 +82,8 @@ def baseline(value: Value, part: Options) -> Options:
             "batch_size": 128,
         }
     if part["name"] == "ft_sam":
-        return {"rho": 2 if value.dataset == "cifar10" else 8, "batch_size": 128}
+        rho = 2 if value.dataset == "cifar10" else 8
+        return {"rho": rho, "batch_size": 128, "epochs": 100}
+    if part["name"] == "fine_pruning" and "epochs" not in part:
+        return {"epochs": 100}
     return {}

@@ -89,6 +89,7 @@ class Paper(NamedTuple):
       defense: options of a defense, of (value, its config so far), laid over it.
       networks: of data sets whose tables name none.
       clean_data: of data sets, the defender's images where a table states none; 5 % of the others.
+      holdout: of data sets, options of the holdout beside these.
       held_out: whether the victim is trained without the defender's images.
       of_target_class: whether the poison rate of clean-label attacks is a share of the target class.
       own_rate: attacks whose own poison rate stands for the usual 10 %.
@@ -102,6 +103,7 @@ class Paper(NamedTuple):
     defense: Callable[[Value, Options], Options] = lambda value, defense: {}
     networks: Mapping[str, str] = {}
     clean_data: Mapping[str, str] = {}
+    holdout: Mapping[str, Options] = {}
     held_out: bool = False
     of_target_class: bool = False
     own_rate: tuple[str, ...] = ()
@@ -171,12 +173,13 @@ def values_of(paper: Paper, value: Value, size: Size, data_dir: str | None) -> O
     holdout = _holdout(
         value.clean_data or paper.clean_data.get(value.dataset, "5%"), *sizes, exact=not small
     )
+    own = paper.holdout.get(value.dataset, {})
     values: Options = {
         "data": {"name": value.dataset, "data_dir": data_dir},
         "model": {"name": network},
         "attack": planted,
         "training": {**paper.training(value.dataset, planted["name"]), **hidden},
-        "holdout": {**holdout, "held_out": paper.held_out},
+        "holdout": {**holdout, "held_out": paper.held_out, **({} if small else own)},
         "defense": _defense(paper, value),
     }
     values = _shrunk(values, size) if small else values

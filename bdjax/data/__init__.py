@@ -26,7 +26,7 @@ from bdjax.data.clean import Indexed as Indexed
 from bdjax.data.clean import load_clean as load_clean
 from bdjax.data.clean import load_indexed as load_indexed
 from bdjax.data.modalities.images import Images
-from bdjax.data.sources import _array_files, _cache, _dataset, _folders
+from bdjax.data.sources import _array_files, _cache, _dataset, _folders, _prepared
 from bdjax.data.streams import ReadByRow
 from bdjax.devices import footprint
 from bdjax.types import Dataset, Split
@@ -54,7 +54,8 @@ def load(
     Args:
       name: one of ``names()``; or the name of a folder of images ``<data_dir>/<name>/{train,test}/<class>/``, or its
         path, such as ``./shapes``. A name of ``names()`` means that data set; ``./digits`` is a folder. Likewise a
-        ``.npz`` file, or a folder of ``.npy`` files: ``./mine.npz``.
+        ``.npz`` file, or a folder of ``.npy`` files: ``./mine.npz``. ``tfds:NAME`` is any set of images and labels that
+        TensorFlow Datasets prepared.
       data_dir: where data sets lie; a relative path starts here too, or else where the process is. For names, without
         it the environment variable ``BDJAX_DATA_DIR`` counts, and without that the default of TensorFlow Datasets,
         ``~/tensorflow_datasets``.
@@ -81,6 +82,12 @@ def load(
         checks.integer(1, image_size=image_size)
     name, data_dir = locate(name, data_dir)
     folder = _folders.resolve(data_dir)
+    if isinstance(name, str) and name.startswith(_folders.PREPARED):
+        found = _prepared.load(name, folder, image_size, on_disk=on_disk)
+        if on_disk:
+            return found
+        _dataset.check(name, found)
+        return _resized(found, image_size)
     if name in names():
         _tell_namesake(name, folder)
         return _own(name, folder, image_size, on_disk)
@@ -179,6 +186,16 @@ def fingerprint_file(path: str | os.PathLike[str]) -> str:
         raise checks.InputError(f"file {os.fspath(path)} cannot be read ({reason}).") from error
 
 
+def is_known(name: str) -> bool:
+    """Return whether this is the name of a data set that bdjax reads itself, and no path."""
+    return name in names() or name.startswith(_folders.PREPARED)
+
+
+def folder_of(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return where an image folder, or a file of arrays, of that name lies, whether or not it is there."""
+    return _folders.resolve(data_dir) / name.removeprefix("./")
+
+
 def stamp(name: str = "digits", *, data_dir: str | os.PathLike[str] | None = None) -> str:
     """Return a hexadecimal word for the names, sizes and times of change of a data set's files; none of them is read.
 
@@ -186,7 +203,8 @@ def stamp(name: str = "digits", *, data_dir: str | os.PathLike[str] | None = Non
     for `load`; a data set that is not there has a stamp as well.
     """
     folder = _folders.resolve(data_dir)
-    return stamp_of([folder / name, *_files_elsewhere(name, folder)])
+    own = name.removeprefix(_folders.PREPARED)
+    return stamp_of([folder / own, *_files_elsewhere(name, folder)])
 
 
 def _files_elsewhere(name: str, folder: Path) -> list[Path]:
@@ -253,9 +271,9 @@ def _parts(array: Array | np.ndarray | ReadByRow) -> Iterator[np.ndarray]:
 def _people_root(name: str, folder: Path) -> Path:
     """Return ``<folder>/<name>`` if it is a folder or a file of arrays, else explain what was looked for."""
     plain = name.removeprefix("./") if isinstance(name, str) else ""
-    if plain and Path(plain).name == plain:
-        if (folder / plain).is_dir() or _array_files.is_one(folder / plain):
-            return folder / plain
+    is_name = plain and Path(plain).name == plain
+    if is_name and ((folder / plain).is_dir() or _array_files.is_one(folder / plain)):
+        return folder / plain
     near = checks.did_you_mean(name, names())
     here = ""
     if plain and Path(plain).is_dir():
@@ -268,7 +286,7 @@ def _people_root(name: str, folder: Path) -> Path:
 
 def _tell_namesake(name: str, folder: Path) -> None:
     """Say so where a folder of images has the name of a data set that bdjax knows, which is the one that is meant."""
-    if (folder / name / "train").is_dir():
+    if (folder / name / "train").is_dir() and folder / name not in _files_elsewhere(name, folder):
         _log.warning(
             "data %s is bdjax's own; the image folder %s is named by ./%s.",
             name,

@@ -39,7 +39,7 @@ def load_clean(
     the classes, and a line says so.
 
     Raises:
-      InputError: there is no such path, an image or a label is not what it should be; one sentence that says what to do.
+      InputError: there is no such path, or an image or a label is not what it should be; what to do.
     """
     names = tuple(class_names)
     _check(num_classes, names, channels, image_size)
@@ -51,10 +51,10 @@ def load_clean(
         remedy = "name a folder with a folder of images for each class, or a .npz file"
         raise checks.InputError(f"path {os.fspath(path)} {what}; {remedy}.")
     # Pillow is imported only where there are images to read
-    from bdjax.data.sources import _image_folder
+    from bdjax.data.sources import _class_folder
 
-    wanted = _image_folder.Wanted(num_classes, names, channels, image_size)
-    return _image_folder.clean_folder(root, wanted)
+    wanted = _class_folder.Wanted(num_classes, names, channels, image_size)
+    return _class_folder.clean_folder(root, wanted)
 
 
 class Indexed(NamedTuple):
@@ -79,14 +79,17 @@ def load_indexed(
     Raises:
       InputError: as for `load_clean`; or a folder or a file is called otherwise, or a row is there twice.
     """
-    from bdjax.data.sources import _image_folder
+    from bdjax.data.sources import _class_folder
 
     names = None if num_classes is None else tuple(map(str, range(num_classes)))
     dataset = load_clean(path, class_names=names or (), image_size=image_size)
     root = Path(os.path.expanduser(path)).absolute()
-    index = _image_folder.indices(root, dataset.spec.class_names)
+    index = _class_folder.indices(root, dataset.spec.class_names)
     order = np.argsort(index, kind="stable")
-    return Indexed(Split(*(np.asarray(array)[order] for array in dataset.train)), index[order])
+    number = np.array([int(name) for name in dataset.spec.class_names], np.int32)
+    label = number[np.asarray(dataset.train.label)]
+    split = dataset.train._replace(label=label)  # type: ignore[arg-type]
+    return Indexed(Split(*(np.asarray(array)[order] for array in split)), index[order])
 
 
 def _check(

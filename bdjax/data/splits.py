@@ -32,6 +32,7 @@ def holdout(
     balanced: bool = True,
     num_classes: int,
     class_names: Sequence[str] = (),
+    group: Int[np.ndarray, " n"] | None = None,
 ) -> Rows:
     """Draw the defender's clean rows from a clean training split, without replacement; return them in rising order.
 
@@ -52,11 +53,16 @@ def holdout(
       balanced: draw the same number of each class.
       num_classes: labels are 0 … num_classes − 1.
       class_names: what a message calls them.
+      group: of each row, where rows of one group are near duplicates: groups are then drawn instead of rows, until
+        there are enough, and the last of each class in part; what is left of it is in no other place (`whole_groups`).
 
     Raises:
       InputError: nothing would be drawn, or a class has too few rows: it is named, with what would do.
     """
     label, rows = _shuffled(key, split)
+    if group is not None:
+        together = _by_first(group[rows])
+        label, rows = label[together], rows[together]
     counts = np.bincount(label, minlength=num_classes)
     if share is not None and per_class is None:
         checks.unit_interval(share=share)
@@ -78,6 +84,11 @@ def holdout(
         given = f"share={share!r} and per_class={per_class!r}"
         raise InputError(f"give exactly one of share and per_class, got {given}.")
     return _first_of_each_class(rows, label, np.full(num_classes, each))
+
+
+def whole_groups(rows: Rows, group: Int[np.ndarray, " n"]) -> Rows:
+    """Return all rows of the groups of which some rows are given, in rising order."""
+    return np.flatnonzero(np.isin(group, group[rows]))
 
 
 def subset(key: Key[Array, ""], split: Split, size: int, *, num_classes: int) -> Rows:
@@ -166,6 +177,12 @@ def _shuffled(key: Key[Array, ""], split: Split) -> tuple[np.ndarray, np.ndarray
     order = np.asarray(jax.random.permutation(key, len(split.label)))
     rows = order[np.asarray(split.valid)[order]]
     return np.asarray(split.label)[rows], rows
+
+
+def _by_first(group: np.ndarray) -> np.ndarray:
+    """Return the order in which rows of one group stand together, the groups in that of their first rows."""
+    _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
+    return np.argsort(first[inverse.reshape(-1)], kind="stable")
 
 
 def _first_of_each_class(rows: np.ndarray, label: np.ndarray, quota: np.ndarray) -> Rows:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from bdjax.checks import InputError
@@ -51,3 +52,38 @@ def validation_split(
     order = jnp.argsort(number, stable=True)
     rest = jax.tree.map(lambda x: x[order[size:]], examples)
     return rest, jax.tree.map(lambda x: x[order[:size]], examples)
+
+
+def grouped_rows(
+    label: Int[np.ndarray, " n"], group: Int[np.ndarray, " n"], share: float, num_classes: int
+) -> Int[np.ndarray, " k"]:
+    """Return the rows for validation where no group may be on both sides: whole groups, the smallest of a class first.
+
+    Of each class they have `validation_size`'s number of rows or more, as whole groups do; its last group is never
+    taken, so that a class of one group is in the rest alone.
+
+    Args:
+      label: classes.
+      group: of each row, within one class.
+      share: of the examples, in [0, 1).
+      num_classes: C.
+
+    Raises:
+      InputError: nothing would be left on one side.
+    """
+    each = validation_size(len(label), share, num_classes) // num_classes
+    taken = [
+        _smallest_groups(group, np.flatnonzero(label == name), each) for name in np.unique(label)
+    ]
+    rows = np.sort(np.concatenate([np.empty(0, np.int64), *taken]))
+    if not len(rows):
+        why = "no class has two groups of them, such as tracks of one sign"
+        raise InputError(f"the holdout must have images for validation; {why}.")
+    return rows
+
+
+def _smallest_groups(group: np.ndarray, rows: np.ndarray, wanted: int) -> np.ndarray:
+    names, counts = np.unique(group[rows], return_counts=True)
+    order = np.argsort(counts, kind="stable")[:-1]
+    enough = np.searchsorted(np.cumsum(counts[order]), wanted) + 1
+    return rows[np.isin(group[rows], names[order[:enough]])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bdjax.devices import hosts
-from bdjax.runs import plans, provenance, victim
+from bdjax.runs import inputs, plans, provenance, victim
 from bdjax.runs.config import Config
 from bdjax.runs.execution import Execution
 from bdjax.runs.plans import Plan
@@ -52,7 +52,8 @@ class AtHand:
           bdjax.train.loop.Diverged, bdjax.train.loop.Stopped: as for `bdjax.runs.run.run`.
         """
         known = self._victims
-        name = plan.config.victim_id, json.dumps(plan.inputs.fingerprint, sort_keys=True)
+        made_of = inputs.of_victim(plan.inputs.fingerprint)
+        name = plan.config.victim_id, json.dumps(made_of, sort_keys=True)
         if name not in known:
             while len(known) >= MOST_VICTIMS:
                 del known[next(iter(known))]

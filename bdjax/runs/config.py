@@ -84,7 +84,7 @@ class DataConfig:
     @property
     def folder_name(self) -> str:
         """The name as a part of a folder's."""
-        return self.name.removeprefix("./")
+        return self.name.removeprefix("./").replace(":", "-").replace("/", "-")
 
     def located(self) -> DataConfig:
         """Return the same with the folder's own name where it is given by its path, which is not part of a run."""
@@ -101,12 +101,19 @@ class HoldoutConfig:
       per_class: this many of each class instead.
       balanced: the same number of each class, ⌊share · N / C⌋.
       held_out: whether the attacker trains without these images (SFT, NFT) or also has them (FT-SAM).
+      by_group: whether near duplicates (`Dataset.train_group`) are drawn together, and held out together; unless it is
+        given, where the images are held out and the data set knows of any.
+      another: draw from the training split of another set with the same classes, a data set's name or a path.
+      wrong_labels: this share of the images has a wrong label, each of the others alike.
     """
 
     share: float | None = None
     per_class: int | None = None
     balanced: bool = True
     held_out: bool = False
+    by_group: bool | None = None
+    another: str | None = None
+    wrong_labels: float = 0.0
 
     def check(self) -> None:
         """Raise InputError for a value out of range."""
@@ -119,6 +126,24 @@ class HoldoutConfig:
             unit_interval(share=self.share)
         if self.per_class is not None:
             integer(1, per_class=self.per_class)
+        unit_interval(wrong_labels=self.wrong_labels)
+        if self.another == "":
+            raise InputError("another must name a data set or a folder, got ''.")
+        for field in ("held_out", "by_group"):
+            if self.another is not None and getattr(self, field):
+                why = "which the attacker does not have"
+                raise InputError(f"{field} must be false with another's images, {why}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; what is seldom asked for is left out unless it is, so that names stay as they are."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in _SELDOM or value != getattr(HoldoutConfig, name)
+        }
+
+
+_SELDOM = ("by_group", "another", "wrong_labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +201,7 @@ class Config:
         for name in _WHERE_ASKED:
             if whole[name] is None:
                 del whole[name]
-        return whole
+        return {**whole, "holdout": self.holdout.to_dict()}
 
     def victim_dict(self) -> dict[str, Any]:
         """Return the part that decides the attacked model."""
@@ -185,6 +210,8 @@ class Config:
             whole.pop(section, None)
         if not self.holdout.held_out:
             del whole["holdout"]
+        else:
+            whole["holdout"].pop("wrong_labels", None)
         return whole
 
     def digest(self, values: dict[str, Any] | None = None) -> str:
@@ -196,6 +223,8 @@ class Config:
         content["data"] = {
             key: value for key, value in content["data"].items() if key != "data_dir"
         }
+        if (another := content.get("holdout", {}).get("another")) is not None:
+            content["holdout"] = {**content["holdout"], "another": Path(another).name}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -304,7 +333,9 @@ def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     wanted = merge(DEFAULTS, values)
     data_name = str(as_mapping("data", wanted["data"]).get("name"))
     defaults = {"holdout": PAPERS_HOLDOUT, **data.defaults(data_name)}
-    defaults["defense"] = _defaults_for("defense", wanted["defense"], defaults.get("defense", {}))
+    defaults["defense"] = _defaults_for(
+        "defense", wanted["defense"], data_name, defaults.get("defense", {})
+    )
     holdout = as_mapping("holdout", values.get("holdout"))
     if holdout.get("share") is not None or holdout.get("per_class") is not None:
         del defaults["holdout"]
@@ -315,16 +346,20 @@ def _defense_with_defaults(data_name: str, values: Mapping[str, Any]) -> Mapping
     """Lay a defense's values alone over the same defaults."""
     wanted = merge({"defense": DEFAULTS["defense"]}, {"defense": values})
     options = data.defaults(data_name).get("defense", {})
-    taken = _defaults_for("defense", wanted["defense"], options)
+    taken = _defaults_for("defense", wanted["defense"], data_name, options)
     return merge({"defense": taken}, wanted)["defense"]
 
 
-def _defaults_for(path: str, defense: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the options that a defense takes, or that each stage of a chain takes."""
+def _defaults_for(
+    path: str, defense: Any, data_name: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return those of the options that a defense takes, or that each stage of a chain takes, and its own ones."""
     values = as_mapping(path, defense)
     inner = [key for key in ("first", "second") if key in values]
-    taken = {key: _defaults_for(f"{path}.{key}", values[key], options) for key in inner}
-    return {**shared_options(values.get("name"), options), **taken}
+    taken = {key: _defaults_for(f"{path}.{key}", values[key], data_name, options) for key in inner}
+    name = values.get("name")
+    own = data.defense_defaults(data_name, str(name))
+    return {**shared_options(name, {**options, **own}), **taken}
 
 
 def build_model(config: Config, spec: Spec) -> Model:

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 from bdjax import data
-from bdjax.checks import InputError
+from bdjax.checks import InputError, in_section
 from bdjax.data import splits
 from bdjax.runs import config as configs
 from bdjax.runs.config import Config, DataConfig
-from bdjax.types import Dataset, Modality, Spec
+from bdjax.types import Dataset, Modality, Spec, Split
 
 # The SHA-256 of both splits and, under ``files``, of the files that options of the attack name, by those.
 Fingerprint: TypeAlias = dict[str, Any]
 
+_ANOTHER = "holdout.another"  # among the files of a fingerprint
 _QUICK, _WORTH = 0.05, 50  # seconds; a stamp that took longer counts for so many times what it took
 _stamps: dict[tuple[str, str | None], tuple[str, float]] = {}  # of data, and until when they count
 
@@ -73,13 +75,72 @@ def load(config: Config, on_disk: bool = False) -> Inputs:
     seen, own = stamp(config), _data_stamp(config)
     dataset, digests = _load(config.data, on_disk, own)
     files = {option: _digest(option, path) for option, path in configs.attack_files(config).items()}
+    if config.holdout.another is not None:
+        files[_ANOTHER] = data.fingerprint(another(config, dataset.spec))["train"]
     fingerprint = {**digests, "files": files} if files else {**digests}
     return Inputs(config.data, on_disk, dataset.spec, fingerprint, seen, own)
 
 
 def stamp(config: Config) -> str:
     """Return what shows, without reading them, that the files of a run are as they were: `bdjax.data.stamp`."""
-    return f"{_data_stamp(config)} {data.stamp_of(configs.attack_files(config).values())}"
+    own = f"{_data_stamp(config)} {data.stamp_of(configs.attack_files(config).values())}"
+    return own if config.holdout.another is None else f"{own} {_another_stamp(config)}"
+
+
+def of_victim(fingerprint: Fingerprint) -> Fingerprint:
+    """Return what a victim is made of: the defender's images of another set are none of it."""
+    files = {key: value for key, value in fingerprint.get("files", {}).items() if key != _ANOTHER}
+    rest = {key: value for key, value in fingerprint.items() if key != "files"}
+    return {**rest, "files": files} if files else rest
+
+
+def another(config: Config, spec: Spec) -> Dataset:
+    """Return the other set that the defender's images are drawn from, as images of the run's shape and classes.
+
+    Raises:
+      InputError: it cannot be read, or has other classes.
+    """
+    wanted = config.holdout.another
+    assert wanted is not None
+    with in_section("holdout.another", ()):
+        return _load_another(wanted, config.data.data_dir, spec, _another_stamp(config))
+
+
+def _another_stamp(config: Config) -> str:
+    name, data_dir = data.locate(str(config.holdout.another), config.data.data_dir)
+    return data.stamp(name, data_dir=data_dir)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_another(name: str, data_dir: str | None, spec: Spec, stamp: str) -> Dataset:
+    del stamp  # another one loads anew
+    height, width, channels = spec.shape
+    size = height if height == width else None
+    if data.is_known(name):
+        found = data.load(name, data_dir=data_dir, image_size=size)
+    else:
+        own, folder = data.locate(name, data_dir)
+        path = data.folder_of(own, folder)
+        classes = {"num_classes": spec.num_classes, "class_names": spec.class_names}
+        found = data.load_clean(path, **classes, channels=channels, image_size=size)
+    if (found.spec.shape, found.spec.task.labels) != (spec.shape, spec.task.labels):
+        wanted = f"inputs of shape {spec.shape}, each with a {spec.task.labels} for its label"
+        got = f"{found.spec.shape} and a {found.spec.task.labels}"
+        raise InputError(f"must have {wanted}, as {spec.name} has; got {got}.")
+    return found._replace(train=_with_classes_of(spec, found))
+
+
+def _with_classes_of(spec: Spec, found: Dataset) -> Split:
+    """Return a split's rows with the numbers that a run's classes have, by their names."""
+    names, own = spec.class_names, found.spec.class_names
+    if names == own or (found.spec.num_classes == spec.num_classes and not (names and own)):
+        return found.train
+    if set(names) != set(own):
+        differ = sorted(set(names) ^ set(own))[0]
+        where = spec.name if differ in names else found.spec.name
+        raise InputError(f"must have the classes of {spec.name}; only {where} has {differ!r}.")
+    number = np.array([names.index(name) for name in own], np.int32)
+    return found.train._replace(label=number[np.asarray(found.train.label)])  # type: ignore[arg-type]
 
 
 def differences(begun: Mapping[str, Any], now: Fingerprint, config: Config) -> list[str]:
@@ -139,7 +200,8 @@ def _load(wanted: DataConfig, on_disk: bool, stamp: str) -> tuple[Dataset, Finge
             )
         key, strata = jax.random.key(0), splits.by_stratum(dataset.train, spec.task)
         rows = splits.subset(key, strata, wanted.train_count, num_classes=spec.task.strata)
-        dataset = dataset._replace(train=splits.take(dataset.train, rows))
+        group = None if dataset.train_group is None else dataset.train_group[rows]
+        dataset = dataset._replace(train=splits.take(dataset.train, rows), train_group=group)
     return dataset._replace(spec=spec), data.fingerprint(dataset)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from bdjax import attacks, defenses, poison
-from bdjax.checks import InputError, in_section, one_of
-from bdjax.data import splits, validation
+from bdjax.checks import in_section, one_of
+from bdjax.data import splits
 from bdjax.defenses import Defense, DefenseStage, Given
 from bdjax.devices import compilation, footprint, placement
 from bdjax.runs import config as configs
-from bdjax.runs import inputs, plan_checks
+from bdjax.runs import holdouts, inputs, plan_checks
 from bdjax.runs.config import Config
 from bdjax.runs.inputs import Inputs
 from bdjax.train import attacker, batches, streamed
@@ -29,7 +29,6 @@ from bdjax.types import (
     Model,
     PoisonedSplit,
     Split,
-    Task,
     TriggerSource,
     TriggerState,
 )
@@ -38,7 +37,7 @@ from bdjax.types import (
 _PURPOSES = (
     *("trigger", "poison", "test", "init", "training", "holdout", "defense"),
     # Selection: not drawn any more, but it holds its place
-    *("selection", "smoothness", "analysis"),
+    *("selection", "smoothness", "analysis", "wrong_labels"),
 )
 
 
@@ -67,7 +66,7 @@ class Plan(AttackPlan):
 
     stages: list[Stage]  # of the attacker's training; the last is the victim's
     defense: Defense
-    holdout_rows: np.ndarray  # of the training split: the defender's
+    holdout_rows: np.ndarray  # of `bdjax.runs.holdouts.pool`: the defender's
     data_on: str  # where the attacker's images are
 
     @property
@@ -91,8 +90,9 @@ class Plan(AttackPlan):
         return self.defense.stages
 
     def _divided(self) -> tuple[Split, Split | None]:
-        whole = splits.take(self.dataset.train, self.holdout_rows)
-        return _divide(self.config, whole, self.inputs.spec.task)
+        config, dataset, rows = self.config, self.dataset, self.holdout_rows
+        whole = holdouts.taken(key_for(config, "wrong_labels"), config, dataset, rows)
+        return holdouts.divided(config, dataset, whole, rows)
 
 
 def prepare(
@@ -193,7 +193,7 @@ def attackers_images(config: Config, dataset: Dataset) -> Split:
 def _attackers(config: Config, dataset: Dataset, holdout_rows: np.ndarray | None) -> Split:
     if not config.holdout.held_out or holdout_rows is None:
         return dataset.train
-    return splits.exclude(dataset.train, holdout_rows)
+    return splits.exclude(dataset.train, holdouts.withheld(config, dataset, holdout_rows))
 
 
 def tell_of_batches(plan: Plan) -> None:
@@ -314,32 +314,9 @@ def _trigger_of(plan: AttackPlan) -> TriggerSource:
 
 
 def _holdout_rows(config: Config, dataset: Dataset) -> np.ndarray:
-    wanted, task = config.holdout, dataset.spec.task
-    if wanted.per_class is not None and task.labels != "class":
-        what = f"null for {dataset.spec.name}, whose labels are no single classes; give share"
-        raise InputError(f"holdout.per_class must be {what}; got {wanted.per_class}.")
-    with in_section("holdout", ("share", "per_class")):
-        return splits.holdout(
-            key_for(config, "holdout"),
-            splits.by_stratum(dataset.train, task),
-            share=wanted.share,
-            per_class=wanted.per_class,
-            balanced=wanted.balanced,
-            num_classes=task.strata,
-            class_names=dataset.spec.class_names,
-        )
+    return holdouts.rows(key_for(config, "holdout"), config, dataset)
 
 
 def holdout_size(config: Config) -> int:
     """Return how many images the defender has."""
     return int(_holdout_rows(config, inputs.load(config).dataset).size)
-
-
-def _divide(config: Config, holdout: Split, task: Task) -> tuple[Split, Split | None]:
-    """Return what the defense is given, and the part of it by which its strength is to be chosen."""
-    if config.selection is None:
-        return holdout, None
-    share, stratum = config.selection.aside, task.stratum(holdout.label)
-    return jax.tree.map(
-        np.asarray, validation.validation_split(holdout, stratum, share, task.strata)
-    )

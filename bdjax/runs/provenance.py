@@ -12,7 +12,7 @@ from bdjax.devices import hosts
 from bdjax.files import atomic
 from bdjax.runs import inputs
 from bdjax.runs.config import Config
-from bdjax.runs.folder import Folder, RunsFolder, fingerprint_of
+from bdjax.runs.folder import Folder, RunsFolder, VictimFolder, fingerprint_of
 from bdjax.runs.inputs import Fingerprint, Inputs
 
 # What to do where the data are others than those that a run was begun with
@@ -36,7 +36,7 @@ def is_of_these_data(folder: Folder, config: Config, changed: str = "refuse") ->
     begun = hosts.from_first(folder.begun_with)
     if begun is None or hosts.from_first(lambda: begun["stamp"] == stamp):
         return True
-    now = inputs.load(config).fingerprint
+    now = _made_of(folder, inputs.load(config))
     hosts.check_same(data=now)
     if not _is_same(folder.path, begun, now, config, changed):
         return False
@@ -63,13 +63,13 @@ def begin(
     Raises:
       InputError: the data have changed, which is refused.
     """
-    begun = hosts.from_first(folder.begun_with)
-    if begun is not None and not _is_same(folder.path, begun, of.fingerprint, config, changed):
+    begun, made_of = hosts.from_first(folder.begun_with), _made_of(folder, of)
+    if begun is not None and not _is_same(folder.path, begun, made_of, config, changed):
         name = f"data-{atomic.digest(fingerprint_of(begun))[:8]}"
         hosts.from_first(lambda: runs.set_aside(folder, name))
         begun = None
     if begun is None or begun["stamp"] != of.stamp:
-        hosts.from_first(lambda: folder.write_begun_with(of.fingerprint, of.stamp))
+        hosts.from_first(lambda: folder.write_begun_with(made_of, of.stamp))
 
 
 def check(made_of: Fingerprint, config: Config, of: Inputs, whose: Path) -> None:
@@ -79,6 +79,11 @@ def check(made_of: Fingerprint, config: Config, of: Inputs, whose: Path) -> None
       InputError: which of the data have changed.
     """
     _is_same(whose, made_of, of.fingerprint, config, "refuse")
+
+
+def _made_of(folder: Folder, of: Inputs) -> Fingerprint:
+    """Return what tells the data that decide a run, or a victim."""
+    return inputs.of_victim(of.fingerprint) if isinstance(folder, VictimFolder) else of.fingerprint
 
 
 def _is_same(

@@ -9,7 +9,7 @@ import numpy as np
 
 from bdjax import evaluate
 from bdjax.devices import compilation, environment
-from bdjax.runs import plans, soundness
+from bdjax.runs import holdouts, plans, soundness
 from bdjax.runs.config import Config
 from bdjax.runs.execution import Execution
 from bdjax.runs.folder import SCHEMA_VERSION
@@ -131,7 +131,15 @@ def _data(plan: Plan, poisoned_count: int) -> dict[str, Any]:
         **_majority(test),
         "poisoned_count": poisoned_count,
         "holdout_count": int(plan.holdout.label.shape[0]),
+        **_wrong_labels(plan),
     }
+
+
+def _wrong_labels(plan: Plan) -> dict[str, int]:
+    """Return how many of the defender's labels are wrong, where some are asked to be."""
+    share = plan.config.holdout.wrong_labels
+    count = holdouts.wrong_count(len(plan.holdout_rows), share)
+    return {"wrong_label_count": count} if share else {}
 
 
 def _labels(test: Split) -> np.ndarray:

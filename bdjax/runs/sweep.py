@@ -225,7 +225,9 @@ class _Sweep:
         for plan in planned:
             own = victim.folder_of(plan, self._execution)
             provenance.begin(own, plan.config, plan.inputs, self._runs, self._execution.changed)
-        members = {plan.config.victim_id: plan.inputs.fingerprint for plan in planned}
+        members = {
+            plan.config.victim_id: inputs.of_victim(plan.inputs.fingerprint) for plan in planned
+        }
         trainer = Together(self._execution, self._sharing, folder, members, of_victims=True)
         victim.plant(planned, self._execution, trainer)
         folder.remove()

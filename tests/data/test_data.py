@@ -160,7 +160,7 @@ def test_names():
 def test_unknown_name(name, looked_for, tmp_path):
     with pytest.raises(InputError) as error:
         data.load(name, data_dir=tmp_path / "here")
-    assert "known: cifar10, digits" in str(error.value)
+    assert "known: cifar10, cifar100, digits" in str(error.value)
     place = "/no/shapes" if looked_for is None else f"{tmp_path}/{looked_for}"
     assert f"{place}/train/<class>/" in str(error.value)
     if name == "cifar01":
@@ -823,7 +823,7 @@ def test_download_must_be_the_official_archive(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is not the official archive"):
         data.load("cifar10", data_dir=tmp_path / "data")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
-    checksum = _cifar_archive._fetch(tmp_path / "copy")
+    checksum = hashlib.md5((tmp_path / "server" / ARCHIVE).read_bytes()).hexdigest()
     monkeypatch.setattr(_cifar_archive, "MD5", checksum)
     assert len(data.load("cifar10", data_dir=tmp_path / "data").train.label) == 50
     assert [
@@ -917,7 +917,7 @@ def write_prepared(
 
 def same(dataset, arrays: _dataset.Arrays) -> bool:
     got = (dataset.train.input, dataset.train.label, dataset.test.input, dataset.test.label)
-    return all(np.array_equal(one, other) for one, other in zip(got, arrays, strict=True))
+    return all(np.array_equal(one, other) for one, other in zip(got, arrays[:4], strict=True))
 
 
 def cut(path: Path, share: float = 0.7) -> None:
@@ -1146,7 +1146,7 @@ def test_cached_arrays_may_be_written_to(tmp_path, prepared):
     assert same(data.load("cifar10", data_dir=tmp_path), prepared)
 
 
-@pytest.mark.parametrize("field", _dataset.Arrays._fields)
+@pytest.mark.parametrize("field", _dataset.Arrays._fields[:4])
 @pytest.mark.parametrize("harm", ["cut", "flip", "flip header", "remove"])
 def test_altered_cache_is_named_and_made_anew(tmp_path, prepared, reads, field, harm):
     data.load("cifar10", data_dir=tmp_path)

@@ -233,3 +233,23 @@ def test_pad(rows, multiple, padded):
 def test_pad_refuses_a_multiple_of_zero():
     with pytest.raises(InputError, match="multiple must be 1 or more, got 0"):
         splits.pad(split_of([0]), 0)
+
+
+def test_groups_are_drawn_whole_but_for_the_last_of_a_class():
+    split, group = split_of(np.arange(60) % 2), np.arange(60) // 2 % 10 * 2 + np.arange(60) % 2
+    rows = splits.holdout(jax.random.key(0), split, per_class=7, num_classes=2, group=group)
+    assert np.bincount(split.label[rows]).tolist() == [7, 7]
+    _, counts = np.unique(group[rows], return_counts=True)  # of three rows each
+    assert sorted(counts.tolist()) == [1, 1, 3, 3, 3, 3]
+    whole = splits.whole_groups(rows, group)
+    assert len(whole) == 18
+    assert set(rows) < set(whole)
+
+
+def test_a_share_of_groups_is_as_large_as_one_of_rows(gtsrb_like):
+    group = np.arange(39_209) // 30
+    rows = splits.holdout(
+        jax.random.key(0), gtsrb_like, share=0.05, balanced=False, num_classes=43, group=group
+    )
+    assert len(rows) == 1960
+    assert len(np.unique(group[rows])) == 66

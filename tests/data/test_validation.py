@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdjax.checks import InputError
+from bdjax.data import validation
 from bdjax.data.validation import validation_split
 
 
@@ -66,3 +67,17 @@ def test_something_must_be_left(rows, share):
         InputError, match=rf"the holdout must have more than 10 images.*got {rows}\."
     ):
         divide(label, share)
+
+
+def test_no_group_is_on_both_sides_and_the_smallest_go_first():
+    label = np.repeat([0, 1, 2], [6, 4, 2])
+    group = np.array([0, 0, 0, 1, 2, 2, 3, 3, 4, 4, 5, 5])
+    rows = validation.grouped_rows(
+        label, group, 0.25, 3
+    )  # one of each class, or the smallest group that has it
+    assert rows.tolist() == [3, 6, 7]
+
+
+def test_a_class_of_one_group_each_has_nothing_for_validation():
+    with pytest.raises(InputError, match="no class has two groups"):
+        validation.grouped_rows(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), 0.25, 2)

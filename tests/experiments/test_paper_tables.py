@@ -53,6 +53,7 @@ def test_every_published_table_has_a_script():
 
 @pytest.mark.parametrize(("script", "name"), ALL)
 def test_every_value_has_a_run_of_the_same_thing_or_a_reason(script, name):
+    paper, _ = paper_and_values(script, name)
     for plan in planned(script, name, "full"):
         assert bool(plan.groups) != bool(plan.why)
         assert plan.why.startswith(("no ", "a holdout of")) or not plan.why
@@ -61,7 +62,8 @@ def test_every_value_has_a_run_of_the_same_thing_or_a_reason(script, name):
             found = published.names(resolved)
             assert published.method(found.defense) == published.method(plan.value.defense)
             assert found.dataset == plan.value.dataset
-            assert found.model == (plan.value.model or "preact_resnet18")
+            named = paper.networks.get(plan.value.dataset, "preact_resnet18")
+            assert found.model == (plan.value.model or named)
             assert plan.value.attack in (found.attack, "avg")
 
 
@@ -114,6 +116,12 @@ def test_protocols_are_those_of_the_papers():
     assert (few["holdout"]["per_class"], few["defense"]["batch_size"]) == (1, 10)
     warped = first("nft_tables", "s9", attack="wanet", poison_rate="50%", defense="none")["attack"]
     assert (warped["poison_rate"], warped["cover_ratio"]) == (0.5, 1.0)
+    signs = first("ft_sam_tables", "s1", dataset="gtsrb", attack="badnets_a2o", defense="ft_sam")
+    assert (signs["defense"]["rho"], signs["defense"]["epochs"]) == (8, 50)
+    assert (signs["training"]["epochs"], signs["training"]["schedule"]["period"]) == (50, 100)
+    tiny = first("ft_sam_tables", "table2", attack="badnets_a2o", defense="ft_sam")
+    assert (tiny["defense"]["rho"], tiny["defense"]["epochs"]) == (8, 100)
+    assert (tiny["training"]["epochs"], tiny["training"]["schedule"]["kind"]) == (200, "plateau")
     hidden = first("nft_tables", "s13", attack="adaptive:bpp")
     assert (hidden["training"]["start"], hidden["training"]["frozen_convolutions"]) == ("clean", 5)
 

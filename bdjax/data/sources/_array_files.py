@@ -15,7 +15,7 @@ from typing import IO, NamedTuple, TypeAlias
 import numpy as np
 
 from bdjax.checks import InputError
-from bdjax.data.sources import _dataset, _images
+from bdjax.data.sources import _dataset
 from bdjax.devices import footprint
 from bdjax.types import Dataset
 
@@ -58,9 +58,9 @@ def load(path: Path) -> Dataset:
     """Return the images and labels of a ``.npz`` file, or of a folder of ``.npy`` files.
 
     Names have a word for the split (train; test, else val) and one for what it is (x, image, images, data; y, label,
-    labels, target), in any order: ``x_train``, ``train_images``. Images are uint8 [n, h, w] or [n, h, w, 1 or 3], labels
-    whole numbers [n] or [n, 1] from 0. ``class_names`` may be there, and other arrays are left out. Nothing pickled is
-    read.
+    labels, target), in any order: ``x_train``, ``train_images``. Images are uint8 [n, h, w] or [n, h, w, 1 or 3],
+    labels whole numbers [n] or [n, 1] from 0. ``class_names`` may be there, and other arrays are left out. Nothing
+    pickled is read.
 
     Raises:
       InputError: an array is missing, damaged, or of another type, shape or range; which one.
@@ -99,6 +99,8 @@ def load_clean(
     if channels is not None and found.image.shape[-1] != channels:
         found = found._replace(image=_with_channels(path, found.image, channels))
     if image_size is not None and found.image.shape[1:3] != (image_size, image_size):
+        from bdjax.data.sources import _images  # Pillow is imported only where it is needed
+
         found = found._replace(image=_images.resize(found.image, image_size))
     count = num_classes or len(class_names)
     known = (count, class_names) if count else None

@@ -1,21 +1,17 @@
-"""The official binary archive of CIFAR-10: finding, downloading, checking and reading it."""
+"""The official binary archive of CIFAR-10: finding, checking and reading it."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
-import http.client
-import os
-import sys
 import tarfile
-import urllib.request
-import uuid
 import zlib
+from collections.abc import Container
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from bdjax.checks import InputError
+from bdjax.data.sources import _archives
 from bdjax.data.sources._dataset import Arrays
 
 NAME = "cifar-10-binary.tar.gz"
@@ -24,6 +20,7 @@ MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 
 _TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _TEST = "test_batch.bin"
+_LARGEST = 256 << 20  # bytes of a member
 _RECORD = 1 + 3 * 32 * 32  # one byte of label, then the red, green and blue planes, row by row
 
 
@@ -33,10 +30,8 @@ def find_or_download(data_dir: Path) -> Path:
     Raises:
       InputError: there is none and it cannot be downloaded.
     """
-    for folder in (data_dir, data_dir / "downloads"):
-        if (folder / NAME).is_file():
-            return folder / NAME
-    return _download(data_dir)
+    archive = _archives.Archive(NAME, URL, MD5, 170)
+    return _archives.find_or_download(data_dir, archive, "cifar10")
 
 
 def read_archive(archive: Path) -> Arrays:
@@ -48,11 +43,7 @@ def read_archive(archive: Path) -> Arrays:
     Raises:
       InputError: the archive is damaged, cut short or not of this format; what is wrong is named.
     """
-    try:
-        content = _members(archive)
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        wrong = f"is damaged or cut short ({error})"
-        raise InputError(f"archive {archive} {wrong}; take it away or replace it.") from error
+    content = members(archive, (*_TRAIN, _TEST))
     if missing := [name for name in (*_TRAIN, _TEST) if name not in content]:
         why = "it is not the binary version of CIFAR-10"
         raise InputError(f"archive {archive} has no {missing[0]}; {why}.")
@@ -62,13 +53,28 @@ def read_archive(archive: Path) -> Arrays:
     return Arrays(np.concatenate(images), np.concatenate(labels), *test)
 
 
-def _members(archive: Path) -> dict[str, bytes]:
+def members(archive: Path, wanted: Container[str]) -> dict[str, bytes]:
+    """Return the content of those members of a ``.tar.gz`` that are called so, in whatever folder; none is unpacked.
+
+    Raises:
+      InputError: the archive is damaged or cut short.
+    """
+    try:
+        return _members(archive, wanted)
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        wrong = f"is damaged or cut short ({error})"
+        raise InputError(f"archive {archive} {wrong}; take it away or replace it.") from error
+
+
+def _members(archive: Path, wanted: Container[str]) -> dict[str, bytes]:
     content = {}
     with gzip.open(archive) as stream:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
-                if name in (*_TRAIN, _TEST) and (file := tar.extractfile(member)):
+                if name in wanted and (file := tar.extractfile(member)):
+                    if member.size > _LARGEST:
+                        raise InputError(f"{name} in archive {archive} has {member.size} bytes.")
                     content[name] = file.read()
         # Tar stops before the end of the file, where gzip keeps the checksum of it all
         while stream.read(1 << 20):
@@ -86,32 +92,3 @@ def _records(archive: Path, name: str, content: bytes) -> tuple[np.ndarray, np.n
         wrong = f"has the label {label.max()}"
         raise InputError(f"{name} in archive {archive} {wrong}; labels are 0 to 9.")
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), label
-
-
-def _download(data_dir: Path) -> Path:
-    target = data_dir / "downloads" / NAME
-    partial = target.with_name(f"{NAME}.{uuid.uuid4().hex}.part")
-    print(f"bdjax: downloading {URL} (170 MB) to {target.parent}", file=sys.stderr)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        checksum = _fetch(partial)
-        if checksum != MD5:
-            wrong = f"is not the official archive (md5 {checksum})"
-            raise InputError(f"the download of {URL} {wrong}; try again later.")
-        os.replace(partial, target)
-    except (OSError, http.client.HTTPException) as error:
-        failed = f"cifar10 is not in {data_dir} and could not be downloaded ({error})"
-        other = "name the folder that holds cifar10/<version>/ (data_dir or BDJAX_DATA_DIR)"
-        raise InputError(f"{failed}; put {NAME} from {URL} into {data_dir}, or {other}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
-
-
-def _fetch(target: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)  # what the authors publish
-    with urllib.request.urlopen(URL, timeout=30) as response, target.open("wb") as file:
-        while block := response.read(1 << 20):
-            digest.update(block)
-            file.write(block)
-    return digest.hexdigest()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from bdjax.checks import InputError
 
+PREPARED = "tfds:"  # what stands before the name of any set that TensorFlow Datasets prepared
+
 
 def default() -> Path:
     """Return the folder that TensorFlow Datasets uses when it is told nothing, without importing it."""
@@ -43,7 +45,7 @@ def locate(
     ('./digits', ('./digits', '/data'))
     """
     base = None if data_dir is None else os.fspath(data_dir)
-    if not is_path(name):
+    if not is_path(name) or name.startswith(PREPARED):
         return name, base
     start = os.path.expanduser(base or ".")
     path = Path(os.path.abspath(os.path.join(start, os.path.expanduser(name))))
@@ -83,6 +85,14 @@ def newest_version(data_dir: Path, name: str) -> Path | None:
         if (folder / "dataset_info.json").is_file() and (newest is None or version > newest[0]):
             newest = version, folder
     return None if newest is None else newest[1]
+
+
+def class_names(folder: Path, count: int) -> tuple[str, ...]:
+    """Return the names of the labels in a prepared folder, or their numbers where it does not say."""
+    path = folder / "label.labels.txt"
+    names = path.read_text("utf-8", "replace").split("\n") if path.is_file() else []
+    found = tuple(name.strip() for name in names if name.strip())
+    return found if len(found) == count else tuple(map(str, range(count)))
 
 
 def is_writable(folder: Path) -> bool:

@@ -72,6 +72,17 @@ def read_file(
     return _pixels(image, channels)
 
 
+def read_middle(path: str | os.PathLike[str] | io.BytesIO, size: int) -> np.ndarray:
+    """Return the middle of one image file, uint8 [size, size, 3], whose shorter side is made ⌈8/7 · size⌋ before."""
+    image = _flat(upright(path)).convert("RGB")
+    side = round(size * 8 / 7)
+    scale = side / min(image.size)
+    width, height = (max(side, round(scale * length)) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return _pixels(image.crop((left, top, left + size, top + size)), 3)
+
+
 def upright(path: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     """Return an image file (of several pictures, the first) turned as its EXIF orientation says.
 

@@ -5,6 +5,8 @@ Import it inside a function, in ``_extra.required()``: it takes about a second a
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -48,27 +50,33 @@ class _Split(NamedTuple):
     data_dir: Path
 
 
-def read_folder(folder: Path) -> Arrays:
+def read_folder(folder: Path, image_size: int | None = None, *, cropped: bool = False) -> Arrays:
     """Return the train and test splits of a prepared folder ``<name>/<version>`` in array_record format.
 
     The example has a field ``image``, either a ``tfds.features.Image`` (PNG or JPEG) or a uint8 ``Tensor``, and a
-    ``ClassLabel`` called ``label``.
+    ``ClassLabel`` called ``label``. Where there is no test split, ``validation`` takes its place.
+
+    Args:
+      folder: it.
+      image_size: make every image of an ``Image`` square with this many pixels a side; images that differ in size need
+        it.
+      cropped: cut out the middle, as `_images.read_middle` does, instead of resizing the whole.
 
     Raises:
       InputError: the folder is of another kind; or a shard is missing, damaged, cut short or holds another number of
         examples than ``dataset_info.json`` says (the shard is named).
     """
-    train, test = (_read_split(split) for split in _open(folder))
+    train, test = (_read_split(split) for split in _open(folder, image_size, cropped))
     return Arrays(*train, *test)
 
 
-def read_by_row(folder: Path) -> Arrays:
+def read_by_row(folder: Path, image_size: int | None = None, *, cropped: bool = False) -> Arrays:
     """Return the same with the training images left on the disk: a `Records` in the place of their array.
 
     Raises:
       InputError: as for `read_folder`; but a damaged training image is found when it is read.
     """
-    train, test = _open(folder)
+    train, test = _open(folder, image_size, cropped)
     images = cast(np.ndarray, Records(train))  # which stands where an array does
     label = _read_labels(train)
     return Arrays(images, label, *_read_split(test))
@@ -107,16 +115,30 @@ class Records:
         return image
 
 
-def _open(folder: Path) -> list[_Split]:
+def number_of_classes(folder: Path) -> int:
+    """Return how many classes the labels of a prepared folder have."""
+    return _open(folder, 1, False)[0].num_classes
+
+
+def _open(folder: Path, image_size: int | None, cropped: bool) -> list[_Split]:
     """Return the train and test splits of a folder, nothing of them read."""
     try:
         builder: Any = tfds.builder_from_directory(folder)
         info: Any = builder.info
         image = info.features["image"]
         label = info.features["label"]
-        splits = {"train": info.splits["train"], "test": info.splits["test"]}
-        if None in image.shape:
-            raise ValueError(f"the images are of shape {image.shape}, not of one size")
+        held_out = "test" if "test" in info.splits else "validation"
+        splits = {name: info.splits[name] for name in ("train", held_out)}
+        size = tuple(image.shape)
+        decode = _decode_encoded
+        if not isinstance(image, tfds.features.Image):
+            decode = _tensor_decoder(info.features)
+        elif image_size is not None:
+            size = (image_size, image_size, image.shape[-1])
+            decode = functools.partial(_decode_resized, cropped)
+        if None in size:
+            remedy = "pass image_size to resize all of them"
+            raise ValueError(f"the images are of shape {size}, not of one size; {remedy}")
     except Exception as error:  # JSON, protobuf, missing keys, missing files
         why = _brief(error)
         raise InputError(f"{folder} is not a data set that bdjax can read ({why}).") from error
@@ -124,10 +146,6 @@ def _open(folder: Path) -> list[_Split]:
         wrong = f"{folder} is in {info.file_format.value} format, which needs TensorFlow"
         then = "bdjax prepares the data set in array_record format"
         raise InputError(f"{wrong}; take the folder away, and {then}.")
-    decode = _decode_encoded
-    if not isinstance(image, tfds.features.Image):
-        decode = _tensor_decoder(info.features)
-    size = tuple(info.features["image"].shape)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     opened: list[_Split] = []
     for name, split in splits.items():
@@ -191,6 +209,21 @@ def _decode_encoded(records: Sequence[bytes], image: np.ndarray, label: np.ndarr
     examples = _parse(records)
     label[:] = [example["label"].int64_list.value[0] for example in examples]
     _images.decode([example["image"].bytes_list.value[0] for example in examples], image)
+
+
+def _decode_resized(
+    cropped: bool, records: Sequence[bytes], image: np.ndarray, label: np.ndarray
+) -> None:
+    """Decode images of any size."""
+    size, channels = image.shape[1], image.shape[-1]
+    for row, example in enumerate(_parse(records)):
+        content = io.BytesIO(example["image"].bytes_list.value[0])
+        image[row] = (
+            _images.read_middle(content, size)
+            if cropped
+            else _images.read_file(content, channels, size)
+        )
+        label[row] = example["label"].int64_list.value[0]
 
 
 def _labels(records: Sequence[bytes]) -> list[int]:

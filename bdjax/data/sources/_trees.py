@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
