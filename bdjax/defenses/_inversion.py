@@ -147,8 +147,9 @@ def invert(
     of the same model compiles nothing.
 
     Departures from the released code: images of class t itself are left out, in the search and in the success that is
-    reported; the order of the images is drawn once; what is kept is the mask that the last batch of the round has seen,
-    not the one after.
+    reported; λ weighs the norm as a share of the pixels, so that 1 is the published 1e-3 at 32×32 and means the same at
+    other sizes; patterns start at a draw around the published value; the order of the images is drawn once; what is
+    kept is the mask that the last batch of the round has seen, not the one after.
 
     Args:
       key: decides the order of the images and where the patterns start.
@@ -216,21 +217,21 @@ def _all_classes(
     images: Num[Array, "n h w c"],
     rows: _Rows,
     settings: Settings,
-) -> tuple[Inverted, Bool[Array, ""]]:
-    """Return what is found for each class, some classes after others, and whether all of it are numbers."""
+) -> tuple[tuple[Array, ...], Bool[Array, ""]]:
+    """Return the fields of `Inverted`, some classes after others, and whether all of it are numbers."""
     classes = model.spec.num_classes
     groups = -(-classes * settings.batch_size // settings.at_once)
     groups = min(groups, classes)
     each = -(-classes // groups)
     which = jnp.minimum(jnp.arange(groups * each), classes - 1).reshape(groups, each)
 
-    def group(which: Array) -> tuple[Inverted, Array]:
+    def group(which: Array) -> tuple[tuple[Array, ...], Array]:
         some = jax.tree.map(lambda x: x[which], rows)
         network = _Network(model, variables, images)
         search = _search(key, network, some, settings)
         mask, pattern = search.best.squashed()
         success = _success(network, search.best, some, settings.at_once)
-        found = Inverted(mask, pattern, search.norm, success, search.found)
+        found = mask, pattern, search.norm, success, search.found
         return found, jnp.isfinite(search.at.mask).all()
 
     found, finite = jax.lax.map(group, which)

@@ -16,7 +16,6 @@ from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
 from bdjax.defenses import _inversion
 from bdjax.defenses._inversion import Inverted, Settings, invert, of_preset
-from bdjax.types import Split
 
 KEY = jax.random.key(0)
 SETTINGS = Settings(
@@ -77,19 +76,13 @@ def test_the_key_decides_and_neither_network_nor_numbers_compile_again(backdoore
     assert _inversion._program()._cache_size() == programs
 
 
-def test_classes_do_not_depend_on_how_many_are_searched_at_once(backdoored):
-    together = dataclasses.replace(SETTINGS, at_once=30)
-    found = invert(KEY, planted.MODEL, planted.variables(), planted.holdout(), together)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.05), found, backdoored)
-
-
 def test_rows_that_are_not_valid_do_not_count(backdoored):
     image, label, valid = planted.holdout()
     more = planted.holdout(1)
-    padded = Split(
-        np.concatenate([image, 255 - more.input]),
-        np.concatenate([label, more.label + 2]),
-        np.append(valid, False),
+    padded = more._replace(
+        input=np.concatenate([image, 255 - more.input]),
+        label=np.concatenate([label, more.label + 2]),
+        valid=np.append(valid, False),
     )
     found = invert(KEY, planted.MODEL, planted.variables(), padded, SETTINGS)
     jax.tree.map(np.testing.assert_array_equal, found, backdoored)
