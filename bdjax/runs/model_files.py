@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bdjax import __version__
 from bdjax.files import atomic
 from bdjax.files.atomic import Plain
 from bdjax.models.foreign import keys, writing
 from bdjax.models.foreign.reading import StateDict
+from bdjax.runs.purified import CONFIG, SAFETENSORS, TORCH
 from bdjax.types import Model, Variables
 
 FORMATS = ("safetensors", "torch", "backdoorbench")
-_PREFIX = re.compile(r"\w+\.")
 _BACKDOORBENCH = "BackdoorBench"
 _MODEL = "model"  # the entry that BackdoorBench, among others, has the weights in
 
@@ -58,7 +56,35 @@ def write_safetensors(
     """
     arrays = keys.state_dict(model, variables)
     writing.write_safetensors(weights, arrays, {"format": "pt", "network": content["network"]})
-    atomic.write_json(described, content)
+    _write_config(described, content)
+
+
+def write(
+    folder: Path, form: str, model: Model, variables: Variables, content: Plain
+) -> list[Path]:
+    """Write a network of bdjax's own into a folder, with its config, and return the files.
+
+    Args:
+      folder: it is there.
+      form: of `FORMATS`; BackdoorBench's has what its loader looks for beside the weights.
+      model, variables: the network.
+      content: of `config`.
+    """
+    described = folder / CONFIG
+    if form == "safetensors":
+        weights = folder / SAFETENSORS
+        write_safetensors(weights, described, model, variables, content)
+        return [weights, described]
+    weights = folder / TORCH
+    arrays = keys.state_dict(model, variables)
+    if form == "torch":
+        writing.write_torch(weights, arrays)
+    else:
+        name = content["network"].replace("_", "")
+        size = content["image_shape"]
+        writing.write_backdoorbench(weights, arrays, name, content["num_classes"], img_size=size)
+    _write_config(described, content)
+    return [weights, described]
 
 
 def write_torch(file: Path, model: Model, variables: Variables, state: StateDict) -> str:
@@ -71,7 +97,7 @@ def write_torch(file: Path, model: Model, variables: Variables, state: StateDict
       model, variables: the network.
       state: what came in.
     """
-    arrays = as_in_file(model, variables, state)
+    arrays = keys.as_in_file(state, model, variables)
     if state.format.startswith(_BACKDOORBENCH):
         beside = {name: state.beside[name] for name in state.beside if name != _MODEL}
         writing.write_torch(file, arrays, _plain(beside))
@@ -83,28 +109,11 @@ def write_torch(file: Path, model: Model, variables: Variables, state: StateDict
     return ""
 
 
-def as_in_file(model: Model, variables: Variables, state: StateDict) -> dict[str, np.ndarray]:
-    """Return a network's arrays under the names that a file has for them, prefixes included, in its order.
-
-    What the file has and the network does not compute with, such as PyTorch's counters, stays as it is. A prefix is left
-    off where the weights of a normalization stood beside the network, as it is then a part of something else.
-    """
-    made = keys.state_dict(model, variables)
-    names = {old: name for name, old in keys.matching(state.arrays, model).names.items()}
-    prefix = ""
-    if "mean" not in state.beside:
-        prefix = "".join(word for word in state.wrappers if _PREFIX.fullmatch(word))
-    found: dict[str, np.ndarray] = {}
-    for old, array in state.arrays.items():
-        kept = made[names[old]].reshape(array.shape) if old in names else _writable(array)
-        found[prefix + old] = kept
-    return found
-
-
-def _writable(array: np.ndarray) -> np.ndarray:
-    """Return an array that the network does not compute with, in a type that is written."""
-    return array.astype(np.int64 if array.dtype.kind in "iub" else np.float32)
-
-
 def _plain(beside: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in beside.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in beside.items()
+    }
+
+
+def _write_config(file: Path, content: Plain) -> None:
+    atomic.write_text(file, json.dumps(content, indent=1) + "\n")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from bdjax.files.printable import printable
 from bdjax.report.purified import words
@@ -49,15 +48,15 @@ def markdown(record: Record) -> str:
         _text(_what(record)) + "\n",
         *[f"**Look at this:** {_text(line)}\n" for line in words.warnings(record)],
         "## What is known\n",
-        _list(words.known(record)),
+        as_list(words.known(record)),
         "## What is not\n",
-        _list(words.unknown(record)),
+        as_list(words.unknown(record)),
         "## Back into PyTorch\n",
         f"```python\n{words.into_pytorch(record)}```\n",
-        "`model.safetensors` holds the same weights in torchvision's names; `config.json` says how the network is given "
-        "images. `report.html` has all of this with tables.\n",
+        "`model.safetensors` holds the same weights in torchvision's names; `config.json` says how the network is "
+        "given images. `report.html` has all of this with tables.\n",
         "## How it was made\n",
-        _list(f"{head}: {said}" for head, said in words.made(record)),
+        as_list(f"{head}: {said}" for head, said in words.made(record)),
     ]
     return "\n".join(parts)
 
@@ -65,12 +64,13 @@ def markdown(record: Record) -> str:
 def _what(record: Record) -> str:
     return (
         f"This network is {words.name(record)} (SHA-256 {record['suspect']['sha256']}) after the defense "
-        f"{words.defense(record)} of bdjax, with {record['data']['given']} clean images. It may have had a backdoor, and "
-        f"may have one still. {words.network(record)}."
+        f"{words.defense(record)} of bdjax, with {record['data']['given']} clean images. It may have had a backdoor, "
+        f"and may have one still. {words.network(record)}."
     )
 
 
-def _list(lines: Any) -> str:
+def as_list(lines: Iterable[str]) -> str:
+    """Return lines as a list, whatever a name in one of them has."""
     return "".join(f"- {_text(line)}\n" for line in lines)
 
 
