@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bdjax.checks import non_negative
 from bdjax.cli._execution import shallow
 from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, Commands, check_values, complain, tell
 
 if TYPE_CHECKING:
-    from bdjax.runs.execution import Execution
     from bdjax.runs.request import Request
 
 
@@ -42,8 +42,15 @@ def add(commands: Commands) -> None:
     option("--part", metavar="KEY", help="of the weights, in a file of several sets")
     option("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
     option("--no-inversion", action="store_true", help="look for no triggers before and after")
-    option("--anyway", action="store_true", help="go on with a network that is no better than a guess")
-    option("--checkpoint-seconds", type=float, default=5.0, help="least seconds between checkpoints (5)")
+    option(
+        "--anyway", action="store_true", help="go on with a network that is no better than a guess"
+    )
+    option(
+        "--checkpoint-seconds",
+        type=float,
+        default=5.0,
+        help="least seconds between checkpoints (5)",
+    )
     option("--quiet", action="store_true", help="no progress")
     parser.set_defaults(call=call, takes_more=True)
 
@@ -119,7 +126,7 @@ def _names(words: str | None) -> tuple[str, ...]:
     return tuple(word.strip() for word in (words or "").split(",") if word.strip())
 
 
-def _teller(quiet: bool) -> Any:
+def _teller(quiet: bool) -> Callable[[str], None]:
     def say(line: str) -> None:
         if not quiet:
             print(line, file=sys.stderr, flush=True)

@@ -82,7 +82,8 @@ def wilson(part: int, whole: int) -> Interval:
     share, square = part / whole, _QUANTILE**2 / whole
     center = (share + square / 2) / (1 + square)
     half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
-    return Interval(max(0.0, center - half), min(1.0, center + half))
+    low, high = center - half, center + half
+    return Interval(low if part else 0.0, high if part < whole else 1.0)  # but for rounding
 
 
 def sign_flip(differences: Sequence[float]) -> SignFlip:

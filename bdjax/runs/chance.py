@@ -24,7 +24,7 @@ from bdjax.types import Model, Split, Variables
 TRIED = 200  # images, at most, that each way is tried on
 GAIN = 0.2  # of the share of right answers, by which another way must be better to be called likely
 _ENOUGH = 0.5  # right answers, below which an order of the classes is as likely found by chance
-_PIXELS = 500 * 32 * 32  # at once in the network
+_AT_ONCE, _PIXELS = 100, 100 * 64 * 64  # images and pixels in the network
 
 Ask = Callable[[np.ndarray], Int[np.ndarray, " n"]]
 
@@ -53,13 +53,21 @@ class Way(NamedTuple):
 
 def batch_size(shape: tuple[int, ...]) -> int:
     """Return how many images of a shape are evaluated at once, so that memory is bounded."""
-    return max(1, min(evaluate.BATCH_SIZE, _PIXELS // (shape[0] * shape[1])))
+    return max(1, min(_AT_ONCE, _PIXELS // (shape[0] * shape[1])))
 
 
 def answers(model: Model, variables: Variables, images: np.ndarray) -> Int[np.ndarray, " n"]:
-    """Return the class that a network names for each image."""
-    size = batch_size(images.shape[1:])
-    return np.asarray(evaluate.predict(model, variables, images, batch_size=size))
+    """Return the class that a network names for each image.
+
+    All calls for images of one shape and type share a program, however many images there are.
+    """
+    size, found = batch_size(images.shape[1:]), []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        rows = len(batch)
+        padded = np.concatenate([batch, np.repeat(batch[-1:], size - rows, axis=0)])
+        found.append(np.asarray(evaluate.predict(model, variables, padded, batch_size=size))[:rows])
+    return np.concatenate(found)
 
 
 def is_at_chance(right: int, label: Int[np.ndarray, " n"], num_classes: int) -> bool:
@@ -84,9 +92,10 @@ def tried(
       current: the normalization that is taken to be the network's, if any.
     """
     plain, channels = _plain(model), model.spec.shape[-1]
-    image = np.asarray(split.input)[:TRIED]
+    # Some of all classes, in whatever order the images lie
+    rows = np.random.default_rng(0).permutation(len(split.label))[:TRIED]
+    image, label = np.asarray(split.input)[rows], np.asarray(split.label)[rows]
     image = image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
-    label = np.asarray(split.label)[:TRIED]
     found: list[Way] = []
     for one in _normalizations(channels, current):
         mean, std = (np.asarray(values, np.float32) for values in (one.mean, one.std))
@@ -168,5 +177,3 @@ def _differences(
         ordered = [names[way.order.index(number)] for number in range(len(names))]
         shown = ",".join(ordered[:12]) + (",…" if len(ordered) > 12 else "")
         yield f"other numbers of the classes (--class-order {shown})"
-
-

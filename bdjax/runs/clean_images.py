@@ -67,8 +67,9 @@ def load(
     """
     path = Path(os.path.expanduser(place))
     if path.exists():
+        names = class_order if _has_folders(path, class_order) else ()
         dataset = data.load_clean(
-            path, num_classes=num_classes, class_names=class_order, image_size=image_size
+            path, num_classes=num_classes, class_names=names, image_size=image_size
         )
     else:
         _check_known(place)
@@ -78,7 +79,8 @@ def load(
         what = f"{spec.modality.unit}s with a {spec.task.labels} each"
         raise InputError(f"data must be images with one class each; {place} holds {what}.")
     found = CleanImages(spec.name, split, spec, data.fingerprint(dataset)["train"])
-    return _ordered(found, class_order) if class_order and not path.exists() else found
+    is_ordered = _has_folders(path, class_order)
+    return _ordered(found, class_order) if class_order and not is_ordered else found
 
 
 def fitting(images: CleanImages, channels: int, num_classes: int) -> CleanImages:
@@ -120,11 +122,17 @@ def divide(
       InputError: there are too few.
     """
     count, classes = len(images.split.label), images.spec.num_classes
-    uses = "the defense, the accuracy" if choosing is None else "the defense, its strength, the accuracy"
+    uses = (
+        "the defense, the accuracy"
+        if choosing is None
+        else "the defense, its strength, the accuracy"
+    )
     least = max(LEAST, (2 if choosing is None else 3) * classes)
     if count < least:
         why = f"at least one of each of {classes} classes for each use ({uses}), and {LEAST} in all"
-        raise InputError(f"data must have {least} images or more, {why}; {images.name} has {count}.")
+        raise InputError(
+            f"data must have {least} images or more, {why}; {images.name} has {count}."
+        )
     order = np.asarray(jax.random.permutation(key, count))
     rest, kept = _part(splits.take(images.split, order), aside, classes)
     if choosing is None:
@@ -136,6 +144,11 @@ def divide(
 def _part(split: Split, share: float, classes: int) -> tuple[Split, Split]:
     parts = validation.validation_split(split, np.asarray(split.label), share, classes)
     return jax.tree.map(np.asarray, parts)
+
+
+def _has_folders(path: Path, names: Sequence[str]) -> bool:
+    """Say whether classes are folders of these names, which are then numbered as they are read."""
+    return any((root / name).is_dir() for name in names for root in (path, path / "train"))
 
 
 def _check_known(name: str) -> None:
@@ -164,7 +177,10 @@ def _ordered(images: CleanImages, order: Sequence[str]) -> CleanImages:
 
 def _repeated(spec: Spec):
     return type(spec.modality)(
-        spec.modality.mean * 3, spec.modality.std * 3, spec.modality.crop_padding, spec.modality.flip
+        spec.modality.mean * 3,
+        spec.modality.std * 3,
+        spec.modality.crop_padding,
+        spec.modality.flip,
     )
 
 

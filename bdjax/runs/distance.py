@@ -12,7 +12,7 @@ from bdjax.types import Variables
 
 
 def between(before: Variables, after: Variables) -> Plain:
-    """Return ‖after − before‖₂ / ‖before‖₂ of all parameters and of those of each layer, in the order of their names.
+    """Return ‖after − before‖₂ / ‖before‖₂ of all parameters and of those of each layer, in their order there.
 
     Running statistics are no parameters. A layer whose parameters were all 0 has the distance itself.
     """

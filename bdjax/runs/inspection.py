@@ -55,7 +55,9 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if how is not None:
         said.append(("normalization", f"{how['words']} ({how['why']})"))
     else:
-        said.append(("normalization", "not known: give --mean and --std, or --mean none, to purify"))
+        said.append(
+            ("normalization", "not known: give --mean and --std, or --mean none, to purify")
+        )
     types = ", ".join(f"{count} {name}" for name, count in found["types"].items())
     said.append(("weights", f"{found['numbers']:,} numbers in {found['arrays']} arrays ({types})"))
     if found["not_finite"]:

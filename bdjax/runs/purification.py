@@ -1,4 +1,4 @@
-"""A purification, told in order: read → recognize → images → check → defend → measure → write.
+"""A purification, told in order: prepare → check → defend → measure → write.
 
 Somebody has one network and some clean images, and knows of no trigger. So nothing here counts an attack: what is
 measured is accuracy on images that the defense was not given, what trigger inversion finds, and how far weights moved.
@@ -8,65 +8,31 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from bdjax import structure
 from bdjax.checks import InputError
-from bdjax.devices import environment
 from bdjax.files import atomic
 from bdjax.files.atomic import Plain
-from bdjax.models.foreign.normalization import Normalization, parse
 from bdjax.runs import (
     chance,
     clean_images,
-    distance,
     inversion,
     model_files,
     plans,
+    purified_record,
     strongest,
-    suspect,
 )
 from bdjax.runs import request as requests
-from bdjax.runs.clean_images import CleanImages, Parts
-from bdjax.runs.config import Config
+from bdjax.runs.clean_images import Parts
 from bdjax.runs.execution import Execution
+from bdjax.runs.preparation import Prepared, Tell, prepare
 from bdjax.runs.purified import CONFIG, INVERSION, SAFETENSORS, TORCH, PurifiedFolder
 from bdjax.runs.request import Request
-from bdjax.runs.strongest import Network, Outcome
-from bdjax.runs.suspect import Suspect
-from bdjax.types import Spec
+from bdjax.runs.strongest import Network
 
-Tell = Callable[[str], None]  # of each step, one line
 _ENOUGH = 0.5  # right answers, below which other ways to give the images are tried
-
-
-class Prepared(NamedTuple):
-    """All that is known before anything is trained."""
-
-    request: Request
-    config: Config
-    suspect: Suspect
-    images: CleanImages
-    normalization: Normalization
-    network: Network
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What decides the outcome."""
-        return requests.identity(
-            self.config,
-            file=self.suspect.sha256,
-            data=self.images.fingerprint,
-            shape=list(self.images.spec.shape),
-            normalization=[list(self.normalization.mean), list(self.normalization.std)],
-            class_order=list(self.request.class_order),
-            aside=self.request.aside,
-            inversion=self.request.inversion,
-        )
 
 
 def purify(request: Request, execution: Execution, tell: Tell = lambda line: None) -> Plain:
@@ -96,59 +62,6 @@ def purify(request: Request, execution: Execution, tell: Tell = lambda line: Non
     return there
 
 
-def prepare(request: Request, tell: Tell = lambda line: None) -> Prepared:
-    """Read the network and the images and fit them together; nothing is trained.
-
-    Raises:
-      InputError: as for `purify`.
-    """
-    found = suspect.look(request.file, request.part)
-    for note in found.state.notes:
-        tell(note)
-    given = requests.model_section(request)
-    config = requests.resolve(request, suspect.named(found, given))
-    size = request.image_size or found.image_size
-    seen = found.recognized
-    images = clean_images.load(
-        request.data,
-        num_classes=None if seen is None else seen.num_classes,
-        data_dir=request.data_dir,
-        image_size=size,
-        class_order=request.class_order,
-    )
-    channels = images.spec.shape[-1] if seen is None else seen.channels
-    classes = images.spec.num_classes if seen is None else seen.num_classes
-    images = clean_images.fitting(images, channels, classes)
-    how = parse(request.mean, request.std, channels)
-    how = how or suspect.known_normalization(found, channels, classes)
-    if how is None:
-        raise _unknown(found, config, images)
-    network = _network(found, config, images.spec, how)
-    return Prepared(request, config, found, images, how, network)
-
-
-def _network(found: Suspect, config: Config, spec: Spec, how: Normalization) -> Network:
-    name, options = config.model.name, config.model.options
-    return Network(*suspect.network(found, name, options, spec, how))
-
-
-def _unknown(found: Suspect, config: Config, images: CleanImages) -> InputError:
-    """Return why nothing is done without a normalization: what each usual one would give."""
-    none = parse("none", None, images.spec.shape[-1])
-    assert none is not None, "as it was asked for"
-    network = _network(found, config, images.spec, none)
-    ways = chance.tried(*network, images.split)
-    shown = [one for one in ways if not one.reversed and one.order is None][:4]
-    each = [f"{chance.flags(way.normalization)} ({way.share:.1%})" for way in shown]
-    said = "its normalization is not known; give it, as it was in training"
-    return InputError(
-        f"{found.file}: {said}: right on {shown[0].of} of your images with {'; '.join(each)}."
-    )
-
-
-# --- Before anything is trained ---------------------------------------------------------------------------------------
-
-
 def _carry_out(
     prepared: Prepared, execution: Execution, folder: PurifiedFolder, tell: Tell
 ) -> Plain:
@@ -158,7 +71,7 @@ def _carry_out(
     key = plans.key_for(config, "holdout")
     parts = clean_images.divide(key, prepared.images, aside=request.aside, choosing=share)
     tell(_of_parts(parts))
-    before = chance.answers(*prepared.network, parts.kept.input)
+    before = chance.answers(*prepared.network, np.asarray(parts.kept.input))
     tell(f"before: right on {_right(before, parts)} of {len(before)}")
     if not request.anyway:
         _check_better_than_chance(prepared, before, parts)
@@ -168,7 +81,7 @@ def _carry_out(
     outcome = strongest.defend(config, prepared.network, parts, execution, place, own)
     purified = Network(prepared.network.model, outcome.result.variables)
     clock.lap("defense")
-    after = chance.answers(*purified, parts.kept.input)
+    after = chance.answers(*purified, np.asarray(parts.kept.input))
     tell(f"after: right on {_right(after, parts)} of {len(after)}")
     clock.lap("accuracy")
     found = None
@@ -179,8 +92,8 @@ def _carry_out(
     clock.lap("inversion")
     entry = _write(prepared, purified, folder)
     clock.lap("files")
-    record = _record(prepared, parts, outcome, (before, after), found, clock)
-    record["files"] = {"entry": entry}
+    more = {"inversion": found, "files": {"entry": entry}, "seconds": clock.seconds}
+    record = purified_record.finished(prepared, parts, outcome, (before, after), more)
     folder.write_record(record)
     folder.clear()
     return record
@@ -226,100 +139,10 @@ def _check_better_than_chance(
     raise InputError(f"{said}{guess}; {reason} (--anyway goes on all the same).")
 
 
-# --- What is told and kept --------------------------------------------------------------------------------------------
-
-
-def _record(
-    prepared: Prepared,
-    parts: Parts,
-    outcome: Outcome,
-    answers: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]],
-    found: Plain | None,
-    clock: _Clock,
-) -> Plain:
-    before, after = answers
-    network, result = prepared.network, outcome.result
-    of = len(before)
-    return {
-        "identity": prepared.identity,
-        "suspect": _suspect(prepared.suspect),
-        "network": _of_network(prepared),
-        "normalization": _normalization(prepared.normalization),
-        "data": _data(prepared.images, parts),
-        "defense": prepared.config.to_dict()["defense"],
-        "selection": _selection(prepared.config, outcome),
-        "accuracy": {
-            "before": {"right": _right(before, parts), "of": of},
-            "after": {"right": _right(after, parts), "of": of},
-            "changed_answers": int((before != after).sum()),
-        },
-        "weights": distance.between(network.variables, result.variables),
-        "inversion": found,
-        "history": [row._asdict() for row in result.history],
-        "seconds": clock.seconds,
-        "versions": environment.versions(),
-        "device": environment.device(1),
-    }
-
-
-def _suspect(found: Suspect) -> Plain:
-    state = found.state
-    return {
-        "name": found.file.name,
-        "sha256": found.sha256,
-        "format": state.format,
-        "wrappers": list(state.wrappers),
-        "notes": list(state.notes),
-    }
-
-
-def _of_network(prepared: Prepared) -> Plain:
-    seen, spec = prepared.suspect.recognized, prepared.images.spec
-    model = prepared.config.to_dict()["model"]
-    sizes = [np.size(leaf) for leaf in structure.flat(prepared.network.variables["params"]).values()]
-    return {
-        "name": model.pop("name"),
-        "options": model,
-        "num_classes": spec.num_classes,
-        "class_names": list(spec.class_names),
-        "shape": list(spec.shape),
-        "parameters": int(sum(sizes)),
-        "why": "as asked for" if seen is None else seen.why,
-    }
-
-
-def _normalization(how: Normalization) -> Plain:
-    return {"mean": list(how.mean), "std": list(how.std), "why": how.why}
-
-
-def _data(images: CleanImages, parts: Parts) -> Plain:
-    return {
-        "name": images.name,
-        "fingerprint": images.fingerprint,
-        "count": len(images.split.label),
-        "given": len(parts.given.label),
-        "choosing": 0 if parts.choosing is None else len(parts.choosing.label),
-        "kept": len(parts.kept.label),
-        "notes": list(images.notes),
-    }
-
-
-def _selection(config: Config, outcome: Outcome) -> Plain | None:
-    if outcome.chosen is None or config.strength is None or config.selection is None:
-        return None
-    return {
-        "option": config.strength.path.removeprefix("defense."),
-        "chosen": outcome.chosen,
-        "within_budget": outcome.within_budget,
-        "budget": config.selection.budget,
-        "right_before": outcome.right_before,
-        "values": list(config.strength.values),
-        "trials": [trial._asdict() for trial in outcome.trials],
-    }
-
-
 def _of_parts(parts: Parts) -> str:
-    choosing = "" if parts.choosing is None else f", {len(parts.choosing.label)} to choose its strength"
+    choosing = (
+        "" if parts.choosing is None else f", {len(parts.choosing.label)} to choose its strength"
+    )
     return f"{len(parts.given.label)} images for the defense{choosing}, {len(parts.kept.label)} kept aside"
 
 

@@ -68,7 +68,9 @@ class PurifiedFolder:
         own = {*NAMES, _WORK, locks.LOCK}
         others = sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
         there = any(self.file(name).exists() for name in NAMES)
-        if others or (there and not self.file(RECORD).exists() and not (self.path / _WORK).exists()):
+        if others or (
+            there and not self.file(RECORD).exists() and not (self.path / _WORK).exists()
+        ):
             shown = ", ".join(others[:3]) or "files of another origin"
             wanted = "a new folder, or that of the same purification"
             raise InputError(f"out must be {wanted}; {self.path} holds {shown}.")

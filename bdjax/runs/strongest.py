@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from bdjax import defenses
 from bdjax.data.validation import ROUNDING
 from bdjax.defenses import Given, stage_key
@@ -99,8 +101,8 @@ def defend(
 
 def right(network: Network, split: Split) -> int:
     """Return on how many images a network is right."""
-    answer = chance.answers(network.model, network.variables, split.input)
-    return int((answer == split.label).sum())
+    answer = chance.answers(network.model, network.variables, np.asarray(split.input))
+    return int((answer == np.asarray(split.label)).sum())
 
 
 def _from_strong(values: tuple[float, ...]) -> Iterator[tuple[int, float]]:

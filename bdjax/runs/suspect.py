@@ -79,9 +79,7 @@ def named(suspect: Suspect, given: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"name": suspect.recognized.name, **suspect.recognized.options}
 
 
-def known_normalization(
-    suspect: Suspect, channels: int, num_classes: int
-) -> Normalization | None:
+def known_normalization(suspect: Suspect, channels: int, num_classes: int) -> Normalization | None:
     """Return how the network's images were normalized, None where nothing says so."""
     found = suspect.recognized
     return normalization.known(
@@ -115,4 +113,3 @@ def not_finite(state: StateDict) -> list[str]:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             found.append(name)
     return found
-

@@ -46,7 +46,9 @@ def html(record: Record, pictures: Pictures | None = None) -> str:
     ]
     shown = [section for section in sections if section is not None]
     links = [tag("a", one.get("aria-label"), href=f"#{one.get('id')}") for one in shown]
-    body = tag("body", _header(record), tag("nav", links, aria_label="Sections"), tag("main", shown))
+    body = tag(
+        "body", _header(record), tag("nav", links, aria_label="Sections"), tag("main", shown)
+    )
     return "<!DOCTYPE html>\n" + to_html(tag("html", head, body, lang="en")) + "\n"
 
 
@@ -68,7 +70,11 @@ def _header(record: Record) -> Element:
 
 def _card(head: str, value: str, below: str) -> Element:
     return tag(
-        "div", tag("h2", head), tag("p", value, class_="winner"), tag("p", below), class_="card finding"
+        "div",
+        tag("h2", head),
+        tag("p", value, class_="winner"),
+        tag("p", below),
+        class_="card finding",
     )
 
 
@@ -211,7 +217,8 @@ def _list(lines: Iterable[str]) -> Element:
 def _table(heads: list[str], rows: list[list[str]]) -> Element:
     head = tag("thead", tag("tr", [tag("th", one, scope="col") for one in heads]))
     body = [
-        tag("tr", tag("th", row[0], scope="row"), [tag("td", cell) for cell in row[1:]]) for row in rows
+        tag("tr", tag("th", row[0], scope="row"), [tag("td", cell) for cell in row[1:]])
+        for row in rows
     ]
     return tag("div", tag("table", head, tag("tbody", body), class_="plain"), class_="scroll")
 

@@ -1,4 +1,4 @@
-"""What is known of a purified network, and what is not, in sentences: the same on the terminal, the page and the card."""
+"""What is known of a purified network, and what is not, in sentences: for the terminal, the page and the card."""
 
 from __future__ import annotations
 
@@ -93,10 +93,12 @@ def warnings(record: Record) -> list[str]:
     """Return what somebody should look at before the network is used."""
     said = []
     before, after = (share(record["accuracy"][when]) for when in ("before", "after"))
-    if before.value - after.value > _WORST:
+    if before.value - after.value > _WORST + 1e-9:
         lost = 100 * (before.value - after.value)
         remedy = "give a lower strength or learning rate, fewer epochs, or more images"
-        said.append(f"The network lost {lost:.1f} points of accuracy on the images kept aside: {remedy}.")
+        said.append(
+            f"The network lost {lost:.1f} points of accuracy on the images kept aside: {remedy}."
+        )
     chosen = record["selection"]
     if chosen is not None and not chosen["within_budget"]:
         said.append(
@@ -134,8 +136,8 @@ def _strength(record: Record) -> list[str]:
     before = percent(chosen["right_before"] / of)
     values = ", ".join(f"{value:g}" for value in chosen["values"])
     return [
-        f"Strength {chosen['option']} = {chosen['chosen']:g}: of {values}, from the strongest down, the first that cost "
-        f"at most {100 * chosen['budget']:g} points on {of} further images ({before} before; tried: {tried})."
+        f"Strength {chosen['option']} = {chosen['chosen']:g}: of {values}, from the strongest down, the first that "
+        f"cost at most {100 * chosen['budget']:g} points on {of} further images ({before} before; tried: {tried})."
     ]
 
 
@@ -176,7 +178,9 @@ def made(record: Record) -> list[tuple[str, str]]:
     """Return how the network was made, as heads and what stands under them."""
     suspect, data, how = record["suspect"], record["data"], record["normalization"]
     numbers = (" ".join(f"{value:.4g}" for value in how[key]) for key in ("mean", "std"))
-    options = ", ".join(f"{key} {value}" for key, value in _flat(record["defense"]).items())
+    chosen = record["selection"]
+    values = record["defense"] if chosen is None else _with_choice(record["defense"], chosen)
+    options = ", ".join(f"{key} {value}" for key, value in _flat(values).items())
     seconds = ", ".join(f"{key} {value:.1f} s" for key, value in record["seconds"].items())
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
     parts = f"{data['given']} for the defense, {data['choosing']} to choose its strength"
@@ -187,7 +191,10 @@ def made(record: Record) -> list[tuple[str, str]]:
         ("taken off", ", ".join(printable(word, _LONGEST) for word in suspect["wrappers"])),
         ("network", f"{network(record)}; {printable(record['network']['why'], 300)}"),
         ("normalization", "mean {}, std {}; {}".format(*numbers, printable(how["why"], _LONGEST))),
-        ("images", f"{printable(data['name'], _LONGEST)}: {data['count']}, of which {parts}, {data['kept']} aside"),
+        (
+            "images",
+            f"{printable(data['name'], _LONGEST)}: {data['count']}, of which {parts}, {data['kept']} aside",
+        ),
         ("SHA-256 of the images", data["fingerprint"]),
         ("defense", options),
         ("seed", str(record["identity"]["seed"])),
@@ -196,6 +203,14 @@ def made(record: Record) -> list[tuple[str, str]]:
         ("notes", "; ".join(printable(note, 300) for note in notes)),
     ]
     return [(head, words) for head, words in said if words]
+
+
+def _with_choice(values: Record, chosen: Mapping[str, Any]) -> Record:
+    """Return the options of a defense with the strength that was chosen in the place of ``auto``."""
+    section, dot, name = chosen["option"].partition(".")
+    if not dot:
+        return {**values, section: chosen["chosen"]}
+    return {**values, section: _with_choice(values[section], {**chosen, "option": name})}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
