@@ -55,7 +55,8 @@ MAY_IMPORT = {
     ("report",): {"checks", "files", "runs", "tasks"},
     ("bench",): BASE
     | {"attacks", "data", "defenses", "devices", "models", "optim", "poison", "runs", "train"},
-    ("saved", "exported"): BASE | {"curvature", "defenses", "devices", "evaluate", "report", "runs"},
+    ("saved", "exported"): BASE
+    | {"curvature", "defenses", "devices", "evaluate", "report", "runs"},
     ("analysis",): BASE
     | {
         "curvature",

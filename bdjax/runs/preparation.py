@@ -31,6 +31,17 @@ class Prepared(NamedTuple):
     network: Network
 
     @property
+    def size_hint(self) -> str:
+        """What is to be said of the images' size: nothing, where it is the usual one of such networks."""
+        seen, size = self.suspect.recognized, self.images.spec.shape[:2]
+        if seen is None or tuple(seen.image_size) == tuple(size):
+            return ""
+        usual, own = (f"{height}×{width}" for height, width in (seen.image_size, size))
+        return (
+            f"such networks are usually given images of {usual}, and these are {own} (--image-size)"
+        )
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What decides the outcome."""
         return requests.identity(
@@ -73,7 +84,10 @@ def prepare(request: Request, tell: Tell = lambda line: None) -> Prepared:
     if how is None:
         raise _unknown(found, config, images)
     network = _network(found, config, images.spec, how)
-    return Prepared(request, config, found, images, how, network)
+    prepared = Prepared(request, config, found, images, how, network)
+    if prepared.size_hint:
+        tell(prepared.size_hint)
+    return prepared
 
 
 def _network(found: Suspect, config: Config, spec: Spec, how: Normalization) -> Network:

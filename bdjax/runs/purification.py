@@ -136,7 +136,8 @@ def _check_better_than_chance(
         reason = f"better with {chance.words(best, prepared.normalization, names)}"
     said = f"{prepared.request.file} is right on {right} of {of} clean images"
     guess = ", no more than a guess" if at_chance else ""
-    raise InputError(f"{said}{guess}; {reason} (--anyway goes on all the same).")
+    size = f"; {prepared.size_hint}" if prepared.size_hint else ""
+    raise InputError(f"{said}{guess}; {reason}{size} (--anyway goes on all the same).")
 
 
 def _of_parts(parts: Parts) -> str:
