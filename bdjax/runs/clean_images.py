@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -14,6 +15,8 @@ from jaxtyping import Array, Key
 from bdjax import data
 from bdjax.checks import InputError, did_you_mean
 from bdjax.data import splits, validation
+from bdjax.data.modalities.images import Images
+from bdjax.tasks.single_label import SingleLabel
 from bdjax.types import Spec, Split
 
 LEAST = 20  # images, below which a share of right answers says next to nothing
@@ -75,7 +78,7 @@ def load(
         _check_known(place)
         dataset = data.load(place, data_dir=data_dir, image_size=image_size)
     spec, split = dataset.spec, dataset.train
-    if spec.modality.unit != "image" or spec.task.labels != "class":
+    if not isinstance(spec.modality, Images) or not isinstance(spec.task, SingleLabel):
         what = f"{spec.modality.unit}s with a {spec.task.labels} each"
         raise InputError(f"data must be images with one class each; {place} holds {what}.")
     found = CleanImages(spec.name, split, spec, data.fingerprint(dataset)["train"])
@@ -96,9 +99,8 @@ def fitting(images: CleanImages, channels: int, num_classes: int) -> CleanImages
         raise InputError(f"data must have {wanted}; {got}.")
     have = spec.shape[-1]
     if (have, channels) == (1, 3):
-        split = images.split._replace(input=np.repeat(np.asarray(images.split.input), 3, axis=-1))
-        modality = _repeated(spec)
-        spec = Spec(spec.name, (*spec.shape[:2], 3), modality, spec.task)
+        image = cast(Array, np.repeat(np.asarray(images.split.input), 3, axis=-1))
+        split, spec = images.split._replace(input=image), _repeated(spec)
         notes = (*images.notes, "gray images stand three times over, in three channels")
         images = images._replace(split=split, spec=spec, notes=notes)
     elif have != channels:
@@ -142,7 +144,7 @@ def divide(
 
 
 def _part(split: Split, share: float, classes: int) -> tuple[Split, Split]:
-    parts = validation.validation_split(split, np.asarray(split.label), share, classes)
+    parts = validation.validation_split(split, split.label, share, classes)
     return jax.tree.map(np.asarray, parts)
 
 
@@ -168,20 +170,20 @@ def _ordered(images: CleanImages, order: Sequence[str]) -> CleanImages:
         wanted = f"each of the {len(names)} classes of {images.name} once"
         raise InputError(f"class_order must name {wanted}; look at {shown}.")
     number = np.array([list(order).index(name) for name in names], np.int32)
-    split = images.split._replace(label=number[np.asarray(images.split.label)])
-    task = type(images.spec.task)(images.spec.num_classes, tuple(order))
-    spec = Spec(images.spec.name, images.spec.shape, images.spec.modality, task)
+    label = cast(Array, number[np.asarray(images.split.label)])  # on the host as yet
+    split = images.split._replace(label=label)
+    task = SingleLabel(len(names), tuple(order))
+    spec = dataclasses.replace(images.spec, task=task)
     note = "classes are numbered in the order that was asked for"
     return images._replace(split=split, spec=spec, notes=(*images.notes, note))
 
 
-def _repeated(spec: Spec):
-    return type(spec.modality)(
-        spec.modality.mean * 3,
-        spec.modality.std * 3,
-        spec.modality.crop_padding,
-        spec.modality.flip,
-    )
+def _repeated(spec: Spec) -> Spec:
+    """Return the specification of gray images that stand three times over."""
+    modality = spec.modality
+    assert isinstance(modality, Images), "as it was loaded"
+    modality = dataclasses.replace(modality, mean=modality.mean * 3, std=modality.std * 3)
+    return dataclasses.replace(spec, shape=(*spec.shape[:2], 3), modality=modality)
 
 
 def _named(spec: Spec, most: int = 4) -> str:

@@ -121,7 +121,7 @@ def _check_better_than_chance(
     Raises:
       InputError: it is no better than a guess, or another way to give it the images is far better.
     """
-    label, of = parts.kept.label, len(answer)
+    label, of = np.asarray(parts.kept.label), len(answer)
     right = _right(answer, parts)
     at_chance = chance.is_at_chance(right, label, prepared.images.spec.num_classes)
     if not at_chance and right >= _ENOUGH * of:

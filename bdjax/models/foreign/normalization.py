@@ -66,22 +66,24 @@ def of(mean: Sequence[float], std: Sequence[float], channels: int, why: str) -> 
       InputError: not as many numbers as channels, a number that is not finite or is of pixels in [0, 255], or a
         standard deviation that is not above 0.
     """
-    found = []
-    for name, values in (("mean", mean), ("std", std)):
-        values = tuple(map(float, values))
-        shown = ",".join(f"{value:g}" for value in values)
-        if len(values) not in (1, channels):
-            wanted = f"{channels} numbers, one a channel, or one for all"
-            raise InputError(f"{name} must be {wanted}; got {len(values)} ({shown}).")
-        if not all(map(math.isfinite, values)):
-            raise InputError(f"{name} must be finite; got {shown}.")
-        if max(map(abs, values)) > 2:
-            wanted = "in units of [0, 1], so divide what is of pixels in [0, 255] by 255"
-            raise InputError(f"{name} must be {wanted}; got {shown}.")
-        if name == "std" and min(values) <= 0:
-            raise InputError(f"std must be above 0; got {shown}.")
-        found.append(values * channels if len(values) == 1 else values)
-    return Normalization(*found, why)
+    return Normalization(_of_each("mean", mean, channels), _of_each("std", std, channels), why)
+
+
+def _of_each(name: str, given: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return a number for each channel, as `of` checks them."""
+    values = tuple(map(float, given))
+    shown = ",".join(f"{value:g}" for value in values)
+    if len(values) not in (1, channels):
+        wanted = f"{channels} numbers, one a channel, or one for all"
+        raise InputError(f"{name} must be {wanted}; got {len(values)} ({shown}).")
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"{name} must be finite; got {shown}.")
+    if max(map(abs, values)) > 2:
+        wanted = "in units of [0, 1], so divide what is of pixels in [0, 255] by 255"
+        raise InputError(f"{name} must be {wanted}; got {shown}.")
+    if name == "std" and min(values) <= 0:
+        raise InputError(f"std must be above 0; got {shown}.")
+    return values * channels if len(values) == 1 else values
 
 
 def parse(mean: str | None, std: str | None, channels: int) -> Normalization | None:

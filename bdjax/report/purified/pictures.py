@@ -17,10 +17,9 @@ def of(record: Record, folder: PurifiedFolder) -> dict[str, bytes]:
     Raises:
       InputError: the file with them is damaged.
     """
-    arrays = None
-    if record["inversion"] is not None:
-        arrays = atomic.read_arrays(folder.file(INVERSION))
-    if arrays is None:
+    searched = record["inversion"]
+    arrays = None if searched is None else atomic.read_arrays(folder.file(INVERSION))
+    if searched is None or arrays is None:
         return {}
     names = record["network"]["class_names"]
     found: dict[str, bytes] = {}
@@ -30,7 +29,7 @@ def of(record: Record, folder: PurifiedFolder) -> dict[str, bytes]:
             mask = arrays[f"mask_{when}"][place][..., None] / 255
             pattern = arrays[f"pattern_{when}"][place]
             shown = mask * pattern + (1 - mask) * _GRAY
-            pixels = record["inversion"][when]["norm"][number]
+            pixels = searched[when]["norm"][number]
             caption = f"{name}, {when}: {pixels:.1f} pixels"
             found[caption] = png(shown.round().astype("uint8"))
     return found
