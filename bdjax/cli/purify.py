@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bdjax.checks import non_negative
+from bdjax.checks import InputError, non_negative
 from bdjax.cli._execution import shallow
 from bdjax.cli._parser import EXIT_FAILED, EXIT_STOPPED, Commands, check_values, complain, tell
 
@@ -76,6 +76,7 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     from bdjax.train import loop
 
     check_values(rest, "FILE")
+    _check_order(options.file, rest)
     with shallow():
         request = _request(options, rest)
     non_negative(checkpoint_seconds=options.checkpoint_seconds)
@@ -98,6 +99,12 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     for line in report.write(request.out):
         print(line)
     return 0
+
+
+def _check_order(file: str, rest: Sequence[str]) -> None:
+    """Refuse options of a config in front of FILE, which is then taken for the value of one of them."""
+    if not Path(file).exists() and any(Path(word).is_file() for word in rest):
+        raise InputError(f"options such as {rest[0]} stand last, and FILE must stand before them.")
 
 
 def _request(options: argparse.Namespace, rest: list[str]) -> Request:
