@@ -91,8 +91,9 @@ def _carry_out(
         atomic.write_arrays(folder.file(INVERSION), **arrays)
     clock.lap("inversion")
     entry = _write(prepared, purified, folder)
+    files = {"entry": entry, "prefix": prepared.suspect.state.prefix}
     clock.lap("files")
-    more = {"inversion": found, "files": {"entry": entry}, "seconds": clock.seconds}
+    more = {"inversion": found, "files": files, "seconds": clock.seconds}
     record = purified_record.finished(prepared, parts, outcome, (before, after), more)
     folder.write_record(record)
     folder.clear()

@@ -37,7 +37,7 @@ _SHAPE = {
     "accuracy": {"before": _COUNT, "after": _COUNT, "changed_answers": int},
     "weights": {"whole": float, "layers": [{"name": str, "relative": float, "count": int}]},
     "inversion": (None, {"words": {"before": [str], "after": [str]}, "limits": str}),
-    "files": {"entry": str},
+    "files": {"entry": str, "prefix": str},
     "selection": (None, {"option": str, "chosen": float, "trials": [dict]}),
     "seconds": {str: float},
 }

@@ -86,7 +86,7 @@ RECORD = {
         "words": {"before": ["Suspect: class 'cat'."], "after": ["No class stands out."]},
         "limits": "A class that stands out is a suspect, not a proof.",
     },
-    "files": {"entry": ""},
+    "files": {"entry": "", "prefix": "module."},
     "seconds": {"defense": 100.0},
     "versions": {"jax": "0.10.2"},
 }
@@ -132,6 +132,17 @@ def test_what_is_not_known_is_said_whatever_was_measured():
         assert "no attack success rate can be given" in said
         assert "100 that were kept aside" in said
     assert "it was left out" in " ".join(words.unknown(record(inversion=None)))
+
+
+def test_the_lines_for_pytorch_take_off_what_stands_before_the_names():
+    lines = words.into_pytorch(record()).splitlines()
+    assert lines[1] == 'state = torch.load("model.pt", weights_only=True)'
+    assert 'name.removeprefix("module.")' in lines[2]
+    bare = record(files={"entry": "model", "prefix": ""})
+    assert words.into_pytorch(bare).splitlines()[1:] == [
+        'state = torch.load("model.pt", weights_only=True)["model"]',
+        "model.load_state_dict(state)  # your own network",
+    ]
 
 
 def test_a_loss_that_is_large_is_a_warning_and_so_is_a_budget_that_was_not_kept():

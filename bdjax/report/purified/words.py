@@ -169,9 +169,13 @@ def _inversion(record: Record) -> list[str]:
 
 def into_pytorch(record: Record) -> str:
     """Return the lines with which the weights get back into the network that they came from."""
-    entry = record["files"]["entry"]
+    entry, prefix = (record["files"][key] for key in ("entry", "prefix"))
     loaded = 'torch.load("model.pt", weights_only=True)' + (f'["{entry}"]' if entry else "")
-    return f"import torch\nstate = {loaded}\nmodel.load_state_dict(state)  # your own network\n"
+    lines = ["import torch", f"state = {loaded}"]
+    if prefix:  # of names that stood before the network's own
+        without = f'name.removeprefix("{prefix}"): array for name, array in state.items()'
+        lines.append(f"state = {{{without}}}  # as in the file that came in")
+    return "\n".join([*lines, "model.load_state_dict(state)  # your own network", ""])
 
 
 def made(record: Record) -> list[tuple[str, str]]:
