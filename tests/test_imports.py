@@ -55,7 +55,8 @@ MAY_IMPORT = {
     ("report",): {"checks", "files", "runs", "tasks"},
     ("bench",): BASE
     | {"attacks", "data", "defenses", "devices", "models", "optim", "poison", "runs", "train"},
-    ("saved",): BASE | {"curvature", "defenses", "devices", "evaluate", "report", "runs"},
+    ("saved", "exported"): BASE
+    | {"curvature", "defenses", "devices", "evaluate", "report", "runs"},
     ("analysis",): BASE
     | {
         "curvature",
@@ -70,7 +71,8 @@ MAY_IMPORT = {
         "train",
     },
     ("cli", "__main__"): BASE
-    | {"analysis", "bench", "curvature", "data", "devices", "report", "runs", "saved", "train"},
+    | {"analysis", "bench", "curvature", "data", "devices", "exported", "report", "runs", "saved"}
+    | {"train"},
 }
 ROWS = {name: row for row in MAY_IMPORT for name in row}
 

@@ -20,6 +20,7 @@ import numpy as np
 RESAMPLES = 10_000  # of the bootstrap
 EXACT_PAIRS = 20  # up to which all signs are tried
 DRAWS = 9_999  # of signs, for more pairs
+_QUANTILE = 1.959964  # of a normal distribution, two-sided, 5 %
 SEED = 0  # of both, the same for every row, so that a number does not depend on its neighbors
 
 
@@ -69,6 +70,20 @@ def interval(values: Sequence[float]) -> Interval | None:
     low, high = np.quantile(ordered[rows].mean(1), (0.025, 0.975))
     # the mean of equal values may round to either side of them
     return Interval(*(float(bound) for bound in np.clip((low, high), ordered[0], ordered[-1])))
+
+
+def wilson(part: int, whole: int) -> Interval:
+    """Return the 95 % score interval of a share of independent cases (Wilson, 1927), which stays within [0, 1].
+
+    >>> low, high = wilson(90, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.826, 0.945)
+    """
+    share, square = part / whole, _QUANTILE**2 / whole
+    center = (share + square / 2) / (1 + square)
+    half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
+    low, high = center - half, center + half
+    return Interval(low if part else 0.0, high if part < whole else 1.0)  # but for rounding
 
 
 def sign_flip(differences: Sequence[float]) -> SignFlip:

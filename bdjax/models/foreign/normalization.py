@@ -26,7 +26,8 @@ BACKDOORBENCH = {
     "gtsrb": ((0.0,) * 3, (1.0,) * 3),
 }
 NONE = "none"
-_IMAGENET_CLASSES, _IMAGENET_SIDES = 1000, range(192, 400)
+IMAGENET_SIDES = range(192, 400)  # pixels of the images that ImageNet's networks take
+_IMAGENET_CLASSES = 1000
 # Keys of a config beside the weights: bdjax's and timm's, and those of a Hugging Face preprocessor.
 _CONFIGS = (("config.json", "mean", "std"), ("preprocessor_config.json", "image_mean", "image_std"))
 _NESTED = ("pretrained_cfg",)  # where timm has them
@@ -65,22 +66,24 @@ def of(mean: Sequence[float], std: Sequence[float], channels: int, why: str) -> 
       InputError: not as many numbers as channels, a number that is not finite or is of pixels in [0, 255], or a
         standard deviation that is not above 0.
     """
-    found = []
-    for name, values in (("mean", mean), ("std", std)):
-        values = tuple(map(float, values))
-        shown = ",".join(f"{value:g}" for value in values)
-        if len(values) not in (1, channels):
-            wanted = f"{channels} numbers, one a channel, or one for all"
-            raise InputError(f"{name} must be {wanted}; got {len(values)} ({shown}).")
-        if not all(map(math.isfinite, values)):
-            raise InputError(f"{name} must be finite; got {shown}.")
-        if max(map(abs, values)) > 2:
-            wanted = "in units of [0, 1], so divide what is of pixels in [0, 255] by 255"
-            raise InputError(f"{name} must be {wanted}; got {shown}.")
-        if name == "std" and min(values) <= 0:
-            raise InputError(f"std must be above 0; got {shown}.")
-        found.append(values * channels if len(values) == 1 else values)
-    return Normalization(*found, why)
+    return Normalization(_of_each("mean", mean, channels), _of_each("std", std, channels), why)
+
+
+def _of_each(name: str, given: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return a number for each channel, as `of` checks them."""
+    values = tuple(map(float, given))
+    shown = ",".join(f"{value:g}" for value in values)
+    if len(values) not in (1, channels):
+        wanted = f"{channels} numbers, one a channel, or one for all"
+        raise InputError(f"{name} must be {wanted}; got {len(values)} ({shown}).")
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"{name} must be finite; got {shown}.")
+    if max(map(abs, values)) > 2:
+        wanted = "in units of [0, 1], so divide what is of pixels in [0, 255] by 255"
+        raise InputError(f"{name} must be {wanted}; got {shown}.")
+    if name == "std" and min(values) <= 0:
+        raise InputError(f"std must be above 0; got {shown}.")
+    return values * channels if len(values) == 1 else values
 
 
 def parse(mean: str | None, std: str | None, channels: int) -> Normalization | None:
@@ -193,6 +196,6 @@ def _of_family(
 ) -> Normalization | None:
     if not of_torchvision or num_classes != _IMAGENET_CLASSES or channels != len(IMAGENET[0]):
         return None
-    if image_size is not None and image_size not in _IMAGENET_SIDES:
+    if image_size is not None and image_size not in IMAGENET_SIDES:
         return None
     return Normalization(*IMAGENET, "ImageNet's, as the network's form and 1,000 classes say")

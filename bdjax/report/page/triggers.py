@@ -121,11 +121,11 @@ def _verdicts(sample: Sample, images: str, i: int) -> Iterator[Element]:
 def _image(pixels: np.ndarray, words: str) -> Element:
     height, width = pixels.shape[:2]
     return tag(
-        "img", src=data_uri(_png(pixels), "image/png"), alt=words, width=width, height=height
+        "img", src=data_uri(png(pixels), "image/png"), alt=words, width=width, height=height
     )
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
     """Return uint8 pixels [h, w, 1 or 3] as a PNG file."""
     from PIL import Image
 

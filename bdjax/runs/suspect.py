@@ -1,0 +1,115 @@
+"""A network that somebody got from elsewhere: what its file holds, which network it is, and how it is given images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bdjax import data, models
+from bdjax.checks import InputError, in_section
+from bdjax.models.foreign import keys, normalization, reading, recognition
+from bdjax.models.foreign.normalization import IMAGENET_SIDES, Normalization
+from bdjax.models.foreign.reading import StateDict
+from bdjax.models.foreign.recognition import Recognized
+from bdjax.types import Model, Spec, Variables
+
+
+class Suspect(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      file: its path.
+      sha256: of all its bytes.
+      state: the weights, and what stood beside them.
+      recognized: which network it is; None where nothing fits.
+      why_not: what was seen then.
+    """
+
+    file: Path
+    sha256: str
+    state: StateDict
+    recognized: Recognized | None
+    why_not: str = ""
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels a side of the images, where the file or its weights say so; None too where they are no squares."""
+        found = self.recognized
+        if found is None or found.sure != "certain" or len(set(found.image_size)) > 1:
+            return None
+        return found.image_size[0]
+
+
+def look(file: Path, part: str | None = None) -> Suspect:
+    """Read a file of weights and recognize the network; nothing in it is executed.
+
+    Args:
+      file: its path.
+      part: the entry with the weights, in a file of several sets.
+
+    Raises:
+      InputError: it cannot be read, or holds anything but data.
+    """
+    state = reading.read(file, part)
+    sha256 = data.fingerprint_file(file)
+    try:
+        return Suspect(file, sha256, state, recognition.recognize(state))
+    except InputError as error:
+        return Suspect(file, sha256, state, None, str(error))
+
+
+def named(suspect: Suspect, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the section ``model`` of a config, as far as it is recognized.
+
+    Args:
+      suspect: the network.
+      given: what is asked for instead, or beside it.
+
+    Raises:
+      InputError: nothing fits, and no network is named.
+    """
+    if suspect.recognized is None:
+        if not given or "name" not in given:
+            raise InputError(f"{suspect.why_not.rstrip('.')}; name the network with --model.")
+        return {}
+    return {"name": suspect.recognized.name, **suspect.recognized.options}
+
+
+def known_normalization(suspect: Suspect, channels: int, num_classes: int) -> Normalization | None:
+    """Return how the network's images were normalized, None where nothing says so."""
+    found = suspect.recognized
+    return normalization.known(
+        suspect.state.beside,
+        suspect.file,
+        channels=channels,
+        num_classes=num_classes,
+        image_size=suspect.image_size,
+        of_torchvision=found is not None and found.image_size[0] in IMAGENET_SIDES,
+    )
+
+
+def network(
+    suspect: Suspect, name: str, options: Mapping[str, Any], spec: Spec, how: Normalization
+) -> tuple[Model, Variables]:
+    """Return the network of a file with its variables, of images that are normalized in a way.
+
+    Raises:
+      InputError: the file does not fit the network, or holds what is no number.
+    """
+    modality = dataclasses.replace(spec.modality, mean=how.mean, std=how.std)  # type: ignore[type-var]
+    with in_section("model", options):
+        model = models.create(name, dataclasses.replace(spec, modality=modality), **options)
+    return model, keys.variables(suspect.state, model)
+
+
+def not_finite(state: StateDict) -> list[str]:
+    """Return the names of the arrays that hold NaN or infinity."""
+    found = []
+    for name, array in state.arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            found.append(name)
+    return found
