@@ -120,9 +120,7 @@ def _verdicts(sample: Sample, images: str, i: int) -> Iterator[Element]:
 
 def _image(pixels: np.ndarray, words: str) -> Element:
     height, width = pixels.shape[:2]
-    return tag(
-        "img", src=data_uri(png(pixels), "image/png"), alt=words, width=width, height=height
-    )
+    return tag("img", src=data_uri(png(pixels), "image/png"), alt=words, width=width, height=height)
 
 
 def png(pixels: np.ndarray) -> bytes:
