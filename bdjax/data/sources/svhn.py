@@ -68,8 +68,8 @@ def _read(train: Path, test: Path) -> Arrays:
 
 
 def _split(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with _extra.required():
-        from scipy import io
+    from scipy import io  # which takes a while
+
     try:
         content = io.loadmat(path, variable_names=("X", "y"))
         image, label = content["X"], content["y"].reshape(-1)
