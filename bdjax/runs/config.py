@@ -234,7 +234,9 @@ class Config:
             key: value for key, value in content["data"].items() if key != "data_dir"
         }
         if (another := content.get("holdout", {}).get("another")) is not None:
-            content["holdout"] = {**content["holdout"], "another": Path(another).name}
+            # Not the last part of its path alone: ./digits is not the digits
+            name = data.locate(another, self.data.data_dir)[0]
+            content["holdout"] = {**content["holdout"], "another": name}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

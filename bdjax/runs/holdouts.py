@@ -14,15 +14,19 @@ from bdjax.runs.config import Config
 from bdjax.types import Dataset, Spec, Split, Task
 
 
-def pool(config: Config, dataset: Dataset) -> Split:
+def pool(config: Config, dataset: Dataset, known: str | None = None) -> Split:
     """Return the clean images that the holdout is drawn from: the run's training split, or another set's.
+
+    Args:
+      config, dataset: of the run.
+      known: the digest that the other set has to have; None takes it as it is now.
 
     Raises:
       InputError: as for `bdjax.runs.inputs.another`.
     """
     if config.holdout.another is None:
         return dataset.train
-    return inputs.another(config, dataset.spec).train
+    return inputs.another(config, dataset.spec, known).images
 
 
 def rows(key: Key[Array, ""], config: Config, dataset: Dataset) -> np.ndarray:
@@ -66,15 +70,25 @@ def _group(config: Config, dataset: Dataset) -> np.ndarray | None:
     return group if whole else None
 
 
-def taken(key: Key[Array, ""], config: Config, dataset: Dataset, rows: np.ndarray) -> Split:
+def taken(
+    key: Key[Array, ""],
+    config: Config,
+    dataset: Dataset,
+    rows: np.ndarray,
+    known: str | None = None,
+) -> Split:
     """Return the holdout as the defender has it, with its wrong labels.
 
     Args:
       key: decides which labels are wrong, and how.
       config, dataset: of the run.
       rows: of the pool.
+      known: as for `pool`.
+
+    Raises:
+      InputError: as for `pool`.
     """
-    whole = splits.take(pool(config, dataset), rows)
+    whole = splits.take(pool(config, dataset, known), rows)
     return mislabeled(key, whole, config.holdout.wrong_labels, dataset.spec)
 
 
@@ -112,11 +126,12 @@ def divided(
     if config.selection is None:
         return holdout, None
     share, task = config.selection.aside, dataset.spec.task
-    stratum = task.stratum(holdout.label)
     if dataset.train_group is None or config.holdout.another is not None:
-        return _by_order(holdout, stratum, share, task)
+        return _by_order(holdout, task.stratum(holdout.label), share, task)
     group = dataset.train_group[rows]
-    aside = validation.grouped_rows(np.asarray(stratum), group, share, task.strata)
+    # A group is of one true class; by the labels, of which some are wrong, it would lie on both sides
+    stratum = np.asarray(task.stratum(dataset.train.label[rows]))
+    aside = validation.grouped_rows(stratum, group, share, task.strata)
     return splits.exclude(holdout, aside), splits.take(holdout, aside)
 
 

@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -60,6 +60,18 @@ class Inputs:
             )
         return dataset
 
+    @property
+    def another_digest(self) -> str | None:
+        """The digest of the other set that the defender's images are drawn from, None without one."""
+        return self.fingerprint.get("files", {}).get(_ANOTHER)
+
+
+class Another(NamedTuple):
+    """The images of another set with the numbers that the run's classes have, and their SHA-256."""
+
+    images: Split
+    digest: str
+
 
 def load(config: Config, on_disk: bool = False) -> Inputs:
     """Return the data with the config's changes, as they are on the disk now.
@@ -76,7 +88,7 @@ def load(config: Config, on_disk: bool = False) -> Inputs:
     dataset, digests = _load(config.data, on_disk, own)
     files = {option: _digest(option, path) for option, path in configs.files(config).items()}
     if config.holdout.another is not None:
-        files[_ANOTHER] = data.fingerprint(another(config, dataset.spec))["train"]
+        files[_ANOTHER] = another(config, dataset.spec).digest
     fingerprint = {**digests, "files": files} if files else {**digests}
     return Inputs(config.data, on_disk, dataset.spec, fingerprint, seen, own)
 
@@ -94,16 +106,27 @@ def of_victim(fingerprint: Fingerprint) -> Fingerprint:
     return {**rest, "files": files} if files else rest
 
 
-def another(config: Config, spec: Spec) -> Dataset:
+def another(config: Config, spec: Spec, known: str | None = None) -> Another:
     """Return the other set that the defender's images are drawn from, as images of the run's shape and classes.
 
+    Args:
+      config: of the run.
+      spec: of its data.
+      known: the digest that it has to have; None takes it as it is now.
+
     Raises:
-      InputError: it cannot be read, or has other classes.
+      InputError: it cannot be read, has other classes, or is not the one that is known.
     """
     wanted = config.holdout.another
     assert wanted is not None
     with in_section("holdout.another", ()):
-        return _load_another(wanted, config.data.data_dir, spec, _another_stamp(config))
+        found = _load_another(wanted, config.data.data_dir, spec, _another_stamp(config))
+    if known not in (None, found.digest):
+        raise InputError(
+            f"the data {wanted} (holdout.another) must not change while they are worked with; "
+            "they have."
+        )
+    return found
 
 
 def _another_stamp(config: Config) -> str:
@@ -112,7 +135,7 @@ def _another_stamp(config: Config) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_another(name: str, data_dir: str | None, spec: Spec, stamp: str) -> Dataset:
+def _load_another(name: str, data_dir: str | None, spec: Spec, stamp: str) -> Another:
     del stamp  # another one loads anew
     height, width, channels = spec.shape
     size = height if height == width else None
@@ -127,14 +150,22 @@ def _load_another(name: str, data_dir: str | None, spec: Spec, stamp: str) -> Da
         wanted = f"inputs of shape {spec.shape}, each with a {spec.task.labels} for its label"
         got = f"{found.spec.shape} and a {found.spec.task.labels}"
         raise InputError(f"must have {wanted}, as {spec.name} has; got {got}.")
-    return found._replace(train=_with_classes_of(spec, found))
+    found = found._replace(train=_with_classes_of(spec, found))
+    return Another(found.train, data.fingerprint(found)["train"])
 
 
 def _with_classes_of(spec: Spec, found: Dataset) -> Split:
     """Return a split's rows with the numbers that a run's classes have, by their names."""
     names, own = spec.class_names, found.spec.class_names
-    if names == own or (found.spec.num_classes == spec.num_classes and not (names and own)):
+    if found.spec.num_classes != spec.num_classes and not (names and own):
+        wanted = f"{spec.num_classes} classes, as {spec.name} has"
+        raise InputError(f"must have {wanted}; {found.spec.name} has {found.spec.num_classes}.")
+    if names == own or not (names and own):
         return found.train
+    for where, some in ((spec.name, names), (found.spec.name, own)):
+        if twice := [name for name in some if some.count(name) > 1]:
+            wrong = f"{where} has {twice[0]!r} {some.count(twice[0])} times"
+            raise InputError(f"must have classes that their names tell apart; {wrong}.")
     if set(names) != set(own):
         differ = sorted(set(names) ^ set(own))[0]
         where = spec.name if differ in names else found.spec.name

@@ -92,7 +92,8 @@ class Plan(AttackPlan):
 
     def _divided(self) -> tuple[Split, Split | None]:
         config, dataset, rows = self.config, self.dataset, self.holdout_rows
-        whole = holdouts.taken(key_for(config, "wrong_labels"), config, dataset, rows)
+        key, known = key_for(config, "wrong_labels"), self.inputs.another_digest
+        whole = holdouts.taken(key, config, dataset, rows, known)
         return holdouts.divided(config, dataset, whole, rows)
 
 
@@ -114,6 +115,10 @@ def prepare(
       InputError: something asked for cannot be.
     """
     planned = _prepare_attacker(config, devices, data_on) if beside is None else beside
+    if config.holdout.another != planned.config.holdout.another:
+        # The victim is the same, but not the fingerprint, which has the defender's images of another set
+        found = inputs.load(config, on_disk=data_on == "disk")
+        planned = dataclasses.replace(planned, inputs=found)
     dataset = planned.dataset
     rows = planned.holdout_rows
     if config.holdout != planned.config.holdout:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -75,6 +77,7 @@ def test_wrong_labels_decide_no_victim_of_a_held_out_holdout_either():
 def test_a_run_is_named_alike_wherever_the_other_set_lies():
     here, there = (config_of(another=f"/{place}/mine") for place in ("here", "there"))
     assert here.run_id == there.run_id != config_of(another="/here/other").run_id
+    assert config_of(another="./digits").run_id != config_of(another="digits").run_id
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,24 @@ def test_the_other_set_is_known_by_its_content_and_a_victim_is_not_made_of_it(an
     assert loaded.stamp != inputs.load(config_of()).stamp
 
 
+def test_runs_on_one_victim_do_not_share_the_fingerprint_of_another_set(another):
+    plain = plans.prepare(config_of())
+    beside = plans.prepare(config_of(another=str(another)), beside=plain)
+    digest = data.fingerprint(data.load_clean(another))["train"]
+    assert beside.inputs.fingerprint["files"] == {"holdout.another": digest}
+    assert plans.prepare(config_of(), beside=beside).inputs.fingerprint == plain.inputs.fingerprint
+
+
+def test_another_set_that_has_changed_since_it_was_planned_is_refused(tmp_path):
+    image, label = np.zeros((200, 8, 8), np.uint8), np.arange(200) % 10
+    np.savez(tmp_path / "mine.npz", images=image, labels=label)
+    plan = plans.prepare(config_of(another=str(tmp_path / "mine.npz")))
+    assert len(plan.holdout.label) == 200
+    np.savez(tmp_path / "mine.npz", images=image + 1, labels=label)
+    with pytest.raises(InputError, match=r"mine\.npz \(holdout\.another\) must not change"):
+        _ = plan.holdout
+
+
 def test_classes_are_matched_by_their_names(digits):
     names = digits.spec.class_names[::-1]
     task = type(digits.spec.task)(10, names)
@@ -120,6 +141,19 @@ def test_classes_are_matched_by_their_names(digits):
     task = type(digits.spec.task)(10, (*names[:-1], "nought"))
     with pytest.raises(InputError, match="only digits has '0'"):
         inputs._with_classes_of(spec.__class__("x", spec.shape, spec.modality, task), digits)
+
+
+@pytest.mark.parametrize(
+    ("count", "names", "words"),
+    [
+        (9, (), "must have 9 classes, as x has; digits has 10"),
+        (10, tuple("0123456788"), "names tell apart; x has '8' 2 times"),
+    ],
+)
+def test_classes_that_cannot_be_matched_are_refused(digits, count, names, words):
+    task = dataclasses.replace(digits.spec.task, num_classes=count, class_names=names)
+    with pytest.raises(InputError, match=words):
+        inputs._with_classes_of(dataclasses.replace(digits.spec, name="x", task=task), digits)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +221,7 @@ def test_groups_that_nobody_knows_cannot_be_asked_for(digits):
         holdouts.rows(KEY, config_of(by_group=True), digits)
 
 
-@pytest.mark.parametrize("asked", [{}, {"held_out": True}])
+@pytest.mark.parametrize("asked", [{}, {"held_out": True}, {"wrong_labels": 0.5}])
 def test_a_strength_is_chosen_by_other_groups_than_the_defense_is_given(tracked, asked):
     config = configs.resolve({"holdout": {"per_class": 20, **asked}, "defense": {"rho": "auto"}})
     rows = holdouts.rows(KEY, config, tracked)
@@ -195,7 +229,8 @@ def test_a_strength_is_chosen_by_other_groups_than_the_defense_is_given(tracked,
     given, aside = holdouts.divided(config, tracked, whole, rows)
     assert aside is not None
     assert len(given.label) + len(aside.label) == 200
-    assert (np.bincount(aside.label, minlength=10) >= 4).all()
+    if not asked.get("wrong_labels"):
+        assert (np.bincount(aside.label, minlength=10) >= 4).all()
     group = {
         image.tobytes(): name
         for image, name in zip(tracked.train.input[rows], tracked.train_group[rows], strict=True)
