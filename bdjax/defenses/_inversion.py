@@ -101,6 +101,12 @@ class Inverted(NamedTuple):
     success: Float[np.ndarray, " k"]
     found: Bool[np.ndarray, " k"]
 
+    @property
+    def size(self) -> Float[np.ndarray, " k"]:
+        """The norms to compare: where no trigger was found, the whole image at least, as the start is no finding."""
+        whole = self.mask[0].size
+        return np.where(self.found, self.norm, np.maximum(self.norm, whole))
+
 
 class _Trigger(NamedTuple):
     """Mask and pattern before the tanh, for some classes."""

@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
 def lines(found: Inverted, class_names: Sequence[str] = ()) -> list[Line]:
     """Return a line for each class, in their order, for a table: norms beside indices."""
-    odd = anomaly(found.norm)
+    odd = anomaly(found.size)
     made = []
     for number in range(len(found.norm)):
         pixels, success = float(found.norm[number]), float(found.success[number])
@@ -52,17 +52,26 @@ def sentences(found: Inverted, class_names: Sequence[str] = ()) -> str:
       found: of one network.
       class_names: of the classes in their order; without them they are numbers.
     """
-    odd = anomaly(found.norm)
-    smallest = int(np.argmin(found.norm))
+    if not found.found.any():
+        every = f"no trigger was found for any of {len(found.found)} classes"
+        return f"No class can be called a suspect: {every}."
+    odd = anomaly(found.size)
+    # Among those found, as one that fills the image ties with those that were not
+    smallest = int(np.argmin(np.where(found.found, found.norm, np.inf)))
+    missing = int((~found.found).sum())
     if odd.reason:
-        said = f"No class can be called a suspect: {odd.reason}."
+        # Which all count as the whole image, and so as of one size
+        few = 2 * missing >= len(found.found)
+        reason = "half of the classes or more have none found" if few else odd.reason
+        said = f"No class can be called a suspect: {reason}."
         said += f" The smallest trigger is that of {_one(found, odd, smallest, class_names)}."
     elif odd.suspects:
         said = _suspects(found, odd, class_names)
     else:
-        said = f"No class stands out: triggers have {_range(found.norm)} (median {odd.median:.1f});"
+        norm = found.norm[found.found]
+        said = f"No class stands out: triggers have {_range(norm)} (median {np.median(norm):.1f});"
         said += f" the smallest is that of {_one(found, odd, smallest, class_names)}."
-    if missing := int((~found.found).sum()):
+    if missing:
         said += f" For {missing} of {len(found.found)} classes no trigger was found at all."
     return said
 
@@ -70,9 +79,11 @@ def sentences(found: Inverted, class_names: Sequence[str] = ()) -> str:
 def compared(before: Inverted, after: Inverted, class_names: Sequence[str] = ()) -> str:
     """Say what was found before and after a defense, and how the first one's suspects fare in the second."""
     said = f"Before: {sentences(before, class_names)}\nAfter: {sentences(after, class_names)}"
-    for number in anomaly(before.norm).suspects[:_LISTED]:
+    for number in anomaly(before.size).suspects[:_LISTED]:
         name = _name(number, class_names)
-        sizes = f"from {before.norm[number]:.1f} to {after.norm[number]:.1f} pixels"
+        sizes = f"from {before.norm[number]:.1f} pixels to none found"
+        if after.found[number]:
+            sizes = f"from {before.norm[number]:.1f} to {after.norm[number]:.1f} pixels"
         said += f"\nThe smallest trigger found for {name} went {sizes}."
     return f"{said}\n{LIMITS}"
 
@@ -85,8 +96,12 @@ def _suspects(found: Inverted, odd: Anomaly, class_names: Sequence[str]) -> str:
     if more > 0:
         said.append(f"and {more} more")
     word = "Suspect" if len(odd.suspects) == 1 else "Suspects"
-    others = np.delete(found.norm, odd.suspects)
-    return f"{word}: {'; '.join(said)}. The other classes need {_range(others)}."
+    others = np.delete(np.where(found.found, found.norm, np.nan), odd.suspects)
+    others = others[~np.isnan(others)]
+    need = (
+        f"The other classes need {_range(others)}" if others.size else "For the others, none found"
+    )
+    return f"{word}: {'; '.join(said)}. {need}."
 
 
 def _one(found: Inverted, odd: Anomaly, number: int, class_names: Sequence[str]) -> str:

@@ -64,7 +64,7 @@ def _plain(found: Inverted, names: tuple[str, ...]) -> Plain:
 
 def _arrays(model: Model, before: Inverted, after: Inverted) -> dict[str, Any]:
     """Return mask and pattern of the classes with the smallest triggers before, in both networks."""
-    chosen = np.argsort(before.norm, kind="stable")[:_SHOWN]
+    chosen = np.argsort(before.size, kind="stable")[:_SHOWN]
     arrays: dict[str, Any] = {"classes": chosen}
     for when, found in (("before", before), ("after", after)):
         arrays[f"mask_{when}"] = _stored(found.mask[chosen])

@@ -29,7 +29,8 @@ def of(record: Record, folder: PurifiedFolder) -> dict[str, bytes]:
             mask = arrays[f"mask_{when}"][place][..., None] / 255
             pattern = arrays[f"pattern_{when}"][place]
             shown = mask * pattern + (1 - mask) * _GRAY
-            pixels = searched[when]["norm"][number]
-            caption = f"{name}, {when}: {pixels:.1f} pixels"
+            one = searched[when]
+            size = f"{one['norm'][number]:.1f} pixels" if one["found"][number] else "none found"
+            caption = f"{name}, {when}: {size}"
             found[caption] = png(shown.round().astype("uint8"))
     return found
