@@ -32,7 +32,8 @@ def load_clean(
         ``y_train``. Images are read as `bdjax.data.load` does.
       num_classes: of the network. Folders may then be named by the numbers of their classes, 0 to ``num_classes`` − 1,
         and need not be all of them.
-      class_names: of the network, in its order, if they are known: folders that are named so get its numbers.
+      class_names: of the network, in its order, if they are known: folders that are named so get its numbers, and so do
+        the labels of arrays with ``class_names`` of their own.
       channels: 1 or 3: what the images become; as they are stored unless it is given.
       image_size: make every image square with this many pixels a side.
 
@@ -86,6 +87,11 @@ def load_indexed(
     dataset = load_clean(path, class_names=names or (), image_size=image_size)
     root = Path(os.path.expanduser(path)).absolute()
     index = _class_folder.indices(root, dataset.spec.class_names)
+    if len(index) != len(dataset.train.label):
+        # Folders that were taken in their order, or as numbers with zeros before them, have not the classes' names
+        count = dataset.spec.num_classes
+        wanted = f"the numbers of their classes, 0 to {count - 1}, without zeros before them"
+        raise checks.InputError(f"class folders in {root} must be called by {wanted}.")
     order = np.argsort(index, kind="stable")
     number = np.array([int(name) for name in dataset.spec.class_names], np.int32)
     label = number[np.asarray(dataset.train.label)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,13 @@ def test_images_that_do_not_say_their_row_are_refused(tmp_path, classes, words):
         data.load_indexed(write(tmp_path / "bd", classes))
 
 
+@pytest.mark.parametrize("names", [("00000", "00001"), ("a", "b")])
+def test_folders_that_are_not_called_by_the_numbers_of_their_classes_are_refused(tmp_path, names):
+    root = write(tmp_path / "bd", {name: [f"{row}.png"] for row, name in enumerate(names)})
+    with pytest.raises(InputError, match="must be called by the numbers of their classes, 0 to 1,"):
+        data.load_indexed(root, num_classes=2)
+
+
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 X = np.arange(4 * 2 * 2, dtype=np.uint8).reshape(4, 2, 2)
@@ -175,6 +183,27 @@ def test_arrays_without_a_split_are_clean_images(tmp_path):
         data.load(str(tmp_path / "a.npz"))
 
 
+def test_labels_of_arrays_get_the_numbers_that_a_network_has_for_their_names(tmp_path):
+    np.savez(tmp_path / "a.npz", images=X, labels=Y, class_names=np.array(["cat", "ant"]))
+    found = data.load_clean(tmp_path / "a.npz", class_names=("ant", "bee", "cat"))
+    assert found.train.label.tolist() == [2, 0, 2, 0]
+    assert found.spec.class_names == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (["ant", "cats"], "must be the network's; 'cats' is none of the network's 2 classes"),
+        (["ant", "ant"], "must differ from one another; 'ant' is there twice"),
+        (["ant"], "has the label 1; there are 1 classes"),
+    ],
+)
+def test_names_of_arrays_that_are_no_classes_of_a_network_are_refused(tmp_path, own, words):
+    np.savez(tmp_path / "a.npz", images=X, labels=Y, class_names=np.array(own))
+    with pytest.raises(InputError, match=words):
+        data.load_clean(tmp_path / "a.npz", class_names=("ant", "cat"))
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -209,6 +238,24 @@ def test_a_header_is_believed_only_where_the_file_is_as_long(tmp_path):
     )
     with pytest.raises(InputError, match=r"images in .* is damaged"):
         data.load_clean(tmp_path / "a")
+
+
+def damaged_table(place: int, value: int, **arrays: np.ndarray) -> bytes:
+    """Return an archive with one byte changed in the first entry of its table of contents."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    whole = bytearray(file.getvalue())
+    whole[whole.index(b"PK\x01\x02") + place] = value
+    return bytes(whole)
+
+
+# The version that it takes to read it; an empty name, and so a wrong extra field
+@pytest.mark.parametrize(("place", "value"), [(6, 99), (28, 0)])
+def test_a_damaged_table_of_contents_is_refused_in_a_line(tmp_path, place, value):
+    (tmp_path / "a.npz").write_bytes(damaged_table(place, value, images=X, labels=Y))
+    with pytest.raises(InputError, match=r"a\.npz is damaged or no \.npz file") as error:
+        data.load_clean(tmp_path / "a.npz")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("place", range(40, 440, 25))

@@ -179,6 +179,24 @@ def of_test_class_43(root: Path) -> None:
     path.write_bytes(truth().replace(b";38", b";43"))
 
 
+def with_damaged_list(root: Path) -> None:
+    path = root / "GTSRB/GT-final_test.csv"
+    path.write_bytes(truth() + b";" + b"1" * 200_000)  # more than a field may have
+
+
+def with_dangling_link(root: Path) -> None:
+    (root / "GTSRB/Final_Training/Images/00000/new.ppm").symlink_to(root / "none")
+
+
+def with_circular_link(root: Path) -> None:
+    (root / "GTSRB/Final_Training/Images/00000/again").symlink_to(root / "GTSRB")
+
+
+def with_link_to_itself(root: Path) -> None:
+    path = root / "GTSRB/Final_Training/Images/00000/again"
+    path.symlink_to(path)
+
+
 def with_cut_image(root: Path) -> None:
     path = root / "GTSRB/Final_Training/Images/00010/00007_00029.ppm"
     path.write_bytes(path.read_bytes()[:100])
@@ -191,6 +209,10 @@ def with_cut_image(root: Path) -> None:
         (without_image, r"3 test images of GTSRB are listed and 2 are in .*only listed is 00001"),
         (of_class_43, "has a class 43; those of GTSRB are 0 to 42"),
         (of_test_class_43, r"has the file '00002\.ppm' of class '43'"),
+        (with_damaged_list, r"GT-final_test\.csv in .* must be a list .* cannot be read \(field"),
+        (with_dangling_link, r"new\.ppm is a link that leads nowhere"),
+        (with_circular_link, r"is a link to a folder that it lies in"),
+        (with_link_to_itself, r"again is a link that leads nowhere"),
         (with_cut_image, r"image 00010/00007_00029\.ppm of .* cannot be read"),
     ],
 )
@@ -214,6 +236,16 @@ def test_an_archive_that_was_cut_short_or_altered(tmp_path, place):
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     with pytest.raises(InputError, match=r"is damaged or cut short .*CRC"):
         data.load("gtsrb", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 99), (28, 0)])
+def test_a_damaged_table_of_contents_is_refused(tmp_path, place, value):
+    write_zip(tmp_path / "a.zip", {"image": b"x"})
+    whole = bytearray((tmp_path / "a.zip").read_bytes())
+    whole[whole.index(b"PK\x01\x02") + place] = value
+    (tmp_path / "a.zip").write_bytes(whole)
+    with pytest.raises(InputError, match=r"a\.zip is damaged or cut short"):
+        _trees.Zip(tmp_path / "a.zip")
 
 
 def test_members_with_paths_that_lead_out_are_never_written(tmp_path):
@@ -355,6 +387,17 @@ def test_cifar100_from_its_archive_has_the_fine_labels(tmp_path):
     )
     with pytest.raises(InputError, match="cannot stay on the disk"):
         data.load("cifar100", data_dir=tmp_path, on_disk=True)
+
+
+@pytest.mark.parametrize("target", ["cifar-100-binary/train.bin", "none"])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_in_the_archive_of_cifar100_is_no_content(tmp_path, target, kind):
+    with tarfile.open(tmp_path / "cifar-100-binary.tar.gz", "w:gz") as tar:
+        entry = tarfile.TarInfo("cifar-100-binary/train.bin")
+        entry.type, entry.linkname = kind, target
+        tar.addfile(entry)
+    with pytest.raises(InputError, match=r"has no train\.bin"):
+        data.load("cifar100", data_dir=tmp_path)
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bdjax.checks import InputError
+from bdjax.checks import InputError, did_you_mean
 from bdjax.data.sources import _dataset
 from bdjax.devices import footprint
 from bdjax.types import Dataset
@@ -89,8 +89,10 @@ def load_clean(
 ) -> Dataset:
     """Return the training images of the same, or those of names without a split, and no test images.
 
+    Where the file has names of its classes, and those of the network are given, labels get the network's numbers.
+
     Raises:
-      InputError: as for `load`; or labels that are no classes of the network's.
+      InputError: as for `load`; or labels or names that are no classes of the network's.
     """
     stored = _open(path)
     found = _take(path, stored, "train") or _take(path, stored, "")
@@ -102,6 +104,8 @@ def load_clean(
         from bdjax.data.sources import _images  # Pillow is imported only where it is needed
 
         found = found._replace(image=_images.resize(found.image, image_size))
+    if class_names and (own := _class_names(stored)):
+        found = found._replace(label=_renumbered(path, found.label, own, class_names))
     count = num_classes or len(class_names)
     known = (count, class_names) if count else None
     nothing = _Found(found.image[:0], found.label[:0])
@@ -120,8 +124,7 @@ def _build(
     if train.image.shape[1:] != test.image.shape[1:]:
         differ = f"{train.image.shape[1:]} and {test.image.shape[1:]}"
         raise InputError(f"{path} must have training and test images of one shape, got {differ}.")
-    if not names and (key := next((key for key in _NAMES if key in stored), None)):
-        names = tuple(map(str, stored[key].reshape(-1).tolist()))
+    names = names or _class_names(stored)
     highest = int(max(train.label.max(initial=0), test.label.max(initial=0)))
     count = count or len(names) or highest + 1
     if highest >= count:
@@ -130,6 +133,31 @@ def _build(
         _check_every_class(path, train.label, count)
     names = names if len(names) == count else tuple(map(str, range(count)))
     return _dataset.build(path.name, _dataset.Arrays(*train, *test), names)
+
+
+def _class_names(stored: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Return the names of the classes in the order of their numbers; none where they are not there."""
+    key = next((key for key in _NAMES if key in stored), None)
+    return () if key is None else tuple(map(str, stored[key].reshape(-1).tolist()))
+
+
+def _renumbered(
+    path: Path, label: np.ndarray, own: tuple[str, ...], names: tuple[str, ...]
+) -> np.ndarray:
+    """Return labels with the numbers of a network's classes, by their names."""
+    for name in own:
+        if own.count(name) > 1:
+            raise InputError(
+                f"class_names in {path} must differ from one another; {name!r} is there twice."
+            )
+        if name not in names:
+            wrong = f"{name!r} is none of the network's {len(names)} classes"
+            raise InputError(
+                f"class_names in {path} must be the network's; {wrong}{did_you_mean(name, names)}."
+            )
+    if (highest := int(label.max(initial=0))) >= len(own):
+        raise InputError(f"{path} has the label {highest}; there are {len(own)} classes, from 0.")
+    return np.array([names.index(name) for name in own], np.int32)[label]
 
 
 def _check_every_class(path: Path, label: np.ndarray, count: int) -> None:
@@ -233,8 +261,9 @@ _Opened: TypeAlias = tuple[Callable[[], IO[bytes]], int]  # what opens an array,
 def _members(path: Path, stack: contextlib.ExitStack) -> dict[str, _Opened]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
-        wrong = f"is damaged or no .npz file ({error})"
+    # zipfile answers a damaged table of contents with BadZipFile, NotImplementedError, IndexError, …
+    except Exception as error:
+        wrong = f"is damaged or no .npz file ({_line(error)})"
         raise InputError(f"{path} {wrong}; write it with numpy.savez.") from error
     members = [one for one in archive.infolist() if one.filename.endswith(".npy")]
     return {
@@ -273,8 +302,11 @@ def _array(name: str, opening: Callable[[], IO[bytes]], size: int) -> np.ndarray
         raise
     # NumPy and zipfile answer damage with ValueError, BadZipFile, zlib.error, EOFError, MemoryError, …
     except Exception as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(f"{name} is damaged ({reason}); write it again.") from error
+        raise InputError(f"{name} is damaged ({_line(error)}); write it again.") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _whole(content: bytes, file: IO[bytes], size: int) -> np.ndarray:

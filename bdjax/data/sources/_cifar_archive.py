@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import tarfile
-import zlib
 from collections.abc import Container
 from pathlib import Path, PurePosixPath
 
@@ -61,8 +60,12 @@ def members(archive: Path, wanted: Container[str]) -> dict[str, bytes]:
     """
     try:
         return _members(archive, wanted)
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        wrong = f"is damaged or cut short ({error})"
+    except InputError:
+        raise
+    # Damage is answered with OSError, EOFError, TarError, zlib.error, ValueError, OverflowError, …
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        wrong = f"is damaged or cut short ({reason})"
         raise InputError(f"archive {archive} {wrong}; take it away or replace it.") from error
 
 
@@ -72,7 +75,8 @@ def _members(archive: Path, wanted: Container[str]) -> dict[str, bytes]:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
-                if name in wanted and (file := tar.extractfile(member)):
+                # A link is no content, and may lead nowhere or to itself
+                if name in wanted and member.isreg() and (file := tar.extractfile(member)):
                     if member.size > _LARGEST:
                         raise InputError(f"{name} in archive {archive} has {member.size} bytes.")
                     content[name] = file.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -81,7 +82,8 @@ class Zip:
         self.place = place
         try:
             self._file = zipfile.ZipFile(place)
-        except (OSError, zipfile.BadZipFile, ValueError) as error:
+        # As below; a damaged table of contents is answered with IndexError, too
+        except Exception as error:
             raise _damaged(place, error) from error
 
     def names(self) -> list[str]:
@@ -117,21 +119,49 @@ def identity(trees: Iterable[Tree]) -> dict[str, list[int]]:
     return {"files": [count, total, int.from_bytes(digest.digest()[:7])]}
 
 
-def _files(place: Path, above: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the files below a folder that are not hidden, by their names there; or a file by no name."""
+def _files(place: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the files below a folder that are not hidden, by their names there; or a file by no name.
+
+    Raises:
+      InputError: one of them cannot be looked at, as a link that leads nowhere; or a link leads to a folder around it.
+    """
     if place.is_file():
-        yield "", place.stat()
-        return
-    with os.scandir(place / above) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == _cache.BESIDE:
-                continue
-            if entry.is_dir():
-                yield from _files(place, f"{above}{entry.name}/")
-            else:
-                yield f"{above}{entry.name}", entry.stat()
+        yield "", _seen(os.fspath(place))
+    else:
+        yield from _below(place, "", frozenset())
+
+
+def _below(
+    place: Path, above: str, around: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, os.stat_result]]:
+    folder = os.path.join(place, above)
+    own = _seen(folder)
+    if (own.st_dev, own.st_ino) in around:
+        raise InputError(f"{folder[:-1]} is a link to a folder that it lies in; take it away.")
+    around |= {(own.st_dev, own.st_ino)}
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}).") from error
+    for name in names:
+        if name.startswith(".") or name == _cache.BESIDE:
+            continue
+        seen = _seen(os.path.join(folder, name))
+        if stat.S_ISDIR(seen.st_mode):
+            yield from _below(place, f"{above}{name}/", around)
+        else:
+            yield f"{above}{name}", seen
+
+
+def _seen(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        what = "is a link that leads nowhere" if os.path.islink(path) else "cannot be read"
+        raise InputError(f"{path} {what} ({error.strerror}).") from error
 
 
 def _damaged(place: Path, error: object) -> InputError:
-    wrong = f"is damaged or cut short ({str(error) or type(error).__name__})"
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    wrong = f"is damaged or cut short ({reason})"
     return InputError(f"archive {place} {wrong}; take it away or replace it.")

@@ -200,7 +200,11 @@ def _truth(tree: _trees.Tree) -> dict[str, int]:
         if name.endswith(".csv"):
             text = tree.read(name).decode("utf-8-sig", "replace")
             delimiter = ";" if ";" in text.partition("\n")[0] else ","
-            rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+            try:
+                rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+            except csv.Error as error:
+                wrong = f"{name} in {tree.place} must be a list of test images and their classes"
+                raise InputError(f"{wrong}; it cannot be read ({error}).") from error
             # The list beside the images themselves has no classes
             if rows and "ClassId" in rows[0]:
                 return dict(_class_of(tree.place, row) for row in rows)

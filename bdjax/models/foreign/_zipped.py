@@ -108,7 +108,8 @@ def _members(path: Path, content: np.ndarray) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
-    except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, OSError) as error:
+    # zipfile answers damage with BadZipFile, ValueError, struct.error, NotImplementedError, IndexError, …
+    except Exception as error:
         where = "its table of contents, at its end, is missing or damaged"
         raise Refused(f"is cut off or damaged: {where}") from error
     if len(entries) > _MOST_MEMBERS:
