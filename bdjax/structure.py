@@ -151,7 +151,8 @@ def _traced(model: Model, variables: Variables) -> tuple[Jaxpr, dict[Var, Path]]
 
     shapes = jax.tree.map(shape, variables)
     params = flat(shapes["params"])
-    image = jax.ShapeDtypeStruct((1, *model.spec.shape), jnp.float32)
+    # Two images, as a flat map of one has the shape of a bias
+    image = jax.ShapeDtypeStruct((2, *model.spec.shape), jnp.float32)
 
     def forward(leaves: list[Array], batch_stats: BatchStats, image: Array) -> Array:
         whole = nested(dict(zip(params, leaves, strict=True)))

@@ -29,15 +29,16 @@ class FrozenConvolutions:
         """Return the parameters without the frozen kernels, and those.
 
         Raises:
-          InputError: N is negative, or more than there are.
+          InputError: N is negative, or more than the network computes with.
         """
         integer(last=self.last)
         params = structure.flat(variables["params"])
         found = structure.convolutions(variables["params"])
-        if self.last > len(found):
-            most = f"{len(found)}, the number of convolutions"
-            raise InputError(f"frozen_convolutions must be at most {most}; got {self.last}.")
+        # Without those that are kept for a file only, as of auxiliary heads
         order = [path for path in structure.execution_order(model, variables) if path in found]
+        if self.last > len(order):
+            most = f"{len(order)}, the number of convolutions"
+            raise InputError(f"frozen_convolutions must be at most {most}; got {self.last}.")
         frozen = {path: params.pop(path) for path in order[len(order) - self.last :]}
         return structure.nested(params), structure.nested(frozen)
 

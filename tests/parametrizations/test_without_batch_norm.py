@@ -55,12 +55,25 @@ class Halves(nn.Module):
         return Dense(3, name="head")((first + second)[0])
 
 
+class Sums(nn.Module):
+    """A layer whose output is split only after another flat map was added to it."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.mean((1, 2))
+        more = jnp.concatenate([x, x], -1)
+        value, gate = jnp.split(Dense(2 * x.shape[-1], name="both")(x) + more, 2, -1)
+        return Dense(3, name="head")(value * gate)
+
+
 def test_kernels_side_by_side_are_found_by_what_becomes_of_their_product():
     model, variables = network("vit")
     assert structure.fused(model, variables) == {IN_PROJECTION: (6, 6, 6)}
     assert structure.fused(*network("convnext")) == {}
     halves = LinenModel(Halves(), TINY)
     assert structure.fused(halves, random_variables(halves)) == {("both", "kernel"): (3, 3)}
+    sums = LinenModel(Sums(), TINY)
+    assert structure.fused(sums, random_variables(sums)) == {}
 
 
 @pytest.mark.parametrize("wrap", [nn.jit, nn.remat])

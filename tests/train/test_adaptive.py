@@ -10,6 +10,7 @@ from quick import quick_jit
 
 from bdjax import attacks, models, structure
 from bdjax.checks import InputError
+from bdjax.data.modalities.images import image_spec
 from bdjax.parametrizations import FrozenConvolutions, Identity
 from bdjax.train import attacker, loop
 from bdjax.train.adaptive import FisherTrace, SharpnessAware, training
@@ -66,6 +67,17 @@ def test_more_kernels_than_there_are(model, variables):
         InputError, match="frozen_convolutions must be at most 3, the number of convolutions; got 4"
     ):
         FrozenConvolutions(4).init(model, variables)
+
+
+def test_kernels_that_the_network_does_not_compute_with_do_not_count():
+    spec = image_spec("tiny", (15, 15, 3), 4, (0.5,) * 3, (0.25,) * 3)
+    network = models.create("googlenet", spec, width=4, aux=True)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    used = 57  # of the two auxiliary heads each has one more
+    assert len(structure.convolutions(shapes["params"])) == used + 2
+    assert len(jax.tree.leaves(FrozenConvolutions(used).init(network, shapes)[1])) == used
+    with pytest.raises(InputError, match=f"must be at most {used}, the number of convolutions"):
+        FrozenConvolutions(used + 1).init(network, shapes)
 
 
 def test_a_victim_that_starts_clean_has_a_plain_surrogate_and_goes_on_from_it():
