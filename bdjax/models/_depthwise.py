@@ -1,8 +1,9 @@
 """A depthwise convolution that is fast on the CPU, as are its derivatives of every order.
 
 XLA's CPU compiler has no kernel for a convolution with as many groups as channels, and visits value by value. As a sum
-of shifted images times one number a channel it is 10 to 40 times as fast. As in `_convolution`, a primitive of its own
-stands for the trilinear form, written for one spatial axis,
+of shifted images times one number a channel it is far faster: on two cores, of 32×16×16×96 numbers with a 3×3 kernel,
+by a factor of 25, and gradients by 12; between 6 and 20 with a stride, fewer pixels or a 7×7 kernel. As in
+`_convolution`, a primitive of its own stands for the trilinear form, written for one spatial axis,
 
     T(x, w, y) = Σ_{n,p,k,c} x[n, p·stride + k − low, c] · w[k, c] · y[n, p, c],
 
