@@ -17,6 +17,7 @@ from bdjax.types import Model, Variables
 
 FORMATS = ("safetensors", "torch", "backdoorbench")
 _BACKDOORBENCH = "BackdoorBench"
+_THEIR_NAMES = {"preact_resnet18": "preactresnet18"}  # the others are called as torchvision's
 _MODEL = "model"  # the entry that BackdoorBench, among others, has the weights in
 
 
@@ -80,7 +81,7 @@ def write(
     if form == "torch":
         writing.write_torch(weights, arrays)
     else:
-        name = content["network"].replace("_", "")
+        name = _THEIR_NAMES.get(content["network"], content["network"])
         size = content["image_shape"]
         writing.write_backdoorbench(weights, arrays, name, content["num_classes"], img_size=size)
     _write_config(described, content)

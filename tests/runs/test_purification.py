@@ -14,10 +14,10 @@ from bdjax.checks import InputError
 from bdjax.models.foreign import keys, reading, writing
 from bdjax.report import purified as report
 from bdjax.report.purified import words
-from bdjax.runs import chance, clean_images, distance, purification, suspect
+from bdjax.runs import chance, clean_images, distance, preparation, purification, suspect
 from bdjax.runs import request as requests
 from bdjax.runs.execution import Execution
-from bdjax.runs.purified import PurifiedFolder
+from bdjax.runs.purified import PurifiedFolder, differences
 from bdjax.runs.request import Request
 from bdjax.train import loop
 from bdjax.train.supervised import supervised
@@ -116,6 +116,7 @@ def test_the_same_is_finished_already_and_another_is_refused(done):
     assert purify(request, told.append)["accuracy"] == record["accuracy"]
     assert told[-1].startswith("finished already")
     assert (request.out / "purified.json").stat().st_mtime_ns == stamp
+    assert "part" not in record["identity"]
     other = dataclasses.replace(request, seed=1)
     with pytest.raises(InputError, match="holds another purification, of another seed"):
         purify(other)
@@ -268,6 +269,23 @@ def test_a_strength_is_auto_unless_a_value_or_a_preset_is_given(tmp_path):
     assert strength(name="ft_sam", rho=2.0) is None
     assert strength(name="ft_sam", preset="reference_code") is None
     assert strength(name="ft") is None
+
+
+def test_the_part_of_a_file_decides_the_outcome(files, tmp_path):
+    file = files / "result.pt"
+    parted = asked(files, tmp_path, file=file, part="model", values={"defense": "none"})
+    one, other = (
+        preparation.prepare(request).identity
+        for request in (parted, dataclasses.replace(parted, part=None))
+    )
+    assert differences(one, other) == ["part"]
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
+def test_what_is_not_finite_is_seen_in_every_precision(tmp_path, kind):
+    array = np.array([1, np.nan], np.float32).astype(jax.numpy.dtype(kind))
+    state = reading.StateDict(tmp_path, "", {"a": array, "b": np.arange(2)}, {}, (), "", {}, ())
+    assert suspect.not_finite(state) == ["a"]
 
 
 def test_a_file_that_is_recognized_says_so(files):
