@@ -10,6 +10,7 @@ from typing import Any
 from bdjax import __version__
 from bdjax.files import atomic
 from bdjax.files.atomic import Plain
+from bdjax.files.printable import printable
 from bdjax.models.foreign import keys, writing
 from bdjax.models.foreign.reading import StateDict
 from bdjax.runs.purified import CONFIG, SAFETENSORS, TORCH
@@ -37,7 +38,8 @@ def config(name: str, options: Mapping[str, Any], model: Model, **more: Any) -> 
         "network": name,
         "options": dict(options),
         "num_classes": spec.num_classes,
-        "class_names": list(spec.class_names),
+        # Of folders, whose names need not be text
+        "class_names": list(map(printable, spec.class_names)),
         "image_shape": list(spec.shape),
         "mean": list(modality.mean),
         "std": list(modality.std),

@@ -14,7 +14,16 @@ from bdjax.checks import InputError
 from bdjax.models.foreign import keys, reading, writing
 from bdjax.report import purified as report
 from bdjax.report.purified import words
-from bdjax.runs import chance, clean_images, distance, preparation, purification, suspect
+from bdjax.runs import (
+    chance,
+    clean_images,
+    distance,
+    model_files,
+    preparation,
+    purification,
+    purified_record,
+    suspect,
+)
 from bdjax.runs import request as requests
 from bdjax.runs.execution import Execution
 from bdjax.runs.purified import PurifiedFolder, differences
@@ -258,6 +267,43 @@ def test_the_parts_have_every_class_and_share_no_image():
     assert counts == [877, 210, 260]  # of 1,347: ⌊0.2 n / 10⌋ of each class, twice
     for part in parts:
         assert set(np.unique(part.label)) == set(range(10))
+
+
+def test_near_duplicates_are_in_one_part():
+    images = clean_images.load("digits")
+    assert images.of_training
+    group = np.arange(len(images.split.label)) // 5 * 10 + np.asarray(images.split.label)
+    label = group % 10
+    marked = np.asarray(images.split.input).copy()
+    marked[:, 0, 0, 0], marked[:, 0, 1, 0] = group // 256, group % 256
+    split = images.split._replace(input=marked, label=label)
+    images = images._replace(split=split, group=group)
+    parts = clean_images.divide(jax.random.key(0), images, aside=0.2, choosing=0.2)
+    seen = [
+        {int(a) * 256 + int(b) for a, b in part.input[:, 0, :2, 0].astype(int)} for part in parts
+    ]
+    assert sum(map(len, seen)) == len(set().union(*seen)) == len(np.unique(group))
+    assert sum(len(part.label) for part in parts) == len(label)
+
+
+def test_images_of_one_class_are_refused():
+    images = clean_images.load("digits")
+    label = np.full_like(np.asarray(images.split.label), 3)
+    with pytest.raises(InputError, match="images of two classes or more; all of digits are of"):
+        clean_images.fitting(images._replace(split=images.split._replace(label=label)), 1, 10)
+
+
+def test_names_that_are_no_text_are_readable_in_the_record(done):
+    request, _, _ = done
+    images = clean_images.load(request.data)._replace(name="a\udc80", notes=("\udc80",))
+    part = images.split
+    said = purified_record._data(images, clean_images.Parts(part, None, part))
+    assert (said["name"], said["notes"]) == (r"a\udc80", [r"\udc80"])
+    spec = data.load("digits").spec
+    task = dataclasses.replace(spec.task, class_names=("\udc80", *map(str, range(9))))
+    spec = dataclasses.replace(spec, task=task)
+    model = models.create("small_cnn", spec, width=2)
+    assert model_files.config("small_cnn", {}, model)["class_names"][0] == r"\udc80"
 
 
 def test_a_strength_is_auto_unless_a_value_or_a_preset_is_given(tmp_path):
