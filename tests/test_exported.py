@@ -83,11 +83,27 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 2
 
 
+def test_only_an_earlier_export_is_written_over(run, tmp_path):
+    exported.write(run, tmp_path / "out", form="torch")
+    (tmp_path / "out" / ".model.safetensors.4711").write_text("killed")
+    files = exported.write(run, tmp_path / "out")
+    assert not (tmp_path / "out" / "model.pt").exists()
+    assert all(file.exists() for file in files)
+    for content in ('{"library_name": "timm"}', "[]", "{"):
+        (tmp_path / "out" / "config.json").write_text(content)
+        with pytest.raises(
+            InputError, match=r"or that of an earlier export; .* holds .*README\.md"
+        ):
+            exported.write(run, tmp_path / "out")
+
+
 def test_the_command_writes_the_defended_network(run, tmp_path, capsys):
     assert cli.main(["export", str(run), "--format", "torch", "--out", str(tmp_path / "o")]) == 0
     assert capsys.readouterr().out.split() == [
         str(tmp_path / "o" / name) for name in ("model.pt", "config.json", "README.md")
     ]
-    assert "- purified\n" in (tmp_path / "o" / "README.md").read_text()
+    card = (tmp_path / "o" / "README.md").read_text()
+    assert "- backdoored\n" in card  # the defense of the run is none
+    assert "- purified\n" not in card
     model = saved.restore(run).plan.model
     assert keys.variables(reading.read(tmp_path / "o" / "model.pt"), model)

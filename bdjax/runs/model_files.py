@@ -17,6 +17,7 @@ from bdjax.runs.purified import CONFIG, SAFETENSORS, TORCH
 from bdjax.types import Model, Variables
 
 FORMATS = ("safetensors", "torch", "backdoorbench")
+LIBRARY = "bdjax"  # as the Hugging Face Hub has it in a config
 _BACKDOORBENCH = "BackdoorBench"
 _THEIR_NAMES = {"preact_resnet18": "preactresnet18"}  # the others are called as torchvision's
 _MODEL = "model"  # the entry that BackdoorBench, among others, has the weights in
@@ -33,7 +34,7 @@ def config(name: str, options: Mapping[str, Any], model: Model, **more: Any) -> 
     spec = model.spec
     modality: Any = spec.modality
     return {
-        "library_name": "bdjax",
+        "library_name": LIBRARY,
         "bdjax_version": __version__,
         "network": name,
         "options": dict(options),
@@ -58,14 +59,16 @@ def write_safetensors(
       content: of `config`.
     """
     arrays = keys.state_dict(model, variables)
-    writing.write_safetensors(weights, arrays, {"format": "pt", "network": content["network"]})
     _write_config(described, content)
+    writing.write_safetensors(weights, arrays, {"format": "pt", "network": content["network"]})
 
 
 def write(
     folder: Path, form: str, model: Model, variables: Variables, content: Plain
 ) -> list[Path]:
     """Write a network of bdjax's own into a folder, with its config, and return the files.
+
+    The config is written first, so that a folder whose writing was killed says whose it is.
 
     Args:
       folder: it is there.
@@ -79,6 +82,7 @@ def write(
         write_safetensors(weights, described, model, variables, content)
         return [weights, described]
     weights = folder / TORCH
+    _write_config(described, content)
     arrays = keys.state_dict(model, variables)
     if form == "torch":
         writing.write_torch(weights, arrays)
@@ -86,7 +90,6 @@ def write(
         name = _THEIR_NAMES.get(content["network"], content["network"])
         size = content["image_shape"]
         writing.write_backdoorbench(weights, arrays, name, content["num_classes"], img_size=size)
-    _write_config(described, content)
     return [weights, described]
 
 

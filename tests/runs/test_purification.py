@@ -122,7 +122,10 @@ def test_the_same_is_finished_already_and_another_is_refused(done):
     request, record, _ = done
     stamp = (request.out / "purified.json").stat().st_mtime_ns
     told = []
+    left = request.out / ".purifying"
+    left.mkdir()
     assert purify(request, told.append)["accuracy"] == record["accuracy"]
+    assert not left.exists()
     assert told[-1].startswith("finished already")
     assert (request.out / "purified.json").stat().st_mtime_ns == stamp
     assert "part" not in record["identity"]
@@ -167,6 +170,18 @@ def test_an_interrupted_one_is_continued_and_ends_at_the_same_network(done, file
     assert record["weights"] == done[1]["weights"]
     assert len(seen) == 2 * len(record["selection"]["trials"])  # no epoch is repeated
     assert not (request.out / ".purifying").exists()
+
+
+def test_another_that_is_unfinished_is_not_deleted(done, tmp_path):
+    request = dataclasses.replace(done[0], out=tmp_path / "clean", inversion=False)
+    other = request.out / ".purifying" / "0123456789"
+    other.mkdir(parents=True)
+    (request.out / ".model.pt.4711").write_text("killed")
+    PurifiedFolder(request.out).check_free()
+    (other / "checkpoint").write_text("hours")
+    with pytest.raises(InputError, match=r"another, unfinished: .*--out, or delete .*\.purifying"):
+        purify(request)
+    assert (other / "checkpoint").read_text() == "hours"
 
 
 def test_a_file_of_backdoorbench_comes_out_as_one(files, tmp_path):
@@ -222,6 +237,18 @@ def test_a_folder_of_somebody_elses_is_left_alone(files, tmp_path):
     with pytest.raises(InputError, match="out must be a new folder"):
         purify(asked(files, tmp_path))
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_ways_are_compared_on_the_same_images(files, tmp_path):
+    prepared = preparation.prepare(asked(files, tmp_path))
+    split = prepared.images.split
+    parts = clean_images.Parts(split, None, split)
+    wrong = (np.asarray(split.label) + 1) % 10  # as if those kept aside were all hard
+    purification._check_better_than_chance(
+        prepared,
+        np.where(np.arange(len(wrong)) % 5 < 2, np.asarray(split.label), wrong),
+        parts,
+    )
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
@@ -356,6 +383,16 @@ def test_inspect_prints_what_is_in_the_file(files, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["network"]["image_size"] == [8, 8]
     assert found["beside"]["model_name"] == "small_cnn"
+
+
+def test_inspect_prints_no_control_characters_of_a_file(files, tmp_path, capsys):
+    state = reading.read(files / "suspect.pt")
+    arrays = {name: np.array(array) for name, array in state.arrays.items()}
+    writing.write_torch(tmp_path / "a.pt", arrays, {"x\x1b[2J": 1})
+    assert cli.main(["inspect", str(tmp_path / "a.pt")]) == 0
+    said = capsys.readouterr().out
+    assert r"beside: x\x1b[2J" in said
+    assert "\x1b" not in said
 
 
 def test_inspect_refuses_what_is_no_file_of_weights_in_a_line(tmp_path, capsys):

@@ -327,7 +327,7 @@ def test_nothing_stands_after_the_end_of_an_archive(right, tmp_path, last):
     path = tmp_path / "suspect.pt"
     content = right[0][:-2] + struct.pack("<H", len(last)) + last
     path.write_bytes(content)
-    with pytest.raises(InputError, match="table of contents, at its end|it holds nothing"):
+    with pytest.raises(InputError, match=r"table of contents, at its end|it holds nothing"):
         read(path)
 
 
