@@ -55,11 +55,15 @@ def write(
     with failures.blaming_the_path(f"the network cannot be written to {out}"):
         out.mkdir(parents=True, exist_ok=True)
         files = model_files.write(out, form, model, variables, content)
-        # Weights of an earlier export, which are not those that config and card are of
-        for name in {SAFETENSORS, TORCH} - {file.name for file in files}:
-            (out / name).unlink(missing_ok=True)
+        _remove_others(out, files)
         atomic.write_text(out / CARD, run_card.markdown(record, which))
     return [*files, out / CARD]
+
+
+def _remove_others(out: Path, files: list[Path]) -> None:
+    """Remove the weights of an earlier export, which are not those that config and card are of."""
+    for name in {SAFETENSORS, TORCH} - {file.name for file in files}:
+        (out / name).unlink(missing_ok=True)
 
 
 def _check_free(out: Path) -> None:

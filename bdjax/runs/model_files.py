@@ -87,7 +87,8 @@ def write(
     if form == "torch":
         writing.write_torch(weights, arrays)
     else:
-        name = _THEIR_NAMES.get(content["network"], content["network"])
+        network: str = content["network"]
+        name = _THEIR_NAMES.get(network, network)
         size = content["image_shape"]
         writing.write_backdoorbench(weights, arrays, name, content["num_classes"], img_size=size)
     return [weights, described]
