@@ -18,6 +18,7 @@ from bdjax.runs import (
     chance,
     clean_images,
     distance,
+    inversion,
     model_files,
     preparation,
     purification,
@@ -28,6 +29,7 @@ from bdjax.runs import request as requests
 from bdjax.runs.execution import Execution
 from bdjax.runs.purified import PurifiedFolder, differences
 from bdjax.runs.request import Request
+from bdjax.runs.strongest import Network
 from bdjax.train import loop
 from bdjax.train.supervised import supervised
 
@@ -320,7 +322,7 @@ def test_images_of_one_class_are_refused():
         clean_images.fitting(images._replace(split=images.split._replace(label=label)), 1, 10)
 
 
-def test_names_that_are_no_text_are_readable_in_the_record(done):
+def test_names_that_are_no_text_are_readable_in_the_record(done, monkeypatch):
     request, _, _ = done
     images = clean_images.load(request.data)._replace(name="a\udc80", notes=("\udc80",))
     part = images.split
@@ -331,6 +333,14 @@ def test_names_that_are_no_text_are_readable_in_the_record(done):
     spec = dataclasses.replace(spec, task=task)
     model = models.create("small_cnn", spec, width=2)
     assert model_files.config("small_cnn", {}, model)["class_names"][0] == r"\udc80"
+    monkeypatch.setattr(inversion._inversion, "invert", lambda *_: None)
+    monkeypatch.setattr(inversion._inversion_words, "sentences", lambda found, names: names[0])
+    monkeypatch.setattr(inversion, "_plain", lambda found, names: names)
+    monkeypatch.setattr(inversion, "_arrays", lambda *_: {})
+    network = Network(model, model.init(jax.random.key(0)))
+    config = requests.resolve(request, {"name": "small_cnn"})
+    found, _ = inversion.compare(config, network, network, part)
+    assert found["words"]["before"] == [r"\udc80"]
 
 
 def test_a_strength_is_auto_unless_a_value_or_a_preset_is_given(tmp_path):
