@@ -8,6 +8,7 @@ from pathlib import Path
 from bdjax import saved
 from bdjax.checks import InputError, one_of
 from bdjax.files import atomic, failures, places
+from bdjax.files.printable import printable
 from bdjax.report import run_card
 from bdjax.runs import model_files
 from bdjax.runs.purified import CARD, CONFIG, SAFETENSORS, TORCH
@@ -54,15 +55,32 @@ def write(
     with failures.blaming_the_path(f"the network cannot be written to {out}"):
         out.mkdir(parents=True, exist_ok=True)
         files = model_files.write(out, form, model, variables, content)
+        _remove_others(out, files)
         atomic.write_text(out / CARD, run_card.markdown(record, which))
     return [*files, out / CARD]
 
 
+def _remove_others(out: Path, files: list[Path]) -> None:
+    """Remove the weights of an earlier export, which are not those that config and card are of."""
+    for name in {SAFETENSORS, TORCH} - {file.name for file in files}:
+        (out / name).unlink(missing_ok=True)
+
+
 def _check_free(out: Path) -> None:
     places.check_folder("out", out)
-    own = {SAFETENSORS, TORCH, CONFIG, CARD}
-    others = sorted({entry.name for entry in out.iterdir()} - own) if out.is_dir() else []
-    has_weights = any((out / name).exists() for name in (SAFETENSORS, TORCH))
-    if others or ((out / CARD).exists() and not has_weights):
+    names = (SAFETENSORS, TORCH, CONFIG, CARD)
+    there = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+    there = [name for name in there if not atomic.is_left_over(name, names)]
+    others = [name for name in there if name not in names]
+    if others or (there and not _is_ours(out / CONFIG)):
         wanted = "a new folder, or that of an earlier export"
-        raise InputError(f"out must be {wanted}; {out} holds {', '.join(others[:3]) or CARD}.")
+        shown = ", ".join((others or there)[:3])
+        raise InputError(f"out must be {wanted}; {out} holds {printable(shown)}.")
+
+
+def _is_ours(config: Path) -> bool:
+    try:
+        content = atomic.read_json(config)
+    except InputError:
+        return False
+    return content is not None and content.get("library_name") == model_files.LIBRARY

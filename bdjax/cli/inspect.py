@@ -36,7 +36,8 @@ def call(options: argparse.Namespace, rest: list[str]) -> int:
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
-    lines = inspection.lines(found)
+    # The left column, too, has names that stand in the file
+    lines = [(printable(head), words) for head, words in inspection.lines(found)]
     width = max(len(head) for head, _ in lines)
     for head, words in lines:
         print(f"{head:{width}}  {printable(words, _LONGEST)}")

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeAlias
 
@@ -55,6 +55,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def is_left_over(name: str, names: Collection[str]) -> bool:
+    """Say whether a file's name is that of one of these on its way, which a kill has left.
+
+    >>> is_left_over(".model.pt.4711", ["model.pt"]), is_left_over(".model.pt.mine", ["model.pt"])
+    (True, False)
+    """
+    stem, _, process = name.removeprefix(".").rpartition(".")
+    return name.startswith(".") and process.isdecimal() and stem in names
 
 
 def read_json(path: Path, shape: Any = dict) -> dict[str, Any] | None:

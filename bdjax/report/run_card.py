@@ -12,6 +12,7 @@ from bdjax.tasks.metrics import RATING
 
 ATTACKED, DEFENDED = "attacked", "defended"
 WHICH = (ATTACKED, DEFENDED)
+NONE = "none"  # the defense that does nothing
 
 
 def markdown(record: Record, which: str) -> str:
@@ -21,6 +22,8 @@ def markdown(record: Record, which: str) -> str:
       record: of the run.
       which: of `WHICH`.
     """
+    if record.config["defense"]["name"] == NONE:
+        which = ATTACKED  # whichever was asked for, nothing was done against the backdoor
     counted = record.before if which == ATTACKED else record.after
     values = {one.name: counted[one.name] for one in record.metrics if one.role != RATING}
     shown = {

@@ -31,6 +31,8 @@ class CleanImages(NamedTuple):
       spec: their specification; its normalization is measured on them, and is not the network's.
       fingerprint: of them, whatever the order of the classes is said to be.
       notes: what was done to them, in words.
+      group: of each, what it is a near duplicate in; None where nothing is known of that.
+      of_training: whether they are the training split of a known data set, which the network may have been trained on.
     """
 
     name: str
@@ -38,6 +40,8 @@ class CleanImages(NamedTuple):
     spec: Spec
     fingerprint: str
     notes: tuple[str, ...] = ()
+    group: np.ndarray | None = None
+    of_training: bool = False
 
 
 class Parts(NamedTuple):
@@ -81,7 +85,14 @@ def load(
     if not isinstance(spec.modality, Images) or not isinstance(spec.task, SingleLabel):
         what = f"{spec.modality.unit}s with a {spec.task.labels} each"
         raise InputError(f"data must be images with one class each; {place} holds {what}.")
-    found = CleanImages(spec.name, split, spec, data.fingerprint(dataset)["train"])
+    found = CleanImages(
+        spec.name,
+        split,
+        spec,
+        data.fingerprint(dataset)["train"],
+        group=dataset.train_group,
+        of_training=not path.exists(),
+    )
     is_ordered = _has_folders(path, class_order)
     return _ordered(found, class_order) if class_order and not is_ordered else found
 
@@ -90,9 +101,12 @@ def fitting(images: CleanImages, channels: int, num_classes: int) -> CleanImages
     """Return the images as a network takes them: gray ones three times over, where it takes three channels.
 
     Raises:
-      InputError: they have other channels otherwise, or other classes, or there are too few.
+      InputError: they have other channels otherwise, or other classes, or are all of one class.
     """
     spec = images.spec
+    if len(of_one := np.unique(np.asarray(images.split.label))) < 2:
+        got = f"all of {images.name} are of class {', '.join(map(str, of_one)) or 'none'}"
+        raise InputError(f"data must have images of two classes or more; {got}.")
     if spec.num_classes != num_classes:
         wanted = f"{num_classes} classes, as the network has"
         got = f"{images.name} has {spec.num_classes} ({_named(spec)})"
@@ -113,6 +127,8 @@ def divide(
     key: Key[Array, ""], images: CleanImages, *, aside: float, choosing: float | None
 ) -> Parts:
     """Divide the images by what they are used for, as many of each class as can be.
+
+    Near duplicates are never in two parts, where it is known which they are; the parts are as whole groups make them.
 
     Args:
       key: decides which.
@@ -136,16 +152,34 @@ def divide(
             f"data must have {least} images or more, {why}; {images.name} has {count}."
         )
     order = np.asarray(jax.random.permutation(key, count))
-    rest, kept = _part(splits.take(images.split, order), aside, classes)
+    group = None if images.group is None else np.asarray(images.group)[order]
+    rest, kept = _part(_Grouped(splits.take(images.split, order), group), aside, classes)
     if choosing is None:
-        return Parts(rest, None, kept)
+        return Parts(rest.split, None, kept.split)
     given, chosen_by = _part(rest, choosing, classes)
-    return Parts(given, chosen_by, kept)
+    return Parts(given.split, chosen_by.split, kept.split)
 
 
-def _part(split: Split, share: float, classes: int) -> tuple[Split, Split]:
-    parts = validation.validation_split(split, split.label, share, classes)
-    return jax.tree.map(np.asarray, parts)
+class _Grouped(NamedTuple):
+    """Images with the group of near duplicates that each is in, where that is known."""
+
+    split: Split
+    group: np.ndarray | None
+
+
+def _part(images: _Grouped, share: float, classes: int) -> tuple[_Grouped, _Grouped]:
+    """Return the rest, and a share that is taken out."""
+    split, group = images
+    if group is None:
+        parts = validation.validation_split(split, split.label, share, classes)
+        rest, taken = jax.tree.map(np.asarray, parts)
+        return _Grouped(rest, None), _Grouped(taken, None)
+    rows = validation.grouped_rows(np.asarray(split.label), group, share, classes)
+    others = np.setdiff1d(np.arange(len(group)), rows)
+    return (
+        _Grouped(splits.take(split, others), group[others]),
+        _Grouped(splits.take(split, rows), group[rows]),
+    )
 
 
 def _has_folders(path: Path, names: Sequence[str]) -> bool:

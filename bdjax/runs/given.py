@@ -12,6 +12,7 @@ from bdjax import models
 from bdjax.checks import InputError
 from bdjax.models.foreign import normalization, reading, recognition
 from bdjax.models.foreign.normalization import Normalization
+from bdjax.runs import suspect
 from bdjax.types import Model, Spec, Variables
 
 _AUTO, _DATA = "auto", "data"
@@ -24,7 +25,8 @@ class VictimConfig:
     Attributes:
       file: a checkpoint of PyTorch's or of safetensors (`bdjax.models.load`), known by its content.
       part: which of several networks in the file, by its key; None takes the only one.
-      normalization: of its images: ``auto`` is what the file says, or else the data set's own; ``data`` the latter,
+      normalization: of its images: ``auto`` is what the file, a config beside it or, with ImageNet's 1,000
+        classes, the network's family says, or else the data set's own; ``data`` the latter,
         ``none`` leaves them in [0, 1]; or the means and standard deviations of the channels,
         ``0.49,0.48,0.45/0.25,0.24,0.26``.
     """
@@ -76,12 +78,8 @@ class VictimConfig:
             return None
         if self.normalization != _AUTO:
             return self._asked(channels)
-        return normalization.known(
-            reading.read(self.path, self.part).beside,
-            self.path,
-            channels=channels,
-            num_classes=spec.num_classes,
-        )
+        found = suspect.of(reading.read(self.path, self.part))
+        return suspect.known_normalization(found, channels, spec.num_classes)
 
     def _asked(self, channels: int) -> Normalization | None:
         """Return what is asked for in numbers, or as ``none``."""

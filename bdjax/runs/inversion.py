@@ -12,6 +12,7 @@ from bdjax.data import splits
 from bdjax.defenses import _inversion, _inversion_words
 from bdjax.defenses._inversion import Inverted
 from bdjax.files.atomic import Plain
+from bdjax.files.printable import printable
 from bdjax.runs import plans
 from bdjax.runs.config import Config
 from bdjax.runs.strongest import Network
@@ -36,7 +37,8 @@ def compare(
     seen = splits.take(split, np.arange(min(IMAGES, len(split.label))))
     settings = _inversion.of_preset(PRESET)
     found = [_inversion.invert(key, *network, seen, settings) for network in (before, after)]
-    names = before.model.spec.class_names
+    # Of folders, whose names need not be text, and a record must
+    names = tuple(map(printable, before.model.spec.class_names))
     plain: Plain = {
         "preset": PRESET,
         "images": len(seen.label),

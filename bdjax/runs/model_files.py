@@ -10,13 +10,16 @@ from typing import Any
 from bdjax import __version__
 from bdjax.files import atomic
 from bdjax.files.atomic import Plain
+from bdjax.files.printable import printable
 from bdjax.models.foreign import keys, writing
 from bdjax.models.foreign.reading import StateDict
 from bdjax.runs.purified import CONFIG, SAFETENSORS, TORCH
 from bdjax.types import Model, Variables
 
 FORMATS = ("safetensors", "torch", "backdoorbench")
+LIBRARY = "bdjax"  # as the Hugging Face Hub has it in a config
 _BACKDOORBENCH = "BackdoorBench"
+_THEIR_NAMES = {"preact_resnet18": "preactresnet18"}  # the others are called as torchvision's
 _MODEL = "model"  # the entry that BackdoorBench, among others, has the weights in
 
 
@@ -31,12 +34,13 @@ def config(name: str, options: Mapping[str, Any], model: Model, **more: Any) -> 
     spec = model.spec
     modality: Any = spec.modality
     return {
-        "library_name": "bdjax",
+        "library_name": LIBRARY,
         "bdjax_version": __version__,
         "network": name,
         "options": dict(options),
         "num_classes": spec.num_classes,
-        "class_names": list(spec.class_names),
+        # Of folders, whose names need not be text
+        "class_names": list(map(printable, spec.class_names)),
         "image_shape": list(spec.shape),
         "mean": list(modality.mean),
         "std": list(modality.std),
@@ -55,14 +59,16 @@ def write_safetensors(
       content: of `config`.
     """
     arrays = keys.state_dict(model, variables)
-    writing.write_safetensors(weights, arrays, {"format": "pt", "network": content["network"]})
     _write_config(described, content)
+    writing.write_safetensors(weights, arrays, {"format": "pt", "network": content["network"]})
 
 
 def write(
     folder: Path, form: str, model: Model, variables: Variables, content: Plain
 ) -> list[Path]:
     """Write a network of bdjax's own into a folder, with its config, and return the files.
+
+    The config is written first, so that a folder whose writing was killed says whose it is.
 
     Args:
       folder: it is there.
@@ -76,14 +82,15 @@ def write(
         write_safetensors(weights, described, model, variables, content)
         return [weights, described]
     weights = folder / TORCH
+    _write_config(described, content)
     arrays = keys.state_dict(model, variables)
     if form == "torch":
         writing.write_torch(weights, arrays)
     else:
-        name = content["network"].replace("_", "")
+        network: str = content["network"]
+        name = _THEIR_NAMES.get(network, network)
         size = content["image_shape"]
         writing.write_backdoorbench(weights, arrays, name, content["num_classes"], img_size=size)
-    _write_config(described, content)
     return [weights, described]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bdjax.checks import InputError
+from bdjax.files.printable import printable
 from bdjax.models.foreign.normalization import Normalization, parse
 from bdjax.runs import chance, clean_images, suspect
 from bdjax.runs import request as requests
@@ -44,15 +45,19 @@ class Prepared(NamedTuple):
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the outcome."""
+        part = self.request.part
+        # Only where it is given, so that what was finished without it has the identity that it had
+        named = {} if part is None else {"part": printable(part)}
         return requests.identity(
             self.config,
             file=self.suspect.sha256,
             data=self.images.fingerprint,
             shape=list(self.images.spec.shape),
             normalization=[list(self.normalization.mean), list(self.normalization.std)],
-            class_order=list(self.request.class_order),
+            class_order=list(map(printable, self.request.class_order)),
             aside=self.request.aside,
             inversion=self.request.inversion,
+            **named,
         )
 
 

@@ -58,6 +58,7 @@ def purify(request: Request, execution: Execution, tell: Tell = lambda line: Non
             # Another process may have been faster
             if (there := folder.finished(identity)) is None:
                 return _carry_out(prepared, execution, folder, tell)
+    folder.clear()  # what a kill has left between the record and the end
     tell(f"finished already: {request.out}")
     return there
 
@@ -67,6 +68,8 @@ def _carry_out(
 ) -> Plain:
     clock = _Clock()
     request, config = prepared.request, prepared.config
+    own = requests.digest(prepared.identity)
+    folder.check_unfinished(own)
     share = None if config.selection is None else config.selection.aside
     key = plans.key_for(config, "holdout")
     parts = clean_images.divide(key, prepared.images, aside=request.aside, choosing=share)
@@ -76,7 +79,7 @@ def _carry_out(
     if not request.anyway:
         _check_better_than_chance(prepared, before, parts)
     clock.lap("checks")
-    own = requests.digest(prepared.identity)
+    folder.begin(own)
     place = functools.partial(folder.trial, own)
     outcome = strongest.defend(config, prepared.network, parts, execution, place, own)
     purified = Network(prepared.network.model, outcome.result.variables)
@@ -128,7 +131,13 @@ def _check_better_than_chance(
     if not at_chance and right >= _ENOUGH * of:
         return
     ways = chance.tried(*prepared.network, prepared.images.split, prepared.normalization)
-    best = chance.likely(ways, right / of)
+    # On the same images: those kept aside are others, and may be a few
+    asked = next(
+        way
+        for way in ways
+        if way.normalization == prepared.normalization and not way.reversed and way.order is None
+    )
+    best = chance.likely(ways, asked.share)
     if best is None and not at_chance:
         return
     names = prepared.images.spec.class_names

@@ -66,7 +66,11 @@ class PurifiedFolder:
         if not self.path.is_dir():
             return
         own = {*NAMES, _WORK, locks.LOCK}
-        others = sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
+        others = sorted(
+            entry.name
+            for entry in self.path.iterdir()
+            if entry.name not in own and not atomic.is_left_over(entry.name, NAMES)
+        )
         there = any(self.file(name).exists() for name in NAMES)
         if others or (
             there and not self.file(RECORD).exists() and not (self.path / _WORK).exists()
@@ -98,6 +102,24 @@ class PurifiedFolder:
                 f"{self.path} holds another purification, of another {what}; name another folder with --out."
             )
         return record
+
+    def check_unfinished(self, digest: str) -> None:
+        """Refuse a folder with the checkpoints of another purification, whose end would delete them.
+
+        Raises:
+          InputError: it holds some.
+        """
+        work = self.path / _WORK
+        there = work.iterdir() if work.is_dir() else ()
+        if any(one.name != digest and one.is_dir() and any(one.iterdir()) for one in there):
+            remedy = f"name another folder with --out, or delete {work}"
+            raise InputError(
+                f"out must be that of the same purification; {self.path} holds another, unfinished: {remedy}."
+            )
+
+    def begin(self, digest: str) -> None:
+        """Mark the folder as a purification's before anything is written to it."""
+        (self.path / _WORK / digest).mkdir(parents=True, exist_ok=True)
 
     def trial(self, digest: str, number: int, stage: int) -> LoopFolder:
         """Return where a stage of the defense is saved, with the strength of that number."""

@@ -1,4 +1,7 @@
-"""What the record of a purification holds, key by key."""
+"""What the record of a purification holds, key by key.
+
+Names that somebody else gave are made printable: a file of JSON with half a character in it could not be read again.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from jaxtyping import Int
 from bdjax import structure
 from bdjax.devices import environment
 from bdjax.files.atomic import Plain
+from bdjax.files.printable import printable
 from bdjax.models.foreign.normalization import Normalization
 from bdjax.runs import distance
 from bdjax.runs.clean_images import CleanImages, Parts
@@ -63,11 +67,11 @@ def finished(
 def _suspect(found: Suspect) -> Plain:
     state = found.state
     return {
-        "name": found.file.name,
+        "name": printable(found.file.name),
         "sha256": found.sha256,
         "format": state.format,
-        "wrappers": list(state.wrappers),
-        "notes": list(state.notes),
+        "wrappers": list(map(printable, state.wrappers)),
+        "notes": list(map(printable, state.notes)),
     }
 
 
@@ -81,7 +85,7 @@ def _of_network(prepared: Prepared) -> Plain:
         "name": model.pop("name"),
         "options": model,
         "num_classes": spec.num_classes,
-        "class_names": list(spec.class_names),
+        "class_names": list(map(printable, spec.class_names)),
         "shape": list(spec.shape),
         "parameters": int(sum(sizes)),
         "why": "as asked for" if seen is None else seen.why,
@@ -94,13 +98,14 @@ def _normalization(how: Normalization) -> Plain:
 
 def _data(images: CleanImages, parts: Parts) -> Plain:
     return {
-        "name": images.name,
+        "name": printable(images.name),
         "fingerprint": images.fingerprint,
         "count": len(images.split.label),
         "given": len(parts.given.label),
         "choosing": 0 if parts.choosing is None else len(parts.choosing.label),
         "kept": len(parts.kept.label),
-        "notes": list(images.notes),
+        "of_training": images.of_training,
+        "notes": list(map(printable, images.notes)),
     }
 
 

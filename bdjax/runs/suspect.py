@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from bdjax import data, models
@@ -55,11 +56,15 @@ def look(file: Path, part: str | None = None) -> Suspect:
       InputError: it cannot be read, or holds anything but data.
     """
     state = reading.read(file, part)
-    sha256 = data.fingerprint_file(file)
+    return of(state, data.fingerprint_file(file))
+
+
+def of(state: StateDict, sha256: str = "") -> Suspect:
+    """Return what was read, with the network that it is of, if that is known."""
     try:
-        return Suspect(file, sha256, state, recognition.recognize(state))
+        return Suspect(state.path, sha256, state, recognition.recognize(state))
     except InputError as error:
-        return Suspect(file, sha256, state, None, str(error))
+        return Suspect(state.path, sha256, state, None, str(error))
 
 
 def named(suspect: Suspect, given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -89,6 +94,8 @@ def known_normalization(suspect: Suspect, channels: int, num_classes: int) -> No
         num_classes=num_classes,
         image_size=suspect.image_size,
         of_torchvision=found is not None and found.image_size[0] in IMAGENET_SIDES,
+        network="" if found is None else found.name,
+        names=suspect.state.arrays,
     )
 
 
@@ -110,6 +117,7 @@ def not_finite(state: StateDict) -> list[str]:
     """Return the names of the arrays that hold NaN or infinity."""
     found = []
     for name, array in state.arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        # NumPy's kind of bfloat16 and of the types of 8 bits is not that of a number
+        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
             found.append(name)
     return found

@@ -131,13 +131,19 @@ def test_what_is_not_known_is_said_whatever_was_measured():
         assert "Whether there was a backdoor" in said
         assert "no attack success rate can be given" in said
         assert "100 that were kept aside" in said
+        assert "training split" not in said
     assert "it was left out" in " ".join(words.unknown(record(inversion=None)))
+    named = " ".join(words.unknown(record(data={"name": "gtsrb", "of_training": True})))
+    assert "Those of gtsrb are of its training split, which the network may have been" in named
 
 
 def test_the_lines_for_pytorch_take_off_what_stands_before_the_names():
     lines = words.into_pytorch(record()).splitlines()
     assert lines[1] == 'state = torch.load("model.pt", weights_only=True)'
     assert 'name.removeprefix("module.")' in lines[2]
+    found = {"state": {"module.fc.weight": 1, "n_averaged": 2}}
+    exec(lines[2], found)
+    assert found["state"] == {"fc.weight": 1}
     bare = record(files={"entry": "model", "prefix": ""})
     assert words.into_pytorch(bare).splitlines()[1:] == [
         'state = torch.load("model.pt", weights_only=True)["model"]',

@@ -13,9 +13,10 @@ import pytest
 
 from bdjax import cli, report, saved
 from bdjax.checks import InputError
+from bdjax.data.modalities.images import image_spec
 from bdjax.models.foreign import keys, writing
 from bdjax.runs import config as configs
-from bdjax.runs import schema
+from bdjax.runs import given, schema
 
 pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
 
@@ -146,3 +147,13 @@ def test_normalization_is_what_is_asked_for(there, spec):
     assert plain.victim.normalized(spec).modality.std == (1.0, 1.0, 1.0)
     own = configs.resolve({"victim": {**section, "normalization": "data"}})
     assert own.victim.normalized(spec) == spec
+
+
+def test_the_family_says_the_normalization_of_imagenets_classes(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(given.normalization, "known", lambda *_, **more: seen.update(more))
+    arrays = {"cls_token": np.zeros((1, 1, 8), np.float32)}
+    writing.write_torch(tmp_path / "a.pt", arrays)
+    spec = image_spec("x", (8, 8, 3), 10, (0.0,) * 3, (1.0,) * 3)
+    assert given.VictimConfig(str(tmp_path / "a.pt")).normalized(spec) == spec
+    assert (seen["network"], list(seen["names"])) == ("", ["cls_token"])

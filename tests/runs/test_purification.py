@@ -14,11 +14,22 @@ from bdjax.checks import InputError
 from bdjax.models.foreign import keys, reading, writing
 from bdjax.report import purified as report
 from bdjax.report.purified import words
-from bdjax.runs import chance, clean_images, distance, purification, suspect
+from bdjax.runs import (
+    chance,
+    clean_images,
+    distance,
+    inversion,
+    model_files,
+    preparation,
+    purification,
+    purified_record,
+    suspect,
+)
 from bdjax.runs import request as requests
 from bdjax.runs.execution import Execution
-from bdjax.runs.purified import PurifiedFolder
+from bdjax.runs.purified import PurifiedFolder, differences
 from bdjax.runs.request import Request
+from bdjax.runs.strongest import Network
 from bdjax.train import loop
 from bdjax.train.supervised import supervised
 
@@ -113,9 +124,13 @@ def test_the_same_is_finished_already_and_another_is_refused(done):
     request, record, _ = done
     stamp = (request.out / "purified.json").stat().st_mtime_ns
     told = []
+    left = request.out / ".purifying"
+    left.mkdir()
     assert purify(request, told.append)["accuracy"] == record["accuracy"]
+    assert not left.exists()
     assert told[-1].startswith("finished already")
     assert (request.out / "purified.json").stat().st_mtime_ns == stamp
+    assert "part" not in record["identity"]
     other = dataclasses.replace(request, seed=1)
     with pytest.raises(InputError, match="holds another purification, of another seed"):
         purify(other)
@@ -157,6 +172,18 @@ def test_an_interrupted_one_is_continued_and_ends_at_the_same_network(done, file
     assert record["weights"] == done[1]["weights"]
     assert len(seen) == 2 * len(record["selection"]["trials"])  # no epoch is repeated
     assert not (request.out / ".purifying").exists()
+
+
+def test_another_that_is_unfinished_is_not_deleted(done, tmp_path):
+    request = dataclasses.replace(done[0], out=tmp_path / "clean", inversion=False)
+    other = request.out / ".purifying" / "0123456789"
+    other.mkdir(parents=True)
+    (request.out / ".model.pt.4711").write_text("killed")
+    PurifiedFolder(request.out).check_free()
+    (other / "checkpoint").write_text("hours")
+    with pytest.raises(InputError, match=r"another, unfinished: .*--out, or delete .*\.purifying"):
+        purify(request)
+    assert (other / "checkpoint").read_text() == "hours"
 
 
 def test_a_file_of_backdoorbench_comes_out_as_one(files, tmp_path):
@@ -214,6 +241,18 @@ def test_a_folder_of_somebody_elses_is_left_alone(files, tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
+def test_ways_are_compared_on_the_same_images(files, tmp_path):
+    prepared = preparation.prepare(asked(files, tmp_path))
+    split = prepared.images.split
+    parts = clean_images.Parts(split, None, split)
+    wrong = (np.asarray(split.label) + 1) % 10  # as if those kept aside were all hard
+    purification._check_better_than_chance(
+        prepared,
+        np.where(np.arange(len(wrong)) % 5 < 2, np.asarray(split.label), wrong),
+        parts,
+    )
+
+
 # --- Parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +298,51 @@ def test_the_parts_have_every_class_and_share_no_image():
         assert set(np.unique(part.label)) == set(range(10))
 
 
+def test_near_duplicates_are_in_one_part():
+    images = clean_images.load("digits")
+    assert images.of_training
+    group = np.arange(len(images.split.label)) // 5 * 10 + np.asarray(images.split.label)
+    label = group % 10
+    marked = np.asarray(images.split.input).copy()
+    marked[:, 0, 0, 0], marked[:, 0, 1, 0] = group // 256, group % 256
+    split = images.split._replace(input=marked, label=label)
+    images = images._replace(split=split, group=group)
+    parts = clean_images.divide(jax.random.key(0), images, aside=0.2, choosing=0.2)
+    seen = [
+        {int(a) * 256 + int(b) for a, b in part.input[:, 0, :2, 0].astype(int)} for part in parts
+    ]
+    assert sum(map(len, seen)) == len(set().union(*seen)) == len(np.unique(group))
+    assert sum(len(part.label) for part in parts) == len(label)
+
+
+def test_images_of_one_class_are_refused():
+    images = clean_images.load("digits")
+    label = np.full_like(np.asarray(images.split.label), 3)
+    with pytest.raises(InputError, match="images of two classes or more; all of digits are of"):
+        clean_images.fitting(images._replace(split=images.split._replace(label=label)), 1, 10)
+
+
+def test_names_that_are_no_text_are_readable_in_the_record(done, monkeypatch):
+    request, _, _ = done
+    images = clean_images.load(request.data)._replace(name="a\udc80", notes=("\udc80",))
+    part = images.split
+    said = purified_record._data(images, clean_images.Parts(part, None, part))
+    assert (said["name"], said["notes"]) == (r"a\udc80", [r"\udc80"])
+    spec = data.load("digits").spec
+    task = dataclasses.replace(spec.task, class_names=("\udc80", *map(str, range(9))))
+    spec = dataclasses.replace(spec, task=task)
+    model = models.create("small_cnn", spec, width=2)
+    assert model_files.config("small_cnn", {}, model)["class_names"][0] == r"\udc80"
+    monkeypatch.setattr(inversion._inversion, "invert", lambda *_: None)
+    monkeypatch.setattr(inversion._inversion_words, "sentences", lambda found, names: names[0])
+    monkeypatch.setattr(inversion, "_plain", lambda found, names: names)
+    monkeypatch.setattr(inversion, "_arrays", lambda *_: {})
+    network = Network(model, model.init(jax.random.key(0)))
+    config = requests.resolve(request, {"name": "small_cnn"})
+    found, _ = inversion.compare(config, network, network, part)
+    assert found["words"]["before"] == [r"\udc80"]
+
+
 def test_a_strength_is_auto_unless_a_value_or_a_preset_is_given(tmp_path):
     def strength(**defense):
         request = Request(tmp_path, "digits", tmp_path, {"defense": defense})
@@ -268,6 +352,23 @@ def test_a_strength_is_auto_unless_a_value_or_a_preset_is_given(tmp_path):
     assert strength(name="ft_sam", rho=2.0) is None
     assert strength(name="ft_sam", preset="reference_code") is None
     assert strength(name="ft") is None
+
+
+def test_the_part_of_a_file_decides_the_outcome(files, tmp_path):
+    file = files / "result.pt"
+    parted = asked(files, tmp_path, file=file, part="model", values={"defense": "none"})
+    one, other = (
+        preparation.prepare(request).identity
+        for request in (parted, dataclasses.replace(parted, part=None))
+    )
+    assert differences(one, other) == ["part"]
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
+def test_what_is_not_finite_is_seen_in_every_precision(tmp_path, kind):
+    array = np.array([1, np.nan], np.float32).astype(jax.numpy.dtype(kind))
+    state = reading.StateDict(tmp_path, "", {"a": array, "b": np.arange(2)}, {}, (), "", {}, ())
+    assert suspect.not_finite(state) == ["a"]
 
 
 def test_a_file_that_is_recognized_says_so(files):
@@ -292,6 +393,16 @@ def test_inspect_prints_what_is_in_the_file(files, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["network"]["image_size"] == [8, 8]
     assert found["beside"]["model_name"] == "small_cnn"
+
+
+def test_inspect_prints_no_control_characters_of_a_file(files, tmp_path, capsys):
+    state = reading.read(files / "suspect.pt")
+    arrays = {name: np.array(array) for name, array in state.arrays.items()}
+    writing.write_torch(tmp_path / "a.pt", arrays, {"x\x1b[2J": 1})
+    assert cli.main(["inspect", str(tmp_path / "a.pt")]) == 0
+    said = capsys.readouterr().out
+    assert r"beside: x\x1b[2J" in said
+    assert "\x1b" not in said
 
 
 def test_inspect_refuses_what_is_no_file_of_weights_in_a_line(tmp_path, capsys):

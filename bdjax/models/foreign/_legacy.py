@@ -40,7 +40,9 @@ def load(content: np.ndarray) -> tuple[Value, Mapping[str, np.ndarray], list[str
         values.append(value)
     protocol, system, saved, keys = values
     if protocol != _PROTOCOL or not isinstance(system, dict):
-        raise Refused(f"is of PyTorch's protocol {str(protocol)[:20]}; {_PROTOCOL} is read")
+        # Lists in lists, each twice in the next, are short in a file and without end as text
+        shown = f"{protocol}" if isinstance(protocol, int) else "that is no number"
+        raise Refused(f"is of a PyTorch protocol {shown[:20]}; {_PROTOCOL} is read")
     if system.get("little_endian") is not True:
         raise Refused("was written on a big-endian machine; save it again on another")
     return saved, _storages(content, position, keys, whole), []

@@ -16,7 +16,8 @@ Value: TypeAlias = object  # of a pickle: a plain value, or what stands for anot
 MOST_BYTES = 64 * 2**20  # of one pickle: BackdoorBench's lists of 100,000 images take 15 MiB
 _MOST_OPCODES = 6_000_000  # those lists take 2.5 million; each may make an object of 64 bytes
 _MOST_ON_THE_STACK = 100_000  # PyTorch and Python append a thousand at a time
-_SCALARS = (str, int, float, bytes, type(None))
+_MOST_HANDED = 2 * MOST_BYTES  # to all calls, each of which may copy what it is given
+_OF_TUPLE, _OF_LIST = 8, 100  # bytes of an item in a copy; what is a list may become a dict
 
 
 class Refused(ValueError):
@@ -78,6 +79,7 @@ class _Machine:
         self.stack: list[Value] = []
         self.marked: list[list[Value]] = []
         self.memo: dict[int, Value] = {}
+        self.handed = 0  # bytes
 
     def run(self) -> Value:
         content, table = self.content, _OPCODES
@@ -149,8 +151,9 @@ class _Machine:
             raise IndexError
         if isinstance(target := self.stack[-1], dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # No file of weights has other keys, and the hash of a tuple of tuples has no bound
-                if isinstance(key, _SCALARS):
+                # No other key names weights. Numbers can be chosen so that all have one hash, which takes the square of
+                # their count, and the hash of a tuple of tuples has no bound
+                if isinstance(key, str):
                     target[key] = value
 
     def set_item(self) -> None:
@@ -171,7 +174,21 @@ class _Machine:
     def call(self, function: Value, arguments: Value) -> None:
         if not isinstance(arguments, tuple) or not hasattr(function, "call"):
             raise Refused("is damaged: its pickle calls what is no function")
+        self.charge(arguments)
         self.push(cast(StandIn, function).call(arguments))
+
+    def charge(self, arguments: tuple[Value, ...], *, inner: bool = False) -> None:
+        """Count what a call may copy or look through, as the same value can be handed to any number of calls."""
+        self.handed += _OF_TUPLE * len(arguments)
+        for value in arguments if self.handed <= _MOST_HANDED else ():
+            if isinstance(value, str | bytes):
+                self.handed += len(value)
+            elif isinstance(value, list):
+                self.handed += _OF_LIST * len(value)
+            elif isinstance(value, tuple) and not inner:
+                self.charge(value, inner=True)
+        if self.handed > _MOST_HANDED:
+            raise Refused("has a pickle that makes more than that of any network")
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()

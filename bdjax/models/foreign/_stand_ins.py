@@ -126,7 +126,9 @@ class NumpyArray:
         if not isinstance(state, tuple) or len(state) != 5:
             return
         _, shape, kind, transposed, raw = state
-        if isinstance(kind, _NumpyType) and isinstance(raw, bytes) and _are_counts(shape):
+        if not isinstance(shape, tuple) or len(shape) > _MOST_AXES or not _are_counts(shape):
+            return
+        if isinstance(kind, _NumpyType) and isinstance(raw, bytes):
             values = np.frombuffer(raw, kind.dtype)
             if math.prod(shape) == values.size:
                 self.array = values.reshape(shape, order="F" if transposed else "C")
@@ -241,6 +243,9 @@ def _with_attributes(function: Value, kind: Value, arguments: Value, state: Valu
     del kind, state
     if not isinstance(function, _Function) or not isinstance(arguments, tuple):
         raise Refused("is damaged: a tensor is made by no function")
+    # Of what these are given nothing is copied, so that it need not be counted again
+    if not function.name.startswith("torch._utils._rebuild_"):
+        raise Refused(f"is damaged: a tensor is made by {function.name}")
     return function.call(arguments)
 
 

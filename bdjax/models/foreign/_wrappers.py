@@ -33,6 +33,7 @@ _PREFIXES = re.compile(r"(module|_orig_mod|model|net|network|_model|\d+)\.")
 _NORMALIZATION = re.compile(r"(?P<module>(?:\w+\.)*)_?(?P<name>mean|std)")
 OF_AVERAGING = "n_averaged"  # PyTorch's count of the steps that an averaged network saw
 _DEEPEST = 4
+_MOST_PREFIXES = 8
 _LONGEST_TEXT = 1000
 _LONGEST_LIST = 2000  # class names, say
 _MOST_CHANNELS = 64
@@ -75,7 +76,8 @@ def unwrap(value: Value, part: str | None = None) -> Unwrapped:
 
 def _entry(content: Mapping[object, Value]) -> str | None:
     """Return the name of the entry with the weights; None if they are the content itself."""
-    holding = [name for name, value in content.items() if _holds_arrays(value, _DEEPEST)]
+    seen: dict[tuple[int, int], bool] = {}
+    holding = [name for name, value in content.items() if _holds_arrays(value, _DEEPEST, seen)]
     for name in _HOLDERS:
         if name in holding:
             return name
@@ -89,14 +91,21 @@ def _entry(content: Mapping[object, Value]) -> str | None:
     raise Refused(f"holds no arrays; it has {_listed(content) or 'nothing'}")
 
 
-def _holds_arrays(value: Value, depth: int) -> bool:
+def _holds_arrays(value: Value, depth: int, seen: dict[tuple[int, int], bool]) -> bool:
+    """Say whether there are arrays in a dictionary; ``seen`` has the answers, as one may stand at many places."""
     if not isinstance(value, dict) or not depth:
         return False
-    content = cast(dict[object, Value], value)
-    if any(_is_array(entry) and isinstance(name, str) for name, entry in content.items()):
+    place = (id(value), depth)
+    if place not in seen:
+        seen[place] = _has_arrays(cast(dict[object, Value], value), depth, seen)
+    return seen[place]
+
+
+def _has_arrays(value: dict[object, Value], depth: int, seen: dict[tuple[int, int], bool]) -> bool:
+    if any(_is_array(entry) and isinstance(name, str) for name, entry in value.items()):
         return True
-    known = [content[name] for name in _HOLDERS if name in content]
-    return any(_holds_arrays(entry, depth - 1) for entry in known)
+    known = [value[name] for name in _HOLDERS if name in value]
+    return any(_holds_arrays(entry, depth - 1, seen) for entry in known)
 
 
 def _is_array(value: Value) -> TypeGuard[Tensor | NumpyArray | np.ndarray]:
@@ -114,9 +123,17 @@ def _arrays(content: Mapping[object, Value]) -> dict[str, Found]:
 
 def _plain_entries(content: Mapping[object, Value]) -> dict[str, Plain]:
     found: dict[str, Plain] = {}
+    made: dict[int, Value] = {}  # of a list, which may stand under many names
     for name, value in content.items():
-        if isinstance(name, str) and len(name) < _LONGEST_TEXT and _is_plain(value):
-            found[name] = tuple(value) if isinstance(value, list | tuple) else cast(Plain, value)
+        if not isinstance(name, str) or len(name) >= _LONGEST_TEXT:
+            continue
+        if isinstance(value, list | tuple):
+            if id(value) not in made:
+                made[id(value)] = tuple(value) if _is_plain(value) else None
+            if made[id(value)] is not None:
+                found[name] = cast(Plain, made[id(value)])
+        elif _is_plain(value):
+            found[name] = cast(Plain, value)
     return found
 
 
@@ -135,7 +152,8 @@ def prefixes(names: Iterable[str]) -> tuple[str, ...]:
     """Return what all names begin with, as far as it is what programs put before them, outermost first."""
     names = [name for name in names if name != OF_AVERAGING]
     taken: list[str] = []
-    while names and (found := _PREFIXES.match(names[0])):
+    # Each takes as long as there are names, and a name may consist of nothing else
+    while len(taken) < _MOST_PREFIXES and names and (found := _PREFIXES.match(names[0])):
         if not all(name.startswith(found[0]) for name in names):
             break
         names = [name.removeprefix(found[0]) for name in names]

@@ -20,8 +20,8 @@ _MOST_MEMBERS = 200_000
 _MOST_TABLE = (
     20 * 2**20
 )  # bytes of the table of contents, of which each entry takes ten times as much in memory
-_TAIL = 70_000  # bytes at the end among which the table's own place stands
-_NOT_HERE = 2**32 - 1  # a size that stands in the longer record
+_END, _LOCATOR, _LONGER_END = 22, 20, 56  # bytes of the records at the end of an archive
+_NO_TABLE = "is cut off or damaged: its table of contents, at its end, is missing or damaged"
 
 
 class Archive:
@@ -110,8 +110,7 @@ def _members(path: Path, content: np.ndarray) -> dict[str, zipfile.ZipInfo]:
             entries = file.infolist()
     # zipfile answers damage with BadZipFile, ValueError, struct.error, NotImplementedError, IndexError, …
     except Exception as error:
-        where = "its table of contents, at its end, is missing or damaged"
-        raise Refused(f"is cut off or damaged: {where}") from error
+        raise Refused(_NO_TABLE) from error
     if len(entries) > _MOST_MEMBERS:
         raise Refused(f"has {len(entries)} parts, more than any network")
     members = {entry.filename: entry for entry in entries}
@@ -128,16 +127,24 @@ def _members(path: Path, content: np.ndarray) -> dict[str, zipfile.ZipInfo]:
 
 
 def _check_table(content: np.ndarray) -> None:
-    """Refuse a table of contents that is too large to be read at all."""
-    tail = content[-_TAIL:].tobytes()
-    for mark, form, place in ((b"PK\x05\x06", "<I", 12), (b"PK\x06\x06", "<Q", 40)):
-        at = tail.rfind(mark)
-        field = tail[at + place : at + place + struct.calcsize(form)]
-        if at < 0 or len(field) < struct.calcsize(form):
-            continue
-        (size,) = struct.unpack(form, field)
-        if size > _MOST_TABLE and size != _NOT_HERE:
-            raise Refused("is damaged: its table of contents is larger than that of any network")
+    """Refuse a table of contents that is too large to be read at all.
+
+    Its size is looked up just where `zipfile` does: in the last record of the file, as torch.save writes no comment
+    after it, or in the longer one that then lies right before.
+    """
+    end = content[-_END:].tobytes()
+    if not end.startswith(b"PK\x05\x06") or end[-2:] != bytes(2):
+        raise Refused(_NO_TABLE)
+    (size,) = struct.unpack_from("<I", end, 12)
+    locator = content[-_END - _LOCATOR : -_END].tobytes()
+    if locator.startswith(b"PK\x06\x07"):
+        place = content.size - _END - _LOCATOR - _LONGER_END
+        record = content[max(place, 0) :][:_LONGER_END].tobytes()
+        if struct.unpack_from("<Q", locator, 8) != (place,) or record[:4] != b"PK\x06\x06":
+            raise Refused(_NO_TABLE)
+        (size,) = struct.unpack_from("<Q", record, 40)
+    if size > _MOST_TABLE:
+        raise Refused("is damaged: its table of contents is larger than that of any network")
 
 
 def _bytes_of(content: np.ndarray, entry: zipfile.ZipInfo) -> np.ndarray:

@@ -260,7 +260,8 @@ def small_cnn(shapes: Shapes) -> Guess | None:
     return Guess(("small_cnn",), choices, "conv1.weight", last, _SMALL, why)
 
 
-FAMILIES: tuple[Callable[[Shapes], Guess | None], ...] = (
+Family: TypeAlias = Callable[[Shapes], Guess | None]
+FAMILIES: tuple[Family, ...] = (
     resnet,
     preact_resnet,
     wide_resnet,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ BACKDOORBENCH = {
     "gtsrb": ((0.0,) * 3, (1.0,) * 3),
 }
 NONE = "none"
+# torchvision's published weights of these undo ImageNet's normalization before the first layer (transform_input=True).
+_OF_HALF = ("googlenet", "inception_v3")
+_TIMMS_VIT = "cls_token"  # an array that torchvision's has under another name
 IMAGENET_SIDES = range(192, 400)  # pixels of the images that ImageNet's networks take
 _IMAGENET_CLASSES = 1000
 # Keys of a config beside the weights: bdjax's and timm's, and those of a Hugging Face preprocessor.
@@ -115,6 +118,8 @@ def known(
     num_classes: int,
     image_size: int | None = None,
     of_torchvision: bool = False,
+    network: str = "",
+    names: Collection[str] = (),
 ) -> Normalization | None:
     """Return how a network's images were normalized, None where nothing says so.
 
@@ -125,12 +130,20 @@ def known(
       num_classes: of the network.
       image_size: pixels a side, where that is known.
       of_torchvision: whether the network is one of torchvision's, with its stem for ImageNet.
+      network: its name, where it was recognized.
+      names: of the file's arrays.
     """
+    is_imagenets = (
+        of_torchvision
+        and num_classes == _IMAGENET_CLASSES
+        and channels == len(IMAGENET[0])
+        and (image_size is None or image_size in IMAGENET_SIDES)
+    )
     return (
         _of_backdoorbench(beside, channels)
         or _written(beside, "mean", "std", channels, "as the file says")
         or _of_config(file, channels)
-        or _of_family(channels, num_classes, image_size, of_torchvision)
+        or (_of_family(network, names) if is_imagenets else None)
     )
 
 
@@ -191,11 +204,11 @@ def _written(
         return None
 
 
-def _of_family(
-    channels: int, num_classes: int, image_size: int | None, of_torchvision: bool
-) -> Normalization | None:
-    if not of_torchvision or num_classes != _IMAGENET_CLASSES or channels != len(IMAGENET[0]):
-        return None
-    if image_size is not None and image_size not in IMAGENET_SIDES:
-        return None
+def _of_family(network: str, names: Collection[str]) -> Normalization | None:
+    """Return how the published weights of a family with ImageNet's classes want their images."""
+    if _TIMMS_VIT in names:
+        return None  # some of timm's were trained with 0.5, some with ImageNet's
+    if network in _OF_HALF:
+        why = f"0.5, as torchvision's weights of {network} take images (transform_input)"
+        return Normalization((0.5,) * 3, (0.5,) * 3, why)
     return Normalization(*IMAGENET, "ImageNet's, as the network's form and 1,000 classes say")

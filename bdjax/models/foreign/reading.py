@@ -9,7 +9,7 @@ import dataclasses
 import os
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from bdjax.checks import InputError
 from bdjax.files.failures import blaming_the_path
 from bdjax.files.printable import printable
-from bdjax.models.foreign import _legacy, _safetensors, _wrappers, _zipped
+from bdjax.models.foreign import _legacy, _pickled, _safetensors, _wrappers, _zipped
 from bdjax.models.foreign._pickled import Refused, Value
 from bdjax.models.foreign._wrappers import Found, Plain
 
@@ -122,6 +122,7 @@ def _of_torch(
     part: str | None,
 ) -> StateDict:
     found = _wrappers.unwrap(value, part)
+    _check_swapped(found.weights.values())
     arrays = {name: _array(array, storages) for name, array in found.weights.items()}
     origin = _origin(value)
     name = f"{origin} ({container})" if origin else container
@@ -151,6 +152,17 @@ def _state(
         raise Refused("holds no arrays")
     notes = [*notes, *_about_types(bare)]
     return StateDict(file, name, bare, beside, wrappers + prefixes, prefix, aside, tuple(notes))
+
+
+def _check_swapped(arrays: Iterable[Found]) -> None:
+    """Refuse a file that names the same numbers so often that the copies in this machine's byte order fill it."""
+    swapped = [
+        found.nbytes
+        for found in arrays
+        if isinstance(found, np.ndarray) and not found.dtype.isnative
+    ]
+    if sum(swapped) > 2 * _pickled.MOST_BYTES:
+        raise Refused("is damaged: its pickle has more numbers than it can hold")
 
 
 def _array(found: Found, storages: Mapping[str, np.ndarray]) -> np.ndarray:

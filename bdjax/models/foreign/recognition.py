@@ -10,7 +10,7 @@ from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
 from bdjax.files.printable import printable
 from bdjax.models.foreign import aliases, keys
-from bdjax.models.foreign.families import FAMILIES, Guess, Option, Shapes
+from bdjax.models.foreign.families import FAMILIES, Family, Guess, Option, Shapes
 from bdjax.models.foreign.keys import Matching
 from bdjax.models.foreign.reading import StateDict
 from bdjax.types import Model
@@ -18,6 +18,8 @@ from bdjax.types import Model
 _SHOWN = 4  # names of a network that is not known
 _MOST_CLASSES = 1_000_000
 _MOST_PIXELS = 4096  # a side
+_COUNTS = ("depth", "blocks")  # options that say how many layers are made
+_MOST_BLOCKS = 300
 _SIZE = "img_size"  # BackdoorBench's entry: (height, width, channels)
 
 
@@ -77,11 +79,24 @@ def _guesses(state: StateDict) -> Iterator[tuple[Guess, Shapes]]:
     for _, names in aliases.spellings(state.arrays):
         shapes = {name: state.arrays[old].shape for name, old in names.items()}
         for family in FAMILIES:
-            if (guess := family(shapes)) is not None and _is_plausible(guess, shapes):
+            guess = _guess(family, shapes)
+            if guess is not None and _is_plausible(guess, shapes):
                 yield guess, shapes
 
 
+def _guess(family: Family, shapes: Shapes) -> Guess | None:
+    """Return what a family says; shapes that its functions cannot take apart are of another."""
+    try:
+        return family(shapes)
+    except (ValueError, IndexError, TypeError, OverflowError):
+        return None
+
+
 def _is_plausible(guess: Guess, shapes: Shapes) -> bool:
+    """Say whether a guess is of a size that can be tried: each block is traced, and takes a second."""
+    said = (options.get(name, 0) for options in guess.choices for name in _COUNTS)
+    if any(isinstance(count, int) and count > _MOST_BLOCKS for count in said):
+        return False
     first, last = shapes.get(guess.first, ()), shapes.get(guess.last, ())
     return len(first) == 4 and len(last) >= 2 and 2 <= last[0] <= _MOST_CLASSES
 

@@ -86,6 +86,12 @@ def unknown(record: Record) -> list[str]:
         said.append(record["inversion"]["limits"])
     kept = record["data"]["kept"]
     said.append(f"How it does on images unlike the {kept} that were kept aside.")
+    # Records of earlier versions do not say it
+    if record["data"].get("of_training"):
+        said.append(
+            f"How it does on new images. Those of {printable(record['data']['name'], _LONGEST)} are of its training "
+            "split, which the network may have been trained on: both accuracies may be too high."
+        )
     return said
 
 
@@ -174,6 +180,7 @@ def into_pytorch(record: Record) -> str:
     lines = ["import torch", f"state = {loaded}"]
     if prefix:  # of names that stood before the network's own
         without = f'name.removeprefix("{prefix}"): array for name, array in state.items()'
+        without += f' if name.startswith("{prefix}")'  # a counter of averaging has none
         lines.append(f"state = {{{without}}}  # as in the file that came in")
     return "\n".join([*lines, "model.load_state_dict(state)  # your own network", ""])
 

@@ -16,7 +16,7 @@ import pytest
 
 from bdjax import models
 from bdjax.checks import InputError
-from bdjax.models.foreign import keys
+from bdjax.models.foreign import _pickled, _stand_ins, _wrappers, keys, reading
 from bdjax.models.foreign.reading import read
 from bdjax.models.foreign.writing import write_safetensors, write_torch
 
@@ -266,3 +266,96 @@ def test_none_takes_much_memory(network, tmp_path):
         tracemalloc.stop()
         assert isinstance(found, str)
         assert peak < MOST_MEMORY, found
+
+
+# --- What is short in a file and long to read -------------------------------------------------------------------------
+
+
+def machine(pickle):
+    return _pickled.load(b"\x80\x02" + pickle, _stand_ins.find, lambda saved: saved)[0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"c_codecs\nencode\n" + made.text("x" * 100) + b"q\x00" + made.text("latin1") + b"\x86R",
+        b"ctorch\nSize\n(" + b"K\x01" * 50 + b"t\x85R",
+        b"cbuiltins\nlist\n](" + b"N" * 20 + b"e\x85R",
+    ],
+)
+def test_what_calls_are_handed_is_counted(call, monkeypatch):
+    machine(call + b".")
+    monkeypatch.setattr(_pickled, "_MOST_HANDED", 3000)
+    with pytest.raises(_pickled.Refused, match="makes more than that of any network"):
+        machine(call * 30 + b".")
+
+
+def test_a_tensor_is_made_by_a_function_for_tensors():
+    wrapped = b"ctorch._tensor\n_rebuild_from_type_v2\n(c_codecs\nencode\nN" + made.text("x")
+    with pytest.raises(_pickled.Refused, match=r"a tensor is made by _codecs\.encode"):
+        machine(wrapped + b"\x85tR.")
+
+
+def test_only_texts_are_keys():
+    assert machine(b"}(K\x01N" + made.text("a") + b"K\x02" + b"NK\x03u.") == {"a": 2}
+
+
+def test_a_dictionary_at_many_places_is_looked_at_once(monkeypatch):
+    looked = []
+    is_array = _wrappers._is_array
+    monkeypatch.setattr(_wrappers, "_is_array", lambda value: looked.append(1) or is_array(value))
+    value = {"plain": 1}
+    for _ in range(4):
+        value = dict.fromkeys(_wrappers._HOLDERS, value)
+    with pytest.raises(_pickled.Refused, match="holds no arrays"):
+        _wrappers.unwrap(value)
+    assert len(looked) < 200
+    many = [1] * 1000
+    beside = _wrappers._plain_entries({str(number): many for number in range(100)})
+    assert beside["0"] is beside["99"]
+
+
+def test_so_many_prefixes_are_taken_off():
+    assert _wrappers.prefixes(["module." * 100 + "weight"]) == ("module.",) * 8
+
+
+@pytest.mark.parametrize("shape", [(1,) * 33, [1], None])
+def test_an_array_of_numpys_has_so_many_axes(shape):
+    array = _stand_ins.NumpyArray()
+    array.set_state((1, shape, _stand_ins._NumpyType(np.dtype("u1")), False, b"x"))
+    assert array.array is None
+
+
+@pytest.mark.parametrize("last", [b"x", bytes(1), b"PK\x05\x06" + bytes(18)])
+def test_nothing_stands_after_the_end_of_an_archive(right, tmp_path, last):
+    path = tmp_path / "suspect.pt"
+    content = right[0][:-2] + struct.pack("<H", len(last)) + last
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"table of contents, at its end|it holds nothing"):
+        read(path)
+
+
+def test_the_longer_record_is_where_it_is_looked_up(right, tmp_path):
+    path, content = tmp_path / "suspect.pt", right[0]
+    size, start = struct.unpack("<II", content[-10:-2])
+    count = struct.unpack("<H", content[-12:-10])[0]
+    content, end = content[:-22], content[-22:]
+    for said, place in ((size, 0), (2**31, 0), (size, 1)):
+        record = struct.pack(
+            "<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, *(count,) * 2, said, start
+        )
+        locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(content) + place, 1)
+        path.write_bytes(content + record + locator + end)
+        if (said, place) == (size, 0):
+            assert read(path).format == "PyTorch zip"
+        else:
+            with pytest.raises(InputError, match="table of contents"):
+                read(path)
+
+
+def test_copies_in_another_byte_order_are_counted(monkeypatch):
+    monkeypatch.setattr(_pickled, "MOST_BYTES", 1000)
+    array = np.ones(200, ">f4")
+    with pytest.raises(_pickled.Refused, match="more numbers than it can hold"):
+        reading._check_swapped([array] * 3)
+    reading._check_swapped([array, array, array.astype("<f4")])

@@ -183,3 +183,20 @@ def test_what_is_no_network_here_is_refused_with_what_was_seen(states, tmp_path)
     write_torch(tmp_path / "b.pt", {"encoder.w": np.ones((3, 3), np.float32)})
     with pytest.raises(InputError, match=r"its 1 arrays begin with encoder.w"):
         recognize(read(tmp_path / "b.pt"))
+
+
+def test_shapes_that_no_family_can_take_apart_are_of_none(tmp_path):
+    block, fc = np.ones((2, 2, 3, 3), np.float32), np.ones((4, 2), np.float32)
+    odd = {"conv1.weight": np.ones((), np.float32), "bn1.weight": fc[0], "fc.weight": fc}
+    write_torch(tmp_path / "a.pt", {**odd, "layer1.0.conv1.weight": block})
+    with pytest.raises(InputError, match=r"its 4 arrays begin with conv1.weight"):
+        recognize(read(tmp_path / "a.pt"))
+
+
+def test_no_network_of_very_many_blocks_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "create", lambda *_, **__: pytest.fail("it was tried"))
+    one, fc = np.ones((2, 2, 3, 3), np.float32), np.ones((4, 2), np.float32)
+    blocks = {f"block1.layer.{number}.conv1.weight": one for number in range(60)}
+    write_torch(tmp_path / "a.pt", {"conv1.weight": one, "fc.weight": fc, **blocks})
+    with pytest.raises(InputError, match="is of no network here"):
+        recognize(read(tmp_path / "a.pt"))

@@ -54,6 +54,12 @@ def test_the_family_says_it_only_of_imagenets_classes_and_sizes(tmp_path):
     assert known(tmp_path, **imagenet, image_size=224).std == IMAGENET[1]
     assert known(tmp_path, **imagenet, image_size=32) is None
     assert known(tmp_path, num_classes=1000) is None
+    for network in ("googlenet", "inception_v3"):
+        found = known(tmp_path, **imagenet, network=network)
+        assert (found.mean, found.std) == ((0.5,) * 3, (0.5,) * 3)
+        assert network in found.why
+    assert known(tmp_path, **imagenet, network="vit_b_16").mean == IMAGENET[0]
+    assert known(tmp_path, **imagenet, network="vit_b_16", names={"cls_token": 0}) is None
     assert known(tmp_path, of_torchvision=True) is None
 
 

@@ -114,6 +114,12 @@ def test_backdoorbenchs_form(tmp_path):
     assert found.wrappers == ("model", "1.")
 
 
+def test_a_protocol_that_is_nested_without_end_is_refused_at_once(file):
+    nested = b"\x80\x02]" + b"".join(b"q\x00](h\x00h\x00e" for _ in range(40)) + b"."
+    with pytest.raises(InputError, match="a PyTorch protocol that is no number; 1001 is read"):
+        read(file(made.LEGACY + nested + b"\x80\x02}." * 3))
+
+
 def test_a_part_is_named_where_there_are_several(file):
     net = made.ORDERED + b"(" + made.text("w") + made.tensor("0", 6, (6,), (1,)) + b"u"
     pickle = b"\x80\x02}(" + made.text("netC") + net + made.text("netG") + net + b"u."
