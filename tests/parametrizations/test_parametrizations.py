@@ -186,12 +186,17 @@ SVD = SingularValues()
 
 def decomposed(kernel):
     """The parametrization of a single kernel, and a function from a shift to the kernel."""
-    model, _ = network("small_cnn")
-    tuned, frozen = SVD.init(model, {"params": {"kernel": jnp.asarray(kernel)}, "batch_stats": {}})
+    *window, inputs, filters = kernel.shape
+    layer = nn.Dense(filters, use_bias=False)
+    if window:
+        layer = nn.Conv(filters, tuple(window), use_bias=False)
+    spec = image_spec("map", (4, 4, inputs), 3, (0.5,) * inputs, (0.25,) * inputs)
+    variables = {"params": {"layer": {"kernel": jnp.asarray(kernel)}}, "batch_stats": {}}
+    tuned, frozen = SVD.init(networks.of_layer(layer, spec), variables)
     return (
-        tuned["kernel"],
-        frozen["factors"]["kernel"],
-        lambda d: SVD.apply({"kernel": d}, frozen)["kernel"],
+        tuned["layer"]["kernel"],
+        frozen["factors"]["layer"]["kernel"],
+        lambda d: SVD.apply({"layer": {"kernel": d}}, frozen)["layer"]["kernel"],
     )
 
 
