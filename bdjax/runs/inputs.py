@@ -170,8 +170,12 @@ def _with_classes_of(spec: Spec, found: Dataset) -> Split:
         differ = sorted(set(names) ^ set(own))[0]
         where = spec.name if differ in names else found.spec.name
         raise InputError(f"must have the classes of {spec.name}; only {where} has {differ!r}.")
-    number = np.array([names.index(name) for name in own], np.int32)
-    return found.train._replace(label=number[np.asarray(found.train.label)])  # type: ignore[arg-type]
+    label = np.asarray(found.train.label)
+    if label.ndim == 2:  # a column for each class
+        label = label[:, [own.index(name) for name in names]]
+    else:
+        label = np.array([names.index(name) for name in own], np.int32)[label]
+    return found.train._replace(label=label)  # type: ignore[arg-type]
 
 
 def differences(begun: Mapping[str, Any], now: Fingerprint, config: Config) -> list[str]:

@@ -106,6 +106,14 @@ def test_images_of_another_set_are_drawn_from_it_alone(digits, another):
     assert {image.tobytes() for image in holdout.input} <= theirs
 
 
+def test_sets_of_labels_get_the_order_of_the_runs_classes():
+    scenes = data.load("digits_scenes")
+    task = dataclasses.replace(scenes.spec.task, class_names=scenes.spec.class_names[::-1])
+    other = scenes._replace(spec=dataclasses.replace(scenes.spec, task=task))
+    found = inputs._with_classes_of(scenes.spec, other)
+    np.testing.assert_array_equal(found.label, np.asarray(scenes.train.label)[:, ::-1])
+
+
 def test_the_other_set_is_known_by_its_content_and_a_victim_is_not_made_of_it(another):
     loaded = inputs.load(config_of(another=str(another)))
     digest = data.fingerprint(data.load_clean(another))["train"]
