@@ -435,7 +435,7 @@ def files(config: Config) -> dict[str, Path]:
     """Return the files that options name, by the options' keys."""
     found = {}
     if config.victim is not None:
-        found["victim.file"] = config.victim.path
+        found |= config.victim.files
     for option, words in registry.files("bdjax.attacks", config.attack.name).items():
         value = config.attack.options[option]
         if value is not None and value not in words:

@@ -47,6 +47,14 @@ class VictimConfig:
         """Where the file is."""
         return Path(os.path.expanduser(self.file))
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """What decides the network and how its images are normalized, by the keys that messages have."""
+        found = {"victim.file": self.path}
+        if self.normalization == _AUTO:
+            found |= {f"victim {one.name}": one for one in normalization.files_beside(self.path)}
+        return found
+
     def recognized(self) -> Mapping[str, Any]:
         """Return which network it is, with its options, as the section of a config.
 

@@ -17,6 +17,7 @@ from bdjax.data.modalities.images import image_spec
 from bdjax.models.foreign import keys, writing
 from bdjax.runs import config as configs
 from bdjax.runs import given, schema
+from bdjax.runs.given import VictimConfig
 
 pytestmark = pytest.mark.usefixtures("no_cache_of_the_user")
 
@@ -136,6 +137,15 @@ def test_a_file_that_is_none_is_named(tmp_path):
     wanted = ["--victim", str(tmp_path / "none.pt")]
     with pytest.raises(InputError, match=r"none\.pt"):
         configs.resolve(schema.overrides(wanted))
+
+
+def test_a_config_beside_the_file_is_known_by_its_content_where_it_decides(tmp_path):
+    file, beside = tmp_path / "suspect.pt", tmp_path / "config.json"
+    victim = VictimConfig(str(file))
+    assert victim.files == {"victim.file": file}
+    beside.write_text("{}", encoding="utf-8")
+    assert victim.files == {"victim.file": file, "victim config.json": beside}
+    assert VictimConfig(str(file), normalization="none").files == {"victim.file": file}
 
 
 def test_normalization_is_what_is_asked_for(there, spec):

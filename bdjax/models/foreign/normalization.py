@@ -147,6 +147,12 @@ def known(
     )
 
 
+def files_beside(file: Path) -> list[Path]:
+    """Return the configs in a network's folder that `known` looks into."""
+    beside = [file.with_name(name) for name, *_ in _CONFIGS]
+    return [one for one in beside if one.is_file()]
+
+
 def candidates(channels: int) -> tuple[Normalization, ...]:
     """Return what networks are usually normalized with, to be tried where images are at hand."""
     found = [of((0.0,), (1.0,), channels, NONE)]
