@@ -78,8 +78,11 @@ def compiled():
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory, compiled):
-    """The run that most tests look at: FT-SAM on BadNets, with its controls."""
+def first(tmp_path_factory, compiled, no_other_programs):
+    """The run that most tests look at: FT-SAM on BadNets, with its controls.
+
+    Nothing is compiled before it: tests of other files may have made the same programs in this process.
+    """
 
     def listen(event, duration_secs, fun_name="", **_):
         if event == "/jax/core/compile/backend_compile_duration":
