@@ -18,6 +18,7 @@ one operand alone makes that axis longer which this operand shares with the resu
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,6 +34,11 @@ from bdjax.models._materialized import materialized
 from bdjax.types import Leaf
 
 _FEW = 16  # channels of a result that fill one vector register, measured with AVX-512
+# Where matrix products are faster than XLA's kernel, on two cores: a kernel's gradient above so many products of
+# numbers (2 to 9 times, with 64 channels at 32×32 or 112×112), and what is convolved of at most so many pixels a side
+# (10 to 80 times, with 128 to 512 channels at 2×2) above so many numbers in a tap of the kernel.
+_MANY_PRODUCTS = 10_000_000
+_FEW_PIXELS, _LARGE_TAP = 2, 1024
 _LAYOUT = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
@@ -133,8 +139,8 @@ def _value(left: Array, right: Array, *, by: str, geometry: _Geometry) -> Array:
     )
     if len(left) == 1:
         return compute(left[0], right[0])[None]
-    # JAX's grouped convolution: as fast as matrix products, and it needs the least memory
-    if by == "kernel":
+    # JAX's grouped convolution: as fast as small matrix products, and it needs the least memory
+    if by == "kernel" and not _is_large(left[0], right[0], geometry):
         return jax.vmap(compute)(left, right)
     # One after the other: grouped, the convolution and its gradient by the image are slower.
     return lax.map(lambda pair: compute(*pair), (left, right))
@@ -166,10 +172,42 @@ def _kernel(image: Array, cotangent: Array, geometry: _Geometry) -> Array:
         image = materialized(image.reshape(-1, image.shape[-1]))
         cotangent = materialized(cotangent.reshape(-1, cotangent.shape[-1]))
         return (image.T @ cotangent)[None, None]
+    if _is_large(image, cotangent, g):
+        return _kernel_of_products(image, cotangent, g)
     image, cotangent = materialized(image), materialized(cotangent)
     image, cotangent = image.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
     gradient = _convolve(image, cotangent, g.kernel, g.kernel_step, g.low, g.image_step, g.stride)
     return gradient.transpose(1, 2, 0, 3)
+
+
+def _is_large(image: Array, cotangent: Array, geometry: _Geometry) -> bool:
+    """Tell whether a kernel's gradient is large enough to be made by matrix products."""
+    products = cotangent.size * image.shape[-1] * math.prod(geometry.kernel)
+    return products >= _MANY_PRODUCTS and not _of_pixels(geometry)
+
+
+def _kernel_of_products(image: Array, cotangent: Array, geometry: _Geometry) -> Array:
+    """Return the kernel's gradient row by row: a row's taps lie side by side in one matrix of pixels."""
+    g = geometry
+    starts = [range(0, k * step, step) for k, step in zip(g.kernel, g.kernel_step, strict=True)]
+    ends = [_span(p, s) for p, s in zip(g.out, g.stride, strict=True)]
+    padded = _padded(image, g.low, [ends[a] + starts[a][-1] for a in (0, 1)], g.image_step)
+    (tall, wide), (down, across) = ends, g.stride
+    values = materialized(cotangent.reshape(-1, cotangent.shape[-1]))
+    rows: list[Array] = []
+    for i in starts[0]:
+        taps = [padded[:, i : i + tall : down, j : j + wide : across] for j in starts[1]]
+        side_by_side = jnp.concatenate(taps, 3)
+        pixels = materialized(side_by_side.reshape(-1, side_by_side.shape[3]))
+        rows.append(pixels.T @ values)
+    return jnp.stack(rows).reshape(*g.kernel, image.shape[-1], cotangent.shape[-1])
+
+
+def _padded(image: Array, low: _Pair, size: Sequence[int], step: _Pair) -> Array:
+    """Pad an image to a size, with low zeros before and step − 1 between its pixels."""
+    spans = [_span(pixels, s) for pixels, s in zip(image.shape[1:3], step, strict=True)]
+    pads = [(low[a], size[a] - spans[a] - low[a], step[a] - 1) for a in (0, 1)]
+    return lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
 def _of_pixels(geometry: _Geometry) -> bool:
@@ -196,6 +234,9 @@ def _convolve(
     kernel_step: _Pair,
 ) -> Array:
     """Convolve in the layout of the fast kernel, with the padding at the end that gives the size asked for."""
+    few = max(image.shape[1:3]) <= _FEW_PIXELS and math.prod(kernel.shape[2:]) >= _LARGE_TAP
+    if few and (stride == (1, 1) or image_step == (1, 1)):
+        return _tap_by_tap(image, kernel, out, stride, low, image_step, kernel_step)
     pads: list[tuple[int, int]] = []
     for axis in (0, 1):
         taken = _span(out[axis], stride[axis]) + _span(kernel.shape[axis], kernel_step[axis]) - 1
@@ -212,6 +253,57 @@ def _convolve(
     right = jnp.pad(kernel, ((0, 0), (1, 0), (0, 0), (0, 0)))
     pairs = convolve(image, jnp.concatenate([left, right], 3), (1, 2))
     return pairs.reshape(*pairs.shape[:2], out[1], kernel.shape[3])
+
+
+def _tap_by_tap(
+    image: Array,
+    kernel: Array,
+    out: _Pair,
+    stride: _Pair,
+    low: _Pair,
+    image_step: _Pair,
+    kernel_step: _Pair,
+) -> Array:
+    """Convolve by a matrix product for each tap of the kernel, of those pixels alone that it meets."""
+    total = jnp.zeros((image.shape[0], *out, kernel.shape[3]), image.dtype)
+    met = [
+        [
+            _meeting(tap * kernel_step[axis] - low[axis], image.shape[1 + axis], out[axis], *steps)
+            for tap in range(kernel.shape[axis])
+        ]
+        for axis, steps in enumerate(zip(image_step, stride, strict=True))
+    ]
+    for i, rows in enumerate(met[0]):
+        for j, columns in enumerate(met[1]):
+            if rows is not None and columns is not None:
+                pixels = image[:, rows.taken, columns.taken]
+                pads = ((0, 0, 0), rows.placed, columns.placed, (0, 0, 0))
+                total += lax.pad(pixels @ kernel[i, j], jnp.zeros((), image.dtype), pads)
+    return total
+
+
+class _Meeting(NamedTuple):
+    """The pixels of an axis that a tap takes in, and how `jax.lax.pad` brings them to where they are added."""
+
+    taken: slice
+    placed: tuple[int, int, int]
+
+
+def _meeting(
+    offset: int, pixels: int, outputs: int, image_step: int, stride: int
+) -> _Meeting | None:
+    """Return where pixel · image_step = output · stride + offset, None where it never is; a step is one."""
+    pairs = [
+        (pixel, output)
+        for pixel in range(pixels)
+        for output in range(outputs)
+        if pixel * image_step == output * stride + offset
+    ]
+    if not pairs:
+        return None
+    (first, begin), (last, end) = pairs[0], pairs[-1]
+    taken = slice(first, last + 1, stride)
+    return _Meeting(taken, (begin, outputs - 1 - end, image_step - 1))
 
 
 def _span(size: int, step: int) -> int:

@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from quick import quick_jit
 
+from bdjax.models import _convolution
 from bdjax.models._convolution import conv_general_dilated
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -76,6 +77,50 @@ def test_values_and_gradients(case):
 @pytest.mark.parametrize("channels", [(3, 20), (20, 3), (20, 20)], ids=str)
 def test_values_and_gradients_of_many_channels(channels):
     assert_jax_own(*CASES["3x3"], channels)
+
+
+@pytest.fixture
+def always_of_products(monkeypatch):
+    """Let sizes decide nothing: matrix products wherever they can be."""
+    monkeypatch.setattr(_convolution, "_MANY_PRODUCTS", 0)
+    monkeypatch.setattr(_convolution, "_LARGE_TAP", 0)
+    monkeypatch.setattr(_convolution, "_FEW_PIXELS", 100)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_values_and_gradients_of_matrix_products(always_of_products, case):
+    assert_jax_own(*case)
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "stride"),
+    [
+        ((4, 2, 2, 32), (3, 3, 32, 32), 1),  # all three by products but the kernel's gradient
+        ((4, 1, 1, 32), (3, 3, 32, 64), 2),
+        ((8, 32, 32, 16), (3, 3, 16, 64), 1),  # the kernel's gradient alone
+    ],
+)
+def test_matrix_products_take_the_place_of_slow_convolutions(image, kernel, stride):
+    pads = ((1, 1), (1, 1))
+    operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (image, kernel)]
+    loss = lambda *of: conv_general_dilated(*of, (stride, stride), pads).sum()
+    lowered = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*operands).as_text()
+    convolutions = len(re.findall(r"stablehlo.convolution\(", lowered))
+    assert convolutions == (2 if image[1] > 2 else 1)
+
+
+def test_mapped_kernel_gradients_of_products_are_those_of_one_by_one(always_of_products):
+    image, kernel, cotangent = normal(3, 2, 8, 8, 4), normal(3, 3, 3, 4, 5), normal(3, 2, 8, 8, 5)
+
+    def gradient(image, kernel, cotangent):
+        convolve = functools.partial(
+            conv_general_dilated, image, window_strides=(1, 1), padding=((1, 1), (1, 1))
+        )
+        return jax.vjp(convolve, kernel)[1](cotangent)
+
+    mapped = jax.jit(jax.vmap(gradient))(image, kernel, cotangent)
+    alone = [gradient(*of) for of in zip(image, kernel, cotangent, strict=True)]
+    assert_close(mapped, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
 
 
 def pairs(low: int, high: int):
