@@ -103,7 +103,10 @@ def test_values_and_gradients_of_matrix_products(always_of_products, case):
 def test_matrix_products_take_the_place_of_slow_convolutions(image, kernel, stride):
     pads = ((1, 1), (1, 1))
     operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (image, kernel)]
-    loss = lambda *of: conv_general_dilated(*of, (stride, stride), pads).sum()
+
+    def loss(*of):
+        return conv_general_dilated(*of, (stride, stride), pads).sum()
+
     lowered = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*operands).as_text()
     convolutions = len(re.findall(r"stablehlo.convolution\(", lowered))
     assert convolutions == (2 if image[1] > 2 else 1)
