@@ -14,6 +14,7 @@ from bdjax.runs import config as configs
 from bdjax.runs import schema
 
 CONFIG = "config.yaml"  # where the file of a call is to be written
+NETWORK, IMAGES = "network.safetensors", "images.npz"  # that fit each other
 COMMANDS = [
     *(
         "run",
@@ -28,9 +29,9 @@ COMMANDS = [
         "bench",
         "demo",
     ),
-    "list",
+    *("list", "inspect", "purify"),
 ]
-_WEIGHTS = (30, 16, 8, 8, 6, 6, 7, 5, 5, 6, 4, 3)
+_WEIGHTS = (30, 16, 8, 8, 6, 6, 7, 5, 5, 6, 4, 3, 3, 14)
 
 
 class Call(NamedTuple):
@@ -202,6 +203,14 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
     },
     "demo": {**EXECUTION, "--dataset": WORDS, "--seeds": NUMBERS, "--data-dir": PATHS},
     "list": {},
+    "inspect": {"--part": WORDS},
+    "purify": {
+        **dict.fromkeys(("--data", "--data-dir", "--out"), PATHS),
+        **dict.fromkeys(("--mean", "--std", "--image-size", "--seed", "--aside"), NUMBERS),
+        **dict.fromkeys(("--class-order", "--part", "--defense", "--model"), WORDS),
+        **dict.fromkeys(("--checkpoint-seconds", "--defense.rho", "--defense.epochs"), NUMBERS),
+        **dict.fromkeys(("--selection.budget", "--attack.alpha", "--defense.x"), NUMBERS),
+    },
 }
 
 
@@ -243,6 +252,12 @@ def _start(rng: random.Random, command: str) -> list[str]:
             "smoothness": [runs, "--quiet"],
             "export": [runs],
             "list": [rng.choice(["attacks", "defenses", "", "models"]), rng.choice(WORDS)],
+            "inspect": [rng.choice([NETWORK, *rng.sample(PATHS, 2)])],
+            "purify": [
+                rng.choice([NETWORK, NETWORK, *rng.sample(PATHS, 1)]),
+                *("--data", rng.choice([IMAGES, IMAGES, *rng.sample(PATHS, 1)])),
+                *rng.choice([["--mean", "none", "--anyway", "--quiet"], ["--quiet"]]),
+            ],
         }.get(command, []),
     ]
 

@@ -6,19 +6,24 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import bad_calls
+import jax
 import made_up
+import numpy as np
 import pytest
 
-from bdjax import cli
+from bdjax import cli, models
 from bdjax.bench import measure
 from bdjax.cli._parser import EXIT_FAILED, EXIT_MISTAKE
+from bdjax.data.modalities.images import image_spec
 from bdjax.devices import guard
-from bdjax.runs import sweep, victim
+from bdjax.models.foreign import keys, writing
+from bdjax.runs import strongest, sweep, victim
 from bdjax.runs.at_hand import AtHand
 
 CALLS, PART = 500, 100
@@ -46,6 +51,7 @@ def nothing_is_trained(tmp_path_factory):
         patch.setattr(victim, "plant", reached)
         patch.setattr(AtHand, "trigger_state", reached)
         patch.setattr(sweep._Sweep, "plant", reached)
+        patch.setattr(strongest, "defend", reached)
         patch.setattr(guard, "watch", reached)
         patch.setattr(measure, "Peak", reached)
         patch.setattr("submitit.AutoExecutor.submit", reached)
@@ -55,9 +61,22 @@ def nothing_is_trained(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def suspect(tmp_path_factory) -> Path:
+    """A folder with a network's file and images that fit it, of as many classes."""
+    folder = tmp_path_factory.mktemp("suspect")
+    model = models.create("resnet18", image_spec("tiny", (8, 8, 3), 4, (0.0,) * 3, (1.0,) * 3), width=2)
+    arrays = keys.state_dict(model, model.init(jax.random.key(0)))
+    writing.write_safetensors(folder / bad_calls.NETWORK, arrays)
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    np.savez(folder / bad_calls.IMAGES, images=images, labels=np.arange(60) % 4)
+    return folder
+
+
 @pytest.fixture
-def world(tmp_path, monkeypatch) -> Path:
-    """A folder to make mistakes in: runs, a bundle of them, and what is none of both."""
+def world(tmp_path, monkeypatch, suspect) -> Path:
+    """A folder to make mistakes in: runs, a bundle of them, a network, and what is none of these."""
+    shutil.copytree(suspect, tmp_path, dirs_exist_ok=True)
     controls = [
         made_up.content(defense={"name": "ft"}),
         made_up.content(defense=made_up.ft_sam(2.0)),
