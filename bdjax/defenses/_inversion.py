@@ -18,6 +18,7 @@ from bdjax.types import HParam, Model, Split, Variables
 PRESETS = ("quick_look", "paper")
 _DOWN = 1.5  # the weight is divided by the factor to this power, as in the released code
 _GAIN = 0.01  # a norm that is lower by less than this share is no improvement
+_SMALLER = 0.9  # of the start's norm: a mask that is no smaller is what the search began with, and no finding
 
 
 @pytree.dataclass
@@ -91,8 +92,8 @@ class Inverted(NamedTuple):
     """What was found for each of k classes.
 
     ``norm`` is the sum of the mask, in pixels; ``success`` the share of the images of other classes that get the class
-    with mask and pattern on them. ``found`` is False where no round was successful: then mask and norm are those of the
-    start, and a trigger that is no smaller may exist or not.
+    with mask and pattern on them. ``found`` is False where no round was successful with a mask smaller by a tenth than
+    that of the start: then mask and norm are about those of the start, and a smaller trigger may exist or not.
     """
 
     mask: Float[np.ndarray, "k h w"]
@@ -237,7 +238,8 @@ def _all_classes(
         search = _search(key, network, some, settings)
         mask, pattern = search.best.squashed()
         success = _success(network, search.best, some, settings.at_once)
-        found = mask, pattern, search.norm, success, search.found
+        smaller = search.norm <= _SMALLER * settings.start * mask[0].size
+        found = mask, pattern, search.norm, success, search.found & smaller
         return found, jnp.isfinite(search.at.mask).all()
 
     found, finite = jax.lax.map(group, which)

@@ -53,7 +53,7 @@ def sentences(found: Inverted, class_names: Sequence[str] = ()) -> str:
       class_names: of the classes in their order; without them they are numbers.
     """
     if not found.found.any():
-        every = f"no trigger was found for any of {len(found.found)} classes"
+        every = f"no trigger smaller than the search's start was found for any of {len(found.found)} classes"
         return f"No class can be called a suspect: {every}."
     odd = anomaly(found.size)
     # Among those found, as one that fills the image ties with those that were not
@@ -62,7 +62,7 @@ def sentences(found: Inverted, class_names: Sequence[str] = ()) -> str:
     if odd.reason:
         # Which all count as the whole image, and so as of one size
         few = 2 * missing >= len(found.found)
-        reason = "half of the classes or more have none found" if few else odd.reason
+        reason = "for half of the classes or more none was found" if few else odd.reason
         said = f"No class can be called a suspect: {reason}."
         said += f" The smallest trigger is that of {_one(found, odd, smallest, class_names)}."
     elif odd.suspects:
@@ -72,7 +72,7 @@ def sentences(found: Inverted, class_names: Sequence[str] = ()) -> str:
         said = f"No class stands out: triggers have {_range(norm)} (median {np.median(norm):.1f});"
         said += f" the smallest is that of {_one(found, odd, smallest, class_names)}."
     if missing:
-        said += f" For {missing} of {len(found.found)} classes no trigger was found at all."
+        said += f" For {missing} of {len(found.found)} classes none smaller than the search's start was found."
     return said
 
 

@@ -84,14 +84,14 @@ def test_a_class_without_a_trigger_counts_as_the_whole_image_and_is_no_suspect()
     said = words.sentences(MISSING)
     assert said.startswith("No class stands out: triggers have 10.0 to 13.0 pixels (median 11.5);")
     assert "the smallest is that of class 0" in said
-    assert said.endswith("For 1 of 5 classes no trigger was found at all.")
+    assert said.endswith("For 1 of 5 classes none smaller than the search's start was found.")
     assert "for class 4 went from 2.0 pixels to none found." in words.compared(
         found(*NORMS), MISSING
     )
     none = words.sentences(MISSING._replace(found=np.zeros(5, bool)))
-    assert none.endswith("no trigger was found for any of 5 classes.")
+    assert none.endswith("was found for any of 5 classes.")
     most = MISSING._replace(found=np.array([True] * 2 + [False] * 3))
-    assert "half of the classes or more have none found" in words.sentences(most)
+    assert "for half of the classes or more none was found" in words.sentences(most)
 
 
 def test_before_and_after_are_compared_and_the_limits_said():

@@ -76,6 +76,15 @@ def test_the_key_decides_and_neither_network_nor_numbers_compile_again(backdoore
     assert _inversion._program()._cache_size() == programs
 
 
+def test_a_search_that_ends_where_it_began_has_found_nothing():
+    short = dataclasses.replace(SETTINGS, rounds=1, learning_rate=1e-3)
+    found = invert(KEY, planted.MODEL, planted.variables(), planted.holdout(), short)
+    pixels = found.mask[0].size
+    assert (found.success >= SETTINGS.success).any()  # a mask of nearly all works, and is no finding
+    assert not found.found.any()
+    np.testing.assert_array_equal(found.size, pixels)
+
+
 def test_rows_that_are_not_valid_do_not_count(backdoored):
     image, label, valid = planted.holdout()
     more = planted.holdout(1)
