@@ -11,7 +11,7 @@ from bdjax.files import atomic, failures, places
 from bdjax.files.printable import printable
 from bdjax.report import run_card
 from bdjax.runs import model_files
-from bdjax.runs.purified import CARD, CONFIG, SAFETENSORS, TORCH
+from bdjax.runs.purified import CARD, CONFIG, LIBRARY, SAFETENSORS, TORCH
 
 
 def write(
@@ -83,4 +83,4 @@ def _is_ours(config: Path) -> bool:
         content = atomic.read_json(config)
     except InputError:
         return False
-    return content is not None and content.get("library_name") == model_files.LIBRARY
+    return content is not None and content.get("library_name") == LIBRARY

@@ -358,10 +358,11 @@ def _victim(values: Mapping[str, Any]) -> VictimConfig | None:
 
 
 def _recognized(values: Mapping[str, Any], victim: VictimConfig) -> Mapping[str, Any]:
-    """Return the values with the network that a file is of, where they name none."""
-    if values.get("model"):
+    """Return the values with the network that a file is of, where they name none; options lie over its own."""
+    given = as_mapping("model", values.get("model"))
+    if "name" in given:
         return values
-    return {**values, "model": victim.recognized()}
+    return {**values, "model": {**victim.recognized(given), **given}}
 
 
 def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,10 +21,11 @@ def between(before: Variables, after: Variables) -> Plain:
     counts: dict[str, int] = defaultdict(int)
     for path, leaf in old.items():
         start, end = (np.asarray(array, np.float64) for array in (leaf, new[path]))
-        layer = squares[".".join(path[:-1])]
+        name = ".".join(path[:-1] or path)  # of a weight that is in no layer, its own
+        layer = squares[name]
         layer[0] += float(((end - start) ** 2).sum())
         layer[1] += float((start**2).sum())
-        counts[".".join(path[:-1])] += start.size
+        counts[name] += start.size
     layers = [
         {"name": name, "relative": _ratio(*found), "count": counts[name]}
         for name, found in squares.items()

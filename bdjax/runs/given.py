@@ -10,7 +10,7 @@ from typing import Any
 
 from bdjax import models
 from bdjax.checks import InputError
-from bdjax.models.foreign import normalization, reading, recognition
+from bdjax.models.foreign import normalization, reading
 from bdjax.models.foreign.normalization import Normalization
 from bdjax.runs import suspect
 from bdjax.types import Model, Spec, Variables
@@ -55,14 +55,17 @@ class VictimConfig:
             found |= {f"victim {one.name}": one for one in normalization.files_beside(self.path)}
         return found
 
-    def recognized(self) -> Mapping[str, Any]:
+    def recognized(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return which network it is, with its options, as the section of a config.
 
+        Args:
+          given: options that are asked for, which no weight may say.
+
         Raises:
-          InputError: the file cannot be read, or is of no network that is known here.
+          InputError: the file cannot be read, is of no network that is known here, or lacks an option.
         """
-        found = recognition.recognize(reading.read(self.path, self.part))
-        return {"name": found.name, **found.options}
+        found = suspect.of(reading.read(self.path, self.part))
+        return suspect.named(found, given)
 
     def normalized(self, spec: Spec) -> Spec:
         """Return the specification of images that are normalized as the network wants them.

@@ -82,6 +82,7 @@ def _of_network(network: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("because", f"{network['sure']}: {network['why']}"),
         ("classes", str(network["num_classes"])),
         ("images", f"{side}{channels} channel{'s' * (channels > 1)}"),
+        *([("to be given", network["to_be_given"])] if network["to_be_given"] else []),
     ]
 
 
@@ -97,6 +98,7 @@ def _network(found: Suspect) -> Plain:
         "image_size": list(seen.image_size),
         "sure": seen.sure,
         "why": seen.why,
+        "to_be_given": suspect.to_be_given(seen) if seen.unknown else None,
     }
 
 

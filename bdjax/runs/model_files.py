@@ -13,11 +13,10 @@ from bdjax.files.atomic import Plain
 from bdjax.files.printable import printable
 from bdjax.models.foreign import keys, writing
 from bdjax.models.foreign.reading import StateDict
-from bdjax.runs.purified import CONFIG, SAFETENSORS, TORCH
+from bdjax.runs.purified import CONFIG, LIBRARY, SAFETENSORS, TORCH
 from bdjax.types import Model, Variables
 
 FORMATS = ("safetensors", "torch", "backdoorbench")
-LIBRARY = "bdjax"  # as the Hugging Face Hub has it in a config
 _BACKDOORBENCH = "BackdoorBench"
 _THEIR_NAMES = {"preact_resnet18": "preactresnet18"}  # the others are called as torchvision's
 _MODEL = "model"  # the entry that BackdoorBench, among others, has the weights in

@@ -26,6 +26,7 @@ SCHEMA_VERSION = 1
 RECORD, SAFETENSORS, TORCH, CONFIG = "purified.json", "model.safetensors", "model.pt", "config.json"
 CARD, PAGE, INVERSION = "README.md", "report.html", "inversion.npz"
 NAMES = (RECORD, SAFETENSORS, TORCH, CONFIG, CARD, PAGE, INVERSION)
+LIBRARY = "bdjax"  # in a config, as the Hugging Face Hub has it
 _WORK = ".purifying"
 _COUNT = {"right": int, "of": int}
 _SHAPE = {

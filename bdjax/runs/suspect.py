@@ -12,10 +12,13 @@ import numpy as np
 
 from bdjax import data, models
 from bdjax.checks import InputError, in_section
+from bdjax.files import atomic
+from bdjax.files.printable import printable
 from bdjax.models.foreign import keys, normalization, reading, recognition
 from bdjax.models.foreign.normalization import IMAGENET_SIDES, Normalization
 from bdjax.models.foreign.reading import StateDict
 from bdjax.models.foreign.recognition import Recognized
+from bdjax.runs.purified import CONFIG, LIBRARY
 from bdjax.types import Model, Spec, Variables
 
 
@@ -62,9 +65,26 @@ def look(file: Path, part: str | None = None) -> Suspect:
 def of(state: StateDict, sha256: str = "") -> Suspect:
     """Return what was read, with the network that it is of, if that is known."""
     try:
-        return Suspect(state.path, sha256, state, recognition.recognize(state))
+        found = recognition.recognize(state)
     except InputError as error:
         return Suspect(state.path, sha256, state, None, str(error))
+    return Suspect(state.path, sha256, state, _told(found, state.path) if found.unknown else found)
+
+
+def _told(found: Recognized, file: Path) -> Recognized:
+    """Return a network with the option that no weight says, where a config of bdjax's own beside the file does."""
+    try:
+        content = atomic.read_json(file.with_name(CONFIG)) or {}
+    except (InputError, OSError):
+        return found  # of something else, and no part of what was asked for
+    options = content.get("options")
+    is_own = content.get("network") == found.name and content.get("library_name") == LIBRARY
+    if not (is_own and isinstance(options, Mapping)):
+        return found
+    # Without a value, the network was made with what is usual
+    value = options.get(found.unknown)
+    more = {found.unknown: value} if isinstance(value, int) else {}
+    return dataclasses.replace(found, options={**found.options, **more}, unknown="")
 
 
 def named(suspect: Suspect, given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -75,13 +95,27 @@ def named(suspect: Suspect, given: Mapping[str, Any] | None) -> dict[str, Any]:
       given: what is asked for instead, or beside it.
 
     Raises:
-      InputError: nothing fits, and no network is named.
+      InputError: nothing fits, and no network is named; or an option that no weight says is not given.
     """
-    if suspect.recognized is None:
-        if not given or "name" not in given:
+    found, given = suspect.recognized, given or {}
+    if found is None:
+        if "name" not in given:
             raise InputError(f"{suspect.why_not.rstrip('.')}; name the network with --model.")
         return {}
-    return {"name": suspect.recognized.name, **suspect.recognized.options}
+    asked_for = given.get("name", found.name)
+    if asked_for == found.name and found.unknown and found.unknown not in given:
+        raise InputError(f"{printable(str(suspect.file))}: {to_be_given(found)}.")
+    return {"name": found.name, **found.options}
+
+
+def to_be_given(found: Recognized) -> str:
+    """Say which option of a network has to be given, as no weight says it.
+
+    >>> to_be_given(Recognized("vit_b_16", {}, 10, 3, (32, 32), "certain", "", unknown="heads"))
+    "no weight says the heads of vit_b_16: give them as they were in training, with --model.heads"
+    """
+    what = f"no weight says the {found.unknown} of {found.name}"
+    return f"{what}: give them as they were in training, with --model.{found.unknown}"
 
 
 def known_normalization(suspect: Suspect, channels: int, num_classes: int) -> Normalization | None:

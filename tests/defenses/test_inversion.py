@@ -80,7 +80,9 @@ def test_a_search_that_ends_where_it_began_has_found_nothing():
     short = dataclasses.replace(SETTINGS, rounds=1, learning_rate=1e-3)
     found = invert(KEY, planted.MODEL, planted.variables(), planted.holdout(), short)
     pixels = found.mask[0].size
-    assert (found.success >= SETTINGS.success).any()  # a mask of nearly all works, and is no finding
+    assert (
+        found.success >= SETTINGS.success
+    ).any()  # a mask of nearly all works, and is no finding
     assert not found.found.any()
     np.testing.assert_array_equal(found.size, pixels)
 

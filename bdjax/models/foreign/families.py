@@ -27,6 +27,7 @@ class Guess:
       image_size: pixels a side for which such a network is usually made.
       exact: the image size is in the weights.
       why: the sign.
+      unknown: an option that no weight says, and that another network of the family has otherwise; empty where none is.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class Guess:
     image_size: int
     why: str
     exact: bool = False
+    unknown: str = ""
 
 
 _Depths: TypeAlias = dict[tuple[int, ...], str]
@@ -54,6 +56,12 @@ _DENSENETS: _Depths = {
 }
 _EFFICIENTNETS = tuple(f"efficientnet_b{number}" for number in range(8))
 _SMALL, _LARGE = 32, 224  # pixels a side
+_OF_USUAL_HEADS = (
+    192,
+    384,
+    768,
+    1024,
+)  # widths of published transformers, whose heads have 64 channels
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -231,10 +239,12 @@ def vit(shapes: Shapes) -> Guess | None:
         options["patch"] = patch
     name = "vit_s_16" if width == 384 else "vit_b_16"
     choices = _widths(width, 384 if width == 384 else 768, **options)
-    # How many heads there are is nowhere in the weights; all published ones have 64 channels each
-    heads = "heads of 64 channels, as all published ones have"
+    # How many heads there are is nowhere in the weights
+    usual = width in _OF_USUAL_HEADS
+    heads = "heads of 64 channels, as all published ones have" if usual else "no word of the heads"
     why = f"{depth} transformer layers of width {width}, patches of {patch} pixels, {heads}"
-    return Guess((name,), choices, first, last, side or _LARGE, why, exact=True)
+    unknown = "" if usual else "heads"
+    return Guess((name,), choices, first, last, side or _LARGE, why, exact=True, unknown=unknown)
 
 
 def convnext(shapes: Shapes) -> Guess | None:

@@ -33,6 +33,7 @@ class Recognized:
       image_size: (height, width) in pixels for which it was made, as far as is known.
       sure: ``certain``, or ``likely`` where the image size is the family's usual one and nothing in the file.
       why: what was seen, in words.
+      unknown: an option without which nobody can compute with it, as no weight says it; empty where none is.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Recognized:
     image_size: tuple[int, int]
     sure: str
     why: str
+    unknown: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -123,7 +125,7 @@ def _recognized(
     where = "is in the file" if known else "is the usual one of such networks, not in the file"
     why = f"{guess.why}; all {len(found.names)} arrays fit; the image size {where}"
     sure = "certain" if known else "likely"
-    return Recognized(name, dict(options), classes, channels, size, sure, why)
+    return Recognized(name, dict(options), classes, channels, size, sure, why, guess.unknown)
 
 
 def _model(
