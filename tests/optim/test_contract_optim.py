@@ -37,6 +37,9 @@ IMPORTANCE = {name: np.square(x) for name, x in PARAMS.items()}
 SETUPS = {
     "sam": Setup(lambda rho: optim.sam(rho), (0.5, 2.0), descends=False),
     "sam.adaptive": Setup(lambda rho: optim.sam(rho, adaptive=True), (0.5, 2.0), descends=False),
+    "adversarial_noise": Setup(
+        lambda epsilon: optim.adversarial_noise(epsilon, steps=2), (0.5, 0.2), descends=False
+    ),
     "fisher_trace": Setup(
         lambda eta: optim.fisher_trace(eta, every=2), (0.05, 0.02), descends=False
     ),
@@ -117,6 +120,7 @@ def step(setup: Setup, value, params, state):
     now, grads = jax.value_and_grad(loss)(params)
     # optax hands every transformation all extra arguments: those of the others are to be passed over
     extra = {"grad_fn": jax.grad(loss), "value": now.astype(jnp.float32), "of_another": 1.0}
+    extra["key"] = jax.random.key(0)
     extra["trace_grad_fn"] = jax.grad(lambda params: jnp.square(loss(params)))
     updates, state = optax.with_extra_args_support(tx).update(grads, state, params, **extra)
     return updates, state
