@@ -84,7 +84,7 @@ def adversarial_noise(
             )
         refuse_masked("optim.adversarial_noise", params)
 
-        noise, size = uniform_like(key, params, epsilon), epsilon / steps
+        noise, size = _uniform_like(key, params, epsilon), epsilon / steps
 
         def higher(n: Array, g: Array) -> Array:
             return (n + size * jnp.sign(g)).astype(n.dtype)
@@ -100,7 +100,7 @@ def adversarial_noise(
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
-def uniform_like(key: Key[Array, ""], tree: Any, epsilon: HParam) -> Any:
+def _uniform_like(key: Key[Array, ""], tree: Any, epsilon: HParam) -> Any:
     """Return a tree like another, with numbers drawn from [−ε, ε)."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
