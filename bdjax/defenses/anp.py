@@ -22,9 +22,10 @@ PRESETS = {
         "threshold": 0.4,
         "decimals": 4,
     },
+    "sft": {"learning_rate": 0.02},  # as SFT's authors ran it
 }
 STRENGTHS = {  # what ``auto`` tries
-    "threshold": (0.05, 0.1, 0.2, 0.4, 0.6, 0.8),
+    "threshold": (0.1, 0.2, 0.4, 0.6, 0.8, 0.9),
     "share": (0.01, 0.02, 0.05, 0.1, 0.2, 0.4),
 }
 
@@ -69,6 +70,12 @@ def anp(
     Departures. Released code draws batches with replacement. BackdoorBench keeps the threshold, of
     0 to 0.9, whose attack success on *test* images is lowest, which no defender could;
     ``reference_code`` has the one of FT-SAM's authors, and ``auto`` chooses by clean accuracy.
+
+    When it works: on digits, with the defaults and three victims of each attack, thresholds up to 0.4
+    left 98 % of BadNets or more; 0.8 left 41, 16 and 15 %, and a share of 0.1 left 1, 34 and 5 %, for
+    a point of accuracy. Both left 95 % of Blended or more. Of three networks that were never attacked
+    no mask fell below 0.7, so that a threshold of 0.4 returns them to the bit; a share of 0.1 cost
+    them 4 to 6 points. At the paper's size it has not been run.
 
     Args:
       threshold: in [0, 1): neurons with masks of at most this are pruned (released code; 0.4 in the

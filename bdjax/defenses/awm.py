@@ -228,6 +228,12 @@ def awm(
     tunes the masks against it, on true labels and on images clipped to [0, 1]. Batch norm is in
     evaluation mode. A round is one compiled call.
 
+    When it works: on digits, two victims of BadNets kept 67 and 29 % of the ASR with the defaults, 15
+    and 3 % after 100 rounds with τ = 30, for 2.5 and 1.8 points of accuracy, and 0.5 and 0.2 % with
+    the preset ``sft``, for 4.9 and 7.5. Of Blended the defaults and ``sft`` left all, the 100 rounds
+    83 and 45 %. Three networks that were never attacked lost 1 to 2 points to the defaults. At the
+    paper's size it has not been run.
+
     With one image of each class, 9 augmented copies of each are added, and the authors take the values
     of the preset ``one_shot``.
 
@@ -238,7 +244,8 @@ def awm(
     Args:
       alpha: α in [0, 1], the share of the loss on the images as they are.
       tau: τ ≥ 0. With 0 nothing is perturbed.
-      gamma: γ ≥ 0, below which a mask's gradient does not count: Adam moves what matters not to 0.
+      gamma: γ ≥ 0. However small it is, Adam takes full steps along it where the losses have no
+        gradient, as Adam's own ε is 10⁻⁸: what clean images do not need fades.
       ascent_rate: of the climb, above 0.
       passes: each phase takes so many times ⌊n / ``batch_size``⌋ batches, drawn with replacement.
       copies: of each image, at least 0; None is 9 where the images are no more than the classes, else 0.

@@ -233,6 +233,8 @@ def test_presets_are_the_published_values():
     reference = {"threshold": 0.4, "epochs": 200, "batch_size": 256, "learning_rate": 0.01}
     got = defenses.create("anp", preset="reference_code")
     assert got == defenses.create("anp", **common, **reference, decimals=4)
+    sft = {**paper, "learning_rate": 0.02}
+    assert defenses.create("anp", preset="sft") == defenses.create("anp", **common, **sft)
     assert defenses.create("anp").learner.masks.sgd.weight_decay == 0
 
 
