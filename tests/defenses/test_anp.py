@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import planted
 import pytest
 from quick import quick_jit
 
-from bdjax import defenses, optim, structure
+from bdjax import cli, defenses, optim, structure
 from bdjax.checks import InputError
 from bdjax.data import augment
 from bdjax.data.modalities.images import image_spec
@@ -244,3 +245,15 @@ def test_a_network_of_its_classifier_alone_is_refused():
     batch = Split(jnp.zeros((6, 6, 6, 2)), jnp.arange(6) % 3, jnp.ones(6, bool))
     with pytest.raises(InputError, match="a batch norm or two kernels at least, else there is no"):
         defenses.create("anp").learner.init(KEY, model, start, batch)
+
+
+@pytest.mark.slow  # a run with its control rows: a minute
+def test_badnets_on_digits_is_pruned_and_accuracy_stays(tmp_path, no_cache_of_the_user):
+    words = "--attack badnets --defense anp --defense.epochs 500 --defense.share 0.1 --quiet"
+    assert cli.main(["run", *words.split(), "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.glob("*anp*/record.json")
+    metrics = json.loads(file.read_text())["metrics"]
+    before, after = metrics["before"], metrics["after"]
+    assert before["attack_success_rate"] > 0.95
+    assert after["attack_success_rate"] < 0.1
+    assert after["clean_accuracy"] > before["clean_accuracy"] - 0.03

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import networks
@@ -10,7 +12,7 @@ import planted
 import pytest
 from quick import quick_jit
 
-from bdjax import defenses
+from bdjax import cli, defenses
 from bdjax.checks import InputError
 from bdjax.data.modalities.images import image_spec
 from bdjax.models._layers import Dense
@@ -174,3 +176,15 @@ def test_a_network_of_its_classifier_alone_is_refused():
     model = networks.of_layer(Dense(3, name="a"), networks.TINY)
     with pytest.raises(InputError, match="a layer before its classifier, else there is no weight"):
         learner_of().init(KEY, model, networks.random_variables(model), SPLIT)
+
+
+@pytest.mark.slow  # a run with its control rows: a minute
+def test_badnets_on_digits_fades_and_accuracy_stays(tmp_path, no_cache_of_the_user):
+    words = "--attack badnets --defense awm --defense.epochs 100 --defense.tau 30 --quiet"
+    assert cli.main(["run", *words.split(), "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.glob("*awm*/record.json")
+    metrics = json.loads(file.read_text())["metrics"]
+    before, after = metrics["before"], metrics["after"]
+    assert before["attack_success_rate"] > 0.95
+    assert after["attack_success_rate"] < 0.3
+    assert after["clean_accuracy"] > before["clean_accuracy"] - 0.05
