@@ -249,7 +249,8 @@ def test_a_network_of_its_classifier_alone_is_refused():
 
 @pytest.mark.slow  # a run with its control rows: a minute
 def test_badnets_on_digits_is_pruned_and_accuracy_stays(tmp_path, no_cache_of_the_user):
-    words = "--attack badnets --defense anp --defense.epochs 500 --defense.share 0.1 --quiet"
+    words = "--attack badnets --defense anp --defense.epochs 500 --defense.share 0.1"
+    words += " --defense.batch_size 128 --defense.learning_rate 0.2 --quiet"  # not those of digits
     assert cli.main(["run", *words.split(), "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.glob("*anp*/record.json")
     metrics = json.loads(file.read_text())["metrics"]

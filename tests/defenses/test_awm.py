@@ -180,7 +180,8 @@ def test_a_network_of_its_classifier_alone_is_refused():
 
 @pytest.mark.slow  # a run with its control rows: a minute
 def test_badnets_on_digits_fades_and_accuracy_stays(tmp_path, no_cache_of_the_user):
-    words = "--attack badnets --defense awm --defense.epochs 100 --defense.tau 30 --quiet"
+    words = "--attack badnets --defense awm --defense.epochs 100 --defense.tau 30"
+    words += " --defense.batch_size 128 --defense.learning_rate 0.01 --quiet"  # not those of digits
     assert cli.main(["run", *words.split(), "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.glob("*awm*/record.json")
     metrics = json.loads(file.read_text())["metrics"]
