@@ -229,7 +229,7 @@ def awm(
     evaluation mode. A round is one compiled call.
 
     When it works: on digits, two victims of BadNets kept 67 and 29 % of the ASR with the defaults, 15
-    and 3 % after 100 rounds with τ = 30, for 2.5 and 1.8 points of accuracy, and 0.5 and 0.2 % with
+    (32 with another key) and 3 % after 100 rounds with τ = 30, for 2 to 3 points of accuracy, and 0.5 and 0.2 % with
     the preset ``sft``, for 4.9 and 7.5. Of Blended the defaults and ``sft`` left all, the 100 rounds
     83 and 45 %. Three networks that were never attacked lost 1 to 2 points to the defaults. At the
     paper's size it has not been run.
