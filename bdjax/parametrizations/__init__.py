@@ -6,3 +6,4 @@ from bdjax.parametrizations.kept_zeros import KeptZeros as KeptZeros
 from bdjax.parametrizations.neuron_masks import NeuronMasks as NeuronMasks
 from bdjax.parametrizations.pruned_filters import PrunedFilters as PrunedFilters
 from bdjax.parametrizations.singular_values import SingularValues as SingularValues
+from bdjax.parametrizations.weight_masks import WeightMasks as WeightMasks
