@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, cast
 
@@ -16,7 +17,7 @@ from bdjax.types import Leaf, Model, Variables
 NONE = -1  # in place of a filter's number
 _Numbers: TypeAlias = Int[np.ndarray, " c"]
 # What may put a channel elsewhere, or mix several
-_MOVING = ("dot_general", "gather", "rev", "sort", "transpose")
+_MOVING = ("concatenate", "dot_general", "gather", "rev", "sort", "transpose")
 _LOOPS = ("scan", "while")
 
 
@@ -136,15 +137,17 @@ class _Walk:
             parts = [self.maps.get(var, np.full(_width(var), NONE)) for var in joined]
             return np.concatenate(parts)
         reduced = len(_shape(maps[0])) - 1 in eqn.params.get("axes", ())
-        # One number for all positions, as of a gate
-        spread = name == "broadcast_in_dim" and np.prod(_shape(out)) > np.prod(_shape(maps[0]))
+        spread = name == "broadcast_in_dim" and math.prod(_shape(out)) > math.prod(_shape(maps[0]))
         if name in _MOVING or reduced or spread:
             return np.full(_width(out), NONE)
         return self._last(maps, _width(out))
 
     def _last(self, maps: Sequence[Var], width: int) -> _Numbers:
         """Return of each channel the filter that comes last in execution order."""
-        numbers = [self.maps[var] for var in maps if self.maps[var].size == width]
+        most = max(math.prod(_shape(var)) for var in maps)
+        # The others are one number for all positions, as of a gate
+        whole = [self.maps[var] for var in maps if math.prod(_shape(var)) == most]
+        numbers = [each for each in whole if each.size == width]
         return np.max([np.full(width, NONE), *numbers], axis=0)
 
 

@@ -30,7 +30,13 @@ from bdjax.train import loop, programs, resident
 from bdjax.types import Info, Learner, PoisonedSplit, Split, SplitAndTrigger
 
 KEY = jax.random.key(0)
-NOTHING = {"epochs": 0, "rounds": 0, "max_share": 0.0}  # what "no epochs" means for each defense
+NOTHING = {
+    "epochs": 0,
+    "rounds": 0,
+    "max_share": 0.0,
+    "u": 1e9,
+}  # what "no epochs" means for each defense
+MILD = {"u": 3.0}  # the default of an option that `create` makes stronger
 NAMES = defenses.names()
 
 # A value of the right type that means nothing; of an option that is not here, one that no range holds.
@@ -200,7 +206,10 @@ def test_the_same_key_gives_the_same_bits_and_another_key_others(
 ):
     assert same(defenses.run(KEY, defense, model, variables, **given(split)), result.variables)
     other = defenses.run(jax.random.key(1), defense, model, variables, **given(split))
-    assert same(other["params"], result.variables["params"]) == (epochs(defense) == 0)
+    draws = epochs(defense) > 0 and defense.sees != (
+        "nothing",
+    )  # without images, there is no order
+    assert same(other["params"], result.variables["params"]) != draws
 
 
 def test_it_changes_the_model_if_it_takes_steps_at_all(result, defense, variables):
@@ -227,7 +236,8 @@ def clean_model(model, variables, split):
 @pytest.mark.parametrize("name", OF_A_VICTIM)
 def test_a_clean_model_is_hardly_harmed(name, model, clean_model, split, accuracy_on):
     assert accuracy_on(clean_model) == 1
-    assert accuracy_on(defenses.run(KEY, create(name), model, clean_model, **given(split))) >= 0.95
+    defense = create(name, **MILD)
+    assert accuracy_on(defenses.run(KEY, defense, model, clean_model, **given(split))) >= 0.95
 
 
 # --- hyper-parameters ------------------------------------------------------------------------------------------------
