@@ -1,6 +1,7 @@
 """Gradient transformations in optax's vocabulary; each works in anybody's training loop."""
 
 from bdjax.optim import schedules as schedules
+from bdjax.optim.adversarial_noise import adversarial_noise as adversarial_noise
 from bdjax.optim.anchor import anchor as anchor
 from bdjax.optim.cost import gradient_evaluations as gradient_evaluations
 from bdjax.optim.fisher_trace import fisher_trace as fisher_trace

@@ -37,6 +37,9 @@ IMPORTANCE = {name: np.square(x) for name, x in PARAMS.items()}
 SETUPS = {
     "sam": Setup(lambda rho: optim.sam(rho), (0.5, 2.0), descends=False),
     "sam.adaptive": Setup(lambda rho: optim.sam(rho, adaptive=True), (0.5, 2.0), descends=False),
+    "adversarial_noise": Setup(
+        lambda epsilon: optim.adversarial_noise(epsilon, steps=2), (0.5, 0.2), descends=False
+    ),
     "fisher_trace": Setup(
         lambda eta: optim.fisher_trace(eta, every=2), (0.05, 0.02), descends=False
     ),
@@ -117,6 +120,7 @@ def step(setup: Setup, value, params, state):
     now, grads = jax.value_and_grad(loss)(params)
     # optax hands every transformation all extra arguments: those of the others are to be passed over
     extra = {"grad_fn": jax.grad(loss), "value": now.astype(jnp.float32), "of_another": 1.0}
+    extra["key"] = jax.random.key(0)
     extra["trace_grad_fn"] = jax.grad(lambda params: jnp.square(loss(params)))
     updates, state = optax.with_extra_args_support(tx).update(grads, state, params, **extra)
     return updates, state
@@ -193,6 +197,9 @@ ONES = {"w": jnp.ones(2)}
 NUMBERS: dict[tuple[str, str], tuple[Callable[[Any], Any], tuple[float, ...]]] = {
     ("perturbation", "rho"): (lambda x: optim.perturbation(ONES, ONES, x), (-1.0,)),
     ("sam", "rho"): (lambda x: optim.sam(x), (-1.0, -1e-9)),
+    ("adversarial_noise", "epsilon"): (lambda x: optim.adversarial_noise(x), (-1.0,)),
+    ("adversarial_noise", "alpha"): (lambda x: optim.adversarial_noise(1.0, alpha=x), (-1.0, 1.5)),
+    ("adversarial_noise", "steps"): (lambda x: optim.adversarial_noise(1.0, steps=x), (0, 1.5)),
     ("fisher_trace", "eta"): (lambda x: optim.fisher_trace(x), (-1.0,)),
     ("fisher_trace", "every"): (lambda x: optim.fisher_trace(1.0, x), (0, -3, 2.5)),
     ("anchor", "eta"): (lambda x: optim.anchor(ONES, x), (-1.0,)),
@@ -252,14 +259,15 @@ def test_a_number_that_means_nothing_is_refused_where_it_is_given(function, opti
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     call, out_of_range = NUMBERS[function, option]
     for value in (*NO_NUMBERS, *out_of_range, *(np.asarray(value) for value in out_of_range)):
-        with pytest.raises(InputError, match=rf"^{option} must be .*, got "):
+        with pytest.raises(InputError, match=rf"^{option} must .*, got "):
             call(value)
 
 
 @pytest.mark.parametrize(("function", "option"), NUMBERS)
 def test_a_traced_number_is_let_through(function, option):
     call, _ = NUMBERS[function, option]
-    if (function, option) in (("reduce_on_plateau", "patience"),):  # which is compiled in
+    # Which are compiled in
+    if (function, option) in (("reduce_on_plateau", "patience"), ("adversarial_noise", "steps")):
         return
     kind = jnp.int32 if option in ("every", "steps_per_epoch", "evaluations") else jnp.float32
 
