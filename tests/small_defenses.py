@@ -26,7 +26,9 @@ class Corner:
 
 SMALL = {"epochs": 3, "batch_size": 32, "augment": "none"}  # the last batch is not full
 SMALL["u"] = 1.2  # a layer of four channels has no outlier of more deviations than 1.5
-SMALL["share"] = 0.1  # of the neurons are pruned, which is one: in three epochs no mask falls to a threshold
+SMALL["share"] = (
+    0.1  # of the neurons are pruned, which is one: in three epochs no mask falls to a threshold
+)
 STAGES = [name for name in defenses.names() if name != "chain"]
 
 

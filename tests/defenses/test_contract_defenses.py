@@ -36,7 +36,10 @@ NOTHING = {
     "max_share": 0.0,
     "u": 1e9,
 }  # what "no epochs" means for each defense
-MILD = {"share": None, "u": 3.0}  # the defaults of what `create` makes stronger: of ten neurons, none can be spared
+MILD = {
+    "share": None,
+    "u": 3.0,
+}  # the defaults of what `create` makes stronger: of ten neurons, none can be spared
 NAMES = defenses.names()
 
 # A value of the right type that means nothing; of an option that is not here, one that no range holds.
@@ -205,11 +208,14 @@ def test_the_same_key_gives_the_same_bits_and_another_key_others(
     result, defense, model, variables, split
 ):
     assert same(defenses.run(KEY, defense, model, variables, **given(split)), result.variables)
-    other = defenses.run(jax.random.key(1), defense, model, variables, **given(split))
-    draws = epochs(defense) > 0 and defense.sees != (
-        "nothing",
-    )  # without images, there is no order
-    assert same(other["params"], result.variables["params"]) != draws
+    # Without images, there is no order to draw; and of ten neurons, several keys may prune the same
+    draws = epochs(defense) > 0 and defense.sees != ("nothing",)
+    others = (
+        defenses.run(jax.random.key(seed), defense, model, variables, **given(split))
+        for seed in range(1, 5)
+    )
+    differ = any(not same(other["params"], result.variables["params"]) for other in others)
+    assert differ == draws
 
 
 def test_it_changes_the_model_if_it_takes_steps_at_all(result, defense, variables):
