@@ -29,6 +29,7 @@ SMALL["u"] = 1.2  # a layer of four channels has no outlier of more deviations t
 SMALL["share"] = (
     0.1  # of the neurons are pruned, which is one: in three epochs no mask falls to a threshold
 )
+SMALL["unlearning_rate"] = 0.3  # so far that it matters in which order the images come
 STAGES = [name for name in defenses.names() if name != "chain"]
 
 

@@ -192,6 +192,11 @@ def rnp(
     before they are there, and has no effect: there is none here. It chooses the threshold by *test* images with the
     trigger, of 0 to 0.9, which no defender could; BackdoorBench has 0.7 for all; ``auto`` chooses by clean accuracy.
 
+    When it works: where the unlearning gets there, which takes steps. On digits (one victim of BadNets at 10 %, 150
+    images, two steps an epoch) the defaults ended at the cap with 93 % of the holdout right, and left 99.8 % of the ASR,
+    44 % with a threshold of 0.7. At three times the rate it ended at 19 %, and ASR was 0 for 10.6 points of accuracy;
+    a clean network lost nothing. At ten times, accuracy fell to 65 %. At the paper's size it has not been run.
+
     Args:
       threshold: in [0, 1): neurons with masks of at most this are pruned (the authors' demonstration succeeds
         around 0.2 to 0.3). It does not count where there is a share.

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from quick import quick_jit
 
-from bdjax import defenses
+from bdjax import attacks, data, defenses, evaluate, models, poison
 from bdjax.data.modalities.images import image_spec
 from bdjax.defenses._mask_pruning import MaskPruning
 from bdjax.models._layers import BatchNorm, Dense, LinenModel
+from bdjax.train import loop
+from bdjax.train.supervised import supervised
 from bdjax.types import Split
 
 KEY = jax.random.key(0)
@@ -246,3 +248,24 @@ def test_presets_are_the_published_values():
     reference = {"unlearning_epochs": 21, "batch_size": 256, "threshold": 0.7, "decimals": 4}
     got = defenses.create("rnp", preset="reference_code")
     assert got == defenses.create("rnp", **common, **reference)
+
+
+@pytest.mark.slow  # it trains a victim: half a minute
+def test_a_backdoor_on_digits_goes_where_the_unlearning_gets_there():
+    """At three times the default rate, as there are two steps an epoch; accuracy falls, by about a tenth."""
+    key, digits = jax.random.key(0), data.load("digits")
+    attack = attacks.create("badnets", target_label=0, poison_rate=0.1)
+    state = attack.trigger.init(key, digits.spec)
+    train = poison.poison_train(key, attack, state, digits.train).visible
+    test = poison.poison_test(key, attack, state, digits.test)
+    model = models.create("small_cnn", digits.spec, width=32)
+    learner = supervised(epochs=30, learning_rate=0.05, augment="none")
+    victim = loop.run(key, learner, model, model.init(key), train).variables
+    rows = np.random.default_rng(0).permutation(len(digits.train.label))[:150]
+    holdout = jax.tree.map(lambda x: x[rows], digits.train)
+    defense = defenses.create("rnp", augment="none", unlearning_rate=0.03)
+    purified = defenses.run(key, defense, model, victim, holdout)
+    before, after = (evaluate.evaluate(model, v, digits.test, test) for v in (victim, purified))
+    assert before.attack_success_rate > 0.95
+    assert after.attack_success_rate < 0.1
+    assert after.clean_accuracy > before.clean_accuracy - 0.2
