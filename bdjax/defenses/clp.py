@@ -115,8 +115,8 @@ def clp(u: float = 3.0) -> LipschitzPruning:
     without batch norm: there L_k = σ_max(W_k), and the filter is zeroed with its bias.
 
     When it works: not on digits, of one victim (BadNets at 10 %, the small network of 32 to 128 channels). There u = 3
-    left 99.8 % of the ASR, and u = 1, for 2.6 points of accuracy, 97.5 %. A clean network lost 0.7 points at u = 3 and 4
-    at u = 1. At the paper's size it has not been run.
+    left 99.8 % of the ASR, and u = 1, for 2.6 points of accuracy, 97.5 %. A clean network lost 0.7 points at u = 3 and
+    4 at u = 1. At the paper's size it has not been run.
 
     Args:
       u: threshold u ≥ 0 in standard deviations; the smaller, the more is pruned. BackdoorBench has 5 for Tiny ImageNet.

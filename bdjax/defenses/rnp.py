@@ -7,6 +7,7 @@ import logging
 from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -21,7 +22,7 @@ from bdjax.optim.sgd import Schedule
 from bdjax.parametrizations import NeuronMasks
 from bdjax.train import programs
 from bdjax.train.recipe import Recipe, with_recipe
-from bdjax.train.supervised import Supervised
+from bdjax.train.supervised import Supervised, TrainState
 from bdjax.train.transformations import Setting
 from bdjax.types import HParam, Info, Model, Split, Variables
 
@@ -40,7 +41,7 @@ STRENGTHS = {  # what ``auto`` tries
 }
 _log = logging.getLogger(__name__)
 # Epochs taken, state, accuracy in the last of them, gradient evaluations
-_Unlearning: TypeAlias = tuple[Int[Array, ""], object, Float[Array, ""], Int[Array, ""]]
+_Unlearning: TypeAlias = tuple[Int[Array, ""], TrainState, Float[Array, ""], Int[Array, ""]]
 
 
 @pytree.dataclass
@@ -193,9 +194,9 @@ def rnp(
     trigger, of 0 to 0.9, which no defender could; BackdoorBench has 0.7 for all; ``auto`` chooses by clean accuracy.
 
     When it works: where the unlearning gets there, which takes steps. On digits (one victim of BadNets at 10 %, 150
-    images, two steps an epoch) the defaults ended at the cap with 93 % of the holdout right, and left 99.8 % of the ASR,
-    44 % with a threshold of 0.7. At three times the rate it ended at 19 %, and ASR was 0 for 10.6 points of accuracy;
-    a clean network lost nothing. At ten times, accuracy fell to 65 %. At the paper's size it has not been run.
+    images, two steps an epoch) the defaults ended at the cap with 93 % of the holdout right, and left 99.8 % of the
+    ASR, 44 % with a threshold of 0.7. At three times the rate it ended at 19 %, and ASR was 0 for 10.6 points of
+    accuracy; a clean network lost nothing. At ten times, accuracy fell to 65 %. At the paper's size it was not run.
 
     Args:
       threshold: in [0, 1): neurons with masks of at most this are pruned (the authors' demonstration succeeds

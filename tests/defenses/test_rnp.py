@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -236,7 +237,12 @@ def test_nothing_is_said_before_its_only_step(caplog):
 
 
 def test_presets_are_the_published_values():
-    common = {"alpha": 0.2, "unlearned_accuracy": 0.2, "unlearning_rate": 0.01, "momentum": 0.9}
+    common: dict[str, Any] = {
+        "alpha": 0.2,
+        "unlearned_accuracy": 0.2,
+        "unlearning_rate": 0.01,
+        "momentum": 0.9,
+    }
     common |= {"epochs": 20, "learning_rate": 0.2, "weight_decay": 5e-4, "share": None}
     paper = defenses.create("rnp").learner
     assert paper == defenses.create("rnp", **common, batch_size=128, threshold=0.3).learner
@@ -245,7 +251,12 @@ def test_presets_are_the_published_values():
     assert paper.pruning.masks.sgd.weight_decay == 0
     rates = [paper.unlearning.sgd.schedule.scale(jnp.int32(epoch), 1) for epoch in (9, 10, 20)]
     np.testing.assert_allclose(rates, [1, 0.1, 0.01], rtol=1e-6)
-    reference = {"unlearning_epochs": 21, "batch_size": 256, "threshold": 0.7, "decimals": 4}
+    reference: dict[str, Any] = {
+        "unlearning_epochs": 21,
+        "batch_size": 256,
+        "threshold": 0.7,
+        "decimals": 4,
+    }
     got = defenses.create("rnp", preset="reference_code")
     assert got == defenses.create("rnp", **common, **reference)
 
