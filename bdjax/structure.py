@@ -128,7 +128,7 @@ def execution_order(model: Model, variables: Variables) -> list[Path]:
 
     It is read from the traced program, as the order in the tree is alphabetical.
     """
-    return list(dict.fromkeys(_reads(*_traced(model, variables))))
+    return list(dict.fromkeys(_reads(*traced(model, variables))))
 
 
 def fused(model: Model, variables: Variables) -> dict[Path, tuple[int, ...]]:
@@ -137,13 +137,13 @@ def fused(model: Model, variables: Variables) -> dict[Path, tuple[int, ...]]:
     They are those of dense layers whose output is split along its last axis: the projections of attention, say, to
     queries, keys and values.
     """
-    program, path_of = _traced(model, variables)
+    program, path_of = traced(model, variables)
     dense = {path for path, leaf in kernels(variables["params"]).items() if jnp.ndim(leaf) == 2}
     given = {var: path for var, path in path_of.items() if path in dense}
     return _splits(program, _Origins(given, {}))
 
 
-def _traced(model: Model, variables: Variables) -> tuple[Jaxpr, dict[Var, Path]]:
+def traced(model: Model, variables: Variables) -> tuple[Jaxpr, dict[Var, Path]]:
     """Return the forward pass as a program, and the paths of those of its inputs that are parameters."""
 
     def shape(leaf: Leaf) -> jax.ShapeDtypeStruct:

@@ -30,7 +30,17 @@ from bdjax.train import loop, programs, resident
 from bdjax.types import Info, Learner, PoisonedSplit, Split, SplitAndTrigger
 
 KEY = jax.random.key(0)
-NOTHING = {"epochs": 0, "rounds": 0, "max_share": 0.0}  # what "no epochs" means for each defense
+NOTHING = {
+    "epochs": 0,
+    "rounds": 0,
+    "max_share": 0.0,
+    "u": 1e9,
+}  # what "no epochs" means for each defense
+MILD = {
+    "share": None,
+    "u": 3.0,
+    "unlearning_rate": 0.01,
+}  # the defaults of what `create` makes stronger: of ten neurons, none can be spared
 NAMES = defenses.names()
 
 # A value of the right type that means nothing; of an option that is not here, one that no range holds.
@@ -199,8 +209,14 @@ def test_the_same_key_gives_the_same_bits_and_another_key_others(
     result, defense, model, variables, split
 ):
     assert same(defenses.run(KEY, defense, model, variables, **given(split)), result.variables)
-    other = defenses.run(jax.random.key(1), defense, model, variables, **given(split))
-    assert same(other["params"], result.variables["params"]) == (epochs(defense) == 0)
+    # Without images, there is no order to draw; and of ten neurons, several keys may prune the same
+    draws = epochs(defense) > 0 and defense.sees != ("nothing",)
+    others = (
+        defenses.run(jax.random.key(seed), defense, model, variables, **given(split))
+        for seed in range(1, 9)
+    )
+    differ = any(not same(other["params"], result.variables["params"]) for other in others)
+    assert differ == draws
 
 
 def test_it_changes_the_model_if_it_takes_steps_at_all(result, defense, variables):
@@ -226,7 +242,7 @@ def clean_model(model, variables, split):
 
 @pytest.mark.parametrize("name", OF_A_VICTIM)
 def test_a_clean_model_is_hardly_harmed(name, model, clean_model, split, accuracy_on):
-    defense = create(name, share=None)  # of ten neurons, none is there to be spared
+    defense = create(name, **MILD)
     assert accuracy_on(clean_model) == 1
     assert accuracy_on(defenses.run(KEY, defense, model, clean_model, **given(split))) >= 0.95
 
