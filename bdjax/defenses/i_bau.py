@@ -21,14 +21,14 @@ from bdjax.types import HParam, Info, Model, Params, Split, Task, Variables
 PRESETS = {
     "paper": {},
     "reference_code": {  # BackdoorBench's
-        "learning_rate": 1e-4,
+        "outer_rate": 1e-4,
         "batch_size": 256,
         "augment": "standard",
         "normalized": True,
         "amsgrad": True,
     },
 }
-STRENGTHS = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}  # what ``auto`` tries
+STRENGTHS = {"share": (0.01, 0.05, 0.1, 0.25, 0.5)}  # what ``auto`` tries
 # A hypergradient's, in gradients of a batch, beside one for each term: the outer loss's, the inner
 # one's to linearize at, and two for the mixed derivative, whose passes carry a tangent.
 _COST = 4
@@ -45,8 +45,8 @@ class State(NamedTuple):
 class MinMax:
     """Rounds of min-max unlearning, each an epoch; every one is given the whole holdout."""
 
-    learning_rate: HParam = 1e-3
-    ascent_rate: HParam = 10.0
+    outer_rate: HParam = 1e-3
+    inner_rate: HParam = 10.0
     response_rate: HParam = 0.1
     penalty: HParam = 1e-3
     share: HParam = 0.01
@@ -97,7 +97,7 @@ class MinMax:
             output, _ = model.apply(variables, model.spec.modality.load(batch.input))
             answered = batch._replace(label=_said(model.spec.task, output))
             gradient = jax.grad(self._inner)(delta, model, variables, answered)
-            return self._inside(delta - self.ascent_rate * gradient), None
+            return self._inside(delta - self.inner_rate * gradient), None
 
         return jax.lax.scan(ascend, jnp.zeros(model.spec.shape), some)[0]
 
@@ -129,7 +129,7 @@ class MinMax:
             inner, outer, delta, params, rate=self.response_rate, terms=self.terms
         )
         updates, optimizer = self._adam().update(gradient, state.optimizer)
-        params = jax.tree.map(lambda w, step: w - self.learning_rate * step, params, updates)
+        params = jax.tree.map(lambda w, step: w - self.outer_rate * step, params, updates)
         cost = jnp.int32(_COST + self.terms)
         info = Info(loss, accuracy(task, output, batch), cost)
         return State(variables(params), optimizer), info
@@ -218,15 +218,16 @@ def _said(task: Task, output: Array) -> Shaped[Array, "..."]:
 
 
 @with_recipe(
-    Recipe(batch_size=100, learning_rate=1e-3, augment="none"),
-    without=("epochs", "momentum", "weight_decay", "label_smoothing", "schedule"),
+    Recipe(batch_size=100, augment="none"),
+    without=("epochs", "learning_rate", "momentum", "weight_decay", "label_smoothing", "schedule"),
 )
 def i_bau(
     recipe: Recipe,
     rounds: int = 5,
     terms: int = 5,
     share: float = 0.01,
-    ascent_rate: float = 10.0,
+    outer_rate: float = 1e-3,
+    inner_rate: float = 10.0,
     response_rate: float = 0.1,
     penalty: float = 1e-3,
     radius: float | None = None,
@@ -246,18 +247,24 @@ def i_bau(
     images from the test set. BackdoorBench draws batches and augmentation once, and here each round draws them. The
     fixed-point iteration has no tolerance, and a batch of fewer than 1 / ``share`` images has δ on one of them.
 
+    When it works: with many more rounds than five where the holdout is small, and δ on half of the images. On digits
+    (200 images, two steps a round, three victims of BadNets and Blended) the defaults left 100 % ASR in two of two
+    runs, 100 rounds 46 to 80 %, and 100 rounds with ``share`` = 0.5 8 to 20 %, for 2 to 3 points of accuracy. With
+    ``share`` = 1 and no radius they destroyed the network; with a ``radius`` of 1 they left 56 to 94 %. At the paper's
+    size it has not been run.
+
     Args:
       rounds: how often both passes are made, each an epoch of the record.
       terms: K of the hypergradient, at least 1.
       share: of a batch's images that have δ on them in the second pass, in [0, 1].
-      ascent_rate: step of δ in the first pass, above 0.
+      outer_rate: rate of Adam, constant, above 0 (BackdoorBench: 1e-4).
+      inner_rate: step of δ in the first pass, above 0.
       response_rate: step s ≥ 0 in the hypergradient; with 0 δ is held fixed.
       penalty: λ ≥ 0.
       radius: largest L2 norm of δ, above 0; None is no bound.
       normalized: δ is added to what the network computes with, after the normalization, as BackdoorBench does.
       amsgrad: with PyTorch's AMSGrad, as BackdoorBench does.
       batch_size: most images a step.
-      learning_rate: Adam's, constant.
       augment: ``none``, or ``standard``, once for both passes.
 
     Raises:
@@ -269,14 +276,14 @@ def i_bau(
     integer(maximum=EPOCHS, rounds=rounds)
     integer(1, terms=terms)
     unit_interval(share=share)
-    positive(ascent_rate=ascent_rate)
+    positive(outer_rate=outer_rate, inner_rate=inner_rate)
     non_negative(response_rate=response_rate, penalty=penalty)
     if radius is not None:
         positive(radius=radius)
     one_of(("none", "standard"), augment=recipe.augment)
     return MinMax(
-        recipe.learning_rate,
-        ascent_rate,
+        outer_rate,
+        inner_rate,
         response_rate,
         penalty,
         share,

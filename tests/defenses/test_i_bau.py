@@ -152,7 +152,7 @@ def run(**options):
 
 def test_a_share_of_nothing_is_fine_tuning_with_adam():
     """And the order of the images in the only batch does not matter."""
-    result = run(share=0.0, learning_rate=0.01)
+    result = run(share=0.0, outer_rate=0.01)
     split, params = holdout(), weak()["params"]
     stats, tx = weak()["batch_stats"], optax.adam(0.01)
 
@@ -187,6 +187,6 @@ def test_what_means_nothing_is_refused(option, value):
 
 def test_the_benchmarks_setting():
     made = defenses.create("i_bau", preset="reference_code").learner
-    assert (made.learning_rate, made.rows, made.epochs, made.terms) == (1e-4, 256, 5, 5)
+    assert (made.outer_rate, made.rows, made.epochs, made.terms) == (1e-4, 256, 5, 5)
     assert made.normalized
     assert made.amsgrad
