@@ -285,8 +285,10 @@ def _all_classes(
         return mask, pattern, search.norm, success, known, finite, spent
 
     each_class = jax.lax.map(group, which)
-    *found, finite, spent = (x.reshape(-1, *x.shape[2:])[:classes] for x in each_class)
-    return Found(*found, finite.all(), spent.sum())
+    mask, pattern, norm, success, known, finite, spent = (
+        x.reshape(-1, *x.shape[2:])[:classes] for x in each_class
+    )
+    return Found(mask, pattern, norm, success, known, finite.all(), spent.sum())
 
 
 class _Network(NamedTuple):

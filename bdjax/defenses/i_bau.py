@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +57,14 @@ class MinMax:
     augment: str = pytree.static(default="none")
     normalized: bool = pytree.static(default=False)
     amsgrad: bool = pytree.static(default=False)
-    batch_size: ClassVar[None] = None
-    drop_last: ClassVar[bool] = False
+
+    @property
+    def batch_size(self) -> int | None:
+        return None
+
+    @property
+    def drop_last(self) -> bool:
+        return False
 
     def init(self, key: Key[Array, ""], model: Model, variables: Variables, split: Split) -> State:
         """Return the state before the first round."""
@@ -249,7 +255,7 @@ def i_bau(
 
     When it works: with many more rounds than five where the holdout is small, and δ on half of the images. On digits
     (200 images, two steps a round, three victims of BadNets and Blended) the defaults left 100 % ASR in two of two
-    runs, 100 rounds 46 to 80 %, and 100 rounds with ``share`` = 0.5 8 to 20 %, for 2 to 3 points of accuracy. With
+    runs, 100 rounds 46 to 80 %, and 100 rounds with ``share`` = 0.5 8 to 20 %, for about 3 points of accuracy. With
     ``share`` = 1 and no radius they destroyed the network; with a ``radius`` of 1 they left 56 to 94 %. At the paper's
     size it has not been run.
 

@@ -68,11 +68,11 @@ def test_the_hypergradient_is_that_of_a_dense_inverse():
 
 def test_amsgrad_is_pytorchs():
     """O28."""
-    tx, weight = scale_by_amsgrad(), jnp.float32(0)
+    tx, weight = optax.chain(scale_by_amsgrad(), optax.scale(-0.1)), jnp.float32(0)
     state, path = tx.init(weight), []
     for gradient in (1.0, 0.1, 0.1, 0.1, 2.0):
         update, state = tx.update(jnp.float32(gradient), state)
-        weight -= 0.1 * update
+        weight = jnp.asarray(optax.apply_updates(weight, update))
         path.append(float(weight))
     expected = [-0.1, -0.17408106, -0.23739542, -0.29474002, -0.36530273]
     np.testing.assert_allclose(path, expected, rtol=1e-5)
