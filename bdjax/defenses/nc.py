@@ -136,6 +136,11 @@ def nc(
     on the images in turn, where BackdoorBench adds a stamped copy for each; and it draws other images for the
     fine-tuning, stores masks as stretched pictures, and saves the network as it was before the defense.
 
+    When it works: where the trigger is a small patch. On digits (200 images, 100 epochs of fine-tuning at 0.05) it took
+    BadNets from 100 % ASR to 0 in two of two runs, with 97 and 98 % accuracy left; the target's trigger had 5 pixels
+    against 8 to 14, its index was 4.5. In a network under Blended and in a clean one no class stood out, and both came
+    back as they were. At the paper's size it has not been run.
+
     Args:
       inversion_epochs: most passes over the holdout for each class, at least 1; fewer where it gets no smaller.
       inversion_rate: Adam's, in the inversion.

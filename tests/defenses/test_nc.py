@@ -11,13 +11,16 @@ import planted
 import pytest
 from quick import quick_jit
 
-from bdjax import defenses
+from bdjax import attacks, data, defenses, evaluate, models, poison
 from bdjax.checks import InputError
+from bdjax.data import splits
 from bdjax.defenses._anomaly import Suspects, anomaly, suspects
 from bdjax.defenses._inversion import Found
 from bdjax.defenses.nc import nc, stamp
+from bdjax.optim import Schedule
 from bdjax.tasks.multi_label import MultiLabel
 from bdjax.train import loop
+from bdjax.train.supervised import supervised
 
 KEY = jax.random.key(0)
 NORMS = (100.0, 102, 98, 101, 20, 99, 103, 97, 100, 101)
@@ -134,3 +137,25 @@ def test_the_benchmarks_setting():
     made = defenses.create("nc", preset="reference_code").learner
     assert (made.inversion.success, made.lower_median, made.bound) == (0.98, True, 2.0)
     assert made.tuning.sgd.schedule.kind == "cosine"
+
+
+@pytest.mark.slow  # trains a victim
+def test_it_removes_a_patch_from_digits():
+    """Behavioral test 11, first half: the target's norm is the outlier, and its trigger is unlearned."""
+    ds, keys = data.load("digits"), jax.random.split(KEY, 5)
+    attack = attacks.create("badnets", target_label=0, poison_rate=0.1)
+    trigger = attack.trigger.init(keys[0], ds.spec)
+    train = poison.poison_train(keys[0], attack, trigger, ds.train)
+    test = poison.poison_test(keys[0], attack, trigger, ds.test)
+    model = models.create("small_cnn", ds.spec, width=16)
+    learner = supervised(
+        epochs=20, batch_size=64, learning_rate=0.05, schedule=Schedule(kind="cosine")
+    )
+    victim = loop.run(keys[2], learner, model, model.init(keys[1]), train.visible).variables
+    rows = splits.holdout(keys[3], ds.train, per_class=20, num_classes=10)
+    defense = nc(batch_size=100, learning_rate=0.05)
+    after = defenses.run(keys[4], defense, model, victim, splits.take(ds.train, rows))
+    before, after = (evaluate.evaluate(model, each, ds.test, test) for each in (victim, after))
+    assert before.attack_success_rate > 0.95
+    assert after.attack_success_rate < 0.05
+    assert after.clean_accuracy > before.clean_accuracy - 0.04
