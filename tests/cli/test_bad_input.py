@@ -65,9 +65,7 @@ def nothing_is_trained(tmp_path_factory):
 def suspect(tmp_path_factory) -> Path:
     """A folder with a network's file and images that fit it, of as many classes."""
     folder = tmp_path_factory.mktemp("suspect")
-    model = models.create(
-        "resnet18", image_spec("tiny", (8, 8, 3), 4, (0.0,) * 3, (1.0,) * 3), width=2
-    )
+    model = models.create("resnet18", image_spec("tiny", (8, 8, 3), 4, (0.0,) * 3, (1.0,) * 3), width=2)
     arrays = keys.state_dict(model, model.init(jax.random.key(0)))
     writing.write_safetensors(folder / bad_calls.NETWORK, arrays)
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
