@@ -28,6 +28,7 @@ SMALL = {"epochs": 3, "batch_size": 32, "augment": "none"}  # the last batch is 
 # What shows in three epochs: one neuron pruned, as no mask falls to a threshold; an outlier, of which a layer of four
 # channels has none of more deviations than 1.5; and unlearning so far that the order of the images matters
 SMALL |= {"share": 0.1, "u": 1.2, "unlearning_rate": 0.3}
+SMALL["otherwise"] = "smallest"  # where a defense finds nothing, that it takes steps all the same
 STAGES = [name for name in defenses.names() if name != "chain"]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float
 
 from bdjax.checks import InputError
+from bdjax.types import HParam
 
 BOUND = 2.0  # Neural Cleanse's
 FEWEST = 5  # classes; of four, one that stands out moves the median of the deviations itself
@@ -76,3 +78,39 @@ def _unclear(norm: Float[np.ndarray, " k"], median: float, deviation: float) -> 
     if deviation <= _EQUAL * median:
         return "half of the classes or more have triggers of the same size"
     return ""
+
+
+class Suspects(NamedTuple):
+    """What `suspects` finds: the index of each class, NaN where nothing can be told, and which stand out."""
+
+    index: Float[Array, " k"]
+    stands_out: Bool[Array, " k"]
+
+
+def suspects(
+    norm: Float[Array, " k"], bound: HParam = BOUND, lower_median: bool = False
+) -> Suspects:
+    """Return the index and the suspects of `anomaly`; a pure function, to be compiled and mapped.
+
+    Args:
+      norm: finite sizes, 0 or more.
+      bound: as for `anomaly`.
+      lower_median: the median of an even number is the lower of the middle two, as PyTorch's is, instead of their mean.
+
+    Example:
+
+      >>> import jax.numpy as jnp
+      >>> suspects(jnp.array([10.0, 12.0, 11.0, 13.0, 2.0])).stands_out.tolist()
+      [False, False, False, False, True]
+    """
+    middle = _lower if lower_median else jnp.median
+    median = middle(norm)
+    away = jnp.abs(norm - median)
+    deviation = _NORMAL * middle(away)
+    clear = (norm.shape[0] >= FEWEST) & (deviation > _EQUAL * median)
+    index = jnp.where(clear, away / jnp.where(clear, deviation, 1), jnp.nan)
+    return Suspects(index, (norm < median) & (index > bound))
+
+
+def _lower(values: Float[Array, " k"]) -> Float[Array, ""]:
+    return jnp.sort(values)[(values.shape[0] - 1) // 2]

@@ -109,6 +109,24 @@ class Inverted(NamedTuple):
         return np.where(self.found, self.norm, np.maximum(self.norm, whole))
 
 
+class Found(NamedTuple):
+    """The same inside a program, whether all of it are numbers, and the gradients of a class's batch that it took."""
+
+    mask: Float[Array, "k h w"]
+    pattern: Float[Array, "k h w c"]
+    norm: Float[Array, " k"]
+    success: Float[Array, " k"]
+    found: Bool[Array, " k"]
+    finite: Bool[Array, ""]
+    gradient_evaluations: Int[Array, ""]
+
+    @property
+    def size(self) -> Float[Array, " k"]:
+        """As of `Inverted`."""
+        whole = self.mask[0].size
+        return jnp.where(self.found, self.norm, jnp.maximum(self.norm, whole))
+
+
 class _Trigger(NamedTuple):
     """Mask and pattern before the tanh, for some classes."""
 
@@ -173,22 +191,32 @@ def invert(
     """
     images, label = _checked(model, split)
     rows = _rows(key, label, model.spec.num_classes)
-    found, finite = _program()(key, model, variables, jnp.asarray(images), rows, settings)
-    if not bool(finite):
+    found = _program()(key, model, variables, jnp.asarray(images), rows, settings)
+    if not bool(found.finite):
         raise InputError("the network must give finite logits for the images; it gives NaN.")
-    return Inverted(*map(np.asarray, found))
+    return Inverted(*map(np.asarray, found[: len(Inverted._fields)]))
+
+
+def check_model(model: Model) -> None:
+    """Refuse a network that no trigger can be looked for in.
+
+    Raises:
+      InputError: it does not classify images, into two classes or more.
+    """
+    spec = model.spec
+    if spec.modality.unit != "image" or spec.task.labels != "class":
+        what = f"{spec.modality.unit}s with a {spec.task.labels} each"
+        raise InputError(f"model must classify images, one class each; got {what}.")
+    if spec.num_classes < 2:
+        raise InputError(f"model must have two classes or more, got {spec.num_classes}.")
 
 
 def _checked(
     model: Model, split: Split
 ) -> tuple[Num[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
     """Return the valid images and their labels."""
+    check_model(model)
     spec, (images, label, valid) = model.spec, map(np.asarray, split)
-    if spec.modality.unit != "image" or spec.task.labels != "class":
-        what = f"{spec.modality.unit}s with a {spec.task.labels} each"
-        raise InputError(f"model must classify images, one class each; got {what}.")
-    if spec.num_classes < 2:
-        raise InputError(f"model must have two classes or more, got {spec.num_classes}.")
     if images.shape[1:] != spec.shape:
         raise InputError(f"split must hold images of {spec.shape}, got {images.shape[1:]}.")
     images, label = images[valid], label[valid]
@@ -204,7 +232,20 @@ def _checked(
     return images, label
 
 
-def _rows(key: Key[Array, ""], label: Int[np.ndarray, " n"], num_classes: int) -> _Rows:
+def inverted(
+    key: Key[Array, ""],
+    model: Model,
+    variables: Variables,
+    images: Num[Array, "n h w c"],
+    label: Int[Array, " n"],
+    settings: Settings,
+) -> Found:
+    """Do what `invert` does as part of a program: a pure function that checks neither model nor images."""
+    rows = _rows(key, label, model.spec.num_classes)
+    return _all_classes(key, model, variables, images, rows, settings)
+
+
+def _rows(key: Key[Array, ""], label: Int[Array | np.ndarray, " n"], num_classes: int) -> _Rows:
     """Return all classes with the rows of other classes first, each in an order of its own."""
     target = jnp.arange(num_classes)
     own = jnp.asarray(label) == target[:, None]
@@ -224,27 +265,32 @@ def _all_classes(
     images: Num[Array, "n h w c"],
     rows: _Rows,
     settings: Settings,
-) -> tuple[tuple[Array, ...], Bool[Array, ""]]:
-    """Return the fields of `Inverted`, some classes after others, and whether all of it are numbers."""
+) -> Found:
+    """Search, some classes after others."""
     classes = model.spec.num_classes
     groups = -(-classes * settings.batch_size // settings.at_once)
     groups = min(groups, classes)
     each = -(-classes // groups)
     which = jnp.minimum(jnp.arange(groups * each), classes - 1).reshape(groups, each)
 
-    def group(which: Array) -> tuple[tuple[Array, ...], Array]:
+    def group(which: Array) -> tuple[Array, ...]:
         some = jax.tree.map(lambda x: x[which], rows)
         network = _Network(model, variables, images)
         search = _search(key, network, some, settings)
         mask, pattern = search.best.squashed()
         success = _success(network, search.best, some, settings.at_once)
+        finite = jnp.isfinite(search.at.mask).all((1, 2))
+        spent = jnp.full(each, search.number * _steps(network, settings))
         smaller = search.norm <= _SMALLER * settings.start * mask[0].size
-        found = mask, pattern, search.norm, success, search.found & smaller
-        return found, jnp.isfinite(search.at.mask).all()
+        # Where every image is of the class itself, nothing was looked for.
+        known = search.found & smaller & (some.count > 0)
+        return mask, pattern, search.norm, success, known, finite, spent
 
-    found, finite = jax.lax.map(group, which)
-    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:classes], found)
-    return found, finite.all()
+    each_class = jax.lax.map(group, which)
+    mask, pattern, norm, success, known, finite, spent = (
+        x.reshape(-1, *x.shape[2:])[:classes] for x in each_class
+    )
+    return Found(mask, pattern, norm, success, known, finite.all(), spent.sum())
 
 
 class _Network(NamedTuple):
@@ -320,8 +366,7 @@ def _round(
     search: _Search,
 ) -> tuple[_Trigger, Any, _Trigger, Float[Array, " k"]]:
     """Take a round's steps; return where they lead, Adam's moments, the last trigger that was seen, and its hits."""
-    size = settings.batch_size
-    steps = settings.steps or -(-network.images.shape[0] // size)
+    size, steps = settings.batch_size, _steps(network, settings)
     task = network.model.spec.task
 
     def loss(trigger: _Trigger, row: Array) -> tuple[Array, Array]:
@@ -343,6 +388,11 @@ def _round(
 
     (at, moments), (seen, hits) = jax.lax.scan(step, (search.at, search.moments), jnp.arange(steps))
     return at, moments, jax.tree.map(lambda x: x[-1], seen), hits.mean(0)
+
+
+def _steps(network: _Network, settings: Settings) -> int:
+    """Return the steps of a round."""
+    return settings.steps or -(-network.images.shape[0] // settings.batch_size)
 
 
 def _judged(
