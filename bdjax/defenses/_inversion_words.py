@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bdjax.defenses._anomaly import Anomaly, anomaly
+from bdjax.defenses._anomaly import BOUND, Anomaly, anomaly
 from bdjax.defenses._inversion import Inverted
 from bdjax.files.printable import printable
 
@@ -69,8 +69,9 @@ def sentences(found: Inverted, class_names: Sequence[str] = ()) -> str:
         said = _suspects(found, odd, class_names)
     else:
         norm = found.norm[found.found]
-        said = f"No class stands out: triggers have {_range(norm)} (median {np.median(norm):.1f});"
-        said += f" the smallest is that of {_one(found, odd, smallest, class_names)}."
+        said = f"No class stands out by an anomaly index above {BOUND:g}: triggers have {_range(norm)} "
+        said += f"(median {np.median(norm):.1f}); the smallest is that of {_one(found, odd, smallest, class_names)}"
+        said += f", and the next has {np.sort(norm)[1]:.1f} pixels." if len(norm) > 1 else "."
     if missing:
         said += f" For {missing} of {len(found.found)} classes none smaller than the search's start was found."
     return said

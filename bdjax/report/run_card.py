@@ -32,7 +32,7 @@ def markdown(record: Record, which: str) -> str:
     tags = (*TAGS, "backdoored" if which == ATTACKED else "purified")
     config = record.config
     parts = [
-        front_matter(tags, shown, str(config["data"]["name"])),
+        front_matter(record.run_id, tags, shown, str(config["data"]["name"])),
         f"# {config['model']['name']}, {_title(config, which)}\n",
         _warning(config, which) + "\n",
         "## Measured on test images\n",

@@ -97,7 +97,7 @@ def _network(found: Suspect) -> Plain:
         "channels": seen.channels,
         "image_size": list(seen.image_size),
         "sure": seen.sure,
-        "why": seen.why,
+        "why": f"{seen.why}; {seen.size_why}",
         "to_be_given": suspect.to_be_given(seen) if seen.unknown else None,
     }
 

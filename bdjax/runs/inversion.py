@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bdjax.data import splits
@@ -13,7 +14,7 @@ from bdjax.defenses import _inversion, _inversion_words
 from bdjax.defenses._inversion import Inverted
 from bdjax.files.atomic import Plain
 from bdjax.files.printable import printable
-from bdjax.runs import plans
+from bdjax.runs import chance, plans
 from bdjax.runs.config import Config
 from bdjax.runs.strongest import Network
 from bdjax.types import Model, Split
@@ -44,6 +45,7 @@ def compare(
         "images": len(seen.label),
         "before": _plain(found[0], names),
         "after": _plain(found[1], names),
+        "carried": _carried(found[0], before, after, seen),
         "words": {
             when: [_inversion_words.sentences(one, names)]
             for when, one in zip(("before", "after"), found, strict=True)
@@ -51,6 +53,31 @@ def compare(
         "limits": _inversion_words.LIMITS,
     }
     return plain, _arrays(before.model, *found)
+
+
+def _carried(found: Inverted, before: Network, after: Network, split: Split) -> list[Plain]:
+    """Return of the smallest triggers found before how many images of other classes each sends to its class.
+
+    Whether what was found still works says more of a defense than what is found afterwards: that is another search.
+    """
+    images = np.asarray(before.model.spec.modality.load(jnp.asarray(split.input)))
+    label, carried = np.asarray(split.label), []
+    for number in map(int, _smallest(found)):
+        mask, others = found.mask[number][..., None], images[label != number]
+        if not found.found[number] or not len(others):
+            continue
+        triggered = (1 - mask) * others + mask * found.pattern[number]
+        sent = [
+            int((chance.answers(*network, triggered.astype(np.float32)) == number).sum())
+            for network in (before, after)
+        ]
+        carried.append({"class": number, "before": sent[0], "after": sent[1], "of": len(others)})
+    return carried
+
+
+def _smallest(found: Inverted) -> np.ndarray:
+    """Return the classes with the smallest triggers, the smallest first."""
+    return np.argsort(found.size, kind="stable")[:_SHOWN]
 
 
 def _plain(found: Inverted, names: tuple[str, ...]) -> Plain:
@@ -66,7 +93,7 @@ def _plain(found: Inverted, names: tuple[str, ...]) -> Plain:
 
 def _arrays(model: Model, before: Inverted, after: Inverted) -> dict[str, Any]:
     """Return mask and pattern of the classes with the smallest triggers before, in both networks."""
-    chosen = np.argsort(before.size, kind="stable")[:_SHOWN]
+    chosen = _smallest(before)
     arrays: dict[str, Any] = {"classes": chosen}
     for when, found in (("before", before), ("after", after)):
         arrays[f"mask_{when}"] = _stored(found.mask[chosen])

@@ -109,6 +109,7 @@ def _unknown(found: Suspect, config: Config, images: CleanImages) -> InputError:
     shown = [one for one in ways if not one.reversed and one.order is None][:_SHOWN]
     each = [f"{chance.flags(way.normalization)} ({way.share:.1%})" for way in shown]
     said = "its normalization is not known; give it, as it was in training"
+    noise = "A few points more or less say nothing"
     return InputError(
-        f"{found.file}: {said}: right on {shown[0].of} of your images with {'; '.join(each)}."
+        f"{found.file}: {said}: right on {shown[0].of} of your images with {'; '.join(each)}. {noise}."
     )

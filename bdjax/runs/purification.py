@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -54,31 +55,50 @@ def purify(request: Request, execution: Execution, tell: Tell = lambda line: Non
     identity = prepared.identity
     if (there := folder.finished(identity)) is None:
         folder.check_free()
+        checked = _checked(prepared, tell)  # of what is refused, nothing is left behind
         with folder.locked():
             # Another process may have been faster
             if (there := folder.finished(identity)) is None:
-                return _carry_out(prepared, execution, folder, tell)
+                return _carry_out(prepared, checked, execution, folder, tell)
     folder.clear()  # what a kill has left between the record and the end
     tell(f"finished already: {request.out}")
     return there
 
 
-def _carry_out(
-    prepared: Prepared, execution: Execution, folder: PurifiedFolder, tell: Tell
-) -> Plain:
-    clock = _Clock()
-    request, config = prepared.request, prepared.config
-    own = requests.digest(prepared.identity)
-    folder.check_unfinished(own)
+class _Checked(NamedTuple):
+    """The images by what they are for, the network's answers to those kept aside, and the clock."""
+
+    parts: Parts
+    before: Int[np.ndarray, " n"]
+    clock: _Clock
+
+
+def _checked(prepared: Prepared, tell: Tell) -> _Checked:
+    """Divide the images, and refuse a network that is given them in another way than in its training."""
+    clock, config = _Clock(), prepared.config
     share = None if config.selection is None else config.selection.aside
     key = plans.key_for(config, "holdout")
-    parts = clean_images.divide(key, prepared.images, aside=request.aside, choosing=share)
+    parts = clean_images.divide(key, prepared.images, aside=prepared.request.aside, choosing=share)
     tell(_of_parts(parts))
     before = chance.answers(*prepared.network, np.asarray(parts.kept.input))
     tell(f"before: right on {_right(before, parts)} of {len(before)}")
-    if not request.anyway:
+    if not prepared.request.anyway:
         _check_better_than_chance(prepared, before, parts)
     clock.lap("checks")
+    return _Checked(parts, before, clock)
+
+
+def _carry_out(
+    prepared: Prepared,
+    checked: _Checked,
+    execution: Execution,
+    folder: PurifiedFolder,
+    tell: Tell,
+) -> Plain:
+    request, config = prepared.request, prepared.config
+    parts, before, clock = checked
+    own = requests.digest(prepared.identity)
+    folder.check_unfinished(own)
     folder.begin(own)
     place = functools.partial(folder.trial, own)
     outcome = strongest.defend(config, prepared.network, parts, execution, place, own)
@@ -93,7 +113,7 @@ def _carry_out(
         found, arrays = inversion.compare(config, prepared.network, purified, parts.given)
         atomic.write_arrays(folder.file(INVERSION), **arrays)
     clock.lap("inversion")
-    entry = _write(prepared, purified, folder)
+    entry = _write(prepared, outcome.chosen, purified, folder)
     files = {"entry": entry, "prefix": prepared.suspect.state.prefix}
     clock.lap("files")
     more = {"inversion": found, "files": files, "seconds": clock.seconds}
@@ -103,13 +123,15 @@ def _carry_out(
     return record
 
 
-def _write(prepared: Prepared, purified: Network, folder: PurifiedFolder) -> str:
+def _write(
+    prepared: Prepared, chosen: float | None, purified: Network, folder: PurifiedFolder
+) -> str:
     """Write the network in both formats; return the entry of PyTorch's in which the weights are, empty where bare."""
     content = model_files.config(
         prepared.config.model.name,
         prepared.config.model.options,
         purified.model,
-        purified_by=prepared.config.to_dict()["defense"],
+        purified_by=purified_record.defense(prepared.config, chosen),
         purified_from=prepared.suspect.sha256,
     )
     weights, described = folder.file(SAFETENSORS), folder.file(CONFIG)

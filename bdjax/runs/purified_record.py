@@ -16,7 +16,7 @@ from bdjax.devices import environment
 from bdjax.files.atomic import Plain
 from bdjax.files.printable import printable
 from bdjax.models.foreign.normalization import Normalization
-from bdjax.runs import distance
+from bdjax.runs import distance, schema
 from bdjax.runs.clean_images import CleanImages, Parts
 from bdjax.runs.config import Config
 from bdjax.runs.preparation import Prepared
@@ -62,6 +62,17 @@ def finished(
         "device": environment.device(1),
         **more,
     }
+
+
+def defense(config: Config, chosen: float | None) -> Plain:
+    """Return the section ``defense`` of a config, with the strength that was chosen in the place of ``auto``."""
+    section = config.to_dict()["defense"]
+    if chosen is None or config.strength is None:
+        return section
+    value: Any = chosen
+    for key in reversed(config.strength.path.split(".")[1:]):
+        value = {key: value}
+    return schema.merge(section, value)
 
 
 def _suspect(found: Suspect) -> Plain:

@@ -70,7 +70,7 @@ def test_the_words_name_the_suspect_with_size_success_and_index():
 
 def test_the_words_name_the_smallest_trigger_where_no_class_stands_out():
     said = words.sentences(found(10, 12, 11, 13, 9))
-    assert said.startswith("No class stands out: triggers have 9.0 to 13.0 pixels (median 11.0);")
+    assert said.startswith("No class stands out by an anomaly index above 2: triggers have 9.0 to ")
     assert "class 4: 9.0 pixels (14.1% of the image)" in said
     assert "anomaly index 1.3" in said
 
@@ -82,7 +82,9 @@ def test_a_class_without_a_trigger_counts_as_the_whole_image_and_is_no_suspect()
     np.testing.assert_array_equal(MISSING.size, [10, 12, 11, 13, 64])
     assert not any(line.is_suspect for line in words.lines(MISSING))
     said = words.sentences(MISSING)
-    assert said.startswith("No class stands out: triggers have 10.0 to 13.0 pixels (median 11.5);")
+    assert said.startswith(
+        "No class stands out by an anomaly index above 2: triggers have 10.0 to 13.0 pixels (median 11.5);"
+    )
     assert "the smallest is that of class 0" in said
     assert said.endswith("For 1 of 5 classes none smaller than the search's start was found.")
     assert "for class 4 went from 2.0 pixels to none found." in words.compared(

@@ -83,6 +83,7 @@ RECORD = {
             "suspect": [False, False, False],
             "found": [True, True, True],
         },
+        "carried": [{"class": 0, "before": 60, "after": 6, "of": 60}],
         "words": {"before": ["Suspect: class 'cat'."], "after": ["No class stands out."]},
         "limits": "A class that stands out is a suspect, not a proof.",
     },
@@ -108,14 +109,14 @@ def test_the_interval_is_wilsons():
 
 
 def test_what_is_known():
-    accuracy, strength, weights, before, after = words.known(record())
+    accuracy, strength, weights, before, after, carried = words.known(record())
     assert accuracy == (
         "Clean accuracy 95.0 % (88.8–97.8 %) before and 90.0 % (82.6–94.5 %) after: 95 and 90 of 100 images that the "
         "defense was not given, with 95 % Wilson intervals. 7 of these answers changed."
     )
     assert strength == (
         "Strength rho = 4: of 2, 4, 8, from the strongest down, the first that cost at most 2 points on 80 further "
-        "images (95.0 % before; tried: 8 diverged, 4 → 93.8 %)."
+        "images, of which each is 1.2 points (95.0 % before; tried: 8 diverged, 4 → 93.8 %)."
     )
     assert (
         weights
@@ -123,6 +124,12 @@ def test_what_is_known():
     )
     assert before == "Trigger inversion before the defense: Suspect: class 'cat'."
     assert after == "Trigger inversion after the defense: No class stands out."
+    assert carried == (
+        "The patches found before, put on images again: that of class 'cat' sends 100.0 % of 60 there before and "
+        "10.0 % after the defense."
+    )
+    del (earlier := record())["inversion"]["carried"]
+    assert words.known(earlier)[:5] == [accuracy, strength, weights, before, after]
 
 
 def test_what_is_not_known_is_said_whatever_was_measured():
@@ -147,14 +154,25 @@ def test_the_lines_for_pytorch_take_off_what_stands_before_the_names():
     bare = record(files={"entry": "model", "prefix": ""})
     assert words.into_pytorch(bare).splitlines()[1:] == [
         'state = torch.load("model.pt", weights_only=True)["model"]',
-        "model.load_state_dict(state)  # your own network",
+        "model.load_state_dict(state)  # model: your own network, made as before",
+        "model.eval()",
+        "# images in [0, 1], minus (0.5, 0.5, 0.5), divided by (0.25, 0.25, 0.25)",
     ]
 
 
 def test_a_loss_that_is_large_is_a_warning_and_so_is_a_budget_that_was_not_kept():
     assert words.warnings(record()) == []  # 5 points
     lost = record(accuracy={"after": {"right": 89, "of": 100}})
-    assert words.warnings(lost)[0].startswith("The network lost 6.0 points")
+    assert words.warnings(lost)[0].startswith(
+        "The network lost 6.0 points of accuracy on the 100 images kept aside (the 95 % intervals overlap"
+    )
+    much = words.warnings(record(accuracy={"after": {"right": 45, "of": 100}}))
+    assert much[0].startswith(
+        "The network lost 50.0 points of accuracy on the 100 images kept aside: "
+    )
+    weak = words.warnings(record(accuracy={"before": {"right": 40, "of": 100}}))
+    assert "right on no more than 40 of 100 images" in weak[0]
+    assert "another order than cat, dog, owl (--class-order)" in weak[0]
     beyond = record(selection={"within_budget": False})
     assert words.warnings(beyond) == [
         "Even the weakest rho that was tried costs more than 2 points of accuracy; it was taken all the same."

@@ -104,7 +104,7 @@ def test_what_comes_out_goes_back_into_the_network_under_the_names_that_came_in(
 
 
 def test_the_record_counts_images_that_were_not_given(done):
-    _, record, told = done
+    request, record, told = done
     parts = record["data"]
     assert (parts["given"], parts["choosing"], parts["kept"]) == (130, 30, 40)
     assert record["accuracy"]["before"]["of"] == record["accuracy"]["after"]["of"] == 40
@@ -112,12 +112,34 @@ def test_the_record_counts_images_that_were_not_given(done):
     values = [trial["value"] for trial in trials]
     assert values == sorted(record["selection"]["values"], reverse=True)[: len(values)]
     chosen = trials[-1]
+    described = json.loads((request.out / "config.json").read_text())
+    assert described["purified_by"]["rho"] == chosen["value"]
     assert chosen["value"] == record["selection"]["chosen"]
     if record["selection"]["within_budget"]:
         least = record["selection"]["right_before"] - 0.02 * 30
         assert chosen["right"] >= least - 1e-6
         assert all(trial["right"] < least for trial in trials[:-1])
     assert "130 images for the defense, 30 to choose its strength, 40 kept aside" in told
+
+
+def test_the_triggers_found_before_are_tried_on_both_networks(done):
+    _, record, _ = done
+    found, smallest = record["inversion"], []
+    for one in found["carried"]:
+        smallest.append(found["before"]["norm"][one["class"]])
+        # Of as many images as in the search, which saw the same
+        assert one["before"] / one["of"] == pytest.approx(
+            found["before"]["success"][one["class"]], abs=1e-6
+        )
+        assert 0 <= one["after"] <= one["of"] < found["images"]
+    assert smallest == sorted(smallest)
+    assert smallest[0] == min(found["before"]["norm"])
+
+
+def test_what_is_refused_leaves_nothing_behind(files, tmp_path):
+    with pytest.raises(InputError, match="other numbers of the classes"):
+        purify(asked(files, tmp_path / "clean", data=str(files / "swapped.npz")))
+    assert not (tmp_path / "clean").exists()
 
 
 def test_the_same_is_finished_already_and_another_is_refused(done):
@@ -335,6 +357,7 @@ def test_names_that_are_no_text_are_readable_in_the_record(done, monkeypatch):
     assert model_files.config("small_cnn", {}, model)["class_names"][0] == r"\udc80"
     monkeypatch.setattr(inversion._inversion, "invert", lambda *_: None)
     monkeypatch.setattr(inversion._inversion_words, "sentences", lambda found, names: names[0])
+    monkeypatch.setattr(inversion, "_carried", lambda *of: [])
     monkeypatch.setattr(inversion, "_plain", lambda found, names: names)
     monkeypatch.setattr(inversion, "_arrays", lambda *_: {})
     network = Network(model, model.init(jax.random.key(0)))

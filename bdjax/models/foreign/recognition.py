@@ -33,6 +33,7 @@ class Recognized:
       image_size: (height, width) in pixels for which it was made, as far as is known.
       sure: ``certain``, or ``likely`` where the image size is the family's usual one and nothing in the file.
       why: what was seen, in words.
+      size_why: where the image size comes from, in words.
       unknown: an option without which nobody can compute with it, as no weight says it; empty where none is.
     """
 
@@ -43,6 +44,7 @@ class Recognized:
     image_size: tuple[int, int]
     sure: str
     why: str
+    size_why: str = ""
     unknown: str = ""
 
     @property
@@ -123,9 +125,18 @@ def _recognized(
     if not found.complete:
         return found
     where = "is in the file" if known else "is the usual one of such networks, not in the file"
-    why = f"{guess.why}; all {len(found.names)} arrays fit; the image size {where}"
-    sure = "certain" if known else "likely"
-    return Recognized(name, dict(options), classes, channels, size, sure, why, guess.unknown)
+    why, size_why = f"{guess.why}; all {len(found.names)} arrays fit", f"the image size {where}"
+    return Recognized(
+        name=name,
+        options=dict(options),
+        num_classes=classes,
+        channels=channels,
+        image_size=size,
+        sure="certain" if known else "likely",
+        why=why,
+        size_why=size_why,
+        unknown=guess.unknown,
+    )
 
 
 def _model(

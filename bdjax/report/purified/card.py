@@ -12,7 +12,7 @@ from bdjax.report.purified.words import Record
 TAGS = ("jax", "flax", "image-classification", "backdoor", "security-research")
 
 
-def front_matter(tags: tuple[str, ...], metrics: Mapping[str, float], data: str) -> str:
+def front_matter(name: str, tags: tuple[str, ...], metrics: Mapping[str, float], data: str) -> str:
     """Return a card's front matter. What is text in it is quoted as JSON, which YAML reads, so that no name breaks it.
 
     The license is the owner's to say; none is claimed.
@@ -23,7 +23,7 @@ def front_matter(tags: tuple[str, ...], metrics: Mapping[str, float], data: str)
         lines += ["metrics:", *[f"- {name}" for name in metrics]]
         lines += [
             "model-index:",
-            "- name: " + json.dumps("network"),
+            "- name: " + json.dumps(name),
             "  results:",
             "  - task:",
             "      type: image-classification",
@@ -43,7 +43,7 @@ def markdown(record: Record) -> str:
     data = printable(record["data"]["name"], 80)
     tags = (*TAGS, "purified")
     parts = [
-        front_matter(tags, {"accuracy": after.value}, data),
+        front_matter(_name(record), tags, {"accuracy": after.value}, data),
         f"# {_text(words.title(record))}\n",
         _text(_what(record)) + "\n",
         *[f"**Look at this:** {_text(line)}\n" for line in words.warnings(record)],
@@ -59,6 +59,11 @@ def markdown(record: Record) -> str:
         as_list(f"{head}: {said}" for head, said in words.made(record)),
     ]
     return "\n".join(parts)
+
+
+def _name(record: Record) -> str:
+    """Return a name for a list of models, of words that are bdjax's own."""
+    return f"{record['network']['name']}, purified with {record['defense']['name']}"
 
 
 def _what(record: Record) -> str:

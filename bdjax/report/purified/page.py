@@ -128,9 +128,10 @@ def _inversion(record: Record, pictures: Pictures) -> Element | None:
     if found is None:
         return None
     said = (
-        "For each class, the smallest patch that sends images of other classes there: its size in pixels, how many of "
-        f"{found['images']} images it sends there, and how far its size lies below those of the other classes (the "
-        "anomaly index). A backdoor of a small patch shows as a class with a far smaller one."
+        "For each class, the smallest patch that sends images of other classes there: its size in pixels, the share of "
+        f"the other classes' images among {found['images']} that it sends there, and how far its size lies from the "
+        "median of all classes, in their usual deviations (the anomaly index). A backdoor of a small patch shows as a "
+        "class with a far smaller one; a small one with an index above 2 is called a suspect."
     )
     heads = ["class"]
     for when in ("before", "after"):

@@ -11,6 +11,7 @@ from bdjax.report.statistics import Interval, wilson
 Record: TypeAlias = Mapping[str, Any]
 _LONGEST = 80  # characters of a name that somebody else gave
 _WORST = 0.05  # of the accuracy, whose loss is told as a warning
+_HALF = 0.5  # right answers, below which the images may be given in another way than in training
 _LAYERS = 3  # that moved most
 
 
@@ -102,8 +103,18 @@ def warnings(record: Record) -> list[str]:
     if before.value - after.value > _WORST + 1e-9:
         lost = 100 * (before.value - after.value)
         remedy = "give a lower strength or learning rate, fewer epochs, or more images"
+        chance = ""
+        if after.interval[1] >= before.interval[0]:
+            chance = " (the 95 % intervals overlap, so it may be less, or nothing)"
         said.append(
-            f"The network lost {lost:.1f} points of accuracy on the images kept aside: {remedy}."
+            f"The network lost {lost:.1f} points of accuracy on the {before.of} images kept aside{chance}: {remedy}."
+        )
+    if before.value < _HALF:
+        order = ", ".join(printable(name, _LONGEST) for name in record["network"]["class_names"])
+        said.append(
+            f"The network that came in was right on no more than {before.right} of {before.of} images. Is it no better "
+            "than that? If it is, it was given them otherwise than in its training: with another normalization, or "
+            f"with classes in another order than {printable(order, 300)} (--class-order)."
         )
     chosen = record["selection"]
     if chosen is not None and not chosen["within_budget"]:
@@ -143,7 +154,8 @@ def _strength(record: Record) -> list[str]:
     values = ", ".join(f"{value:g}" for value in chosen["values"])
     return [
         f"Strength {chosen['option']} = {chosen['chosen']:g}: of {values}, from the strongest down, the first that "
-        f"cost at most {100 * chosen['budget']:g} points on {of} further images ({before} before; tried: {tried})."
+        f"cost at most {100 * chosen['budget']:g} points on {of} further images, of which each "
+        f"is {100 / of:.1f} points ({before} before; tried: {tried})."
     ]
 
 
@@ -166,11 +178,25 @@ def _inversion(record: Record) -> list[str]:
     found = record["inversion"]
     if found is None:
         return []
-    return [
+    said = [
         f"Trigger inversion {when} the defense: {sentence}"
         for when in ("before", "after")
         for sentence in found["words"][when]
     ]
+    # Records of earlier versions have none
+    carried = [_carried(record, one) for one in found.get("carried", [])]
+    if carried:
+        said.append(f"The patches found before, put on images again: {'; '.join(carried)}.")
+    return said
+
+
+def _carried(record: Record, one: Mapping[str, Any]) -> str:
+    """Say how often a patch that was found in the network that came in works in the purified one."""
+    names = record["network"]["class_names"]
+    name = names[one["class"]] if one["class"] < len(names) else str(one["class"])
+    before, after = (percent(one[when] / one["of"]) for when in ("before", "after"))
+    what = f"that of class '{printable(name, _LONGEST)}' sends {before} of {one['of']} there before"
+    return f"{what} and {after} after the defense"
 
 
 def into_pytorch(record: Record) -> str:
@@ -182,7 +208,13 @@ def into_pytorch(record: Record) -> str:
         without = f'name.removeprefix("{prefix}"): array for name, array in state.items()'
         without += f' if name.startswith("{prefix}")'  # a counter of averaging has none
         lines.append(f"state = {{{without}}}  # as in the file that came in")
-    return "\n".join([*lines, "model.load_state_dict(state)  # your own network", ""])
+    lines.append("model.load_state_dict(state)  # model: your own network, made as before")
+    mean, std = (
+        ", ".join(f"{value:.4g}" for value in record["normalization"][key])
+        for key in ("mean", "std")
+    )
+    lines += ["model.eval()", f"# images in [0, 1], minus ({mean}), divided by ({std})"]
+    return "\n".join([*lines, ""])
 
 
 def made(record: Record) -> list[tuple[str, str]]:
