@@ -208,14 +208,16 @@ def test_a_table_from_one_command(tmp_path, monkeypatch, capsys):
         _paper_table.main(module.FT_SAM, {"table1": module.TABLES["table1"]}, [*arguments, *more])
         return capsys.readouterr()
 
-    assert "To run: victims: 1, runs: 5" in printed("--estimate").out
+    assert "To run: victims: 1, runs: 8" in printed("--estimate").out
     assert not (tmp_path / "runs").exists()
     table = printed()
     lines = [line.split(",") for line in table.out.splitlines()]
     ours = {(line[8], line[9]): line[12] for line in lines[1:] if line[12]}
-    assert {defense for defense, _ in ours} == {"none", "ft", "fp", "abl", "ft_sam"}
+    assert {defense for defense, _ in ours} == {
+        *("none", "ft", "fp", "abl", "ft_sam", "anp", "i_bau", "nc")
+    }
     assert float(ours["none", "asr"]) > 90 > 30 > float(ours["ft_sam", "asr"])
-    assert "no defense anp" in table.out
+    assert "no defense nad" in table.out
     again = printed()
     assert "Nothing is left to run." in again.err
     assert again.out == table.out
