@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from bdjax.tasks.single_label import SingleLabel
 from bdjax.types import Spec, Split
 
 LEAST = 20  # images, below which a share of right answers says next to nothing
+_LOOKED_AT = 1000  # names beside a folder that is not there, for one that was meant
 
 
 class CleanImages(NamedTuple):
@@ -189,10 +191,19 @@ def _has_folders(path: Path, names: Sequence[str]) -> bool:
 
 def _check_known(name: str) -> None:
     if name not in data.names():
-        near = did_you_mean(name, data.names())
+        near = did_you_mean(name, [*_beside(Path(os.path.expanduser(name))), *data.names()])
         known = ", ".join(data.names())
         wanted = f"a folder of <class>/ folders with images, an .npz file, or one of {known}{near}"
         raise InputError(f"data must be {wanted}; there is no {name}.")
+
+
+def _beside(path: Path) -> list[str]:
+    """Return the names of what lies where a path leads, as it was written, if that can be seen."""
+    try:
+        entries = itertools.islice(path.parent.iterdir(), _LOOKED_AT)
+        return [str(path.with_name(entry.name)) for entry in entries]
+    except (OSError, ValueError):
+        return []
 
 
 def _ordered(images: CleanImages, order: Sequence[str]) -> CleanImages:

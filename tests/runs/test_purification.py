@@ -136,12 +136,6 @@ def test_the_triggers_found_before_are_tried_on_both_networks(done):
     assert smallest[0] == min(found["before"]["norm"])
 
 
-def test_what_is_refused_leaves_nothing_behind(files, tmp_path):
-    with pytest.raises(InputError, match="other numbers of the classes"):
-        purify(asked(files, tmp_path / "clean", data=str(files / "swapped.npz")))
-    assert not (tmp_path / "clean").exists()
-
-
 def test_the_same_is_finished_already_and_another_is_refused(done):
     request, record, _ = done
     stamp = (request.out / "purified.json").stat().st_mtime_ns
@@ -250,7 +244,19 @@ def test_what_cannot_be_is_refused_in_a_line(files, tmp_path, change, wrong):
     with pytest.raises(InputError, match=wrong) as refused:
         purify(asked(files, tmp_path / "clean", **change))
     assert "\n" not in str(refused.value)
-    assert not (tmp_path / "clean" / "purified.json").exists()
+    assert not (tmp_path / "clean").exists()
+
+
+def test_a_folder_that_is_nearly_right_is_named(tmp_path):
+    of_class = tmp_path / "my_images" / "cat"
+    of_class.mkdir(parents=True)
+    (of_class / "1.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"did you mean '.*my_images'\?"):
+        clean_images.load(str(tmp_path / "my_image"))
+    with pytest.raises(
+        InputError, match=r"cat needs .* got \[\], and files: perhaps the folder above"
+    ):
+        clean_images.load(str(of_class), num_classes=2)
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(files, tmp_path):

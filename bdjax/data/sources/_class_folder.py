@@ -101,7 +101,9 @@ def _class_numbers(root: Path, folders: Mapping[str, Path], wanted: Wanted) -> d
     count = wanted.num_classes or len(classes) or None
     if not names or (count is None and len(names) < 2):
         least = "a class folder" if count else "two class folders"
-        raise InputError(f"image folder {root} needs {least} or more, got {names}.")
+        files = any(path.is_file() for path in _image_folder.entries(root))
+        above = ", and files: perhaps the folder above is meant" if files else ""
+        raise InputError(f"image folder {root} needs {least} or more, got {names}{above}.")
     if classes and set(names) & set(classes):
         for name in names:
             if name not in classes:

@@ -233,6 +233,7 @@ def made(record: Record) -> list[tuple[str, str]]:
         ("SHA-256", suspect["sha256"]),
         ("taken off", ", ".join(printable(word, _LONGEST) for word in suspect["wrappers"])),
         ("network", f"{network(record)}; {printable(record['network']['why'], 300)}"),
+        ("classes", printable(", ".join(record["network"]["class_names"]), 1000)),
         ("normalization", "mean {}, std {}; {}".format(*numbers, printable(how["why"], _LONGEST))),
         (
             "images",
