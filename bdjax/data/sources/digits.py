@@ -16,6 +16,12 @@ DEFAULTS = {
     "holdout": {"per_class": 20},
     "defense": {"epochs": 100, "batch_size": 100, "learning_rate": 0.05},
 }
+# Of what does not tune weights by SGD the rate is another one, and its own
+DEFENSES = {
+    "anp": {"epochs": 500, "learning_rate": 0.2},
+    "awm": {"epochs": 20, "learning_rate": 0.01},
+    "rnp": {"epochs": 20, "learning_rate": 0.2},
+}
 
 
 def digits(data_dir: Path | None = None) -> Dataset:
