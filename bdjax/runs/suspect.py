@@ -112,7 +112,7 @@ def to_be_given(found: Recognized) -> str:
     """Say which option of a network has to be given, as no weight says it.
 
     >>> to_be_given(Recognized("vit_b_16", {}, 10, 3, (32, 32), "certain", "", unknown="heads"))
-    "no weight says the heads of vit_b_16: give them as they were in training, with --model.heads"
+    'no weight says the heads of vit_b_16: give them as they were in training, with --model.heads'
     """
     what = f"no weight says the {found.unknown} of {found.name}"
     return f"{what}: give them as they were in training, with --model.{found.unknown}"

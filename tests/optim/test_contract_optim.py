@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from bdjax import optim, registry
 from bdjax.checks import InputError
 from bdjax.optim import Schedule, Sgd, schedules
+from bdjax.optim.amsgrad import scale_by_amsgrad
 
 
 class Setup(NamedTuple):
@@ -39,6 +40,9 @@ SETUPS = {
     "sam.adaptive": Setup(lambda rho: optim.sam(rho, adaptive=True), (0.5, 2.0), descends=False),
     "adversarial_noise": Setup(
         lambda epsilon: optim.adversarial_noise(epsilon, steps=2), (0.5, 0.2), descends=False
+    ),
+    "scale_by_amsgrad": Setup(
+        lambda b1: scale_by_amsgrad(b1), (0.9, 0.5), needs_params=False, descends=False
     ),
     "fisher_trace": Setup(
         lambda eta: optim.fisher_trace(eta, every=2), (0.05, 0.02), descends=False
@@ -200,6 +204,8 @@ NUMBERS: dict[tuple[str, str], tuple[Callable[[Any], Any], tuple[float, ...]]] =
     ("adversarial_noise", "epsilon"): (lambda x: optim.adversarial_noise(x), (-1.0,)),
     ("adversarial_noise", "alpha"): (lambda x: optim.adversarial_noise(1.0, alpha=x), (-1.0, 1.5)),
     ("adversarial_noise", "steps"): (lambda x: optim.adversarial_noise(1.0, steps=x), (0, 1.5)),
+    ("scale_by_amsgrad", "b1"): (lambda x: scale_by_amsgrad(x), (-0.1, 1.0)),
+    ("scale_by_amsgrad", "b2"): (lambda x: scale_by_amsgrad(b2=x), (-0.1, 1.0)),
     ("fisher_trace", "eta"): (lambda x: optim.fisher_trace(x), (-1.0,)),
     ("fisher_trace", "every"): (lambda x: optim.fisher_trace(1.0, x), (0, -3, 2.5)),
     ("anchor", "eta"): (lambda x: optim.anchor(ONES, x), (-1.0,)),

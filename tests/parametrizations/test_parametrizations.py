@@ -27,6 +27,7 @@ from bdjax.parametrizations import (
     NeuronMasks,
     PrunedFilters,
     SingularValues,
+    WeightMasks,
 )
 from bdjax.structure import FactoredKernel
 from bdjax.train.adaptive import SharpnessAware
@@ -587,6 +588,7 @@ def test_parametrizations_are_trees_whose_floats_are_leaves():
         NeuronMasks,
         PrunedFilters,
         SingularValues,
+        WeightMasks,
     } == set(ALL)
 
 
