@@ -198,7 +198,7 @@ def _check_known(name: str) -> None:
 
 
 def _beside(path: Path) -> list[str]:
-    """Return the names of what lies where a path leads, as it was written, if that can be seen."""
+    """Return the paths of what lies beside one that is not there, as far as that can be seen."""
     try:
         entries = itertools.islice(path.parent.iterdir(), _LOOKED_AT)
         return [str(path.with_name(entry.name)) for entry in entries]

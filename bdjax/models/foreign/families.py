@@ -56,12 +56,8 @@ _DENSENETS: _Depths = {
 }
 _EFFICIENTNETS = tuple(f"efficientnet_b{number}" for number in range(8))
 _SMALL, _LARGE = 32, 224  # pixels a side
-_OF_USUAL_HEADS = (
-    192,
-    384,
-    768,
-    1024,
-)  # widths of published transformers, whose heads have 64 channels
+# Widths of published transformers, whose heads have 64 channels
+_OF_USUAL_HEADS = frozenset({192, 384, 768, 1024})
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
